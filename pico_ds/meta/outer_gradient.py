@@ -1,0 +1,104 @@
+"""Gradients of the outer loop, rank-local: of one task, and of rows of plain language modelling."""
+
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from pico_ds.config import MetaConfig, Readout
+from pico_ds.meta.inner_loop import Adapted, adapt, task_leaves
+from pico_ds.meta.network import Network, Parameters
+from pico_ds.model.meta_model import HEAD_BIAS, HEAD_WEIGHT
+from pico_ds.tasks.episode import Contexts, Episode
+
+#: an fp32 accumulator by parameter name
+Gradient = dict[str, Tensor]
+
+
+def zero_gradient(theta: Parameters) -> Gradient:
+    """Zeros in the shape of the parameters."""
+    return {name: torch.zeros_like(weight, dtype=torch.float32) for name, weight in theta.items()}
+
+
+def accumulate(total: Gradient, names: Iterable[str], gradients: Iterable[Tensor], scale: float) -> None:
+    """total += scale * gradient, in place."""
+    torch._foreach_add_([total[name] for name in names], list(gradients), alpha=scale)
+
+
+def add_task_gradient(
+    network: Network,
+    theta: Parameters,
+    episode: Episode,
+    readout: Readout,
+    config: MetaConfig,
+    total: Gradient,
+    scale: float,
+) -> tuple[Adapted, Float[Tensor, "contexts n_way"]]:
+    """Add `scale` times the first-order outer gradient of one task to `total`.
+
+    With phi the adapted weights and h the adapted head, FOMAML (Finn et al. 2017, arXiv 1703.03400, section 5.2) takes
+    d L_query(phi, h) / d phi for the decoder. A linear head is adapted like every weight and gets d L_query / d h. A
+    prototype head starts at h_0(theta), which is differentiated exactly while its inner updates count as constants:
+
+        outer = d L_query / d phi + (d h_0 / d theta)^T d L_query / d h
+
+    At inner_steps = 0 this is the exact gradient of a prototypical network.
+
+    Returns:
+        the adapted weights, and the query logits at them (detached).
+    """
+    leaves = task_leaves(theta)
+    prototypes = config.head == "prototype"
+    adapted = adapt(
+        network,
+        theta,
+        leaves,
+        episode.support,
+        episode.n_way,
+        readout,
+        config,
+        steps=config.inner_steps,
+        keep_graph=prototypes,
+    )
+    logits = adapted.head.logits(network.features(adapted.fast, episode.query, readout))
+    loss = F.cross_entropy(logits, episode.query.labels)
+    *body, weight_gradient, bias_gradient = torch.autograd.grad(
+        loss,
+        [*adapted.fast.values(), *adapted.head],
+    )
+    accumulate(total, leaves, body, scale)
+    if prototypes:
+        through = torch.autograd.grad(
+            adapted.initial_head, list(leaves.values()), grad_outputs=(weight_gradient, bias_gradient)
+        )
+        accumulate(total, leaves, through, scale)
+    else:
+        accumulate(total, (HEAD_WEIGHT, HEAD_BIAS), (weight_gradient, bias_gradient), scale)
+    return adapted, logits.detach()
+
+
+def add_language_model_gradient(
+    network: Network,
+    theta: Parameters,
+    rows: Int[Tensor, "rows length"],
+    total: Gradient,
+    scale: float,
+    micro_batch_size: int,
+) -> Float[Tensor, ""]:
+    """Add `scale` times the gradient of the SUM of the rows' cross-entropies to `total`; returns that sum (nats)."""
+    leaves = {
+        name: weight.detach().requires_grad_() for name, weight in theta.items() if name not in (HEAD_WEIGHT, HEAD_BIAS)
+    }
+    loss_sum = torch.zeros((), device=rows.device)
+    for micro_batch in rows.split(micro_batch_size):
+        loss = network.language_model_loss(leaves, micro_batch)
+        accumulate(total, leaves, torch.autograd.grad(loss, list(leaves.values())), scale)
+        loss_sum += loss.detach()
+    return loss_sum
+
+
+def accuracy(logits: Float[Tensor, "contexts n_way"], contexts: Contexts) -> Float[Tensor, ""]:
+    """Share of the contexts whose largest logit is the label's."""
+    return (logits.argmax(-1) == contexts.labels).float().mean()

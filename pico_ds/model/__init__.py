@@ -1,0 +1,1 @@
+"""The Pico decoder and the heads of meta-learning."""

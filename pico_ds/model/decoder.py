@@ -1,0 +1,67 @@
+"""The Pico decoder: embedding, blocks, final norm and output projection."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from .attention import Attend, causal_attention
+from .layers import DecoderBlock, DecoderShape, RMSNorm, rotary_angles
+
+
+class PicoDecoder(nn.Module):
+    """LLAMA-style causal decoder whose state dict equals pico-train's `PicoDecoder`."""
+
+    def __init__(self, shape: DecoderShape, vocab_size: int) -> None:
+        super().__init__()
+        self.head_dim = shape.d_model // shape.attention_n_heads
+        self.theta = shape.position_emb_theta
+        self.embedding_proj = nn.Embedding(vocab_size, shape.d_model)
+        self.layers = nn.ModuleList(DecoderBlock(shape, layer) for layer in range(shape.n_layers))
+        self.output_norm = RMSNorm(shape)
+        self.de_embedding_proj = nn.Linear(shape.d_model, vocab_size, bias=False)
+
+    def hidden(
+        self, input_ids: Tensor, position_ids: Tensor | None = None, attend: Attend = causal_attention
+    ) -> Tensor:
+        """Normalised states of the last block.
+
+        Args:
+            input_ids: `[batch, seq]` token ids, right-padded.
+            position_ids: `[batch, seq]`; 0, 1, 2, ... when left out.
+
+        Returns:
+            `[batch, seq, d_model]`.
+        """
+        if position_ids is None:
+            position_ids = torch.arange(input_ids.shape[-1], device=input_ids.device)[None]
+        angles = rotary_angles(position_ids, self.head_dim, self.theta)
+        x = self.embedding_proj(input_ids)
+        for block in self.layers:
+            x = block(x, angles, attend)
+        return self.output_norm(x)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """Next-token logits `[batch, seq, vocab_size]` of `[batch, seq]` token ids."""
+        return self.de_embedding_proj(self.hidden(input_ids))
+
+
+@torch.no_grad()
+def initialize_weights(decoder: PicoDecoder, std: float, generator: torch.Generator) -> None:
+    """Normal weights; projections into the residual stream are scaled by 1 / sqrt(2 n_layers) (GPT-2)."""
+    residual_std = std / math.sqrt(2 * len(decoder.layers))
+    for name, weight in decoder.named_parameters():
+        if weight.ndim == 1:
+            weight.fill_(1.0)
+        else:
+            into_residual = name.endswith(("o_proj.weight", "w_2.weight"))
+            weight.normal_(0.0, residual_std if into_residual else std, generator=generator)
+
+
+def parameter_count(shape: DecoderShape, vocab_size: int) -> int:
+    """Number of parameters of a decoder, without building it."""
+    with torch.device("meta"):
+        decoder = PicoDecoder(shape, vocab_size)
+    return sum(weight.numel() for weight in decoder.parameters())

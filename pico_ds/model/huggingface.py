@@ -1,0 +1,158 @@
+"""The Pico decoder as a transformers model.
+
+A checkpoint carries a copy of this file and of the files it imports from this folder, so that
+`AutoModelForCausalLM.from_pretrained(..., trust_remote_code=True)` works where pico_ds is not installed. Imports from
+this folder are therefore relative, and nothing else of pico_ds is imported.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import Cache, DynamicCache, GenerationMixin, PretrainedConfig, PreTrainedModel
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from .attention import Attend, causal_attention
+from .decoder import PicoDecoder
+
+
+class PicoDecoderHFConfig(PretrainedConfig):
+    """Shape of a PicoDecoderHF. Names as in pico-train; transformers' names are aliases."""
+
+    model_type = "pico_decoder"
+    attribute_map = {
+        "hidden_size": "d_model",
+        "num_hidden_layers": "n_layers",
+        "num_attention_heads": "attention_n_heads",
+        "num_key_value_heads": "attention_n_kv_heads",
+        "intermediate_size": "activation_hidden_dim",
+        "max_position_embeddings": "max_seq_len",
+    }
+
+    def __init__(
+        self,
+        d_model: int = 96,
+        n_layers: int = 12,
+        vocab_size: int = 50304,
+        attention_n_heads: int = 12,
+        attention_n_kv_heads: int = 4,
+        activation_hidden_dim: int = 384,
+        max_seq_len: int = 2048,
+        norm_eps: float = 1e-6,
+        position_emb_theta: float = 10000.0,
+        initializer_range: float = 0.02,
+        tie_word_embeddings: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        self.d_model = d_model
+        self.n_layers = n_layers
+        self.vocab_size = vocab_size
+        self.attention_n_heads = attention_n_heads
+        self.attention_n_kv_heads = attention_n_kv_heads
+        self.activation_hidden_dim = activation_hidden_dim
+        self.max_seq_len = max_seq_len
+        self.norm_eps = norm_eps
+        self.position_emb_theta = position_emb_theta
+        self.initializer_range = initializer_range
+        super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)
+
+
+class PicoDecoderHF(PicoDecoder, PreTrainedModel, GenerationMixin):
+    """PicoDecoder with transformers' loading, cache, masks and `generate`."""
+
+    config_class = PicoDecoderHFConfig
+    base_model_prefix = ""
+    _tied_weights_keys: dict[str, str] = {}
+    _no_split_modules = ["DecoderBlock"]
+    _supports_sdpa = True
+
+    def __init__(self, config: PicoDecoderHFConfig) -> None:
+        PreTrainedModel.__init__(self, config)
+        decoder = PicoDecoder(config, config.vocab_size)
+        self.head_dim, self.theta = decoder.head_dim, decoder.theta
+        for name, module in decoder.named_children():
+            self.add_module(name, module)
+        self.post_init()
+
+    def get_input_embeddings(self) -> torch.nn.Module:
+        return self.embedding_proj
+
+    def set_input_embeddings(self, value: torch.nn.Module) -> None:
+        self.embedding_proj = value
+
+    def get_output_embeddings(self) -> torch.nn.Module:
+        return self.de_embedding_proj
+
+    def set_output_embeddings(self, new_embeddings: torch.nn.Module) -> None:
+        self.de_embedding_proj = new_embeddings
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Logits, the cache, and with `labels` (`[batch, seq]`, -100 ignored) the mean next-token loss."""
+        if input_ids is None or inputs_embeds is not None:
+            raise ValueError("PicoDecoderHF takes input_ids, not inputs_embeds")
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        seen = past_key_values.get_seq_length() if past_key_values is not None else 0
+        if position_ids is None:
+            if attention_mask is not None and attention_mask.ndim == 2:
+                position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -input_ids.shape[1] :]
+            else:
+                position_ids = torch.arange(seen, seen + input_ids.shape[1], device=input_ids.device)[None]
+        attend = self._attend(input_ids, attention_mask, position_ids, past_key_values)
+        hidden = self.hidden(input_ids, position_ids, attend)
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.de_embedding_proj(hidden[:, kept, :])
+        loss = None
+        if labels is not None:
+            loss = F.cross_entropy(logits[:, :-1].float().flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
+        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)
+
+    def _attend(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        position_ids: Tensor,
+        cache: Cache | None,
+    ) -> Attend:
+        mask = create_causal_mask(
+            config=self.config,
+            inputs_embeds=self.embedding_proj.weight.new_empty((*input_ids.shape, 0)),
+            attention_mask=attention_mask,
+            past_key_values=cache,
+            position_ids=position_ids,
+        )
+        if mask is None and cache is None:
+            return causal_attention
+
+        def attend(queries: Tensor, keys: Tensor, values: Tensor, layer: int) -> Tensor:
+            if cache is not None:
+                keys, values = cache.update(keys, values, layer)
+            return F.scaled_dot_product_attention(
+                queries,
+                keys,
+                values,
+                attn_mask=mask,
+                is_causal=mask is None and queries.shape[-2] > 1,
+                enable_gqa=queries.shape[-3] != keys.shape[-3],
+            )
+
+        return attend
+
+
+PicoDecoderHFConfig.register_for_auto_class()
+PicoDecoderHF.register_for_auto_class("AutoModelForCausalLM")

@@ -1,0 +1,49 @@
+"""Everything that the outer loop trains: the decoder, and the weights of a meta-learned head."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from pico_ds.config import MetaConfig, ModelConfig
+from pico_ds.model.decoder import PicoDecoder, initialize_weights
+
+#: prefix of the decoder's parameters in a MetaModel
+DECODER = "decoder."
+#: the output projection, which no task loss depends on
+OUTPUT_PROJECTION = "decoder.de_embedding_proj.weight"
+HEAD_WEIGHT, HEAD_BIAS = "head.weight", "head.bias"
+
+
+class MetaModel(nn.Module):
+    """A decoder, with a linear head of `n_way` classes where the head is meta-learned."""
+
+    def __init__(self, shape: ModelConfig, vocab_size: int, head_classes: int | None) -> None:
+        super().__init__()
+        self.decoder = PicoDecoder(shape, vocab_size)
+        if head_classes is not None:
+            self.head = nn.Linear(shape.d_model, head_classes)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """Hidden states `[batch, seq, d_model]` of `[batch, seq]` token ids."""
+        return self.decoder.hidden(input_ids)
+
+
+def build_meta_model(model: ModelConfig, meta: MetaConfig, n_way: int, vocab_size: int, seed: int) -> MetaModel:
+    """A freshly initialised model; the weights depend on the seed alone."""
+    module = MetaModel(model, vocab_size, n_way if meta.head == "linear" else None)
+    generator = torch.Generator().manual_seed(seed)
+    initialize_weights(module.decoder, model.initializer_std, generator)
+    if meta.head == "linear":
+        with torch.no_grad():
+            module.head.weight.normal_(0.0, 1 / math.sqrt(model.d_model), generator=generator)
+            module.head.bias.zero_()
+    return module
+
+
+def build_twin(model: ModelConfig, meta: MetaConfig, n_way: int, vocab_size: int) -> MetaModel:
+    """The same module without storage, for `torch.func.functional_call`: DeepSpeed's hooks never see it."""
+    with torch.device("meta"):
+        return MetaModel(model, vocab_size, n_way if meta.head == "linear" else None)

@@ -1,0 +1,1 @@
+"""Subset Masked Language Modeling Tasks."""

@@ -1,0 +1,86 @@
+"""How a masked context becomes a sequence of tokens, and where its features are read."""
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from pico_ds.config import Readout
+from pico_ds.config.validation import LAYOUT_EXTRA_TOKENS
+from pico_ds.tasks.episode import Contexts
+from pico_ds.tasks.word_index import WordIndex
+
+ROTATED: frozenset[Readout] = frozenset({"fim", "fimpre"})
+
+
+def lay_out(
+    index: WordIndex,
+    occurrences: npt.NDArray[np.int64],
+    words: npt.NDArray[np.int64],
+    labels: npt.NDArray[np.int64],
+    readout: Readout,
+    context_tokens: int,
+    mask_id: int,
+    pad_id: int,
+    separator_id: int,
+) -> Contexts:
+    """Mask EVERY occurrence of `words[i]` in the context of `occurrences[i]` and arrange it for the readout.
+
+    Unrotated: `prefix [MASK] suffix` (a separator is put in front when `pre` would have nothing to read).
+    Rotated: `suffix <sep> prefix [MASK]`, so that a causal model sees both sides (Bavarian et al. 2022, arXiv
+    2207.14255). A word of several tokens becomes one [MASK]. Padding stands at the right.
+
+    Args:
+        occurrences, words, labels: `[n_contexts]`.
+
+    Returns:
+        contexts of `context_tokens + 1` positions each.
+    """
+    starts, ends = index.span_starts[occurrences], index.span_ends[occurrences]
+    columns = np.arange(context_tokens)
+    places = starts[:, None] + columns
+    real = places < ends[:, None]
+    places = np.minimum(places, len(index.tokens) - 1)
+
+    masked = index.word_of_token[places] == words[:, None]
+    begins = index.is_word_start[places]
+    tokens = np.where(masked, mask_id, index.tokens[places])
+    kept = real & ~(masked & ~begins)
+    anchor = (index.positions[occurrences] - starts)[:, None]
+
+    # every token gets a sort key; the separator is one more column
+    if readout in ROTATED:
+        keys = np.where(columns > anchor, columns, 2 * context_tokens + columns)
+        keys = np.where(columns == anchor, 4 * context_tokens, keys)
+        separator_key = np.full_like(anchor, context_tokens)
+        separator_kept = np.ones_like(anchor, dtype=np.bool_)
+    else:
+        keys = np.broadcast_to(columns, places.shape)
+        separator_key = np.full_like(anchor, -1)
+        separator_kept = (anchor == 0) if readout == "pre" else np.zeros_like(anchor, dtype=np.bool_)
+
+    tokens = np.concatenate([tokens, np.full_like(anchor, separator_id)], axis=1)
+    kept = np.concatenate([kept, separator_kept], axis=1)
+    is_anchor = np.concatenate([columns == anchor, np.zeros_like(anchor, dtype=np.bool_)], axis=1)
+    keys = np.where(kept, np.concatenate([keys, separator_key], axis=1), 8 * context_tokens)
+    order = np.argsort(keys, axis=1, kind="stable")
+    lengths = kept.sum(axis=1)
+    input_ids = np.where(
+        np.arange(context_tokens + LAYOUT_EXTRA_TOKENS) < lengths[:, None],
+        np.take_along_axis(tokens, order, axis=1),
+        pad_id,
+    )
+    anchor_index = np.take_along_axis(is_anchor, order, axis=1).argmax(axis=1)
+    readout_index = {
+        "fim": anchor_index,
+        "mask": anchor_index,
+        "pre": anchor_index - 1,
+        "fimpre": anchor_index - 1,
+        "last": lengths - 1,
+        "mean": lengths - 1,
+    }[readout]
+    return Contexts(
+        input_ids=torch.from_numpy(input_ids.astype(np.int64)),
+        lengths=torch.from_numpy(lengths.astype(np.int64)),
+        readout_index=torch.from_numpy(readout_index.astype(np.int64)),
+        labels=torch.from_numpy(labels.astype(np.int64)),
+    )

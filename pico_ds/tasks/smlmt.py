@@ -1,0 +1,140 @@
+"""Subset Masked Language Modeling Tasks (Bansal et al. 2020, arXiv 2009.08445): sampling."""
+
+import numpy as np
+import numpy.typing as npt
+
+from pico_ds.config import Readout, SmlmtConfig
+from pico_ds.data.keyed_random import keyed_rng
+from pico_ds.data.tokenizer import TextTokenizer
+from pico_ds.tasks.episode import Contexts, Episode
+from pico_ds.tasks.errors import TaskError
+from pico_ds.tasks.layout import lay_out
+from pico_ds.tasks.lexicon import Lexicon, WordSplit
+from pico_ds.tasks.word_index import WordIndex
+
+#: draws of n_way words before a task is given up
+_MAX_DRAWS = 1000
+#: occurrences looked at per context needed
+_OVERSAMPLING = 4
+
+Integers = npt.NDArray[np.int64]
+
+
+class SMLMT:
+    """Tasks over the words of one split in the documents of one index.
+
+    A task has n_way distinct words; each has k_shot + q_query contexts that contain it and none of the other words;
+    no two contexts of a task overlap; labels are a random permutation.
+    """
+
+    def __init__(
+        self,
+        index: WordIndex,
+        lexicon: Lexicon,
+        tokenizer: TextTokenizer,
+        config: SmlmtConfig,
+        split: WordSplit,
+        split_seed: int,
+        seed: int,
+        readout: Readout | None = None,
+    ) -> None:
+        """
+        Args:
+            split_seed: key of the assignment of words to splits.
+            seed: key of the tasks.
+            readout: overrides `config.readout`; the tasks stay the same, only their layout changes.
+
+        Raises:
+            TaskError: fewer usable words than `n_way`.
+        """
+        self.index, self.lexicon, self.config = index, lexicon, config
+        self.readout: Readout = readout or config.readout
+        self._specials = {
+            "mask_id": tokenizer.mask_id,
+            "pad_id": tokenizer.pad_id,
+            "separator_id": tokenizer.end_of_text_id,
+        }
+        self._key = ("smlmt", split, seed)
+        words = lexicon.class_words(split, config, split_seed)
+        self._per_class = config.k_shot + config.q_query
+        self.words: Integers = words[index.disjoint_contexts(words, at_least=self._per_class)]
+        if len(self.words) < config.n_way:
+            raise TaskError(
+                f"smlmt.n_way: got {config.n_way}, but only {len(self.words)} {split} words have smlmt.k_shot + "
+                f"smlmt.q_query = {self._per_class} contexts here ({len(words)} {split} words have a frequency in "
+                f"[{config.min_word_freq}, {config.max_word_freq}]); lower n_way, k_shot, q_query or min_word_freq, "
+                "raise the split's word fraction, or give more text"
+            )
+
+    def sample(self, step: int, index: int) -> Episode:
+        """Task `index` of outer step `step`; a pure function of (seed, step, index).
+
+        Raises:
+            TaskError: no draw of words gave enough contexts that contain one of them alone.
+        """
+        rng = keyed_rng(*self._key, step, index)
+        config = self.config
+        for _ in range(_MAX_DRAWS):
+            words = rng.choice(self.words, size=config.n_way, replace=False)
+            if (chosen := self._choose_contexts(words, rng)) is not None:
+                return self._episode(words, chosen)
+        raise TaskError(
+            f"no {config.n_way} words with {self._per_class} contexts free of each other were found in {_MAX_DRAWS} "
+            "draws; lower smlmt.n_way, k_shot, q_query, max_word_freq or context_tokens, or give more text"
+        )
+
+    def _choose_contexts(self, words: Integers, rng: np.random.Generator) -> Integers | None:
+        """Occurrences `[n_way, k_shot + q_query]` with disjoint contexts, each with its own word alone, or None."""
+        index = self.index
+        drawn = [self._draw(int(word), rng) for word in words]
+        occurrences = np.concatenate(drawn)
+        owner = np.repeat(np.arange(len(words)), [len(some) for some in drawn])
+        starts, ends = index.span_starts[occurrences], index.span_ends[occurrences]
+
+        places = starts[:, None] + np.arange(self.config.context_tokens)
+        inside = places < ends[:, None]
+        there = np.where(inside, index.word_of_token[np.minimum(places, len(index.tokens) - 1)], -1)
+        has_other = (np.isin(there, words) & (there != words[owner][:, None])).any(axis=1)
+
+        taken_starts: list[int] = []
+        taken_ends: list[int] = []
+        chosen: list[list[int]] = [[] for _ in words]
+        candidates = zip(occurrences.tolist(), owner.tolist(), starts.tolist(), ends.tolist(), strict=True)
+        for (occurrence, label, start, end), other in zip(candidates, has_other.tolist(), strict=True):
+            if other or len(chosen[label]) == self._per_class:
+                continue
+            if any(start < b and a < end for a, b in zip(taken_starts, taken_ends, strict=True)):
+                continue
+            taken_starts.append(start)
+            taken_ends.append(end)
+            chosen[label].append(occurrence)
+        if any(len(some) < self._per_class for some in chosen):
+            return None
+        return np.array(chosen, dtype=np.int64)
+
+    def _draw(self, word: int, rng: np.random.Generator) -> Integers:
+        found = self.index.occurrences(word)
+        count = found.stop - found.start
+        wanted = min(count, _OVERSAMPLING * self._per_class)
+        return found.start + rng.choice(count, size=wanted, replace=False)
+
+    def _episode(self, words: Integers, chosen: Integers) -> Episode:
+        # rng.choice returns words in random order, so the labels 0..n_way-1 are a random permutation already
+        k_shot = self.config.k_shot
+        return Episode(
+            support=self._contexts(words, chosen[:, :k_shot]),
+            query=self._contexts(words, chosen[:, k_shot:]),
+            words=tuple(self.lexicon.words[word] for word in words),
+        )
+
+    def _contexts(self, words: Integers, chosen: Integers) -> Contexts:
+        per_class = chosen.shape[1]
+        return lay_out(
+            self.index,
+            occurrences=chosen.ravel(),
+            words=np.repeat(words, per_class),
+            labels=np.repeat(np.arange(len(words)), per_class),
+            readout=self.readout,
+            context_tokens=self.config.context_tokens,
+            **self._specials,
+        )

@@ -1,0 +1,97 @@
+"""Where the words of a token stream stand, and the context of each occurrence."""
+
+import numpy as np
+import numpy.typing as npt
+
+from pico_ds.config import SmlmtConfig
+from pico_ds.data.corpus import TokenStream
+from pico_ds.tasks.lexicon import Lexicon, TokenClasses, find_word_runs
+
+Positions = npt.NDArray[np.int64]
+
+
+class WordIndex:
+    """Occurrences of every word of a stream, ordered by word, then by position.
+
+    Attributes:
+        tokens: `[n_tokens]` the stream.
+        word_of_token: `[n_tokens]` word id of the word that a token is part of, -1 for none.
+        is_word_start: `[n_tokens]` whether a token begins a run of letters.
+        positions, span_starts, span_ends: `[n_occurrences]` first token of an occurrence, and the bounds of its context.
+    """
+
+    def __init__(self, stream: TokenStream, lexicon: Lexicon, classes: TokenClasses, config: SmlmtConfig) -> None:
+        self.tokens = np.asarray(stream.tokens, dtype=np.int64)
+        runs = find_word_runs(self.tokens, classes)
+        words = lexicon.look_up(runs.hashes)
+        n_tokens = len(self.tokens)
+
+        self.is_word_start = np.zeros(n_tokens, dtype=np.bool_)
+        self.is_word_start[runs.starts] = True
+        # every token knows its run, so that a word that a window would cut can be told from a whole one
+        run_of_token = np.cumsum(self.is_word_start) - 1
+        in_run = np.zeros(n_tokens + 1, dtype=np.int8)
+        np.add.at(in_run, runs.starts, 1)
+        np.add.at(in_run, runs.ends, -1)
+        inside = np.cumsum(in_run[:-1]) > 0
+        self.word_of_token = np.where(inside, words[np.maximum(run_of_token, 0)], np.int32(-1)).astype(np.int32)
+        self._continues_run = inside & ~self.is_word_start
+
+        usable = runs.whole & (words >= 0) & (runs.ends - runs.starts <= config.context_tokens // 2)
+        order = np.argsort(words[usable], kind="stable")
+        occurrence_words = words[usable][order]
+        self.positions: Positions = runs.starts[usable][order]
+        self.span_starts, self.span_ends = self._contexts(stream.document_ends, classes, config)
+        self._first = np.searchsorted(occurrence_words, np.arange(len(lexicon.words) + 1))
+
+    def occurrences(self, word: int) -> slice:
+        """Where the occurrences of a word stand in `positions`, `span_starts` and `span_ends`."""
+        return slice(int(self._first[word]), int(self._first[word + 1]))
+
+    def disjoint_contexts(self, words: Positions, at_least: int) -> npt.NDArray[np.bool_]:
+        """For each word, whether it has `at_least` contexts of which no two overlap (earliest end first)."""
+        begins, stops = self._first[words], self._first[words + 1]
+        # contexts of a word are ordered by start and, being of one length or sentences, by end: walk all words at once
+        here = begins.copy()
+        for _ in range(at_least - 1):
+            ends = self.span_ends[np.minimum(here, len(self.positions) - 1)]
+            here = np.where(here < stops, self._next_start(begins, stops, ends), stops)
+        return np.asarray(here < stops)
+
+    def _next_start(self, begins: Positions, stops: Positions, ends: Positions) -> Positions:
+        found = np.empty_like(begins)
+        for i, (begin, stop, end) in enumerate(zip(begins.tolist(), stops.tolist(), ends.tolist(), strict=True)):
+            found[i] = begin + np.searchsorted(self.span_starts[begin:stop], end)
+        return found
+
+    def _contexts(
+        self, document_ends: Positions, classes: TokenClasses, config: SmlmtConfig
+    ) -> tuple[Positions, Positions]:
+        """Bounds of the context of every occurrence: inside its document (or sentence), cutting no word."""
+        positions, length = self.positions, config.context_tokens
+        if config.context == "sentence":
+            bounds = self._sentence_ends(document_ends, classes)
+        else:
+            bounds = document_ends
+        place = np.searchsorted(bounds, positions, side="right")
+        lower = np.concatenate([[0], bounds])[place]
+        upper = bounds[place]
+        starts = np.maximum(lower, np.minimum(positions - length // 2, upper - length))
+        ends = np.minimum(starts + length, upper)
+        # move inwards past the parts of words that the bounds cut
+        for _ in range(length):
+            cut = self._continues_run[starts]
+            starts = np.where(cut, starts + 1, starts)
+        continues = np.append(self._continues_run, False)
+        for _ in range(length):
+            cut = continues[ends]
+            ends = np.where(cut, ends - 1, ends)
+        return starts, ends
+
+    def _sentence_ends(self, document_ends: Positions, classes: TokenClasses) -> Positions:
+        """Where sentences end (exclusive): after a full stop before a space, at line breaks, at document ends."""
+        tokens = self.tokens
+        following = np.append(classes.starts_with_space[tokens[1:]], True)
+        after_stop = classes.ends_sentence[tokens] & following
+        ends = np.flatnonzero(after_stop | classes.breaks_line[tokens]) + 1
+        return np.union1d(ends, document_ends)
