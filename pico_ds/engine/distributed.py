@@ -1,0 +1,115 @@
+"""Processes: who am I, and the few collectives that are not DeepSpeed's own."""
+
+import os
+import socket
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+
+from pico_ds.config import ConfigError
+
+#: entry of DeepSpeed's table of ops
+_SHARED_MEMORY_OP = "deepspeed_shm_comm"
+
+
+@dataclass(frozen=True)
+class Process:
+    """This process among all of the job.
+
+    Attributes:
+        rank: 0 to world_size - 1.
+        local_rank: rank among the processes of this node.
+        device: where this process computes.
+    """
+
+    rank: int
+    world_size: int
+    local_rank: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes the run's files and speaks on the terminal."""
+        return self.rank == 0
+
+    def sum_over_ranks(self, values: torch.Tensor) -> torch.Tensor:
+        """The elementwise sum of a tensor over all ranks; one all-reduce, none in a single process."""
+        import deepspeed.comm as dist
+
+        if self.world_size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def from_main(self, value: int) -> int:
+        """An integer that rank 0 knows, on every rank."""
+        import deepspeed.comm as dist
+
+        if self.world_size == 1:
+            return value
+        message = torch.tensor([value], dtype=torch.int64, device=self.device)
+        dist.broadcast(message, src=0)
+        return int(message.item())
+
+
+def start_process(timeout: timedelta = timedelta(minutes=30)) -> Process:
+    """Join the job that a launcher (`deepspeed`, `torchrun`) described, or start a job of one process.
+
+    Raises:
+        ConfigError: more processes on this node than GPUs.
+    """
+    alone = "RANK" not in os.environ
+    if alone:
+        os.environ.update(
+            RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port())
+        )
+    import deepspeed
+    from deepspeed.accelerator import get_accelerator
+
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    accelerator = get_accelerator()
+    if accelerator.device_name() == "cpu":
+        device, backend = torch.device("cpu"), "gloo"
+        _disable_shared_memory_op()
+    else:
+        if local_rank >= accelerator.device_count():
+            raise ConfigError(
+                f"local rank {local_rank} has no GPU: this node shows {accelerator.device_count()}; start fewer "
+                "processes (deepspeed --num_gpus N, torchrun --nproc_per_node N)"
+            )
+        accelerator.set_device(local_rank)
+        device, backend = torch.device(accelerator.device_name(local_rank)), accelerator.communication_backend_name()
+    deepspeed.init_distributed(backend, auto_mpi_discovery=False, timeout=timeout, verbose=False)
+    return Process(
+        rank=deepspeed.comm.get_rank(),
+        world_size=deepspeed.comm.get_world_size(),
+        local_rank=local_rank,
+        device=device,
+    )
+
+
+def stop_process() -> None:
+    """Leave the job."""
+    import deepspeed.comm as dist
+
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _disable_shared_memory_op() -> None:
+    """Use gloo alone on CPU: DeepSpeed's shared-memory op compiles for 25 s, and its ranks spin when a peer dies.
+
+    Private state of DeepSpeed: the table of ops that it may build. A version without the table or the entry compiles
+    the op, which is slow but right; `tests/distributed/test_engine.py` notices.
+    """
+    import deepspeed.ops
+
+    table = getattr(deepspeed.ops, "__compatible_ops__", None)
+    if isinstance(table, dict) and _SHARED_MEMORY_OP in table:
+        table[_SHARED_MEMORY_OP] = False
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

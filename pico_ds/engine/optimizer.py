@@ -1,0 +1,40 @@
+"""AdamW and the learning rate of every outer step."""
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from pico_ds.config import TrainingConfig
+
+
+def build_optimizer(module: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
+    """AdamW with decoupled weight decay (Loshchilov and Hutter 2019), not on norms, biases and embeddings."""
+    embeddings = {id(part.weight) for part in module.modules() if isinstance(part, nn.Embedding)}
+    decayed: list[nn.Parameter] = []
+    undecayed: list[nn.Parameter] = []
+    for weight in module.parameters():
+        (undecayed if weight.ndim < 2 or id(weight) in embeddings else decayed).append(weight)
+    groups: list[dict[str, Any]] = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": undecayed, "weight_decay": 0.0},
+    ]
+    # a client optimizer: DeepSpeed's own would compile for 90 s
+    return torch.optim.AdamW(
+        groups, lr=config.lr, betas=(config.adam_beta1, config.adam_beta2), eps=config.adam_eps, fused=True
+    )
+
+
+def learning_rate(step: int, config: TrainingConfig) -> float:
+    """The learning rate of outer step `step`, counted from 0: linear warm-up, then the schedule down to max_steps.
+
+    A function of the step alone, so that there is no scheduler state to keep.
+    """
+    if step < config.lr_warmup_steps:
+        return config.lr * (step + 1) / config.lr_warmup_steps
+    if config.lr_schedule == "constant":
+        return config.lr
+    done = (step - config.lr_warmup_steps) / max(1, config.max_steps - config.lr_warmup_steps)
+    left = 1 - done if config.lr_schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+    return config.lr * (config.final_lr_ratio + (1 - config.final_lr_ratio) * left)

@@ -1,0 +1,102 @@
+"""N ranks under every ZeRO stage against one plain PyTorch loop over the same global tasks."""
+
+import copy
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from pico_ds.config import parse_config
+from pico_ds.config.deepspeed import load_deepspeed_config, resolve_deepspeed_config
+from pico_ds.engine.distributed import start_process, stop_process
+from pico_ds.engine.meta_engine import MetaEngine
+from pico_ds.meta.network import Network
+from pico_ds.meta.outer_gradient import add_language_model_gradient, add_task_gradient, zero_gradient
+from pico_ds.model.meta_model import MetaModel, build_meta_model, build_twin
+from tests.reference import (
+    SHAPE,
+    language_model_gradients,
+    random_episode,
+    relative_error,
+    task_gradients,
+)
+
+CONFIG = parse_config("""
+training: {lr: 3e-3, max_grad_norm: 0.5}
+meta: {inner_steps: 2, inner_lr: 0.1, head_inner_lr: 0.5, head: linear}
+smlmt: {n_way: 3}
+""")
+#: tasks of each outer step: even, uneven, and fewer than ranks; 0 is an autoregressive step
+TASKS_PER_STEP = (4, 3, 1, 0, 5)
+ROWS = 3
+
+
+def rows_of(step: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1000 + step)
+    return torch.randint(0, SHAPE.vocab_size, (ROWS, 9), generator=generator)
+
+
+def train_reference(module: MetaModel) -> dict[str, torch.Tensor]:
+    training = CONFIG.training
+    decayed = [p for n, p in module.named_parameters() if p.ndim >= 2 and "decoder.embedding_proj" not in n]
+    ids = {id(p) for p in decayed}
+    groups = [
+        {"params": decayed, "weight_decay": training.weight_decay},
+        {"params": [p for p in module.parameters() if id(p) not in ids], "weight_decay": 0.0},
+    ]
+    betas = (training.adam_beta1, training.adam_beta2)
+    optimizer = torch.optim.AdamW(groups, lr=training.lr, betas=betas, eps=training.adam_eps)
+    for step, n_tasks in enumerate(TASKS_PER_STEP):
+        if n_tasks:
+            each = [task_gradients(module, random_episode(100 * step + i), CONFIG.meta) for i in range(n_tasks)]
+            mean = {name: sum(g[name] for g in each) / n_tasks for name in each[0]}
+        else:
+            mean = language_model_gradients(module, rows_of(step))
+        for name, parameter in module.named_parameters():
+            parameter.grad = mean[name]
+        torch.nn.utils.clip_grad_norm_(module.parameters(), training.max_grad_norm)
+        optimizer.step()
+    return {name: parameter.detach() for name, parameter in module.named_parameters()}
+
+
+def train_engine(engine: MetaEngine, network: Network) -> tuple[dict[str, torch.Tensor], bool]:
+    rank, world_size = engine.process.rank, engine.process.world_size
+    untouched = True
+    for step, n_tasks in enumerate(TASKS_PER_STEP):
+        theta = engine.full_parameters(for_update=True)
+        before = {name: weight.clone() for name, weight in theta.items()}
+        gradient = zero_gradient(theta)
+        if n_tasks:
+            for i in range(rank, n_tasks, world_size):
+                episode = random_episode(100 * step + i)
+                add_task_gradient(network, theta, episode, "fim", CONFIG.meta, gradient, scale=1 / n_tasks)
+        else:
+            rows = rows_of(step)[rank::world_size]
+            add_language_model_gradient(network, theta, rows, gradient, scale=1 / (ROWS * 8), micro_batch_size=1)
+        after = engine.full_parameters(for_update=True)
+        untouched &= all(torch.equal(before[name], after[name]) for name in before)
+        engine.apply_gradient(gradient, CONFIG.training.lr)
+    return engine.full_parameters(), untouched
+
+
+def main() -> None:
+    process = start_process()
+    initial = build_meta_model(SHAPE, CONFIG.meta, n_way=3, vocab_size=61, seed=0)
+    wanted = train_reference(copy.deepcopy(initial))
+    network = Network(
+        build_twin(SHAPE, CONFIG.meta, n_way=3, vocab_size=61), torch.float32, CONFIG.meta.feature_squared_norm
+    )
+    errors = {}
+    for name in sys.argv[2].split(","):
+        content = load_deepspeed_config(f"ds_configs/{name}.json")
+        settings = resolve_deepspeed_config(content, CONFIG, process.world_size)
+        engine = MetaEngine(copy.deepcopy(initial), CONFIG.training, settings, process)
+        got, untouched = train_engine(engine, network)
+        errors[name] = {"relative_error": relative_error(got, wanted), "untouched": untouched}
+    Path(sys.argv[1]).write_text(json.dumps(errors))
+    stop_process()
+
+
+if __name__ == "__main__":
+    main()

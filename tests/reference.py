@@ -1,0 +1,111 @@
+"""First-order MAML as a textbook writes it: deep copies, `backward`, and a loop over all tasks in one process.
+
+Shares no code with `pico_ds.meta`, so that the two can check each other.
+"""
+
+import copy
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from pico_ds.config import MetaConfig, ModelConfig
+from pico_ds.model.meta_model import MetaModel
+from pico_ds.tasks.episode import Contexts, Episode
+
+SHAPE = ModelConfig(
+    d_model=24,
+    n_layers=2,
+    attention_n_heads=4,
+    attention_n_kv_heads=2,
+    activation_hidden_dim=48,
+    vocab_size=61,
+    max_seq_len=32,
+)
+
+
+def random_contexts(rng: np.random.Generator, n_way: int, per_class: int, seq: int = 9) -> Contexts:
+    """Contexts of random tokens whose first token hints at the class."""
+    labels = np.repeat(np.arange(n_way), per_class)
+    ids = rng.integers(n_way, SHAPE.vocab_size, size=(len(labels), seq))
+    ids[:, 0] = labels
+    lengths = rng.integers(4, seq + 1, size=len(labels))
+    return Contexts(*(torch.from_numpy(x.astype(np.int64)) for x in (ids, lengths, lengths - 1, labels)))
+
+
+def random_episode(seed: int, n_way: int = 3, k_shot: int = 2, q_query: int = 2) -> Episode:
+    """A task of random tokens."""
+    rng = np.random.default_rng(seed)
+    words = tuple(f"word{i}" for i in range(n_way))
+    return Episode(random_contexts(rng, n_way, k_shot), random_contexts(rng, n_way, q_query), words)
+
+
+def features(model: MetaModel, contexts: Contexts, squared_norm: float) -> torch.Tensor:
+    """Features at the readout position, scaled to `sqrt(squared_norm)`."""
+    hidden = model(contexts.input_ids)
+    read = torch.stack([hidden[i, index] for i, index in enumerate(contexts.readout_index.tolist())])
+    return squared_norm**0.5 * read / read.norm(dim=-1, keepdim=True)
+
+
+def class_means(z: torch.Tensor, labels: torch.Tensor, n_way: int) -> torch.Tensor:
+    """Mean feature of each class."""
+    return torch.stack([z[labels == label].mean(0) for label in range(n_way)])
+
+
+def task_gradients(model: MetaModel, episode: Episode, config: MetaConfig) -> dict[str, torch.Tensor]:
+    """The outer gradient of one task, by deep copies and `backward`."""
+    fast = copy.deepcopy(model)
+    support, query, n_way, s = episode.support, episode.query, episode.n_way, config.feature_squared_norm
+    if config.head == "prototype":
+        means = class_means(features(model, support, s), support.labels, n_way)
+        weight0, bias0 = 2 * means, -(means**2).sum(-1)
+    else:
+        weight0, bias0 = model.head.weight, model.head.bias
+    weight = weight0.detach().clone().requires_grad_()
+    bias = bias0.detach().clone().requires_grad_()
+    for _ in range(config.inner_steps):
+        fast.zero_grad()
+        weight.grad = bias.grad = None
+        F.cross_entropy(features(fast, support, s) @ weight.T + bias, support.labels).backward()
+        with torch.no_grad():
+            for parameter in fast.decoder.parameters():
+                if parameter.grad is not None:
+                    parameter -= config.inner_lr * parameter.grad
+            weight -= config.head_inner_lr * weight.grad
+            bias -= config.head_inner_lr * bias.grad
+    fast.zero_grad()
+    weight.grad = bias.grad = None
+    F.cross_entropy(features(fast, query, s) @ weight.T + bias, query.labels).backward()
+    outer = {
+        name: torch.zeros_like(p) if p.grad is None else p.grad.clone() for name, p in fast.named_parameters()
+    }
+    if config.head == "prototype":
+        model.zero_grad()
+        torch.autograd.backward([weight0, bias0], [weight.grad, bias.grad])
+        for name, parameter in model.named_parameters():
+            if parameter.grad is not None:
+                outer[name] = outer[name] + parameter.grad
+        model.zero_grad()
+    else:
+        outer["head.weight"], outer["head.bias"] = weight.grad, bias.grad
+    return outer
+
+
+def language_model_gradients(model: MetaModel, rows: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Gradient of the mean next-token cross-entropy."""
+    model.zero_grad()
+    logits = model.decoder(rows[:, :-1])
+    F.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten()).backward()
+    gradients = {
+        name: torch.zeros_like(p) if p.grad is None else p.grad.clone() for name, p in model.named_parameters()
+    }
+    model.zero_grad()
+    return gradients
+
+
+def relative_error(got: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> float:
+    """|got - wanted| / |wanted| over all tensors together."""
+    assert got.keys() == wanted.keys()
+    difference = sum(float((got[name] - wanted[name]).double().pow(2).sum()) for name in wanted)
+    size = sum(float(wanted[name].double().pow(2).sum()) for name in wanted)
+    return (difference / size) ** 0.5
