@@ -4,6 +4,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pico_ds.config import Readout, SmlmtConfig
+from pico_ds.config.validation import LAYOUT_EXTRA_TOKENS
 from pico_ds.data.keyed_random import keyed_rng
 from pico_ds.data.tokenizer import TextTokenizer
 from pico_ds.tasks.episode import Contexts, Episode
@@ -65,6 +66,11 @@ class SMLMT:
                 f"[{config.min_word_freq}, {config.max_word_freq}]); lower n_way, k_shot, q_query or min_word_freq, "
                 "raise the split's word fraction, or give more text"
             )
+
+    @property
+    def sequence_length(self) -> int:
+        """Positions of every context, padding included [tokens]."""
+        return self.config.context_tokens + LAYOUT_EXTRA_TOKENS
 
     def sample(self, step: int, index: int) -> Episode:
         """Task `index` of outer step `step`; a pure function of (seed, step, index).

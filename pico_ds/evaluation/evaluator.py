@@ -1,0 +1,89 @@
+"""All evaluations of a run, and the file they are kept in."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from pico_ds.config import Readout, RunConfig
+from pico_ds.data.rows import TokenRows
+from pico_ds.engine.distributed import Process
+from pico_ds.evaluation.few_shot import Estimate, FewShotResult, evaluate_few_shot
+from pico_ds.evaluation.validation_loss import evaluate_validation_loss
+from pico_ds.meta.network import Network, Parameters
+from pico_ds.tasks.smlmt import SMLMT
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """One evaluation of one state of the model.
+
+    Attributes:
+        step: outer steps taken before it.
+        validation_loss: nats per token, None where no rows were asked for.
+        few_shot: accuracies by readout.
+    """
+
+    step: int
+    validation_loss: float | None
+    few_shot: dict[Readout, FewShotResult]
+
+    def write(self, directory: Path) -> Path:
+        """Write `step_<N>.json`: means with 95 % intervals, and the accuracy of every task."""
+        directory.mkdir(parents=True, exist_ok=True)
+        path = directory / f"step_{self.step}.json"
+        summary = {
+            readout: {moment: asdict(Estimate.of(values)) for moment, values in asdict(result).items()}
+            for readout, result in self.few_shot.items()
+        }
+        content = {**asdict(self), "few_shot_summary": summary}
+        partial = path.with_suffix(".json.partial")
+        partial.write_text(json.dumps(content, indent=1) + "\n")
+        partial.replace(path)
+        return path
+
+    @classmethod
+    def read(cls, path: Path) -> "EvaluationResult":
+        """Read what `write` wrote."""
+        content = json.loads(path.read_text())
+        few_shot = {readout: FewShotResult(**result) for readout, result in content["few_shot"].items()}
+        return cls(content["step"], content["validation_loss"], few_shot)
+
+
+class Evaluator:
+    """Validation loss, and few-shot accuracy on held-out words in held-out documents, by readout."""
+
+    def __init__(
+        self, config: RunConfig, network: Network, rows: TokenRows | None, tasks: list[SMLMT], process: Process
+    ) -> None:
+        """
+        Args:
+            rows: validation rows, or None to leave the loss out.
+            tasks: the same held-out tasks, once per readout.
+        """
+        self._config, self._network, self._rows, self._tasks, self._process = config, network, rows, tasks, process
+
+    def evaluate(self, theta: Parameters, step: int) -> EvaluationResult:
+        """Evaluate the parameters. A collective: every rank must call it, and every rank gets the result."""
+        settings, loss = self._config.evaluation, None
+        if self._rows is not None:
+            loss = evaluate_validation_loss(
+                self._network,
+                theta,
+                self._rows,
+                settings.n_rows,
+                self._config.training.micro_batch_size,
+                self._process,
+            )
+        few_shot = {
+            tasks.readout: evaluate_few_shot(
+                self._network,
+                theta,
+                tasks,
+                self._config.meta,
+                settings.n_tasks,
+                settings.adaptation_steps,
+                self._process,
+            )
+            for tasks in self._tasks
+        }
+        return EvaluationResult(step, loss, few_shot)

@@ -1,0 +1,22 @@
+"""Token-weighted validation loss."""
+
+import numpy as np
+import torch
+
+from pico_ds.data.rows import TokenRows
+from pico_ds.engine.distributed import Process
+from pico_ds.meta.network import Network, Parameters
+
+
+@torch.no_grad()
+def evaluate_validation_loss(
+    network: Network, theta: Parameters, rows: TokenRows, n_rows: int, micro_batch_size: int, process: Process
+) -> float:
+    """Mean next-token cross-entropy over the first `n_rows` rows [nats per token]; the same on any number of ranks."""
+    n_rows = min(n_rows, rows.n_rows)
+    loss_sum = torch.zeros((), dtype=torch.float64, device=process.device)
+    mine = np.arange(process.rank, n_rows, process.world_size)
+    for first in range(0, len(mine), micro_batch_size):
+        batch = rows.read(mine[first : first + micro_batch_size]).to(process.device)
+        loss_sum += network.language_model_loss(theta, batch).double()
+    return float(process.sum_over_ranks(loss_sum)) / (n_rows * rows.sequence_length)

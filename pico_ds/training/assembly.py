@@ -1,0 +1,99 @@
+"""From a configuration to everything that a run is made of."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from pico_ds.config import ConfigError, RunConfig
+from pico_ds.data.corpus import Corpus, open_corpus
+from pico_ds.data.rows import ShuffledRows, TokenRows
+from pico_ds.engine.distributed import Process
+from pico_ds.evaluation.evaluator import Evaluator
+from pico_ds.meta.network import Network
+from pico_ds.model.meta_model import build_twin
+from pico_ds.tasks.lexicon import Lexicon, TokenClasses
+from pico_ds.tasks.smlmt import SMLMT
+from pico_ds.tasks.word_index import WordIndex
+
+COMPUTE_DTYPE = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Ingredients:
+    """What the trainer and the evaluator are built from; `config` has every null of the model filled in."""
+
+    config: RunConfig
+    vocab_size: int
+    corpus: Corpus
+    network: Network
+    rows: ShuffledRows
+    tasks: SMLMT | None
+    evaluator: Evaluator
+
+
+def gather_ingredients(config: RunConfig, process: Process) -> Ingredients:
+    """Open the corpus, index its words, and build the twin.
+
+    Raises:
+        ConfigError: a vocabulary smaller than the tokenizer's.
+        DataError: data that cannot be used.
+        TaskError: a corpus that cannot supply the tasks asked for.
+    """
+    corpus = open_corpus(config.data)
+    vocab_size = _vocab_size(config, corpus)
+    config = config.model_copy(update={"model": config.model.model_copy(update={"vocab_size": vocab_size})})
+    network = Network(
+        build_twin(config.model, config.meta, config.smlmt.n_way, vocab_size),
+        COMPUTE_DTYPE[config.training.precision],
+        config.meta.feature_squared_norm,
+    )
+    length = config.data.sequence_length
+    train_tasks, held_out_tasks = _build_tasks(config, corpus)
+    evaluator = Evaluator(
+        config,
+        network,
+        rows=TokenRows(corpus.validation, length) if config.evaluation.n_rows else None,
+        tasks=held_out_tasks,
+        process=process,
+    )
+    rows = ShuffledRows(TokenRows(corpus.train, length), config.training.seed)
+    return Ingredients(config, vocab_size, corpus, network, rows, train_tasks, evaluator)
+
+
+def _vocab_size(config: RunConfig, corpus: Corpus) -> int:
+    wanted, needed = config.model.vocab_size, corpus.tokenizer.vocab_size
+    if wanted is not None and wanted < needed:
+        raise ConfigError(
+            f"model.vocab_size: got {wanted}, but the tokenizer has {needed} entries, special tokens included; "
+            f"raise it to at least {needed}, or leave it out"
+        )
+    return wanted or needed
+
+
+def _build_tasks(config: RunConfig, corpus: Corpus) -> tuple[SMLMT | None, list[SMLMT]]:
+    """The training tasks, and the held-out tasks once per readout; none where nothing asks for them."""
+    smlmt, evaluation, split_seed = config.smlmt, config.evaluation, config.data.split_seed
+    if smlmt.hybrid_ratio == 0 and evaluation.n_tasks == 0:
+        return None, []
+    classes = TokenClasses.of(corpus.tokenizer)
+    lexicon = Lexicon.build(corpus.train, corpus.validation, corpus.tokenizer, classes)
+    common: dict[str, Any] = {
+        "lexicon": lexicon,
+        "tokenizer": corpus.tokenizer,
+        "config": smlmt,
+        "split_seed": split_seed,
+    }
+    train_tasks, held_out_tasks = None, []
+    if smlmt.hybrid_ratio > 0:
+        index = WordIndex(corpus.train, lexicon, classes, smlmt)
+        train_tasks = SMLMT(index, split="train", seed=config.training.seed, **common)
+    if evaluation.n_tasks > 0:
+        index = WordIndex(corpus.validation, lexicon, classes, smlmt)
+        # keyed by split_seed, not by the run's seed: every run is judged by the same tasks
+        held_out_tasks = [
+            SMLMT(index, split=evaluation.word_split, seed=split_seed, readout=readout, **common)
+            for readout in evaluation.readouts or [smlmt.readout]
+        ]
+    return train_tasks, held_out_tasks
+

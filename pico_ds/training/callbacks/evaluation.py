@@ -1,0 +1,68 @@
+"""Evaluations as training goes, and the table at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from pico_ds.evaluation.evaluator import EvaluationResult, Evaluator
+from pico_ds.evaluation.few_shot import Estimate
+from pico_ds.meta.network import Parameters
+from pico_ds.training.callbacks.base import Callback
+from pico_ds.training.metrics import StepMetrics
+from pico_ds.training.run_directory import RunDirectory
+from pico_ds.training.terminal import logger
+from pico_ds.training.trackers import Tracker
+
+if TYPE_CHECKING:
+    from pico_ds.training.trainer import Trainer
+
+
+class Evaluation(Callback):
+    """Evaluates after the warm-up, every `evaluation.every_n_steps`, at the end, and the untrained model.
+
+    The untrained weights are a function of the seed, so they are evaluated last: training starts without waiting.
+    """
+
+    def __init__(
+        self,
+        evaluator: Evaluator,
+        initial_parameters: Callable[[], Parameters],
+        run: RunDirectory,
+        trackers: list[Tracker],
+    ) -> None:
+        self._evaluator, self._initial_parameters = evaluator, initial_parameters
+        self._run, self._trackers = run, trackers
+        self.results: dict[int, EvaluationResult] = {}
+
+    def on_step_end(self, trainer: Trainer, metrics: StepMetrics) -> None:
+        """Evaluate where it is due."""
+        step, config = trainer.state.step, trainer.config
+        every = config.evaluation.every_n_steps
+        after_warmup = config.smlmt.hybrid_ratio > 0 and step == config.smlmt.warmup_steps
+        if after_warmup or (every is not None and step % every == 0):
+            self._evaluate(trainer, step, trainer.engine.full_parameters())
+
+    def on_train_end(self, trainer: Trainer) -> None:
+        """Evaluate the end, and the untrained model."""
+        if trainer.state.step not in self.results:
+            self._evaluate(trainer, trainer.state.step, trainer.engine.full_parameters())
+        self._evaluate(trainer, 0, self._initial_parameters())
+
+    def _evaluate(self, trainer: Trainer, step: int, theta: Parameters) -> None:
+        logger.info("evaluating step %d", step)
+        result = self.results[step] = self._evaluator.evaluate(theta, step)
+        if not trainer.engine.process.is_main:
+            return
+        result.write(self._run.eval_results)
+        if step:
+            for tracker in self._trackers:
+                tracker.log(step, _flat(result))
+
+
+def _flat(result: EvaluationResult) -> dict[str, float]:
+    metrics = {} if result.validation_loss is None else {"eval/validation_loss": result.validation_loss}
+    for readout, found in result.few_shot.items():
+        metrics[f"eval/few_shot/{readout}/accuracy_before"] = Estimate.of(found.before).mean
+        metrics[f"eval/few_shot/{readout}/accuracy_after"] = Estimate.of(found.after).mean
+    return metrics

@@ -1,0 +1,100 @@
+"""Metrics to the trackers, a line to the log, a bar to the terminal."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from pico_ds.training.callbacks.base import Callback
+from pico_ds.training.metrics import StepMetrics, Window, peak_memory_gib
+from pico_ds.training.terminal import logger
+from pico_ds.training.trackers import Tracker
+
+if TYPE_CHECKING:
+    from pico_ds.training.trainer import Trainer
+
+
+class MetricsLog(Callback):
+    """Every `monitoring.log_every_n_steps`: the means since the last line. Rank 0 only."""
+
+    def __init__(self, trackers: list[Tracker], every_n_steps: int) -> None:
+        self.trackers, self._every = trackers, every_n_steps
+        self._window = Window()
+
+    def on_step_end(self, trainer: Trainer, metrics: StepMetrics) -> None:
+        """Take in the step; at the end of a window write a line."""
+        self._window.add(metrics)
+        state = trainer.state
+        if not metrics.applied:
+            logger.warning("step %d skipped: the loss or gradient is not finite", state.step)
+        if state.step % self._every and state.step != trainer.config.training.max_steps:
+            return
+        summary = self._window.summary() | {
+            "peak_memory_gib": peak_memory_gib(trainer.engine.process.device),
+            "rows": state.rows,
+            "tasks": state.tasks,
+            "tokens": state.tokens,
+            "skipped_steps": state.skipped_steps,
+        }
+        self._window = Window()
+        for tracker in self.trackers:
+            tracker.log(state.step, summary)
+        logger.info("step %d/%d  %s", state.step, trainer.config.training.max_steps, _headline(summary))
+
+    def on_exit(self) -> None:
+        """Close the trackers."""
+        for tracker in self.trackers:
+            tracker.close()
+
+
+class ProgressBar(Callback):
+    """A bar with the time left, on a terminal. Rank 0 only."""
+
+    def __init__(self, console: Console) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+
+    def on_train_start(self, trainer: Trainer) -> None:
+        """Show the bar."""
+        self._task = self._progress.add_task("training", total=trainer.config.training.max_steps)
+        self._progress.start()
+
+    def on_step_end(self, trainer: Trainer, metrics: StepMetrics) -> None:
+        """Move the bar."""
+        self._progress.update(self._task, completed=trainer.state.step, description=f"{metrics.kind:>4} step")
+
+    def on_exit(self) -> None:
+        """Take the bar away."""
+        self._progress.stop()
+
+
+class FirstStepClock(Callback):
+    """Says how long it took from the command to the first step. Rank 0 only."""
+
+    def __init__(self, started: float) -> None:
+        self._started = started
+
+    def on_step_end(self, trainer: Trainer, metrics: StepMetrics) -> None:
+        """Log once."""
+        if trainer.state.step == 1:
+            logger.info("first step done %.1f s after the start", time.time() - self._started)
+
+
+def _headline(summary: dict[str, Any]) -> str:
+    shown = {
+        "ar/loss": "ar loss {:.3f}",
+        "meta/query_loss_after": "query loss {:.3f}",
+        "meta/query_accuracy_after": "query accuracy {:.3f}",
+        "lr": "lr {:.2e}",
+        "tokens_per_second": "{:,.0f} tokens/s",
+    }
+    return "  ".join(form.format(summary[name]) for name, form in shown.items() if summary.get(name) is not None)

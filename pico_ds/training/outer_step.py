@@ -1,0 +1,162 @@
+"""This rank's share of one outer step: a gradient, and its contributions to the metrics."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pico_ds.config import RunConfig
+from pico_ds.data.rows import ShuffledRows
+from pico_ds.engine.distributed import Process
+from pico_ds.meta.inner_loop import Adapted
+from pico_ds.meta.network import Network, Parameters
+from pico_ds.meta.outer_gradient import (
+    Gradient,
+    accuracy,
+    add_language_model_gradient,
+    add_task_gradient,
+    zero_gradient,
+)
+from pico_ds.model.meta_model import DECODER
+from pico_ds.tasks.episode import Contexts, Episode
+from pico_ds.tasks.smlmt import SMLMT
+from pico_ds.training.state import StepKind
+
+#: metrics of every meta step
+_ALWAYS = (
+    "meta/support_loss_before",
+    "meta/support_accuracy_before",
+    "meta/query_loss_after",
+    "meta/query_accuracy_after",
+    "meta/inner_gradient_norm",
+)
+#: metrics that cost two more forward passes a task, taken on some steps
+_MEASURED = (
+    "meta/support_loss_after",
+    "meta/support_accuracy_after",
+    "meta/query_loss_before",
+    "meta/query_accuracy_before",
+    "meta/relative_displacement",
+)
+
+
+@dataclass(frozen=True)
+class LocalStep:
+    """What one rank computed.
+
+    Attributes:
+        gradient: this rank's part of the outer gradient; the sum over ranks is the gradient of the mean loss.
+        contributions: this rank's part of each metric; the sum over ranks is the metric. The keys are the same on
+            every rank, whatever its share of the work.
+        tokens, tasks, rows: work of ALL ranks.
+    """
+
+    gradient: Gradient
+    contributions: dict[str, Tensor]
+    tokens: int
+    tasks: int
+    rows: int
+
+
+class OuterStep:
+    """Computes this rank's share of an outer step of either kind."""
+
+    def __init__(
+        self, config: RunConfig, network: Network, rows: ShuffledRows, tasks: SMLMT | None, process: Process
+    ) -> None:
+        self._config, self._network, self._rows, self._tasks, self._process = config, network, rows, tasks, process
+
+    def compute(
+        self, kind: StepKind, theta: Parameters, step: int, first_row: int, measure: bool, by_layer: bool
+    ) -> LocalStep:
+        """The gradient at `theta` of step `step`.
+
+        Args:
+            first_row: global position of the step's first row.
+            measure: take the metrics that cost extra forward passes as well.
+            by_layer: take the weight norm and displacement of the layers of learning_dynamics as well.
+        """
+        local = self._meta(theta, step, measure, by_layer) if kind == "meta" else self._rows_step(theta, first_row)
+        if by_layer:
+            for name, layer in self._layers(theta):
+                local.contributions[f"layers/weight_norm/{layer}"] = theta[name].norm() / self._process.world_size
+        local.contributions["local_gradient_norm"] = torch.nn.utils.get_total_norm(local.gradient.values())
+        return local
+
+    def _rows_step(self, theta: Parameters, first_row: int) -> LocalStep:
+        training = self._config.training
+        count, length = training.global_batch_size, self._config.data.sequence_length
+        mine = self._rows.indices(first_row, count, self._process.rank, self._process.world_size)
+        rows = self._rows.rows.read(mine).to(self._process.device)
+        gradient, tokens = zero_gradient(theta), count * length
+        loss_sum = add_language_model_gradient(
+            self._network, theta, rows, gradient, scale=1 / tokens, micro_batch_size=training.micro_batch_size
+        )
+        return LocalStep(gradient, {"ar/loss": loss_sum / tokens}, tokens=tokens, tasks=0, rows=count)
+
+    def _meta(self, theta: Parameters, step: int, measure: bool, by_layer: bool) -> LocalStep:
+        assert self._tasks is not None
+        config, process = self._config.meta, self._process
+        n_tasks = config.tasks_per_step
+        gradient = zero_gradient(theta)
+        names = [*_ALWAYS, *(_MEASURED if measure else ())]
+        names += [f"layers/displacement/{layer}" for _, layer in self._layers(theta)] if by_layer else []
+        totals = {name: torch.zeros((), device=process.device) for name in names}
+        for i in range(process.rank, n_tasks, process.world_size):
+            episode = self._tasks.sample(step, i).to(process.device)
+            adapted, query_logits = add_task_gradient(
+                self._network, theta, episode, self._tasks.readout, config, gradient, scale=1 / n_tasks
+            )
+            found = self._always(episode, adapted, query_logits)
+            if measure:
+                found |= self._measured(theta, episode, adapted)
+            if by_layer:
+                for name, layer in self._layers(adapted.fast):
+                    found[f"layers/displacement/{layer}"] = _displacement(
+                        {name: theta[name]}, {name: adapted.fast[name]}
+                    )
+            for name, value in found.items():
+                totals[name] += value / n_tasks
+        smlmt = self._config.smlmt
+        contexts = n_tasks * smlmt.n_way * (smlmt.k_shot + smlmt.q_query)
+        return LocalStep(
+            gradient, totals, tokens=contexts * self._tasks.sequence_length, tasks=n_tasks, rows=0
+        )
+
+    def _always(self, episode: Episode, adapted: Adapted, query_logits: Tensor) -> dict[str, Tensor]:
+        support = _loss_and_accuracy(adapted.first_logits, episode.support)
+        query = _loss_and_accuracy(query_logits, episode.query)
+        return dict(zip(_ALWAYS, (*support, *query, adapted.first_gradient_norm), strict=True))
+
+    @torch.no_grad()
+    def _measured(self, theta: Parameters, episode: Episode, adapted: Adapted) -> dict[str, Tensor]:
+        assert self._tasks is not None
+        readout = self._tasks.readout
+        support_after = adapted.head.logits(self._network.features(adapted.fast, episode.support, readout))
+        query_before = adapted.initial_head.logits(self._network.features(theta, episode.query, readout))
+        support = _loss_and_accuracy(support_after, episode.support)
+        query = _loss_and_accuracy(query_before, episode.query)
+        return dict(zip(_MEASURED, (*support, *query, _displacement(theta, adapted.fast)), strict=True))
+
+    def _layers(self, parameters: Mapping[str, Tensor]) -> list[tuple[str, str]]:
+        """(parameter, module path) of the layers that learning_dynamics.layer_suffixes names."""
+        suffixes = tuple(f"{suffix}.weight" for suffix in self._config.learning_dynamics.layer_suffixes)
+        return [
+            (name, name.removeprefix(DECODER).removesuffix(".weight"))
+            for name in parameters
+            if name.startswith(DECODER) and name.endswith(suffixes)
+        ]
+
+
+@torch.no_grad()
+def _displacement(theta: Parameters, fast: Mapping[str, Tensor]) -> Tensor:
+    """||fast - theta|| / ||theta|| over the adapted weights."""
+    start = [theta[name] for name in fast]
+    moved = torch._foreach_sub(list(fast.values()), start)
+    return torch.nn.utils.get_total_norm(moved) / torch.nn.utils.get_total_norm(start)
+
+
+def _loss_and_accuracy(logits: Tensor, contexts: Contexts) -> tuple[Tensor, Tensor]:
+    return F.cross_entropy(logits, contexts.labels), accuracy(logits, contexts)

@@ -1,0 +1,85 @@
+"""The table at the end of a run."""
+
+from rich.console import Console
+from rich.table import Table
+
+from pico_ds.config import RunConfig
+from pico_ds.evaluation.evaluator import EvaluationResult
+from pico_ds.evaluation.few_shot import Estimate
+from pico_ds.training.run_directory import RunDirectory
+from pico_ds.training.state import TrainingState
+
+
+def print_report(
+    console: Console,
+    config: RunConfig,
+    results: dict[int, EvaluationResult],
+    state: TrainingState,
+    run: RunDirectory,
+    train_seconds: float,
+) -> None:
+    """Print what the run reached, where its files are, and what to run next."""
+    console.print()
+    console.print(results_table(config, results))
+    minutes, seconds = divmod(round(train_seconds), 60)
+    work = f"{state.step} outer steps ({state.tasks} tasks, {state.rows} rows) in {minutes} min {seconds:02d} s"
+    skipped = f", {state.skipped_steps} skipped" if state.skipped_steps else ""
+    console.print(f"{work}{skipped}", highlight=False)
+    checkpoint = run.checkpoints / f"step_{state.step}"
+    lines = [
+        "",
+        f"Files:    {run.path}/",
+        f"  weights   {checkpoint}  (AutoModelForCausalLM.from_pretrained(..., trust_remote_code=True))",
+        f"  metrics   {run.metrics}",
+        f"  results   {run.eval_results}",
+        f"  config    {run.training_config}",
+        "Next:",
+        "  another seed    python scripts/train.py --config configs/demo.yaml training.seed=1",
+        "  the control     python scripts/train.py --config configs/demo.yaml smlmt.hybrid_ratio=0",
+        "  two ranks       torchrun --nproc_per_node 2 scripts/train.py --config configs/demo.yaml",
+        "  a 1B plan       python scripts/train.py --config configs/pico-maml-1b.yaml --dry-run --world-size 8",
+    ]
+    console.print("\n".join(lines), highlight=False, soft_wrap=True)
+
+
+def results_table(config: RunConfig, results: dict[int, EvaluationResult]) -> Table:
+    """Validation loss and few-shot accuracy of every evaluation, by readout."""
+    smlmt, settings = config.smlmt, config.evaluation
+    table = Table(
+        title=f"{smlmt.n_way}-way {smlmt.k_shot}-shot on held-out {settings.word_split} words in held-out documents, "
+        f"{settings.n_tasks} tasks [accuracy %, 95 % interval]",
+        title_justify="left",
+    )
+    table.add_column("model")
+    table.add_column("validation loss", justify="right")
+    readouts = list(next(iter(results.values())).few_shot)
+    for readout in readouts:
+        table.add_column(f"{readout}: prototypes" if config.meta.head == "prototype" else f"{readout}: head", justify="right")
+        table.add_column(f"{readout}: after {settings.adaptation_steps} steps", justify="right")
+    if readouts:
+        table.add_row("chance", "", *[f"{100 / smlmt.n_way:.1f}", f"{100 / smlmt.n_way:.1f}"] * len(readouts))
+    for step in sorted(results):
+        result = results[step]
+        loss = "" if result.validation_loss is None else f"{result.validation_loss:.3f}"
+        cells = [
+            _percent(Estimate.of(values))
+            for readout in readouts
+            for values in (result.few_shot[readout].before, result.few_shot[readout].after)
+        ]
+        table.add_row(_moment(step, config), loss, *cells)
+    return table
+
+
+def _percent(estimate: Estimate) -> str:
+    return f"{100 * estimate.mean:.1f} ± {100 * estimate.half_width:.1f}"
+
+
+def _moment(step: int, config: RunConfig) -> str:
+    smlmt, last = config.smlmt, config.training.max_steps
+    if step == 0:
+        return "untrained"
+    if smlmt.hybrid_ratio > 0 and step == smlmt.warmup_steps:
+        return f"after AR warm-up (step {step})"
+    if step == last:
+        return f"after {'meta-' if smlmt.hybrid_ratio > 0 else 'AR '}training (step {step})"
+    return f"step {step}"

@@ -1,0 +1,37 @@
+"""Where a run stands, and what its next step is."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pico_ds.config import SmlmtConfig
+from pico_ds.data.keyed_random import keyed_uniform
+
+StepKind = Literal["meta", "ar"]
+
+
+@dataclass
+class TrainingState:
+    """Counters of the outer loop; positions count over ALL ranks.
+
+    Attributes:
+        step: outer steps done, skipped ones included.
+        rows: rows of autoregressive training consumed.
+        tokens: tokens put through the model, padding of contexts included.
+        tasks: tasks trained on.
+        skipped_steps: steps whose loss or gradient was not finite.
+        consecutive_skipped_steps: the same, since the last good step.
+    """
+
+    step: int = 0
+    rows: int = 0
+    tokens: int = 0
+    tasks: int = 0
+    skipped_steps: int = 0
+    consecutive_skipped_steps: int = 0
+
+
+def step_kind(step: int, config: SmlmtConfig, seed: int) -> StepKind:
+    """Whether outer step `step` trains on tasks; the same on every rank, from (seed, step) alone."""
+    if step < config.warmup_steps:
+        return "ar"
+    return "meta" if keyed_uniform("step kind", seed, step) < config.hybrid_ratio else "ar"

@@ -1,0 +1,32 @@
+"""What rank 0 says: a progress bar on a terminal, plain lines elsewhere, and always logs/train.log."""
+
+import logging
+from pathlib import Path
+
+from rich.console import Console
+from rich.logging import RichHandler
+
+logger = logging.getLogger("pico_ds")
+
+
+def start_console(is_main: bool) -> Console:
+    """The console of this process; the other ranks have a quiet one and log nothing but errors."""
+    console = Console(quiet=not is_main)
+    logger.setLevel(logging.INFO if is_main else logging.ERROR)
+    logger.propagate = False
+    handler: logging.Handler
+    if console.is_terminal:
+        handler = RichHandler(console=console, show_path=False, show_level=False, markup=False, highlighter=None)
+    else:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    logger.handlers = [handler]
+    return console
+
+
+def log_to_file(path: Path) -> None:
+    """Write everything that is logged to a file as well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger.addHandler(handler)

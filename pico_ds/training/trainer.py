@@ -1,0 +1,90 @@
+"""The outer loop."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from pico_ds.config import RunConfig
+from pico_ds.engine.meta_engine import MetaEngine
+from pico_ds.engine.optimizer import learning_rate
+from pico_ds.training.callbacks.base import Callback
+from pico_ds.training.errors import TrainingError
+from pico_ds.training.metrics import StepMetrics, all_finite, reduce_contributions
+from pico_ds.training.outer_step import LocalStep, OuterStep
+from pico_ds.training.state import TrainingState, step_kind
+
+
+@dataclass
+class Trainer:
+    """Takes outer steps until `training.max_steps`; everything else is a callback."""
+
+    config: RunConfig
+    engine: MetaEngine
+    outer_step: OuterStep
+    callbacks: Sequence[Callback]
+    state: TrainingState = field(default_factory=TrainingState)
+
+    def train(self) -> None:
+        """Run the outer loop.
+
+        Raises:
+            TrainingError: too many steps in a row had a loss or gradient that is not finite.
+        """
+        try:
+            for callback in self.callbacks:
+                callback.on_train_start(self)
+            while self.state.step < self.config.training.max_steps:
+                metrics = self.take_step()
+                for callback in self.callbacks:
+                    callback.on_step_end(self, metrics)
+            for callback in self.callbacks:
+                callback.on_train_end(self)
+        finally:
+            for callback in self.callbacks:
+                callback.on_exit()
+
+    def take_step(self) -> StepMetrics:
+        """One outer step: read theta, compute this rank's share, agree, apply one gradient."""
+        started = time.perf_counter()
+        step = self.state.step
+        kind = step_kind(step, self.config.smlmt, self.config.training.seed)
+        lr = learning_rate(step, self.config.training)
+        theta = self.engine.full_parameters(for_update=True)
+        local = self.outer_step.compute(
+            kind, theta, step, self.state.rows, measure=self._is_measured(step), by_layer=self._is_by_layer(step)
+        )
+        values = reduce_contributions(local, self.engine.process)
+        applied = all_finite(values)
+        del values["local_gradient_norm"]
+        if applied:
+            values["outer_gradient_norm"] = self.engine.apply_gradient(local.gradient, lr)
+        else:
+            self.engine.drop_gradient()
+        self._advance(local, applied)
+        values |= {"lr": lr}
+        return StepMetrics(kind, values, applied, time.perf_counter() - started, local.tokens, local.tasks)
+
+    def _advance(self, local: LocalStep, applied: bool) -> None:
+        state, limit = self.state, self.config.training.max_consecutive_skipped_steps
+        state.step += 1
+        state.rows += local.rows
+        state.tokens += local.tokens
+        state.tasks += local.tasks
+        state.consecutive_skipped_steps = 0 if applied else state.consecutive_skipped_steps + 1
+        state.skipped_steps += not applied
+        if state.consecutive_skipped_steps >= limit:
+            raise TrainingError(
+                f"{limit} outer steps in a row (the last is step {state.step}) had a loss or gradient that is not "
+                "finite, on all ranks alike; the weights are those of the last good step. Lower training.lr or "
+                "meta.inner_lr, lengthen training.lr_warmup_steps, or lower training.max_grad_norm"
+            )
+
+    def _is_measured(self, step: int) -> bool:
+        """Whether the costly metrics are taken: on the first meta step of every log window."""
+        smlmt, seed, window = self.config.smlmt, self.config.training.seed, self.config.monitoring.log_every_n_steps
+        first = step - step % window
+        return all(step_kind(earlier, smlmt, seed) == "ar" for earlier in range(first, step))
+
+    def _is_by_layer(self, step: int) -> bool:
+        every = self.config.learning_dynamics.log_every_n_steps
+        return every is not None and step % every == 0

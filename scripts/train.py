@@ -1,0 +1,80 @@
+#!/usr/bin/env python
+"""Train a Pico language model with first-order MAML.
+
+    python scripts/train.py                                        the demo, one process
+    deepspeed --num_gpus 8 scripts/train.py --config FILE --deepspeed_config FILE
+    torchrun --nproc_per_node 8 scripts/train.py --config FILE
+
+Any key of the configuration can be overridden: section.key=value.
+"""
+
+import time
+
+STARTED = time.time()
+
+import argparse  # noqa: E402
+import sys  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+from dotenv import load_dotenv  # noqa: E402
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, default=REPOSITORY / "configs" / "demo.yaml", help="YAML of the run")
+    parser.add_argument(
+        "--deepspeed_config",
+        "--deepspeed-config",
+        type=Path,
+        default=REPOSITORY / "ds_configs" / "zero1.json",
+        help="JSON of DeepSpeed's own settings",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved run and its costs, then exit")
+    parser.add_argument("--world-size", type=int, help="ranks to assume in a dry run")
+    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher's
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="override a key of the YAML")
+    return parser.parse_intermixed_args()
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    load_dotenv(Path.cwd() / ".env")
+    from pico_ds.config import ConfigError, load_config
+    from pico_ds.config.deepspeed import load_deepspeed_config
+    from pico_ds.data.errors import DataError
+    from pico_ds.tasks.errors import TaskError
+    from pico_ds.training.errors import TrainingError
+
+    try:
+        config = load_config(arguments.config, arguments.overrides)
+        deepspeed_json = load_deepspeed_config(arguments.deepspeed_config)
+        if arguments.dry_run:
+            from pico_ds.training.dry_run import print_plan
+
+            print_plan(config, deepspeed_json, arguments.deepspeed_config.name, arguments.world_size)
+            return 0
+        if arguments.world_size is not None:
+            raise ConfigError("--world-size goes with --dry-run; the launcher decides the ranks of a real run")
+        from pico_ds.engine.distributed import start_process, stop_process
+        from pico_ds.training.run import run_training
+
+        process = start_process()
+        run_training(
+            config,
+            arguments.config.name,
+            deepspeed_json,
+            arguments.deepspeed_config.name,
+            process,
+            STARTED,
+        )
+        stop_process()
+    except (ConfigError, DataError, TaskError, TrainingError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
