@@ -76,9 +76,7 @@ def task_gradients(model: MetaModel, episode: Episode, config: MetaConfig) -> di
     fast.zero_grad()
     weight.grad = bias.grad = None
     F.cross_entropy(features(fast, query, s) @ weight.T + bias, query.labels).backward()
-    outer = {
-        name: torch.zeros_like(p) if p.grad is None else p.grad.clone() for name, p in fast.named_parameters()
-    }
+    outer = {name: torch.zeros_like(p) if p.grad is None else p.grad.clone() for name, p in fast.named_parameters()}
     if config.head == "prototype":
         model.zero_grad()
         torch.autograd.backward([weight0, bias0], [weight.grad, bias.grad])

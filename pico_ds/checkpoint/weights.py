@@ -1,6 +1,5 @@
 """Weights of the decoder in HF format."""
 
-import os
 import shutil
 from pathlib import Path
 
@@ -48,9 +47,11 @@ def save_weights(
     with torch.device("meta"):
         model = PicoDecoderHF(hf_config)
     decoder = {
-        name.removeprefix(DECODER): weight.to("cpu", dtype) for name, weight in theta.items() if name.startswith(DECODER)
+        name.removeprefix(DECODER): weight.to("cpu", dtype)
+        for name, weight in theta.items()
+        if name.startswith(DECODER)
     }
-    model.to(dtype).save_pretrained(staging, state_dict=decoder)
+    model.save_pretrained(staging, state_dict=decoder)
     head = {name: weight.cpu().contiguous() for name, weight in theta.items() if not name.startswith(DECODER)}
     if head:
         save_file(head, staging / "meta_head.safetensors")
@@ -67,4 +68,4 @@ def point_latest(checkpoints: Path, name: str) -> None:
     """Make `latest` name a checkpoint, atomically."""
     partial = checkpoints / ".latest.partial"
     partial.write_text(name + "\n")
-    os.replace(partial, checkpoints / "latest")
+    partial.replace(checkpoints / "latest")

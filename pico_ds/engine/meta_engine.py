@@ -20,7 +20,9 @@ class MetaEngine:
     therefore independent of the inner loop.
     """
 
-    def __init__(self, module: nn.Module, training: TrainingConfig, deepspeed_config: dict[str, Any], process: Process):
+    def __init__(
+        self, module: nn.Module, training: TrainingConfig, deepspeed_config: dict[str, Any], process: Process
+    ) -> None:
         """
         Args:
             module: full parameters, equal on every rank.
@@ -71,7 +73,8 @@ class MetaEngine:
         if self.stage == 0:
             self._set_gradients(gradient)
             self._engine.allreduce_gradients()
-            norm = torch.nn.utils.get_total_norm(weight.grad for weight in self._parameters.values())
+            reduced = [weight.grad for weight in self._parameters.values() if weight.grad is not None]
+            norm = torch.nn.utils.get_total_norm(reduced)
         else:
             # entered without a backward pass: leaving the block reduces whatever stands in .grad, once
             with self._engine.coalesce_grad_reduction():

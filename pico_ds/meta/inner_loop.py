@@ -1,6 +1,6 @@
 """The inner loop: adapt a copy of the weights to one task. Pure, rank-local, no collective."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -25,10 +25,6 @@ class Head(NamedTuple):
         """Class scores of each context."""
         return F.linear(features, self.weight, self.bias)
 
-    def detached(self) -> "Head":
-        """The same values as leaves of a new graph."""
-        return Head(self.weight.detach().requires_grad_(), self.bias.detach().requires_grad_())
-
 
 @dataclass(frozen=True)
 class Adapted:
@@ -37,21 +33,19 @@ class Adapted:
     Attributes:
         fast: the decoder's adapted weights, leaves that require gradients.
         head: the adapted head, leaves that require gradients.
-        initial_head: the head at the start, attached to the graph of `theta` where `keep_graph` asked for it.
+        initial_head: the head at the start; for prototypes still attached to the graph of the leaves it came from.
         first_logits: support logits before the first step.
         first_gradient_norm: norm of the first inner gradient (decoder and head), 0 without a step.
     """
 
-    fast: Mapping[str, Tensor]
+    fast: dict[str, Tensor]
     head: Head
     initial_head: Head
     first_logits: Float[Tensor, "contexts n_way"]
     first_gradient_norm: Float[Tensor, ""]
 
 
-def prototype_head(
-    features: Float[Tensor, "contexts width"], labels: Int[Tensor, " contexts"], n_way: int
-) -> Head:
+def prototype_head(features: Float[Tensor, "contexts width"], labels: Int[Tensor, " contexts"], n_way: int) -> Head:
     """The linear form of nearest-prototype classification: weight = 2 c, bias = -|c|^2 for class means c.
 
     Source: Triantafillou et al. 2020 (Proto-MAML), arXiv 1903.03096, section 3.
@@ -70,10 +64,45 @@ def task_leaves(theta: Parameters) -> dict[str, Tensor]:
     }
 
 
+def descend(
+    loss: Callable[[Parameters, int], Tensor],
+    start: Parameters,
+    rates: Mapping[str, float],
+    steps: int,
+    keep_first_graph: bool = False,
+) -> tuple[dict[str, Tensor], Float[Tensor, ""]]:
+    """Plain SGD: fast_{t+1} = fast_t - rate * grad loss(fast_t, t), out of place.
+
+    Args:
+        loss: of the weights and the step.
+        start: leaves that require gradients; used as they are in step 0, without a copy.
+        rates: learning rate by name.
+        keep_first_graph: step 0 keeps the graph of its loss, which the caller needs again.
+
+    Returns:
+        the weights after the last step, leaves that require gradients, and the norm of the first gradient.
+    """
+    fast = dict(start)
+    names = list(fast)
+    negative_rates = [-rates[name] for name in names]
+    first_norm = next(iter(fast.values())).new_zeros(())
+    for step in range(steps):
+        gradients = torch.autograd.grad(
+            loss(fast, step), list(fast.values()), retain_graph=keep_first_graph and step == 0
+        )
+        with torch.no_grad():
+            if step == 0:
+                first_norm = torch.nn.utils.get_total_norm(gradients)
+            updates = torch._foreach_mul(gradients, negative_rates)
+            moved = torch._foreach_add(updates, list(fast.values()))
+        fast = {name: weight.requires_grad_() for name, weight in zip(names, moved, strict=True)}
+    return fast, first_norm
+
+
 def adapt(
     network: Network,
     theta: Parameters,
-    leaves: Mapping[str, Tensor],
+    leaves: Parameters,
     support: Contexts,
     n_way: int,
     readout: Readout,
@@ -83,41 +112,33 @@ def adapt(
 ) -> Adapted:
     """`steps` of SGD on the support loss, starting at `theta`.
 
+    The prototypes are a start: constant for the inner gradient (as in Proto-MAML).
+
     Args:
         leaves: `task_leaves(theta)`, passed in so that the caller can differentiate with respect to them.
         keep_graph: keep the graph from `leaves` to `initial_head`, for the outer gradient through the prototypes.
-
-    Equation, for step t: fast_{t+1} = fast_t - inner_lr grad L_support(fast_t, head_t), and the head likewise with
-    head_inner_lr. The prototypes are a start, constant for the inner gradient (as in Proto-MAML).
     """
-    features = network.features(leaves, support, readout)
+    first_features = network.features(leaves, support, readout)
     if config.head == "prototype":
-        initial_head = prototype_head(features, support.labels, n_way)
+        initial_head = prototype_head(first_features, support.labels, n_way)
     else:
-        initial_head = Head(theta[HEAD_WEIGHT].float(), theta[HEAD_BIAS].float())
-    fast, head = dict(leaves), initial_head.detached()
-    first_logits = head.logits(features)
-    logits, first_gradient_norm = first_logits, features.new_zeros(())
-    for step in range(steps):
-        if step > 0:
-            logits = head.logits(network.features(fast, support, readout))
-        loss = F.cross_entropy(logits, support.labels)
-        gradients = torch.autograd.grad(
-            loss, [*fast.values(), *head], retain_graph=keep_graph and step == 0
-        )
+        initial_head = Head(theta[HEAD_WEIGHT], theta[HEAD_BIAS])
+    start_head = Head(*(weight.detach().requires_grad_() for weight in initial_head))
+    first_logits = start_head.logits(first_features)
+
+    def support_loss(fast: Parameters, step: int) -> Tensor:
         if step == 0:
-            first_gradient_norm = torch.nn.utils.get_total_norm(gradients)
-        body, (weight_gradient, bias_gradient) = gradients[:-2], gradients[-2:]
-        with torch.no_grad():
-            moved = torch._foreach_add(list(fast.values()), body, alpha=-config.inner_lr)
-            head = Head(
-                head.weight - config.head_inner_lr * weight_gradient, head.bias - config.head_inner_lr * bias_gradient
-            ).detached()
-        fast = {name: weight.requires_grad_() for name, weight in zip(fast, moved, strict=True)}
-    return Adapted(
-        fast=fast,
-        head=head,
-        initial_head=initial_head,
-        first_logits=first_logits.detach(),
-        first_gradient_norm=first_gradient_norm,
-    )
+            return F.cross_entropy(first_logits, support.labels)
+        body, head = _split(fast)
+        return F.cross_entropy(head.logits(network.features(body, support, readout)), support.labels)
+
+    rates = dict.fromkeys(leaves, config.inner_lr) | dict.fromkeys((HEAD_WEIGHT, HEAD_BIAS), config.head_inner_lr)
+    start = {**leaves, HEAD_WEIGHT: start_head.weight, HEAD_BIAS: start_head.bias}
+    fast, first_gradient_norm = descend(support_loss, start, rates, steps, keep_first_graph=keep_graph)
+    body, head = _split(fast)
+    return Adapted(body, head, initial_head, first_logits.detach(), first_gradient_norm)
+
+
+def _split(fast: Parameters) -> tuple[dict[str, Tensor], Head]:
+    body = dict(fast)
+    return body, Head(body.pop(HEAD_WEIGHT), body.pop(HEAD_BIAS))

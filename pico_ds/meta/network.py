@@ -33,9 +33,7 @@ class Network:
         cast = {name: weight.to(self.compute_dtype) for name, weight in parameters.items()}
         return functional_call(self.twin, cast, (input_ids,))
 
-    def features(
-        self, parameters: Parameters, contexts: Contexts, readout: Readout
-    ) -> Float[Tensor, "contexts width"]:
+    def features(self, parameters: Parameters, contexts: Contexts, readout: Readout) -> Float[Tensor, "contexts width"]:
         """Features of each context, fp32, scaled to a fixed length."""
         hidden = self.hidden(parameters, contexts.input_ids).float()
         if readout == "mean":

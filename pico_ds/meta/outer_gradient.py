@@ -23,7 +23,7 @@ def zero_gradient(theta: Parameters) -> Gradient:
 
 
 def accumulate(total: Gradient, names: Iterable[str], gradients: Iterable[Tensor], scale: float) -> None:
-    """total += scale * gradient, in place."""
+    """Total += scale * gradient, in place."""
     torch._foreach_add_([total[name] for name in names], list(gradients), alpha=scale)
 
 

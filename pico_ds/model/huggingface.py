@@ -7,11 +7,11 @@ this folder are therefore relative, and nothing else of pico_ds is imported.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import Cache, DynamicCache, GenerationMixin, PretrainedConfig, PreTrainedModel
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -24,7 +24,7 @@ class PicoDecoderHFConfig(PretrainedConfig):
     """Shape of a PicoDecoderHF. Names as in pico-train; transformers' names are aliases."""
 
     model_type = "pico_decoder"
-    attribute_map = {
+    attribute_map: ClassVar[dict[str, str]] = {
         "hidden_size": "d_model",
         "num_hidden_layers": "n_layers",
         "num_attention_heads": "attention_n_heads",
@@ -58,7 +58,8 @@ class PicoDecoderHFConfig(PretrainedConfig):
         self.norm_eps = norm_eps
         self.position_emb_theta = position_emb_theta
         self.initializer_range = initializer_range
-        super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)
+        self.tie_word_embeddings = tie_word_embeddings
+        super().__init__(**kwargs)
 
 
 class PicoDecoderHF(PicoDecoder, PreTrainedModel, GenerationMixin):
@@ -66,8 +67,8 @@ class PicoDecoderHF(PicoDecoder, PreTrainedModel, GenerationMixin):
 
     config_class = PicoDecoderHFConfig
     base_model_prefix = ""
-    _tied_weights_keys: dict[str, str] = {}
-    _no_split_modules = ["DecoderBlock"]
+    _tied_weights_keys: ClassVar[dict[str, str]] = {}
+    _no_split_modules: ClassVar[list[str]] = ["DecoderBlock"]
     _supports_sdpa = True
 
     def __init__(self, config: PicoDecoderHFConfig) -> None:
@@ -81,16 +82,16 @@ class PicoDecoderHF(PicoDecoder, PreTrainedModel, GenerationMixin):
     def get_input_embeddings(self) -> torch.nn.Module:
         return self.embedding_proj
 
-    def set_input_embeddings(self, value: torch.nn.Module) -> None:
+    def set_input_embeddings(self, value: torch.nn.Embedding) -> None:
         self.embedding_proj = value
 
     def get_output_embeddings(self) -> torch.nn.Module:
         return self.de_embedding_proj
 
-    def set_output_embeddings(self, new_embeddings: torch.nn.Module) -> None:
+    def set_output_embeddings(self, new_embeddings: torch.nn.Linear) -> None:
         self.de_embedding_proj = new_embeddings
 
-    def forward(
+    def forward(  # type: ignore[override]
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -129,7 +130,7 @@ class PicoDecoderHF(PicoDecoder, PreTrainedModel, GenerationMixin):
         position_ids: Tensor,
         cache: Cache | None,
     ) -> Attend:
-        mask = create_causal_mask(
+        mask: Any = create_causal_mask(
             config=self.config,
             inputs_embeds=self.embedding_proj.weight.new_empty((*input_ids.shape, 0)),
             attention_mask=attention_mask,

@@ -96,4 +96,3 @@ def _build_tasks(config: RunConfig, corpus: Corpus) -> tuple[SMLMT | None, list[
             for readout in evaluation.readouts or [smlmt.readout]
         ]
     return train_tasks, held_out_tasks
-

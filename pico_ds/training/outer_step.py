@@ -121,9 +121,7 @@ class OuterStep:
                 totals[name] += value / n_tasks
         smlmt = self._config.smlmt
         contexts = n_tasks * smlmt.n_way * (smlmt.k_shot + smlmt.q_query)
-        return LocalStep(
-            gradient, totals, tokens=contexts * self._tasks.sequence_length, tasks=n_tasks, rows=0
-        )
+        return LocalStep(gradient, totals, tokens=contexts * self._tasks.sequence_length, tasks=n_tasks, rows=0)
 
     def _always(self, episode: Episode, adapted: Adapted, query_logits: Tensor) -> dict[str, Tensor]:
         support = _loss_and_accuracy(adapted.first_logits, episode.support)

@@ -54,7 +54,9 @@ def results_table(config: RunConfig, results: dict[int, EvaluationResult]) -> Ta
     table.add_column("validation loss", justify="right")
     readouts = list(next(iter(results.values())).few_shot)
     for readout in readouts:
-        table.add_column(f"{readout}: prototypes" if config.meta.head == "prototype" else f"{readout}: head", justify="right")
+        table.add_column(
+            f"{readout}: prototypes" if config.meta.head == "prototype" else f"{readout}: head", justify="right"
+        )
         table.add_column(f"{readout}: after {settings.adaptation_steps} steps", justify="right")
     if readouts:
         table.add_row("chance", "", *[f"{100 / smlmt.n_way:.1f}", f"{100 / smlmt.n_way:.1f}"] * len(readouts))

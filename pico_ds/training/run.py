@@ -85,9 +85,7 @@ def run_training(
 
 def _initial_module(ingredients: Ingredients) -> MetaModel:
     config = ingredients.config
-    return build_meta_model(
-        config.model, config.meta, config.smlmt.n_way, ingredients.vocab_size, config.training.seed
-    )
+    return build_meta_model(config.model, config.meta, config.smlmt.n_way, ingredients.vocab_size, config.training.seed)
 
 
 def _initial_parameters(ingredients: Ingredients, process: Process) -> Parameters:

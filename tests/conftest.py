@@ -1,0 +1,47 @@
+"""Shapes and types of public signatures are checked in every test; the corpus cache is the test session's own."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from jaxtyping import install_import_hook
+
+install_import_hook(["pico_ds.meta", "pico_ds.tasks", "pico_ds.data.rows"], "beartype.beartype")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """PICO_DS_CACHE decides; without it the session has a cache of its own."""
+    if "PICO_DS_CACHE" not in os.environ:
+        os.environ["PICO_DS_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ.pop("WANDB_API_KEY", None)
+    yield
+
+
+@pytest.fixture
+def text_corpus(tmp_path: Path) -> Path:
+    """A JSONL of 120 documents of simple sentences, enough for 3-way tasks."""
+    return write_text_corpus(tmp_path / "corpus.jsonl")
+
+
+def write_text_corpus(path: Path, n_documents: int = 120) -> Path:
+    """Documents whose sentences name animals, places and colours in turn."""
+    import json
+
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    subjects = ["cat", "dog", "horse", "bird", "fish", "mouse", "tiger", "lion", "zebra", "camel", "goat", "sheep"]
+    places = ["house", "river", "forest", "mountain", "valley", "garden", "market", "street", "tower", "bridge"]
+    verbs = ["sees", "likes", "follows", "hears", "finds", "leaves", "guards", "visits", "paints", "draws"]
+    with path.open("w") as file:
+        for number in range(n_documents):
+            sentences = [
+                f"The {rng.choice(subjects)} {rng.choice(verbs)} the {rng.choice(subjects)} near the "
+                f"{rng.choice(places)}."
+                for _ in range(30)
+            ]
+            file.write(json.dumps({"text": f"Story {number}. " + " ".join(sentences)}) + "\n")
+    return path

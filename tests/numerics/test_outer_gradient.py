@@ -1,0 +1,170 @@
+"""The inner loop and the outer gradient against closed forms and an independent reference."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from pico_ds.config import MetaConfig
+from pico_ds.meta.inner_loop import adapt, descend, prototype_head, task_leaves
+from pico_ds.meta.network import Network
+from pico_ds.meta.outer_gradient import (
+    accumulate,
+    accuracy,
+    add_language_model_gradient,
+    add_task_gradient,
+    zero_gradient,
+)
+from pico_ds.model.meta_model import MetaModel, build_meta_model, build_twin
+from tests.reference import (
+    SHAPE,
+    features,
+    language_model_gradients,
+    random_episode,
+    relative_error,
+    task_gradients,
+)
+
+N_WAY = 3
+
+
+def make(meta: MetaConfig, seed: int = 0) -> tuple[MetaModel, Network]:
+    module = build_meta_model(SHAPE, meta, N_WAY, vocab_size=61, seed=seed)
+    # larger weights than at initialisation, so that adaptation moves the features
+    with torch.no_grad():
+        for weight in module.decoder.parameters():
+            if weight.ndim > 1:
+                weight *= 5
+    network = Network(build_twin(SHAPE, meta, N_WAY, vocab_size=61), torch.float32, meta.feature_squared_norm)
+    return module, network
+
+
+def test_fomaml_on_a_quadratic_equals_the_closed_form() -> None:
+    """For L_S = 1/2 (w-a)'A(w-a) and L_Q = 1/2 (w-b)'B(w-b): outer = B (a + (I - lr A)^k (w0 - a) - b)."""
+    generator = torch.Generator().manual_seed(0)
+    root_a, root_b, a, b, w0 = (
+        torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in [(4, 4), (4, 4), (4,), (4,), (4,)]
+    )
+    matrix_a, matrix_b = root_a @ root_a.T, root_b @ root_b.T
+    lr, steps = 0.01, 7
+
+    def support_loss(weights: dict, step: int) -> torch.Tensor:
+        return 0.5 * (weights["w"] - a) @ matrix_a @ (weights["w"] - a)
+
+    fast, first_norm = descend(support_loss, {"w": w0.clone().requires_grad_()}, {"w": lr}, steps)
+    query_loss = 0.5 * (fast["w"] - b) @ matrix_b @ (fast["w"] - b)
+    (outer,) = torch.autograd.grad(query_loss, [fast["w"]])
+
+    adapted = a + torch.linalg.matrix_power(torch.eye(4) - lr * matrix_a, steps) @ (w0 - a)
+    torch.testing.assert_close(fast["w"].detach(), adapted, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(outer, matrix_b @ (adapted - b), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(first_norm, (matrix_a @ (w0 - a)).norm(), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("head", ["prototype", "linear"])
+@pytest.mark.parametrize("inner_steps", [0, 1, 3])
+def test_outer_gradient_equals_the_reference(head: str, inner_steps: int) -> None:
+    meta = MetaConfig(head=head, inner_steps=inner_steps, inner_lr=0.05, head_inner_lr=0.5)
+    module, network = make(meta)
+    theta = {name: weight.detach() for name, weight in module.named_parameters()}
+    got = zero_gradient(theta)
+    for i in range(3):
+        add_task_gradient(network, theta, random_episode(i), "fim", meta, got, scale=1 / 3)
+    each = [task_gradients(module, random_episode(i), meta) for i in range(3)]
+    wanted = {name: sum(gradient[name] for gradient in each) / 3 for name in each[0]}
+    assert relative_error(got, wanted) < 1e-5
+
+
+def test_without_inner_steps_prototypes_give_the_exact_gradient_of_a_prototypical_network() -> None:
+    meta = MetaConfig(inner_steps=0)
+    module, network = make(meta)
+    theta = {name: weight.detach() for name, weight in module.named_parameters()}
+    episode = random_episode(7)
+    got = zero_gradient(theta)
+    add_task_gradient(network, theta, episode, "fim", meta, got, scale=1.0)
+
+    support, query = (features(module, part, meta.feature_squared_norm) for part in (episode.support, episode.query))
+    means = torch.stack([support[episode.support.labels == label].mean(0) for label in range(N_WAY)])
+    loss = F.cross_entropy(-torch.cdist(query, means).pow(2), episode.query.labels)
+    exact = torch.autograd.grad(loss, list(module.parameters()), allow_unused=True)
+    wanted = {
+        name: torch.zeros_like(weight) if gradient is None else gradient
+        for (name, weight), gradient in zip(module.named_parameters(), exact, strict=True)
+    }
+    assert relative_error(got, wanted) < 1e-5
+
+
+def test_language_model_gradient_equals_the_reference_for_any_micro_batch() -> None:
+    module, network = make(MetaConfig())
+    theta = {name: weight.detach() for name, weight in module.named_parameters()}
+    rows = torch.randint(0, SHAPE.vocab_size, (5, 9), generator=torch.Generator().manual_seed(0))
+    wanted = language_model_gradients(module, rows)
+    for micro_batch_size in (1, 2, 5):
+        got = zero_gradient(theta)
+        loss_sum = add_language_model_gradient(network, theta, rows, got, 1 / rows[:, 1:].numel(), micro_batch_size)
+        assert relative_error(got, wanted) < 1e-6
+        logits = module.decoder(rows[:, :-1]).flatten(0, 1)
+        torch.testing.assert_close(loss_sum, F.cross_entropy(logits, rows[:, 1:].flatten(), reduction="sum").detach())
+
+
+def test_the_inner_loop_leaves_theta_bit_identical() -> None:
+    meta = MetaConfig(inner_steps=3, inner_lr=0.5)
+    module, network = make(meta)
+    theta = {name: weight.detach() for name, weight in module.named_parameters()}
+    before = copy.deepcopy(theta)
+    adapted = adapt(network, theta, task_leaves(theta), random_episode(0).support, N_WAY, "fim", meta, steps=3)
+    assert any(not torch.equal(adapted.fast[name], before[name]) for name in adapted.fast)
+    assert all(torch.equal(theta[name], before[name]) for name in before)
+    assert all(weight.grad is None for weight in module.parameters())
+
+
+def test_fast_weights_stay_fp32_and_keep_small_updates_when_computing_in_bf16() -> None:
+    meta = MetaConfig(inner_steps=5, inner_lr=2e-4)
+    module, _ = make(meta)
+    network = Network(build_twin(SHAPE, meta, N_WAY, vocab_size=61), torch.bfloat16, meta.feature_squared_norm)
+    theta = {name: weight.detach() for name, weight in module.named_parameters()}
+    adapted = adapt(network, theta, task_leaves(theta), random_episode(0).support, N_WAY, "fim", meta, steps=5)
+    name = "decoder.layers.0.attention.o_proj.weight"
+    assert adapted.fast[name].dtype == torch.float32
+    moved = (adapted.fast[name] != theta[name]).float().mean()
+    rounded_away = (adapted.fast[name].bfloat16() == theta[name].bfloat16()).float().mean()
+    assert moved > 0.9
+    assert rounded_away > 0.5
+
+
+def test_prototype_logits_are_negative_squared_distances_up_to_a_constant() -> None:
+    z = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([0, 1, 2, 0, 1, 2])
+    logits = prototype_head(z, labels, 3).logits(z)
+    means = torch.stack([z[labels == label].mean(0) for label in range(3)])
+    distances = -torch.cdist(z, means).pow(2)
+    torch.testing.assert_close(logits.softmax(-1), distances.softmax(-1))
+
+
+def test_adaptation_lowers_the_support_loss() -> None:
+    meta = MetaConfig(inner_lr=0.05)
+    module, network = make(meta)
+    theta = {name: weight.detach() for name, weight in module.named_parameters()}
+    support = random_episode(3).support
+    adapted = adapt(network, theta, task_leaves(theta), support, N_WAY, "fim", meta, steps=10)
+    after = adapted.head.logits(network.features(adapted.fast, support, "fim"))
+    assert F.cross_entropy(after, support.labels) < F.cross_entropy(adapted.first_logits, support.labels)
+    assert accuracy(after, support) >= accuracy(adapted.first_logits, support)
+
+
+def test_mean_readout_averages_real_positions_only() -> None:
+    module, network = make(MetaConfig())
+    theta = {name: weight.detach() for name, weight in module.named_parameters()}
+    contexts = random_episode(0).support
+    got = network.features(theta, contexts, "mean")
+    hidden = module(contexts.input_ids).detach()
+    wanted = torch.stack([hidden[i, :length].mean(0) for i, length in enumerate(contexts.lengths.tolist())])
+    torch.testing.assert_close(got, 2 * wanted / wanted.norm(dim=-1, keepdim=True))
+
+
+def test_accumulate_scales_and_adds() -> None:
+    total = {"a": torch.ones(2), "b": torch.ones(3)}
+    accumulate(total, ["b"], [torch.full((3,), 4.0)], scale=0.5)
+    assert torch.equal(total["a"], torch.ones(2))
+    assert torch.equal(total["b"], torch.full((3,), 3.0))
