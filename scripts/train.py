@@ -35,7 +35,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--world-size", type=int, help="ranks to assume in a dry run")
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher's
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="override a key of the YAML")
-    return parser.parse_intermixed_args()
+    arguments = parser.parse_intermixed_args()
+    if arguments.world_size is not None and not arguments.dry_run:
+        parser.error("--world-size goes with --dry-run; the launcher decides the ranks of a real run")
+    return arguments
 
 
 def main() -> int:
@@ -55,8 +58,6 @@ def main() -> int:
 
             print_plan(config, deepspeed_json, arguments.deepspeed_config.name, arguments.world_size)
             return 0
-        if arguments.world_size is not None:
-            raise ConfigError("--world-size goes with --dry-run; the launcher decides the ranks of a real run")
         from pico_ds.engine.distributed import start_process, stop_process
         from pico_ds.training.run import run_training
 

@@ -1,7 +1,6 @@
 """Shapes and types of public signatures are checked in every test; the corpus cache is the test session's own."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,13 +10,12 @@ install_import_hook(["pico_ds.meta", "pico_ds.tasks", "pico_ds.data.rows"], "bea
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """PICO_DS_CACHE decides; without it the session has a cache of its own."""
     if "PICO_DS_CACHE" not in os.environ:
         os.environ["PICO_DS_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ.pop("WANDB_API_KEY", None)
-    yield
 
 
 @pytest.fixture

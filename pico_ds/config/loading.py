@@ -120,9 +120,8 @@ def _unknown_keys(tree: Mapping[Any, Any], section: type[BaseModel], path: tuple
             yield from _explain_unknown(dotted, value, section)
         elif isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             if not isinstance(value, Mapping):
-                yield (
-                    f"{dotted}: got {value!r}, expected a section with the keys {_listed(field.annotation.model_fields)}"
-                )
+                keys = _listed(field.annotation.model_fields)
+                yield f"{dotted}: got {value!r}, expected a section with the keys {keys}"
             else:
                 yield from _unknown_keys(value, field.annotation, (*path, key))
 
@@ -148,12 +147,14 @@ def _leaves(value: Any, dotted: str) -> Iterator[str]:
 def _suggest(dotted: str, section: type[BaseModel]) -> str:
     *parents, key = dotted.split(".")
     prefix = ".".join(parents) + "." if parents else ""
+    every = [*_all_keys(RunConfig, ())]
     near = get_close_matches(key, section.model_fields, n=1, cutoff=0.6)
-    suggestion = prefix + near[0] if near else None
-    if suggestion is None:
-        every = [*_all_keys(RunConfig, ())]
-        same_name = [candidate for candidate in every if candidate.rsplit(".", 1)[-1] == key]
-        suggestion = next(iter(same_name or get_close_matches(dotted, every, n=1, cutoff=0.5)), None)
+    candidates = [
+        *(name for name in every if name.rsplit(".", 1)[-1] == key),
+        *(prefix + name for name in near),
+        *get_close_matches(dotted, every, n=1, cutoff=0.5),
+    ]
+    suggestion = next(iter(candidates), None)
     hint = f"did you mean {suggestion}?" if suggestion else f"keys allowed here: {_listed(section.model_fields)}"
     return f"{dotted}: unknown key; {hint}"
 

@@ -1,10 +1,12 @@
 """Where the keys of pico-train and pico-maml configurations went."""
 
+_DEVICES = "devices are the launcher's: `deepspeed --num_gpus N` or `torchrun --nproc_per_node N`"
+
 #: dotted key of a predecessor -> what to do instead. A key that ends in `.*` stands for everything under it.
 MOVED_KEYS: dict[str, str] = {
     "training.fabric.num_nodes": "nodes are the launcher's: `torchrun --nnodes N` or a DeepSpeed hostfile",
-    "training.fabric.num_devices": "devices are the launcher's: `deepspeed --num_gpus N` or `torchrun --nproc_per_node N`",
-    "training.fabric.devices": "devices are the launcher's: `deepspeed --num_gpus N` or `torchrun --nproc_per_node N`",
+    "training.fabric.num_devices": _DEVICES,
+    "training.fabric.devices": _DEVICES,
     "training.fabric.precision": "write training.precision: bf16 (or fp32)",
     "training.fabric.accelerator": "the accelerator is detected; leave the key out",
     "training.fabric.*": "Lightning Fabric is gone; DeepSpeed's settings are in the file given by --deepspeed_config",
@@ -12,9 +14,9 @@ MOVED_KEYS: dict[str, str] = {
     "training.optimization.optimizer": "the optimizer is AdamW; leave the key out",
     "training.optimization.lr_scheduler": "write training.lr_schedule: linear (cosine, constant)",
     "training.optimization.lr_warmup_steps": "write training.lr_warmup_steps",
-    "training.optimization.gradient_accumulation_steps": "training.global_batch_size and training.micro_batch_size imply it",
+    "training.optimization.gradient_accumulation_steps": "global_batch_size and micro_batch_size of training imply it",
     "training.optimization.*": "these keys stand directly under training",
-    "checkpointing.auto_resume": "leave it out: runs do not resume yet; in pico-train it belonged to checkpointing.training",
+    "checkpointing.auto_resume": "leave it out: runs do not resume yet (and it belonged under checkpointing.training)",
     "checkpointing.training.*": "leave it out: runs do not resume yet",
     "checkpointing.save_to_hf": "every save is in HF format; leave the key out",
     "checkpointing.save_checkpoint_repo_id": "leave it out: nothing is pushed to the hub yet",
@@ -50,7 +52,7 @@ MOVED_KEYS: dict[str, str] = {
     "smlmt.hidden_dims": "write meta.head: prototype (or linear)",
     "smlmt.dropout": "the heads have no dropout; leave the key out",
     "smlmt.weight_decay": "write training.weight_decay",
-    "evaluation.metrics": "validation loss and few-shot accuracy are always computed; see evaluation.n_rows and n_tasks",
+    "evaluation.metrics": "validation loss and few-shot accuracy are computed; see evaluation.n_rows and n_tasks",
     "evaluation.paloma.*": "write evaluation.n_rows; the validation rows are those of the corpus",
     "monitoring.logging.log_level": "leave the key out",
     "monitoring.logging.log_every_n_steps": "write monitoring.log_every_n_steps",

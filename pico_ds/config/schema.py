@@ -47,7 +47,7 @@ class ModelConfig(Section):
     position_emb_theta: PositiveFloat = 10000.0
     """base of the rotary position embedding"""
     initializer_std: PositiveFloat = 0.02
-    """standard deviation of the initial weights; projections into the residual stream get it divided by sqrt(2 n_layers)"""
+    """standard deviation of the initial weights; over sqrt(2 n_layers) for projections into the residual stream"""
 
 
 class DataConfig(Section):

@@ -15,7 +15,7 @@ from pico_ds.data.keyed_random import keyed_uniform
 Document = str | npt.NDArray[np.int64]
 
 #: column of a parquet file that is already tokenized
-TOKEN_COLUMN = "input_ids"
+TOKEN_COLUMN = "input_ids"  # noqa: S105
 
 
 def read_documents(config: DataConfig) -> Iterator[Document]:
@@ -47,7 +47,7 @@ def data_files(config: DataConfig) -> list[Path]:
     """
     files: set[Path] = set()
     for pattern in config.paths:
-        matches = glob(pattern, recursive=True) if has_magic(pattern) else [pattern]
+        matches = glob(pattern, recursive=True) if has_magic(pattern) else [pattern]  # noqa: PTH207  absolute globs
         found = [Path(match) for match in matches if Path(match).is_file()]
         if not found:
             raise DataError(f"data.paths: no file matches {pattern!r} (looked in {Path.cwd()})")

@@ -15,7 +15,9 @@ class Attend(Protocol):
     the shape of the queries. `layer` is the block's index, for implementations that keep a cache per block.
     """
 
-    def __call__(self, queries: Tensor, keys: Tensor, values: Tensor, layer: int) -> Tensor: ...
+    def __call__(self, queries: Tensor, keys: Tensor, values: Tensor, layer: int) -> Tensor:
+        """Mix the values."""
+        ...
 
 
 def causal_attention(queries: Tensor, keys: Tensor, values: Tensor, layer: int = 0) -> Tensor:

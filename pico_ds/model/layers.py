@@ -32,6 +32,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(shape.d_model))
 
     def forward(self, x: Tensor) -> Tensor:
+        """`[..., d_model]` to `[..., d_model]`."""
         x32 = x.float()
         normalised = x32 * torch.rsqrt(x32.pow(2).mean(-1, keepdim=True) + self.eps)
         return normalised.type_as(x) * self.weight
@@ -97,6 +98,7 @@ class SwiGLU(nn.Module):
         self.w_2 = nn.Linear(shape.activation_hidden_dim, shape.d_model, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """`[..., d_model]` to `[..., d_model]`."""
         return self.w_2(F.silu(self.w_0(x)) * self.w_1(x))
 
 

@@ -34,13 +34,16 @@ class TokenClasses:
     joins_next: npt.NDArray[np.bool_]
     ends_sentence: npt.NDArray[np.bool_]
     breaks_line: npt.NDArray[np.bool_]
+    is_special: npt.NDArray[np.bool_]
 
     @classmethod
     def of(cls, tokenizer: TextTokenizer) -> "TokenClasses":
         """Classify every entry by its decoded text."""
         size = tokenizer.vocab_size
         texts = tokenizer.backend.decode_batch([[i] for i in range(size)], skip_special_tokens=False)
-        for special in (tokenizer.mask_id, tokenizer.pad_id, tokenizer.end_of_text_id):
+        is_special = np.zeros(size, dtype=np.bool_)
+        is_special[[tokenizer.mask_id, tokenizer.pad_id, tokenizer.end_of_text_id]] = True
+        for special in np.flatnonzero(is_special):
             texts[special] = "\n"
 
         def classify(test: object) -> npt.NDArray[np.bool_]:
@@ -53,6 +56,7 @@ class TokenClasses:
             joins_next=classify(lambda text: text[-1:].isalnum() or text[-1:] in {"'", "’", "-", "\ufffd"}),
             ends_sentence=classify(lambda text: text.rstrip("\"'”’)] ").endswith((".", "!", "?"))),
             breaks_line=classify(lambda text: "\n" in text),
+            is_special=is_special,
         )
 
 

@@ -17,7 +17,7 @@ class WordIndex:
         tokens: `[n_tokens]` the stream.
         word_of_token: `[n_tokens]` word id of the word that a token is part of, -1 for none.
         is_word_start: `[n_tokens]` whether a token begins a run of letters.
-        positions, span_starts, span_ends: `[n_occurrences]` first token of an occurrence, and the bounds of its context.
+        positions, span_starts, span_ends: `[n_occurrences]` first token of an occurrence, and bounds of its context.
     """
 
     def __init__(self, stream: TokenStream, lexicon: Lexicon, classes: TokenClasses, config: SmlmtConfig) -> None:
@@ -69,10 +69,11 @@ class WordIndex:
     ) -> tuple[Positions, Positions]:
         """Bounds of the context of every occurrence: inside its document (or sentence), cutting no word."""
         positions, length = self.positions, config.context_tokens
+        # a special token bounds a context on both sides: rows of a tokenized corpus may hold several documents
+        special = np.flatnonzero(classes.is_special[self.tokens])
+        bounds = np.union1d(document_ends, np.concatenate([special, special + 1]))
         if config.context == "sentence":
-            bounds = self._sentence_ends(document_ends, classes)
-        else:
-            bounds = document_ends
+            bounds = np.union1d(bounds, self._sentence_ends(classes))
         place = np.searchsorted(bounds, positions, side="right")
         lower = np.concatenate([[0], bounds])[place]
         upper = bounds[place]
@@ -88,10 +89,9 @@ class WordIndex:
             ends = np.where(cut, ends - 1, ends)
         return starts, ends
 
-    def _sentence_ends(self, document_ends: Positions, classes: TokenClasses) -> Positions:
-        """Where sentences end (exclusive): after a full stop before a space, at line breaks, at document ends."""
+    def _sentence_ends(self, classes: TokenClasses) -> Positions:
+        """Where sentences end (exclusive): after a full stop before a space, and at line breaks."""
         tokens = self.tokens
         following = np.append(classes.starts_with_space[tokens[1:]], True)
         after_stop = classes.ends_sentence[tokens] & following
-        ends = np.flatnonzero(after_stop | classes.breaks_line[tokens]) + 1
-        return np.union1d(ends, document_ends)
+        return np.flatnonzero(after_stop | classes.breaks_line[tokens]) + 1

@@ -1,0 +1,110 @@
+import pytest
+
+from pico_ds.config import ConfigError, RunConfig, dump_config, load_config, parse_config
+
+
+def error_of(text: str, *overrides: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        parse_config(text, overrides)
+    return str(caught.value)
+
+
+def test_an_empty_file_is_all_defaults() -> None:
+    assert parse_config("") == RunConfig()
+
+
+def test_overrides_reach_any_key_and_win_over_the_file() -> None:
+    overrides = ["training.max_steps=20", "training.lr=3e-4", "monitoring.wandb.mode=disabled", "data.paths=[a, b]"]
+    config = parse_config("training: {max_steps: 5}\ndata: {source: files}", overrides)
+    assert config.training.max_steps == 20
+    assert config.training.lr == 3e-4
+    assert config.monitoring.wandb.mode == "disabled"
+    assert config.data.paths == ["a", "b"]
+
+
+def test_dump_and_parse_round_trip() -> None:
+    config = parse_config("training: {lr: 1e-5, adam_eps: 1e-12}\nsmlmt: {n_way: 7}")
+    assert parse_config(dump_config(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("smlmt: {n_wya: 4}", ["smlmt.n_wya: unknown key", "did you mean smlmt.n_way?"]),
+        ("training: {inner_steps: 4}", ["training.inner_steps", "did you mean meta.inner_steps?"]),
+        ("smltm: {n_way: 4}", ["smltm: unknown key", "did you mean smlmt?"]),
+        ("monitoring: {wandb: {projct: x}}", ["monitoring.wandb.projct", "did you mean monitoring.wandb.project?"]),
+        ("training: {max_steps: many}", ["training.max_steps", "'many'", "valid integer", "outer steps"]),
+        ("training: {max_steps: 2.5}", ["training.max_steps", "2.5", "valid integer"]),
+        ("training: {max_steps: true}", ["training.max_steps", "True"]),
+        ("training: {lr: -1}", ["training.lr", "-1", "greater than 0"]),
+        ("training: {lr: .nan}", ["training.lr", "finite number"]),
+        ("training: {precision: fp16}", ["training.precision", "'fp16'", "'fp32' or 'bf16'"]),
+        ("smlmt: {hybrid_ratio: 1.5}", ["smlmt.hybrid_ratio", "1.5", "less than or equal to 1"]),
+        ("meta: 3", ["meta: got 3", "expected a section", "inner_lr"]),
+        ("a: 1\na: 2", ["key 'a' stands twice", "line 1", "line 2"]),
+        ("smlmt:\n  n_way: 4\n  n_way: 5", ["'n_way'", "line 2", "line 3"]),
+        ("- 1", ["must hold a mapping"]),
+        ("a: [", ["not valid YAML"]),
+        ("model: {d_model: 100}", ["model.d_model: got 100", "attention_n_heads = 12"]),
+        ("model: {d_model: 36}", ["head_dim of 3", "odd"]),
+        ("model: {attention_n_kv_heads: 5}", ["model.attention_n_kv_heads: got 5"]),
+        ("data: {sequence_length: 4096}", ["data.sequence_length: got 4096", "model.max_seq_len = 2048"]),
+        ("data: {source: files}", ["data.paths", "at least one"]),
+        ("data: {paths: [x]}", ["data.paths", "data.source: files"]),
+        ("smlmt: {context_tokens: 2048}", ["smlmt.context_tokens: got 2048", "max_seq_len"]),
+        ("smlmt: {min_word_freq: 9, max_word_freq: 8}", ["smlmt.min_word_freq: got 9"]),
+        ("smlmt: {test_word_fraction: 0.95}", ["leaves no word for training"]),
+        ("smlmt: {validation_word_fraction: 0}", ["evaluation.word_split", "validation_word_fraction is 0"]),
+        ("smlmt: {warmup_steps: 2000}", ["smlmt.warmup_steps: got 2000", "training.max_steps = 1000"]),
+        ("training: {lr_warmup_steps: 2000}", ["training.lr_warmup_steps: got 2000"]),
+        ("checkpointing: {run_name: a/b}", ["checkpointing.run_name", "no slashes"]),
+    ],
+)
+def test_a_mistake_is_named_with_its_path_and_its_cure(text: str, expected: list[str]) -> None:
+    message = error_of(text)
+    for part in expected:
+        assert part in message
+
+
+def test_all_mistakes_are_named_at_once() -> None:
+    message = error_of("training: {lr: -1, max_steps: 0}")
+    assert "2 problems" in message
+    assert "training.lr" in message
+    assert "training.max_steps" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("training: {fabric: {precision: bf16-mixed}}", "write training.precision: bf16"),
+        ("training: {fabric: {num_devices: 4, num_nodes: 2}}", "training.fabric.num_nodes: this key has moved"),
+        ("training: {fabric: {strategy: x}}", "Lightning Fabric is gone"),
+        ("training: {optimization: {lr: 1e-3}}", "write training.lr"),
+        ("checkpointing: {auto_resume: true}", "checkpointing.auto_resume: this key has moved"),
+        ("checkpointing: {training: {auto_resume: true}}", "checkpointing.training.auto_resume: this key has moved"),
+        ("checkpointing: {hf_checkpoint: {repo_id: x}}", "nothing is pushed to the hub yet"),
+        ("smlmt: {inner_lr: 0.1}", "write meta.inner_lr"),
+        ("smlmt: {classifier_head: {num_layers: 4}}", "write meta.head"),
+        ("data: {dataloader: {batch_size: 4}}", "write training.global_batch_size"),
+        ("monitoring: {logging: {log_every_n_steps: 3}}", "write monitoring.log_every_n_steps"),
+        ("evaluation: {paloma: {batch_size: 32}}", "write evaluation.n_rows"),
+    ],
+)
+def test_keys_of_the_predecessors_say_where_they_went(text: str, expected: str) -> None:
+    assert expected in error_of(text)
+
+
+@pytest.mark.parametrize("override", ["training.max_steps", "=3", "training.max_steps.x=3", "training.max_stepz=3"])
+def test_a_bad_override_is_an_error(override: str) -> None:
+    error_of("training: {max_steps: 3}", override)
+
+
+def test_a_missing_file_is_a_clear_error() -> None:
+    with pytest.raises(ConfigError, match=r"cannot read the configuration nowhere\.yaml"):
+        load_config("nowhere.yaml")
+
+
+def test_the_configuration_is_frozen() -> None:
+    with pytest.raises(Exception, match="frozen"):
+        RunConfig().training.lr = 1.0

@@ -1,0 +1,87 @@
+"""The files of configs/ and ds_configs/, and the promise that every field is read."""
+
+import ast
+from itertools import product
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from pico_ds.config import RunConfig, load_config
+from pico_ds.config.deepspeed import load_deepspeed_config, resolve_deepspeed_config, zero_stage
+from pico_ds.model.decoder import parameter_count
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+CONFIGS = sorted((REPOSITORY / "configs").glob("*.yaml"))
+DS_CONFIGS = sorted((REPOSITORY / "ds_configs").glob("*.json"))
+SIZES = {
+    "tiny": 11_282_784,
+    "small": 64_595_328,
+    "medium": 181_095_168,
+    "large": 569_808_384,
+    "1b": 1_057_548_288,
+    "1b-deep": 985_081_344,
+}
+
+
+def test_the_promised_files_are_there() -> None:
+    assert {path.name for path in DS_CONFIGS} == {
+        f"{name}.json" for name in ("zero0", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload")
+    }
+    wanted = {"demo.yaml"} | {f"{kind}-{size}.yaml" for kind, size in product(("pico", "pico-maml"), SIZES)}
+    assert {path.name for path in CONFIGS} == wanted
+
+
+@pytest.mark.parametrize(("config", "ds_config"), product(CONFIGS, DS_CONFIGS), ids=lambda path: path.stem)
+def test_every_config_goes_with_every_ds_config(config: Path, ds_config: Path) -> None:
+    content = load_deepspeed_config(ds_config)
+    # stage 0 is for fp32 alone
+    overrides = ["training.precision=fp32"] if zero_stage(content) == 0 else []
+    settings = resolve_deepspeed_config(content, load_config(config, overrides), world_size=8)
+    assert settings["train_batch_size"] == 8
+
+
+@pytest.mark.parametrize(("size", "kind"), product(SIZES, ("pico", "pico-maml")))
+def test_parameter_counts(size: str, kind: str) -> None:
+    config = load_config(REPOSITORY / "configs" / f"{kind}-{size}.yaml")
+    assert config.model.vocab_size is not None
+    assert parameter_count(config.model, config.model.vocab_size) == SIZES[size]
+
+
+def test_the_maml_configs_keep_pico_mamls_recipe() -> None:
+    for size in SIZES:
+        config = load_config(REPOSITORY / "configs" / f"pico-maml-{size}.yaml")
+        assert (config.smlmt.n_way, config.smlmt.k_shot, config.meta.inner_steps) == (32, 4, 10)
+
+
+def fields(section: type[BaseModel]) -> set[str]:
+    names: set[str] = set()
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            names |= fields(field.annotation)
+        names.add(name)
+    return names
+
+
+def test_every_declared_field_is_read_somewhere() -> None:
+    read: set[str] = set()
+    for path in (REPOSITORY / "pico_ds").rglob("*.py"):
+        if path.parent.name == "config" and path.name in {"schema.py", "validation.py"}:
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+                read.add(node.attr)
+    assert fields(RunConfig) - read == set()
+
+
+def test_every_field_is_documented() -> None:
+    def undocumented(section: type[BaseModel], path: str) -> list[str]:
+        missing = []
+        for name, field in section.model_fields.items():
+            if not field.description:
+                missing.append(path + name)
+            if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+                missing += undocumented(field.annotation, f"{path}{name}.")
+        return missing
+
+    assert undocumented(RunConfig, "") == []

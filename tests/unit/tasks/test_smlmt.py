@@ -1,0 +1,172 @@
+"""Every rule of SMLMT, on random corpora, checked on the decoded text."""
+
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pico_ds.config import Readout, SmlmtConfig
+from pico_ds.data.tokenizer import TextTokenizer
+from pico_ds.tasks.episode import Contexts
+from pico_ds.tasks.errors import TaskError
+from pico_ds.tasks.lexicon import WORD_SPLITS, word_split
+from pico_ds.tasks.smlmt import SMLMT
+from tests.unit.tasks.conftest import WORDS, MakeTasks
+
+READOUTS: tuple[Readout, ...] = ("fim", "pre", "fimpre", "mask", "last", "mean")
+
+
+def numbered_corpus(seed: int, n_documents: int = 12) -> list[str]:
+    """Random words with a unique number after each, so that two contexts overlap only if they share a number."""
+    rng = np.random.default_rng(seed)
+    documents, number = [], 0
+    for _ in range(n_documents):
+        parts = []
+        for _ in range(120):
+            word = str(rng.choice(WORDS))
+            form = rng.choice([word, word.title(), word.upper(), f'"{word}"', f"self-{word}", f"{word}."])
+            parts.append(f"{form} {number}")
+            number += 1
+            if rng.random() < 0.2:
+                parts[-1] += rng.choice(["!", "?", ".", "\n"])
+        documents.append(" ".join(parts))
+    return documents
+
+
+def rows(contexts: Contexts, tokenizer: TextTokenizer) -> list[str]:
+    return [
+        tokenizer.decode(ids[:length].tolist())
+        for ids, length in zip(contexts.input_ids, contexts.lengths.tolist(), strict=True)
+    ]
+
+
+configs = st.fixed_dictionaries(
+    {
+        "n_way": st.integers(2, 5),
+        "k_shot": st.integers(1, 3),
+        "q_query": st.integers(1, 3),
+        "context": st.sampled_from(["window", "sentence"]),
+        "context_tokens": st.integers(12, 32),
+        "readout": st.sampled_from(READOUTS),
+    }
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(corpus_seed=st.integers(0, 10**6), step=st.integers(0, 10**9), index=st.integers(0, 10**4), values=configs)
+def test_every_rule_of_a_task(
+    corpus_seed: int, step: int, index: int, values: dict[str, Any], make_tasks: MakeTasks, tokenizer: TextTokenizer
+) -> None:
+    config = SmlmtConfig(min_word_freq=3, validation_word_fraction=0.1, test_word_fraction=0.1, **values)
+    documents = numbered_corpus(corpus_seed)
+    try:
+        tasks = make_tasks(documents, config, seed=corpus_seed)
+        episode = tasks.sample(step, index)
+    except TaskError:
+        return  # the corpus is too small for these settings, which is said, not worked around
+
+    n_way, words = config.n_way, episode.words
+    assert len(set(words)) == n_way
+    assert all(word_split(word, config, 0) == "train" for word in words)
+    lower = [document.lower() for document in documents]
+    numbers: list[set[str]] = []
+    for contexts, per_class in ((episode.support, config.k_shot), (episode.query, config.q_query)):
+        assert torch.bincount(contexts.labels, minlength=n_way).tolist() == [per_class] * n_way
+        assert contexts.input_ids.shape == (n_way * per_class, tasks.sequence_length)
+        for i, text in enumerate(rows(contexts, tokenizer)):
+            word = words[int(contexts.labels[i])]
+            length, readout = int(contexts.lengths[i]), int(contexts.readout_index[i])
+            real, padding = contexts.input_ids[i, :length], contexts.input_ids[i, length:]
+            assert (padding == tokenizer.pad_id).all()
+            assert (real != tokenizer.pad_id).all()
+            assert 0 <= readout < length
+            # the word itself is masked at every occurrence, and no other word of the task is there
+            assert "[MASK]" in text
+            for other in words:
+                assert not re.search(rf"(?<![a-z]){other}(?![a-z])", text.lower())
+            separator = "<|endoftext|>"
+            if config.readout in ("fim", "fimpre"):
+                assert int(real[-1]) == tokenizer.mask_id
+                assert readout == length - (1 if config.readout == "fim" else 2)
+                suffix, prefix = text.removesuffix("[MASK]").split(separator, 1)
+                text = prefix + "[MASK]" + suffix
+            elif config.readout == "pre":
+                assert int(real[readout + 1]) == tokenizer.mask_id
+                text = text.removeprefix(separator)
+            elif config.readout == "mask":
+                assert int(real[readout]) == tokenizer.mask_id
+            # unmasking gives the corpus back
+            original = re.escape(text.lower()).replace(re.escape("[mask]"), rf"\s?{word}")
+            found = re.compile(original)
+            assert any(found.search(document + separator) for document in lower), (text, word)
+            numbers.append(set(re.findall(r"(?<!\d)\d+(?!\d)", " ".join(text.split()[1:-1]))))
+    # no two contexts of a task share a piece of the corpus
+    for i, mine in enumerate(numbers):
+        for theirs in numbers[:i]:
+            assert not mine & theirs
+
+
+def test_a_task_is_a_pure_function_of_seed_step_and_index(make_tasks: MakeTasks) -> None:
+    config = SmlmtConfig(n_way=3, k_shot=2, q_query=2, min_word_freq=3)
+    documents = numbered_corpus(0)
+    one, other = make_tasks(documents, config), make_tasks(documents, config)
+    other.sample(9, 9)  # sampling leaves nothing behind
+    for step, index in ((0, 0), (5, 1), (0, 0)):
+        a, b = one.sample(step, index), other.sample(step, index)
+        assert a.words == b.words
+        assert torch.equal(a.support.input_ids, b.support.input_ids)
+        assert torch.equal(a.query.input_ids, b.query.input_ids)
+    differs = make_tasks(documents, config, seed=1)
+    draws = {(tasks.sample(s, i).words) for tasks in (one, differs) for s in range(3) for i in range(3)}
+    assert len(draws) > 10
+
+
+def test_labels_are_a_random_permutation(make_tasks: MakeTasks) -> None:
+    tasks = make_tasks(numbered_corpus(0), SmlmtConfig(n_way=3, k_shot=1, q_query=1, min_word_freq=3))
+    labels_of: dict[str, set[int]] = {}
+    for i in range(60):
+        for label, word in enumerate(tasks.sample(0, i).words):
+            labels_of.setdefault(word, set()).add(label)
+    assert all(labels == {0, 1, 2} for labels in labels_of.values())
+
+
+def test_readouts_change_the_layout_and_not_the_task(make_tasks: MakeTasks, tokenizer: TextTokenizer) -> None:
+    documents = numbered_corpus(1)
+    texts = {}
+    for readout in READOUTS:
+        config = SmlmtConfig(n_way=3, k_shot=2, q_query=2, min_word_freq=3, readout=readout)
+        episode = make_tasks(documents, config).sample(3, 4)
+        texts[readout] = (episode.words, [sorted(row.split()) for row in rows(episode.support, tokenizer)])
+    assert len({words for words, _ in texts.values()}) == 1
+    assert texts["mask"] == texts["last"] == texts["mean"]
+
+
+def test_splits_are_disjoint_and_words_outside_the_range_are_never_classes(make_tasks: MakeTasks) -> None:
+    config = SmlmtConfig(
+        n_way=2, k_shot=1, q_query=1, min_word_freq=3, validation_word_fraction=0.3, test_word_fraction=0.3
+    )
+    documents = [*numbered_corpus(0), "rareword 1 rareword 2"]
+    pools = [set(make_tasks(documents, config, split).words.tolist()) for split in WORD_SPLITS]
+    assert sum(map(len, pools)) == len(set.union(*pools))
+    tasks = make_tasks(documents, config)
+    ids = {word: i for i, word in enumerate(tasks.lexicon.words)}
+    assert ids["rareword"] not in set.union(*pools)
+
+
+def test_too_few_words_is_a_clear_error(make_tasks: MakeTasks) -> None:
+    with pytest.raises(TaskError, match=r"smlmt.n_way: got 50, but only \d+ train words"):
+        make_tasks(numbered_corpus(0), SmlmtConfig(n_way=50, k_shot=1, q_query=1, min_word_freq=1))
+
+
+def test_words_that_always_stand_together_are_a_clear_error_not_a_loop(make_tasks: MakeTasks) -> None:
+    documents = [" ".join(f"apple bridge {i}." for i in range(200))]
+    config = SmlmtConfig(
+        n_way=2, k_shot=1, q_query=1, min_word_freq=3, validation_word_fraction=0, test_word_fraction=0
+    )
+    tasks: SMLMT = make_tasks(documents, config)
+    with pytest.raises(TaskError, match="contexts free of each other"):
+        tasks.sample(0, 0)
