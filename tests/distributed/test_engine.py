@@ -1,0 +1,74 @@
+"""DeepSpeed on two gloo ranks: exactness, and what it communicates."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pico_ds.config import parse_config
+from pico_ds.config.deepspeed import load_deepspeed_config
+from pico_ds.training.plan import make_plan
+from tests.launching import REPOSITORY, run_ranks
+from tests.reference import SHAPE
+
+DS_CONFIGS = ["zero0", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload"]
+
+
+@pytest.fixture(scope="module", params=[1, 2])
+def equivalence(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    directory = tmp_path_factory.mktemp("equivalence")
+    return run_ranks("tests.distributed.workers.equivalence", request.param, directory, ",".join(DS_CONFIGS))
+
+
+@pytest.mark.parametrize("ds_config", DS_CONFIGS)
+def test_ranks_equal_one_plain_loop_over_the_same_tasks(equivalence: list[dict[str, Any]], ds_config: str) -> None:
+    """Even, uneven and empty shares, tasks and rows, AdamW with clipping: after five steps the weights are equal."""
+    for result in equivalence:
+        assert result[ds_config]["relative_error"] <= 1e-6
+
+
+@pytest.mark.parametrize("ds_config", DS_CONFIGS)
+def test_the_inner_loop_leaves_the_parameters_bit_identical(
+    equivalence: list[dict[str, Any]], ds_config: str
+) -> None:
+    assert all(result[ds_config]["untouched"] for result in equivalence)
+
+
+@pytest.fixture(scope="module")
+def communication(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    results = run_ranks("tests.distributed.workers.communication", 2, tmp_path_factory.mktemp("communication"))
+    assert results[0] == results[1]
+    return results[0]
+
+
+@pytest.mark.parametrize("stage", range(4))
+def test_communication_grows_neither_with_inner_steps_nor_with_tasks(
+    communication: dict[str, Any], stage: int
+) -> None:
+    base = communication[f"zero{stage}/inner1/tasks1"]
+    assert sum(base["calls"].values()) > 0
+    assert communication[f"zero{stage}/inner8/tasks1"] == base
+    assert communication[f"zero{stage}/inner1/tasks4"] == base
+
+
+@pytest.mark.parametrize("stage", range(4))
+def test_the_plan_predicts_the_bytes(communication: dict[str, Any], stage: int) -> None:
+    counted = communication[f"zero{stage}/inner1/tasks1"]
+    config = parse_config("smlmt: {n_way: 3}").model_copy(update={"model": SHAPE})
+    settings = load_deepspeed_config(REPOSITORY / "ds_configs" / f"zero{stage}.json")
+    plan = make_plan(config, settings, vocab_size=61, world_size=2)
+    assert plan.n_parameters * 4 == counted["weight_bytes"]
+    # beside the payload there are a few scalars: norms and overflow flags
+    assert 0 <= sum(counted["bytes"].values()) - sum(plan.communication.values()) <= 64
+
+
+def test_zero3_gathers_and_scatters_the_parameters_once(communication: dict[str, Any]) -> None:
+    counted = communication["zero3/inner1/tasks1"]
+    assert counted["bytes"]["allgather_base"] == counted["weight_bytes"]
+    assert counted["bytes"]["reduce_scatter_base"] == counted["weight_bytes"]
+
+
+def test_the_shared_memory_op_is_not_compiled(tmp_path: Path) -> None:
+    """DeepSpeed would compile it for 25 s; the switch is private state, so a new version may lose it."""
+    results = run_ranks("tests.distributed.workers.shared_memory", 1, tmp_path, timeout_seconds=120)
+    assert results == [{"compiled": False}]

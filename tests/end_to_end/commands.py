@@ -1,0 +1,49 @@
+"""Run scripts/train.py as a user would, by any launcher."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from tests.launching import REPOSITORY, free_port
+
+TINY = "tests/end_to_end/tiny.yaml"
+BIN = Path(sys.executable).parent
+
+
+def environment(**others: str) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    path = f"{BIN}{os.pathsep}{kept.get('PATH', '')}"
+    return {**kept, "PATH": path, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), **others}
+
+
+def run(*command: str, timeout_seconds: float = 200, check: bool = True, **others: str) -> str:
+    """Run a command from the repository's root; returns what it printed."""
+    done = subprocess.run(
+        command,
+        cwd=REPOSITORY,
+        env=environment(**others),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=timeout_seconds,
+    )
+    if check:
+        assert done.returncode == 0, f"{' '.join(command)} exited with {done.returncode}:\n{done.stdout[-5000:]}"
+    else:
+        assert done.returncode != 0, f"{' '.join(command)} should have failed:\n{done.stdout[-5000:]}"
+    return done.stdout
+
+
+def torchrun(*arguments: str, ranks: int = 2, **others: str) -> str:
+    return run("torchrun", "--nproc_per_node", str(ranks), "--master_port", str(free_port()), *arguments, **others)
+
+
+def deepspeed(*arguments: str, ranks: int = 2) -> str:
+    return run("deepspeed", "--num_accelerators", str(ranks), "--master_port", str(free_port()), *arguments)
+
+
+def metrics_of(run_directory: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run_directory / "logs" / "metrics.jsonl").read_text().splitlines()]

@@ -1,0 +1,101 @@
+"""One rank and two, every ZeRO stage, every launcher: the same tasks, the same losses, the same weights."""
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.conftest import write_text_corpus
+from tests.end_to_end.commands import TINY, deepspeed, environment, metrics_of, run, torchrun
+from tests.launching import REPOSITORY, free_port
+from tests.reference import relative_error
+
+STEPS = 6
+#: metrics of the machine, not of the mathematics
+TIMINGS = {"seconds_per_step", "tokens_per_second", "tasks_per_second", "peak_memory_gib"}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_text_corpus(tmp_path_factory.mktemp("launchers") / "corpus.jsonl")
+
+
+@pytest.fixture(scope="module")
+def arguments(corpus: Path) -> Callable[..., list[str]]:
+    def make(name: str, *others: str) -> list[str]:
+        where = [f"checkpointing.runs_dir={corpus.parent}", f"checkpointing.run_name={name}"]
+        return ["scripts/train.py", "--config", TINY, f"data.paths=[{corpus}]", *where, *others]
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def one_rank(arguments: Callable[..., list[str]], corpus: Path) -> Path:
+    run("python", *arguments("one"))
+    return corpus.parent / "one"
+
+
+def assert_same_run(got: Path, wanted: Path) -> None:
+    got_lines, wanted_lines = metrics_of(got), metrics_of(wanted)
+    assert [line["step"] for line in got_lines] == [line["step"] for line in wanted_lines]
+    for got_line, wanted_line in zip(got_lines, wanted_lines, strict=True):
+        assert got_line.keys() == wanted_line.keys()
+        for name in wanted_line.keys() - TIMINGS:
+            assert got_line[name] == pytest.approx(wanted_line[name], rel=2e-4, abs=1e-6), (name, got_line["step"])
+    weights = [load_file(path / f"checkpoints/step_{STEPS}/model.safetensors") for path in (got, wanted)]
+    assert relative_error(*weights) < 1e-5
+
+
+@pytest.mark.parametrize("stage", range(4))
+@pytest.mark.parametrize("launcher", [torchrun, deepspeed])
+def test_two_ranks_walk_the_trajectory_of_one(
+    launcher: Callable[..., str], stage: int, arguments: Callable[..., list[str]], one_rank: Path
+) -> None:
+    name = f"{launcher.__name__}-zero{stage}"
+    launcher(*arguments(name, "--deepspeed_config", f"ds_configs/zero{stage}.json"))
+    assert_same_run(one_rank.parent / name, one_rank)
+
+
+def test_two_agents_of_one_rank_each_over_loopback(arguments: Callable[..., list[str]], one_rank: Path) -> None:
+    rendezvous = ["--nnodes", "2", "--nproc_per_node", "1", "--rdzv_backend", "c10d", "--rdzv_id", "agents"]
+    rendezvous += ["--rdzv_endpoint", f"127.0.0.1:{free_port()}", "--local_addr", "127.0.0.1"]
+    agents = [
+        subprocess.Popen(
+            ["torchrun", *rendezvous, "--node_rank", str(node), *arguments("agents")],
+            cwd=REPOSITORY,
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for node in range(2)
+    ]
+    try:
+        logs = [agent.communicate(timeout=200)[0] for agent in agents]
+    finally:
+        for agent in agents:
+            agent.kill()
+    assert [agent.returncode for agent in agents] == [0, 0], "\n".join(log[-3000:] for log in logs)
+    assert_same_run(one_rank.parent / "agents", one_rank)
+
+
+def test_metrics_say_what_the_issue_of_a_run_needs(one_rank: Path) -> None:
+    lines: list[dict[str, Any]] = metrics_of(one_rank)
+    training = [line for line in lines if "lr" in line]
+    assert [line["step"] for line in training] == list(range(1, STEPS + 1))
+    meta = [line for line in training if "meta/query_loss_after" in line]
+    assert meta, "the tiny run has meta steps"
+    for moment in ("before", "after"):
+        for part in ("support", "query"):
+            assert {f"meta/{part}_loss_{moment}", f"meta/{part}_accuracy_{moment}"} <= meta[0].keys()
+    assert {"meta/relative_displacement", "meta/inner_gradient_norm", "outer_gradient_norm"} <= meta[0].keys()
+    assert meta[0]["tasks_per_second"] > 0
+    assert 0 < meta[0]["meta/relative_displacement"] < 1
+    autoregressive = [line for line in training if "ar/loss" in line]
+    assert len(autoregressive) + len(meta) == STEPS
+    assert all(line["tokens_per_second"] > 0 and line["peak_memory_gib"] > 0 for line in training)
+    assert training[-1]["rows"] == 5 * len(autoregressive)
+    assert training[-1]["tasks"] == 3 * len(meta)
