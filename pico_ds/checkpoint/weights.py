@@ -25,8 +25,11 @@ def save_weights(
     Everything is written beside its place and renamed, then `latest` is replaced: a directory that exists is complete.
     A meta-learned head goes into `meta_head.safetensors`.
     """
+    from transformers.utils.logging import disable_progress_bar
+
     from pico_ds.model.huggingface import PicoDecoderHF, PicoDecoderHFConfig
 
+    disable_progress_bar()
     final = checkpoints / f"step_{step}"
     staging = checkpoints / f".step_{step}.partial"
     shutil.rmtree(staging, ignore_errors=True)

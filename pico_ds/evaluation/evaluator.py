@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pico_ds.config import Readout, RunConfig
+from pico_ds.data.keyed_random import digest64
 from pico_ds.data.rows import TokenRows
 from pico_ds.engine.distributed import Process
 from pico_ds.evaluation.few_shot import Estimate, FewShotResult, evaluate_few_shot
@@ -21,11 +22,13 @@ class EvaluationResult:
         step: outer steps taken before it.
         validation_loss: nats per token, None where no rows were asked for.
         few_shot: accuracies by readout.
+        task_key: equal for evaluations on the very same tasks.
     """
 
     step: int
     validation_loss: float | None
     few_shot: dict[Readout, FewShotResult]
+    task_key: str
 
     def write(self, directory: Path) -> Path:
         """Write `step_<N>.json`: means with 95 % intervals, and the accuracy of every task."""
@@ -46,7 +49,7 @@ class EvaluationResult:
         """Read what `write` wrote."""
         content = json.loads(path.read_text())
         few_shot = {readout: FewShotResult(**result) for readout, result in content["few_shot"].items()}
-        return cls(content["step"], content["validation_loss"], few_shot)
+        return cls(content["step"], content["validation_loss"], few_shot, content["task_key"])
 
 
 class Evaluator:
@@ -86,4 +89,11 @@ class Evaluator:
             )
             for tasks in self._tasks
         }
-        return EvaluationResult(step, loss, few_shot)
+        return EvaluationResult(step, loss, few_shot, task_key(self._config))
+
+
+def task_key(config: RunConfig) -> str:
+    """A digest of everything that decides the evaluation tasks; the readout changes their layout alone."""
+    corpus = config.data.model_dump(exclude={"cache_dir", "sequence_length"})
+    tasks = config.smlmt.model_dump(exclude={"readout", "hybrid_ratio", "warmup_steps"})
+    return f"{digest64(repr((corpus, tasks, config.evaluation.word_split))):016x}"

@@ -43,32 +43,29 @@ def print_report(
 
 
 def results_table(config: RunConfig, results: dict[int, EvaluationResult]) -> Table:
-    """Validation loss and few-shot accuracy of every evaluation, by readout."""
+    """Validation loss and few-shot accuracy of every evaluation, a row for each readout."""
     smlmt, settings = config.smlmt, config.evaluation
+    readouts = list(next(iter(results.values())).few_shot)
     table = Table(
         title=f"{smlmt.n_way}-way {smlmt.k_shot}-shot on held-out {settings.word_split} words in held-out documents, "
         f"{settings.n_tasks} tasks [accuracy %, 95 % interval]",
         title_justify="left",
     )
-    table.add_column("model")
-    table.add_column("validation loss", justify="right")
-    readouts = list(next(iter(results.values())).few_shot)
-    for readout in readouts:
-        table.add_column(
-            f"{readout}: prototypes" if config.meta.head == "prototype" else f"{readout}: head", justify="right"
-        )
-        table.add_column(f"{readout}: after {settings.adaptation_steps} steps", justify="right")
+    start = "prototypes" if config.meta.head == "prototype" else "initial head"
+    for column in ("model", "readout", "val. loss", start, f"after {settings.adaptation_steps} steps"):
+        table.add_column(column, justify="left" if column in ("model", "readout") else "right", no_wrap=True)
     if readouts:
-        table.add_row("chance", "", *[f"{100 / smlmt.n_way:.1f}", f"{100 / smlmt.n_way:.1f}"] * len(readouts))
+        chance = f"{100 / smlmt.n_way:.1f}"
+        table.add_row("chance", "", "", chance, chance)
     for step in sorted(results):
         result = results[step]
+        moment = _moment(step, config)
         loss = "" if result.validation_loss is None else f"{result.validation_loss:.3f}"
-        cells = [
-            _percent(Estimate.of(values))
-            for readout in readouts
-            for values in (result.few_shot[readout].before, result.few_shot[readout].after)
-        ]
-        table.add_row(_moment(step, config), loss, *cells)
+        if not readouts:
+            table.add_row(moment, "", loss, "", "")
+        for number, (readout, found) in enumerate(result.few_shot.items()):
+            accuracies = [_percent(Estimate.of(values)) for values in (found.before, found.after)]
+            table.add_row(*((moment, readout, loss) if number == 0 else ("", readout, "")), *accuracies)
     return table
 
 
@@ -81,7 +78,7 @@ def _moment(step: int, config: RunConfig) -> str:
     if step == 0:
         return "untrained"
     if smlmt.hybrid_ratio > 0 and step == smlmt.warmup_steps:
-        return f"after AR warm-up (step {step})"
+        return f"after AR warm-up, step {step}"
     if step == last:
-        return f"after {'meta-' if smlmt.hybrid_ratio > 0 else 'AR '}training (step {step})"
+        return f"after {'meta-' if smlmt.hybrid_ratio > 0 else 'AR '}training, step {step}"
     return f"step {step}"

@@ -59,7 +59,7 @@ class WandbTracker:
                 dir=str(directory),
                 config=run_config,
                 mode=mode,
-                settings=wandb.Settings(silent=True, console="off", init_timeout=30),
+                settings=wandb.Settings(silent=True, console="off", init_timeout=20),
             )
         except Exception as error:  # noqa: BLE001  any failure of a logger is less than the run
             self._give_up(error)

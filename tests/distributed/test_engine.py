@@ -28,9 +28,7 @@ def test_ranks_equal_one_plain_loop_over_the_same_tasks(equivalence: list[dict[s
 
 
 @pytest.mark.parametrize("ds_config", DS_CONFIGS)
-def test_the_inner_loop_leaves_the_parameters_bit_identical(
-    equivalence: list[dict[str, Any]], ds_config: str
-) -> None:
+def test_the_inner_loop_leaves_the_parameters_bit_identical(equivalence: list[dict[str, Any]], ds_config: str) -> None:
     assert all(result[ds_config]["untouched"] for result in equivalence)
 
 
@@ -42,9 +40,7 @@ def communication(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("stage", range(4))
-def test_communication_grows_neither_with_inner_steps_nor_with_tasks(
-    communication: dict[str, Any], stage: int
-) -> None:
+def test_communication_grows_neither_with_inner_steps_nor_with_tasks(communication: dict[str, Any], stage: int) -> None:
     base = communication[f"zero{stage}/inner1/tasks1"]
     assert sum(base["calls"].values()) > 0
     assert communication[f"zero{stage}/inner8/tasks1"] == base

@@ -1,0 +1,59 @@
+"""Two runs on the same evaluation tasks, task by task."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pico_ds.config import ConfigError
+from pico_ds.evaluation.evaluator import EvaluationResult
+from pico_ds.evaluation.few_shot import Estimate, FewShotResult
+
+
+@dataclass(frozen=True)
+class Entry:
+    """The last evaluation of a run, at one readout."""
+
+    name: str
+    step: int
+    validation_loss: float | None
+    few_shot: FewShotResult
+    task_key: str
+
+
+def read_entry(text: str) -> Entry:
+    """Read `RUN` or `RUN:READOUT`; without a readout the run must have exactly one.
+
+    Raises:
+        ConfigError: no such run, or no such readout in it.
+    """
+    path, _, readout = text.partition(":")
+    steps = [int(file.stem.removeprefix("step_")) for file in Path(path, "eval_results").glob("step_*.json")]
+    if not steps:
+        raise ConfigError(f"{path} holds no eval_results/step_<N>.json; give the directory of a finished run")
+    result = EvaluationResult.read(Path(path, "eval_results", f"step_{max(steps)}.json"))
+    if not readout and len(result.few_shot) == 1:
+        readout = next(iter(result.few_shot))
+    if readout not in result.few_shot:
+        raise ConfigError(
+            f"{text}: name one of the readouts that were evaluated, e.g. {path}:{next(iter(result.few_shot))}"
+            f" (there are {', '.join(result.few_shot)})"
+        )
+    return Entry(text, result.step, result.validation_loss, result.few_shot[readout], result.task_key)
+
+
+def paired_differences(a: Entry, b: Entry) -> tuple[Estimate, Estimate]:
+    """Mean over tasks of a - b, before and after adaptation, with the interval of the differences.
+
+    Raises:
+        ConfigError: the runs were evaluated on different tasks.
+    """
+    n_a, n_b = len(a.few_shot.before), len(b.few_shot.before)
+    if a.task_key != b.task_key or n_a != n_b:
+        raise ConfigError(
+            f"{a.name} and {b.name} were evaluated on different tasks ({n_a} and {n_b}); evaluate both with the same "
+            "data, smlmt, evaluation.word_split and evaluation.n_tasks"
+        )
+    before = np.subtract(a.few_shot.before, b.few_shot.before)
+    after = np.subtract(a.few_shot.after, b.few_shot.after)
+    return Estimate.of(before), Estimate.of(after)

@@ -1,0 +1,50 @@
+#!/usr/bin/env python
+"""Compare runs on the same held-out tasks: accuracy, and paired differences to the first.
+
+    python scripts/compare.py runs/fomaml:fim runs/ar:fimpre
+
+The tasks are keyed by data.split_seed, so runs with equal `data`, `smlmt` and `evaluation` sections share them.
+"""
+
+import argparse
+import sys
+
+from rich.console import Console
+from rich.table import Table
+
+from pico_ds.config import ConfigError
+from pico_ds.evaluation.comparison import paired_differences, read_entry
+from pico_ds.evaluation.few_shot import Estimate
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", metavar="RUN[:READOUT]", help="directory of a run, and one of its readouts")
+    arguments = parser.parse_args()
+    try:
+        entries = [read_entry(text) for text in arguments.runs]
+        differences = [paired_differences(entries[0], entry) for entry in entries]
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    table = Table(title="few-shot accuracy [%] with 95 % intervals over tasks; the first run minus each other, paired")
+    for column in ("run", "step", "val loss", "before", "after", "diff before", "diff after"):
+        table.add_column(column, justify="left" if column == "run" else "right", no_wrap=True)
+    for entry, pair in zip(entries, differences, strict=True):
+        table.add_row(
+            entry.name,
+            str(entry.step),
+            "" if entry.validation_loss is None else f"{entry.validation_loss:.3f}",
+            *(percent(Estimate.of(values)) for values in (entry.few_shot.before, entry.few_shot.after)),
+            *("" if entry is entries[0] else percent(difference) for difference in pair),
+        )
+    Console(width=max(120, Console().width)).print(table)
+    return 0
+
+
+def percent(estimate: Estimate) -> str:
+    return f"{100 * estimate.mean:.1f} ± {100 * estimate.half_width:.1f}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

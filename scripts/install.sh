@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# Make .venv and install pico_ds with an extra (demo or dev). Running it again is quick and changes nothing.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+extra="${1:-demo}"
+torch_version=2.13.0
+
+find_python() {
+    for candidate in python3 python3.12 python3.13 python3.11 python; do
+        if "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then
+            echo "$candidate"
+            return
+        fi
+    done
+    echo "error: Python 3.11, 3.12 or 3.13 is needed and none was found on PATH" >&2
+    exit 1
+}
+
+if [ ! -x .venv/bin/python ]; then
+    python=$(find_python)
+    "$python" -m venv .venv || {
+        echo "error: $python cannot make a virtual environment; on Debian and Ubuntu: apt install python3-venv" >&2
+        exit 1
+    }
+fi
+pip() { .venv/bin/python -m pip --disable-pip-version-check --quiet "$@"; }
+
+stamp=".venv/.installed-$extra"
+if [ -f "$stamp" ] && [ "$stamp" -nt setup.py ]; then
+    exit 0
+fi
+echo "installing into .venv (a minute or two the first time)" >&2
+if ! .venv/bin/python -c 'import torch' 2>/dev/null; then
+    # On Linux PyPI's build of torch carries several GB of CUDA; without a GPU the CPU build is enough.
+    if ! nvidia-smi -L >/dev/null 2>&1 && [ "$(uname -sm)" = "Linux x86_64" ] && [ -z "${CI:-}" ]; then
+        pip install --retries 0 --timeout 15 --index-url https://download.pytorch.org/whl/cpu \
+            "torch==$torch_version" 2>/dev/null || true
+    fi
+    pip install "torch==$torch_version"
+fi
+pip install --editable ".[$extra]"
+touch "$stamp"

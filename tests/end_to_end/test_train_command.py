@@ -1,0 +1,241 @@
+"""scripts/train.py as a user meets it: what it leaves, what it refuses, what it survives."""
+
+import json
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pico_ds.config import load_config
+from tests.conftest import write_text_corpus
+from tests.end_to_end.commands import TINY, environment, metrics_of, run
+from tests.launching import REPOSITORY
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_text_corpus(tmp_path_factory.mktemp("train") / "corpus.jsonl")
+
+
+@pytest.fixture(scope="module")
+def train(corpus: Path) -> Callable[..., str]:
+    def command(*others: str, **options: object) -> str:
+        where = [f"data.paths=[{corpus}]", f"checkpointing.runs_dir={corpus.parent}"]
+        return run("python", str(REPOSITORY / "scripts/train.py"), "--config", TINY, *where, *others, **options)
+
+    return command
+
+
+@pytest.fixture(scope="module")
+def finished(train: Callable[..., str], corpus: Path) -> tuple[Path, str]:
+    output = train(
+        "checkpointing.run_name=finished",
+        "checkpointing.save_every_n_steps=4",
+        "learning_dynamics.log_every_n_steps=1",
+        "monitoring.wandb.mode=auto",
+        "evaluation.readouts=[fim, pre, mean]",
+        "evaluation.every_n_steps=3",
+    )
+    return corpus.parent / "finished", output
+
+
+def test_a_run_leaves_its_files(finished: tuple[Path, str]) -> None:
+    path, _ = finished
+    config = load_config(path / "training_config.yaml")
+    assert config.model.vocab_size == 403
+    assert config.checkpointing.run_name == "finished"
+    assert {child.name for child in (path / "checkpoints").iterdir()} == {"step_4", "step_6", "latest"}
+    assert (path / "checkpoints/latest").read_text() == "step_6\n"
+    assert {child.name for child in (path / "eval_results").iterdir()} == {f"step_{s}.json" for s in (0, 2, 3, 6)}
+    log = (path / "logs/train.log").read_text()
+    assert "step 6/6" in log
+    result = json.loads((path / "eval_results/step_6.json").read_text())
+    assert set(result["few_shot"]) == {"fim", "pre", "mean"}
+    assert len(result["few_shot"]["fim"]["after"]) == 3
+    assert result["validation_loss"] < 7
+
+
+def test_wandb_is_offline_without_a_key(finished: tuple[Path, str]) -> None:
+    path, output = finished
+    assert "wandb: offline" in output
+    assert list((path / "logs/wandb").glob("offline-run-*/*.wandb"))
+
+
+def test_the_report_names_the_moments_the_files_and_what_is_next(finished: tuple[Path, str]) -> None:
+    path, output = finished
+    for text in ("chance", "untrained", "after AR warm-up", "after meta-training", "Files:", str(path), "Next:"):
+        assert text in output
+    assert "config tiny.yaml, zero1.json, 1 rank(s) on cpu, fp32" in output
+    assert "first step done" in output
+
+
+def test_layers_are_recorded(finished: tuple[Path, str]) -> None:
+    lines = [line for line in metrics_of(finished[0]) if "lr" in line]
+    names = {f"layers.{layer}.{part}" for layer in range(2) for part in ("attention.v_proj", "swiglu.w_2")}
+    for line in lines:
+        assert all(line[f"layers/weight_norm/{name}"] > 0 for name in names)
+        displacements = [line.get(f"layers/displacement/{name}") for name in names]
+        assert all(d > 0 for d in displacements) if "meta/query_loss_after" in line else not any(displacements)
+    weights = load_file(finished[0] / "checkpoints/step_4/model.safetensors")
+    name = "layers.1.swiglu.w_2"
+    # the record of a step is of the weights it started from
+    assert lines[4][f"layers/weight_norm/{name}"] == pytest.approx(weights[f"{name}.weight"].norm().item(), rel=1e-5)
+
+
+def test_weights_load_in_transformers_without_pico_ds(finished: tuple[Path, str]) -> None:
+    """In a process that cannot import pico_ds, from another directory."""
+    checkpoint = finished[0] / "checkpoints/step_6"
+    code = f"""
+        import sys
+        sys.modules["pico_ds"] = None
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+        model = AutoModelForCausalLM.from_pretrained({str(checkpoint)!r}, trust_remote_code=True)
+        tokenizer = AutoTokenizer.from_pretrained({str(checkpoint)!r})
+        inputs = tokenizer("The cat sees the", return_tensors="pt")
+        inputs.pop("token_type_ids", None)
+        print(tokenizer.decode(model.generate(**inputs, max_new_tokens=5, do_sample=False)[0]))
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        cwd=checkpoint.parent,
+        env={**environment(), "PYTHONPATH": ""},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "The cat sees the" in done.stdout
+
+
+def test_a_run_is_never_overwritten(finished: tuple[Path, str], train: Callable[..., str]) -> None:
+    path, _ = finished
+    before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
+    output = train("checkpointing.run_name=finished", check=False)
+    assert "already holds a run, which is not overwritten" in output
+    assert {file: file.read_bytes() for file in path.rglob("*") if file.is_file()} == before
+
+
+def test_without_a_name_runs_are_numbered(train: Callable[..., str], corpus: Path) -> None:
+    quick = ["training.max_steps=2", "evaluation.n_tasks=0", "evaluation.n_rows=0"]
+    train(*quick)
+    train(*quick)
+    assert (corpus.parent / "tiny-001/checkpoints/step_2").is_dir()
+    assert (corpus.parent / "tiny-002/checkpoints/step_2").is_dir()
+
+
+def test_bf16_linear_head_sentences_and_constant_rate(train: Callable[..., str], corpus: Path) -> None:
+    train(
+        "checkpointing.run_name=variant",
+        "training.precision=bf16",
+        "meta.head=linear",
+        "smlmt.context=sentence",
+        "smlmt.readout=mask",
+        "training.lr_schedule=constant",
+        "--deepspeed_config",
+        "ds_configs/zero2.json",
+    )
+    checkpoint = corpus.parent / "variant/checkpoints/step_6"
+    weights = load_file(checkpoint / "model.safetensors")
+    assert {weight.dtype for weight in weights.values()} == {torch.bfloat16}
+    assert set(load_file(checkpoint / "meta_head.safetensors")) == {"head.weight", "head.bias"}
+
+
+def test_plain_autoregressive_training_needs_no_tasks(train: Callable[..., str], corpus: Path) -> None:
+    train("checkpointing.run_name=ar", "smlmt.hybrid_ratio=0", "evaluation.n_tasks=0")
+    lines = [line for line in metrics_of(corpus.parent / "ar") if "lr" in line]
+    assert len(lines) == 6
+    assert all("ar/loss" in line and "meta/query_loss_after" not in line for line in lines)
+
+
+def test_a_diverged_run_skips_and_stops_with_a_clear_error(train: Callable[..., str], corpus: Path) -> None:
+    output = train(
+        "checkpointing.run_name=diverged",
+        "training.lr=1e30",
+        "training.max_steps=30",
+        "training.lr_warmup_steps=0",
+        "training.max_consecutive_skipped_steps=3",
+        "smlmt.hybrid_ratio=0",
+        check=False,
+    )
+    assert "error: 3 outer steps in a row" in output
+    assert "Lower training.lr" in output
+    assert "Traceback" not in output
+    assert output.count("skipped: the loss or gradient is not finite") >= 2
+    assert max(line["skipped_steps"] for line in metrics_of(corpus.parent / "diverged")) >= 2
+
+
+def test_a_network_failure_of_wandb_never_stops_training(train: Callable[..., str], corpus: Path) -> None:
+    output = train(
+        "checkpointing.run_name=unreachable",
+        "monitoring.wandb.mode=online",
+        "evaluation.n_tasks=0",
+        WANDB_API_KEY="0123456789" * 4,
+        WANDB_BASE_URL="http://127.0.0.1:9",
+    )
+    assert "step 6/6" in output
+    assert (corpus.parent / "unreachable/checkpoints/step_6").is_dir()
+    assert "0123456789" * 4 not in output
+
+
+def test_dot_env_is_read_and_never_logged(train: Callable[..., str], corpus: Path, tmp_path: Path) -> None:
+    secret = "hf_averysecrettoken"
+    (tmp_path / ".env").write_text(f"HF_TOKEN={secret}\nPICO_DS_CACHE={tmp_path / 'cache'}\n")
+    variables = environment()
+    variables.pop("PICO_DS_CACHE", None)
+    done = subprocess.run(
+        [sys.executable, REPOSITORY / "scripts/train.py", "--config", REPOSITORY / TINY, f"data.paths=[{corpus}]"],
+        cwd=tmp_path,
+        env=variables,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert list((tmp_path / "cache").glob("corpus-*")), "PICO_DS_CACHE of .env was not used"
+    assert secret not in done.stdout + done.stderr
+    for file in (tmp_path / "runs").rglob("*"):
+        if file.is_file():
+            assert secret.encode() not in file.read_bytes(), file
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["smlmt.n_wya=3"], "smlmt.n_wya: unknown key; did you mean smlmt.n_way?"),
+        (["smlmt.n_way=500"], "smlmt.n_way: got 500, but only"),
+        (["model.vocab_size=300"], "model.vocab_size: got 300, but the tokenizer has 403 entries"),
+        (["training.precision=bf16", "--deepspeed_config", "ds_configs/zero0.json"], "use stage 1"),
+        (["data.paths=[nowhere.txt]"], "no file matches 'nowhere.txt'"),
+        (["--world-size", "8"], "--world-size goes with --dry-run"),
+        (["--no-such-option"], "unrecognized arguments: --no-such-option"),
+    ],
+)
+def test_mistakes_end_with_one_clear_line(train: Callable[..., str], arguments: list[str], expected: str) -> None:
+    output = train(*arguments, check=False)
+    assert expected in output
+    assert "Traceback" not in output
+
+
+@pytest.mark.parametrize("world_size", [1, 8, 64])
+def test_dry_run_of_the_1b_config(world_size: int) -> None:
+    config = ["--config", "configs/pico-maml-1b.yaml", "--deepspeed_config", "ds_configs/zero2.json"]
+    output = run("python", "scripts/train.py", *config, "--dry-run", "--world-size", str(world_size))
+    assert "parameters        1,057,548,288" in output
+    assert f"ranks             {world_size}, ZeRO stage 2" in output
+    assert "n_way: 32" in output
+    for part in ("fast weights, fp32", "master weights", "AdamW moments", "activations", "AR step", "meta step"):
+        assert part in output
+    assert ("all-gather of the updated weights" in output) == (world_size > 1)
+
+
+def test_dry_run_takes_the_vocabulary_of_the_corpus(train: Callable[..., str], corpus: Path) -> None:
+    before = set(corpus.parent.iterdir())
+    output = train("--dry-run")
+    assert "parameters        " in output
+    assert set(corpus.parent.iterdir()) == before
