@@ -1,0 +1,85 @@
+"""Every command of the README is run: as it stands but for its length, its paths and the number of GPUs."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from pico_ds.evaluation.evaluator import EvaluationResult
+from pico_ds.evaluation.few_shot import FewShotResult
+from tests.conftest import write_text_corpus
+from tests.end_to_end.commands import run
+from tests.launching import REPOSITORY, free_port
+
+README = (REPOSITORY / "README.md").read_text()
+COMMANDS = [
+    line for block in re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL) for line in block.strip().splitlines()
+]
+#: two steps of everything, appended to commands that train
+SHORT = [
+    "training.max_steps=2",
+    "training.lr_warmup_steps=1",
+    "smlmt.warmup_steps=1",
+    "meta.tasks_per_step=2",
+    "training.global_batch_size=2",
+    "evaluation.n_tasks=2",
+    "evaluation.n_rows=4",
+    "monitoring.wandb.mode=disabled",
+]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a corpus and two evaluated runs."""
+    directory = tmp_path_factory.mktemp("readme")
+    (directory / "corpus").mkdir()
+    write_text_corpus(directory / "corpus" / "a.jsonl", 200)
+    for name, readout in (("fomaml", "fim"), ("ar", "fimpre")):
+        result = EvaluationResult(800, 4.5, {readout: FewShotResult([0.6, 0.7], [0.6, 0.8])}, "tasks")
+        result.write(directory / "runs" / name / "eval_results")
+    return directory
+
+
+def adapted(command: str, place: Path) -> list[str]:
+    """The command for this machine: shorter, on two CPU ranks, with paths of the test."""
+    command = command.replace("corpus/*.jsonl", str(place / "corpus" / "*.jsonl"))
+    command = re.sub(r"\bruns/", f"{place}/runs/", command)
+    command = command.replace("HOST:29500", f"127.0.0.1:{free_port()}").replace("--nnodes 4", "--nnodes 1")
+    command = re.sub(r"--(num_gpus|nproc_per_node) 8", r"--\1 2", command)
+    words = shlex.split(command)
+    if words[0] == "deepspeed" or (words[0] == "torchrun" and "--rdzv_backend" not in words):
+        words[1:1] = ["--master_port", str(free_port())]
+    if words[:2] == ["bash", "scripts/run_tests.sh"]:
+        # CI runs it whole: this test is a part of it
+        return [*words, "--collect-only", "-q", "tests/unit/config"]
+    if "configs/pico-maml-1b.yaml" in words:
+        return words if "--dry-run" in words else [*words, "--dry-run"]
+    if "scripts/train.py" in words or "scripts/quickstart.sh" in words:
+        own_text = ["smlmt.min_word_freq=20", "data.tokenizer_vocab_size=400"] if "data.source=files" in words else []
+        return [*words, *SHORT, *own_text, f"checkpointing.runs_dir={place}/runs"]
+    return words
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if not command.startswith("source ")])
+def test_a_command_of_the_readme_runs(command: str, place: Path) -> None:
+    run(*adapted(command, place), timeout_seconds=280)
+
+
+def test_the_first_block_is_the_two_commands() -> None:
+    assert COMMANDS[:2] == ["bash scripts/quickstart.sh", "bash scripts/run_tests.sh"]
+    assert "bash scripts/run_tests.sh" in (REPOSITORY / ".ci" / "run").read_text()
+
+
+def test_the_python_of_the_readme_runs(place: Path) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    checkpoints = sorted((place / "runs").glob("demo-*/checkpoints/step_2"))
+    assert checkpoints, "the commands above leave a run of the demo"
+    code, replaced = re.subn(r'"runs/demo-001/checkpoints/step_\d+"', repr(str(checkpoints[0])), code)
+    assert replaced == 1
+    run("python", "-c", code)
+
+
+def test_files_that_the_readme_names_are_there() -> None:
+    for name in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (REPOSITORY / name).exists(), name

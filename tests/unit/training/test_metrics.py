@@ -1,0 +1,59 @@
+import math
+
+import pytest
+import torch
+
+from pico_ds.config import SmlmtConfig
+from pico_ds.engine.distributed import Process
+from pico_ds.training.metrics import StepMetrics, Window, all_finite, reduce_contributions
+from pico_ds.training.outer_step import LocalStep
+from pico_ds.training.state import step_kind
+
+ALONE = Process(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"))
+
+
+def step(kind: str, seconds: float, tokens: int, tasks: int = 0, **values: float) -> StepMetrics:
+    return StepMetrics(kind, {"lr": 1.0, **values}, True, seconds, tokens, tasks)
+
+
+def test_window_means_and_throughput_by_hand() -> None:
+    window = Window()
+    window.add(step("ar", 2.0, 100, loss=4.0))
+    window.add(step("meta", 3.0, 50, tasks=6, accuracy=0.5))
+    window.add(step("ar", 1.0, 100, loss=2.0))
+    summary = window.summary()
+    assert summary["loss"] == 3.0
+    assert summary["accuracy"] == 0.5
+    assert summary["seconds_per_step"] == pytest.approx(6.0 / 3)
+    assert summary["tokens_per_second"] == pytest.approx(250 / 6.0)
+    # tasks are counted against the time of meta steps alone
+    assert summary["tasks_per_second"] == pytest.approx(6 / 3.0)
+
+
+def test_values_that_are_not_finite_are_left_out_of_means() -> None:
+    window = Window()
+    window.add(step("ar", 1.0, 1, loss=math.nan))
+    assert window.summary()["loss"] is None
+    window.add(step("ar", 1.0, 1, loss=2.0))
+    assert window.summary()["loss"] == 2.0
+
+
+def test_contributions_are_packed_in_order() -> None:
+    local = LocalStep({}, {"a": torch.tensor(1.5), "b": torch.tensor(2.0)}, tokens=0, tasks=0, rows=0)
+    assert reduce_contributions(local, ALONE) == {"a": 1.5, "b": 2.0}
+
+
+@pytest.mark.parametrize(("value", "expected"), [(1.0, True), (math.nan, False), (math.inf, False), (-math.inf, False)])
+def test_all_finite(value: float, expected: bool) -> None:
+    assert all_finite({"a": 0.0, "b": value}) is expected
+
+
+def test_step_kinds_follow_warmup_and_ratio() -> None:
+    config = SmlmtConfig(warmup_steps=10, hybrid_ratio=0.3)
+    kinds = [step_kind(s, config, seed=0) for s in range(2010)]
+    assert set(kinds[:10]) == {"ar"}
+    assert abs(kinds[10:].count("meta") / 2000 - 0.3) < 0.04
+    assert kinds == [step_kind(s, config, seed=0) for s in range(2010)]
+    assert kinds != [step_kind(s, config, seed=1) for s in range(2010)]
+    assert {step_kind(s, SmlmtConfig(hybrid_ratio=1.0), 0) for s in range(100)} == {"meta"}
+    assert {step_kind(s, SmlmtConfig(hybrid_ratio=0.0), 0) for s in range(100)} == {"ar"}

@@ -1,0 +1,91 @@
+"""The dry run's figures against hand-computed values and against autograd."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from pico_ds.config import parse_config
+from pico_ds.config.deepspeed import load_deepspeed_config
+from pico_ds.model.meta_model import build_twin
+from pico_ds.training.plan import make_plan, saved_bytes
+from tests.launching import REPOSITORY
+
+N = 1_057_548_288
+#: parameters that tasks adapt: all but the output projection
+ADAPTED = N - 50304 * 2048
+
+
+def plan_of(ds_config: str, world_size: int, *overrides: str) -> Any:
+    from pico_ds.config import load_config
+
+    config = load_config(REPOSITORY / "configs/pico-maml-1b.yaml", overrides)
+    settings = load_deepspeed_config(REPOSITORY / f"ds_configs/{ds_config}.json")
+    return make_plan(config, settings, 50304, world_size)
+
+
+def test_work_per_step_of_the_1b_config_by_hand() -> None:
+    plan = plan_of("zero2", 64)
+    assert plan.n_parameters == N
+    assert plan.ar_tokens_per_step == 1024 * 2048
+    assert plan.meta_tokens_per_step == 64 * 32 * (4 + 4) * 64
+    assert (plan.tasks_per_rank, plan.rows_per_rank) == (1, 16)
+    assert plan_of("zero2", 48).tasks_per_rank == 2
+
+
+@pytest.mark.parametrize(
+    ("ds_config", "weights", "copy", "optimizer_share"),
+    [("zero1", 2 * N, 4 * N, 1 / 8), ("zero2", 2 * N, 4 * N, 1 / 8), ("zero3", 2 * N / 8, 4 * N, 1 / 8)],
+)
+def test_memory_by_zero_stage_by_hand(ds_config: str, weights: float, copy: int, optimizer_share: float) -> None:
+    memory = plan_of(ds_config, 8).memory
+    assert memory["weights"] == pytest.approx(weights)
+    assert memory["full fp32 copy of the weights"] == copy
+    assert memory["outer gradient, fp32"] == 4 * N
+    assert memory["fast weights, fp32"] == 2 * 4 * ADAPTED
+    assert memory["master weights"] == pytest.approx(4 * N * optimizer_share)
+    assert memory["AdamW moments"] == pytest.approx(8 * N * optimizer_share)
+
+
+def test_fp32_below_stage_3_reads_the_weights_in_place() -> None:
+    memory = plan_of("zero1", 1, "training.precision=fp32").memory
+    assert memory["full fp32 copy of the weights"] == 0
+    assert memory["weights"] == 4 * N
+
+
+def test_offload_moves_the_optimizer_to_the_host() -> None:
+    plan = plan_of("zero2_offload", 8)
+    assert "AdamW moments" not in plan.memory
+    assert plan.host_memory["AdamW moments"] == pytest.approx(N)
+
+
+def test_one_rank_communicates_nothing_and_stages_what_they_must() -> None:
+    assert plan_of("zero1", 1).communication == {}
+    assert sum(plan_of("zero2", 8).communication.values()) == 2 * 2 * N
+    assert sum(plan_of("zero0", 8, "training.precision=fp32").communication.values()) == 4 * N
+
+
+def test_the_activation_estimate_is_what_autograd_saves() -> None:
+    """The trace on the meta device against the same forward pass on real tensors."""
+    config = parse_config("model: {d_model: 48, n_layers: 3, attention_n_heads: 4, attention_n_kv_heads: 2}")
+    twin = build_twin(config.model, config.meta, 5, vocab_size=97)
+    estimate = saved_bytes(twin, (4, 32), torch.float32, with_logits=True)
+
+    real = build_twin(config.model, config.meta, 5, vocab_size=97).to_empty(device="cpu")
+    for weight in real.parameters():
+        torch.nn.init.normal_(weight, std=0.1)
+    parameters = {weight.untyped_storage().data_ptr() for weight in real.parameters()}
+    kept: dict[int, tuple[int, torch.Tensor]] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            kept[storage.data_ptr()] = (storage.nbytes(), tensor)
+        return tensor
+
+    tokens = torch.randint(0, 97, (4, 32))
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        logits = real.decoder(tokens).flatten(0, 1)
+        torch.nn.functional.cross_entropy(logits.float(), tokens.flatten(), reduction="sum")
+    measured = sum(size for size, _ in kept.values())
+    assert estimate == pytest.approx(measured, rel=0.05)
