@@ -46,26 +46,32 @@ def results_table(config: RunConfig, results: dict[int, EvaluationResult]) -> Ta
     """Validation loss and few-shot accuracy of every evaluation, a row for each readout."""
     smlmt, settings = config.smlmt, config.evaluation
     readouts = list(next(iter(results.values())).few_shot)
+    several = len(readouts) > 1
+    at = f", readout {readouts[0]}" if len(readouts) == 1 else ""
     table = Table(
-        title=f"{smlmt.n_way}-way {smlmt.k_shot}-shot on held-out {settings.word_split} words in held-out documents, "
-        f"{settings.n_tasks} tasks [accuracy %, 95 % interval]",
+        title=f"{smlmt.n_way}-way {smlmt.k_shot}-shot accuracy on held-out {settings.word_split} words in held-out "
+        f"documents, {settings.n_tasks} tasks{at} [%, 95 % interval]",
         title_justify="left",
     )
+    table.add_column("model")
+    table.add_column("val. loss", justify="right", no_wrap=True)
+    if several:
+        table.add_column("readout", no_wrap=True)
     start = "prototypes" if config.meta.head == "prototype" else "initial head"
-    for column in ("model", "readout", "val. loss", start, f"after {settings.adaptation_steps} steps"):
-        table.add_column(column, justify="left" if column in ("model", "readout") else "right", no_wrap=True)
+    for moment in (start, f"after {settings.adaptation_steps} steps"):
+        table.add_column(moment, justify="right", no_wrap=True)
     if readouts:
         chance = f"{100 / smlmt.n_way:.1f}"
-        table.add_row("chance", "", "", chance, chance)
+        table.add_row("chance", "", *[""] * several, chance, chance)
     for step in sorted(results):
         result = results[step]
-        moment = _moment(step, config)
-        loss = "" if result.validation_loss is None else f"{result.validation_loss:.3f}"
+        name, loss = _moment(step, config), "" if result.validation_loss is None else f"{result.validation_loss:.3f}"
         if not readouts:
-            table.add_row(moment, "", loss, "", "")
-        for number, (readout, found) in enumerate(result.few_shot.items()):
+            table.add_row(name, loss)
+        for readout, found in result.few_shot.items():
             accuracies = [_percent(Estimate.of(values)) for values in (found.before, found.after)]
-            table.add_row(*((moment, readout, loss) if number == 0 else ("", readout, "")), *accuracies)
+            table.add_row(name, loss, *[readout] * several, *accuracies)
+            name = loss = ""
     return table
 
 

@@ -59,6 +59,21 @@ def test_two_ranks_walk_the_trajectory_of_one(
     assert_same_run(one_rank.parent / name, one_rank)
 
 
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_two_ranks_in_bf16_stay_near_one(stage: int, arguments: Callable[..., list[str]], corpus: Path) -> None:
+    """Gradients are rounded to bf16 before they are summed, so ranks differ by rounding and nothing else."""
+    single = corpus.parent / "bf16-one"
+    if not single.exists():
+        run("python", *arguments("bf16-one", "training.precision=bf16"))
+    name = f"bf16-zero{stage}"
+    torchrun(*arguments(name, "--deepspeed_config", f"ds_configs/zero{stage}.json", "training.precision=bf16"))
+    for got, wanted in zip(metrics_of(corpus.parent / name), metrics_of(single), strict=True):
+        losses = {"ar/loss", "meta/query_loss_after", "eval/validation_loss"} & wanted.keys()
+        assert losses
+        for loss in losses:
+            assert got[loss] == pytest.approx(wanted[loss], rel=1e-2), (loss, got["step"])
+
+
 def test_two_agents_of_one_rank_each_over_loopback(arguments: Callable[..., list[str]], one_rank: Path) -> None:
     rendezvous = ["--nnodes", "2", "--nproc_per_node", "1", "--rdzv_backend", "c10d", "--rdzv_id", "agents"]
     rendezvous += ["--rdzv_endpoint", f"127.0.0.1:{free_port()}", "--local_addr", "127.0.0.1"]
