@@ -74,6 +74,9 @@ def main() -> int:
     except (ConfigError, DataError, TaskError, TrainingError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
     return 0
 
 

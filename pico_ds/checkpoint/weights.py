@@ -60,8 +60,6 @@ def save_weights(
         save_file(head, staging / "meta_head.safetensors")
     for file in tokenizer_directory.iterdir():
         shutil.copy(file, staging / file.name)
-    if final.exists():
-        shutil.rmtree(final)
     staging.rename(final)
     point_latest(checkpoints, final.name)
     return final

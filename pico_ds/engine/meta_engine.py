@@ -55,7 +55,7 @@ class MetaEngine:
         with deepspeed.zero.GatheredParameters(list(self._parameters.values())):
             if for_update:
                 for weight in self._parameters.values():
-                    weight.grad = torch.empty_like(weight.data)
+                    weight.grad = torch.zeros_like(weight.data)
             return {name: weight.detach().to(torch.float32, copy=True) for name, weight in self._parameters.items()}
 
     def apply_gradient(self, gradient: Mapping[str, Tensor], lr: float) -> float:

@@ -80,13 +80,11 @@ class WordIndex:
         starts = np.maximum(lower, np.minimum(positions - length // 2, upper - length))
         ends = np.minimum(starts + length, upper)
         # move inwards past the parts of words that the bounds cut
-        for _ in range(length):
-            cut = self._continues_run[starts]
-            starts = np.where(cut, starts + 1, starts)
         continues = np.append(self._continues_run, False)
-        for _ in range(length):
-            cut = continues[ends]
-            ends = np.where(cut, ends - 1, ends)
+        while (cut := continues[starts]).any():
+            starts = starts + cut
+        while (cut := continues[ends]).any():
+            ends = ends - cut
         return starts, ends
 
     def _sentence_ends(self, classes: TokenClasses) -> Positions:

@@ -28,7 +28,9 @@ def test_ranks_equal_one_plain_loop_over_the_same_tasks(equivalence: list[dict[s
 
 
 @pytest.mark.parametrize("ds_config", DS_CONFIGS)
-def test_the_inner_loop_leaves_the_parameters_bit_identical(equivalence: list[dict[str, Any]], ds_config: str) -> None:
+def test_the_inner_loop_leaves_engine_optimizer_and_parameters_bit_identical(
+    equivalence: list[dict[str, Any]], ds_config: str
+) -> None:
     assert all(result[ds_config]["untouched"] for result in equivalence)
 
 

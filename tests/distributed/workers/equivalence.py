@@ -4,6 +4,7 @@ import copy
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -60,12 +61,32 @@ def train_reference(module: MetaModel) -> dict[str, torch.Tensor]:
     return {name: parameter.detach() for name, parameter in module.named_parameters()}
 
 
+def fingerprint(engine: MetaEngine) -> dict[str, Any]:
+    """Everything that DeepSpeed keeps between steps: counters, weights and gradients, master weights and moments."""
+    inner = engine._engine
+    counters = {name: getattr(inner, name) for name in ("global_steps", "micro_steps", "global_samples")}
+    tensors = [weight.data for weight in inner.module.parameters()]
+    tensors += [getattr(weight, "ds_tensor", weight).data for weight in inner.module.parameters()]
+    wrapped = getattr(inner.optimizer, "optimizer", inner.optimizer)
+    for group in wrapped.param_groups:
+        tensors += [weight.data for weight in group["params"]]
+        for weight in group["params"]:
+            tensors += [value for value in wrapped.state[weight].values() if torch.is_tensor(value)]
+    gradients = [float(weight.grad.abs().sum()) for weight in inner.module.parameters() if weight.grad is not None]
+    return {**counters, "tensors": [tensor.clone() for tensor in tensors], "gradients": gradients}
+
+
+def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    pairs = zip(a.pop("tensors"), b.pop("tensors"), strict=True)
+    return all(torch.equal(x, y) for x, y in pairs) and a == b
+
+
 def train_engine(engine: MetaEngine, network: Network) -> tuple[dict[str, torch.Tensor], bool]:
     rank, world_size = engine.process.rank, engine.process.world_size
     untouched = True
     for step, n_tasks in enumerate(TASKS_PER_STEP):
         theta = engine.full_parameters(for_update=True)
-        before = {name: weight.clone() for name, weight in theta.items()}
+        before, theta_before = fingerprint(engine), {name: weight.clone() for name, weight in theta.items()}
         gradient = zero_gradient(theta)
         if n_tasks:
             for i in range(rank, n_tasks, world_size):
@@ -74,8 +95,8 @@ def train_engine(engine: MetaEngine, network: Network) -> tuple[dict[str, torch.
         else:
             rows = rows_of(step)[rank::world_size]
             add_language_model_gradient(network, theta, rows, gradient, scale=1 / (ROWS * 8), micro_batch_size=1)
-        after = engine.full_parameters(for_update=True)
-        untouched &= all(torch.equal(before[name], after[name]) for name in before)
+        untouched &= same(before, fingerprint(engine))
+        untouched &= all(torch.equal(theta_before[name], theta[name]) for name in theta)
         engine.apply_gradient(gradient, CONFIG.training.lr)
     return engine.full_parameters(), untouched
 
