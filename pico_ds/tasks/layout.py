@@ -43,7 +43,7 @@ def lay_out(
 
     masked = index.word_of_token[places] == words[:, None]
     begins = index.is_word_start[places]
-    tokens = np.where(masked, mask_id, index.tokens[places])
+    tokens = np.where(masked, mask_id, index.tokens[places].astype(np.int64))
     kept = real & ~(masked & ~begins)
     anchor = (index.positions[occurrences] - starts)[:, None]
 

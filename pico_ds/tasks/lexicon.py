@@ -6,7 +6,7 @@ serves text and corpora that come tokenized.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,8 @@ from pico_ds.data.tokenizer import TextTokenizer
 WordSplit = Literal["train", "validation", "test"]
 WORD_SPLITS: tuple[WordSplit, ...] = ("train", "validation", "test")
 
+#: characters that glue letters to what stands beside them; U+FFFD is a part of some character
+_JOINERS = frozenset("'’-\ufffd")
 #: a run of more tokens than this is no word
 MAX_WORD_TOKENS = 12
 #: multiplier of the polynomial hash that tells token runs apart (odd, 64 bits; from Steele and Vigna 2021)
@@ -32,6 +34,8 @@ class TokenClasses:
     starts_with_space: npt.NDArray[np.bool_]
     is_letters: npt.NDArray[np.bool_]
     joins_next: npt.NDArray[np.bool_]
+    joins_previous: npt.NDArray[np.bool_]
+    is_dot: npt.NDArray[np.bool_]
     ends_sentence: npt.NDArray[np.bool_]
     breaks_line: npt.NDArray[np.bool_]
     is_special: npt.NDArray[np.bool_]
@@ -53,7 +57,9 @@ class TokenClasses:
             starts_with_space=classify(lambda text: text[:1].isspace()),
             # a lone part of a multi-byte character decodes to U+FFFD; it may be part of a letter
             is_letters=classify(lambda text: text.strip().replace("\ufffd", "a").isalpha()),
-            joins_next=classify(lambda text: text[-1:].isalnum() or text[-1:] in {"'", "’", "-", "\ufffd"}),
+            joins_next=classify(lambda text: text[-1:].isalnum() or text[-1:] in _JOINERS),
+            joins_previous=classify(lambda text: text[:1].isalnum() or text[:1] in _JOINERS),
+            is_dot=classify(lambda text: text == "."),
             ends_sentence=classify(lambda text: text.rstrip("\"'”’)] ").endswith((".", "!", "?"))),
             breaks_line=classify(lambda text: "\n" in text),
             is_special=is_special,
@@ -67,7 +73,7 @@ class WordRuns:
     Attributes:
         starts, ends: `[n_runs]` token positions, ends exclusive.
         hashes: `[n_runs]` hash of the run's token ids.
-        whole: `[n_runs]` whether the run stands alone, rather than glued to a digit, hyphen or apostrophe before it.
+        whole: `[n_runs]` whether the run stands alone: "self-help", "don't", "U.S." and "20th" hold no whole word.
     """
 
     starts: npt.NDArray[np.int64]
@@ -76,13 +82,11 @@ class WordRuns:
     whole: npt.NDArray[np.bool_]
 
 
-def find_word_runs(tokens: npt.NDArray[np.int64], classes: TokenClasses) -> WordRuns:
+def find_word_runs(tokens: npt.NDArray[Any], classes: TokenClasses) -> WordRuns:
     """All runs of letter tokens, in order."""
     letters = classes.is_letters[tokens]
     spaced = classes.starts_with_space[tokens]
-    previous_letters = np.concatenate([[False], letters[:-1]])
-    previous_joins = np.concatenate([[False], classes.joins_next[tokens[:-1]]])
-    begins = letters & (spaced | ~previous_letters)
+    begins = letters & (spaced | ~_before(letters))
     starts = np.flatnonzero(begins)
     # a run ends where the next begins or where letters stop
     stops = np.append(np.flatnonzero(begins | ~letters), len(tokens))
@@ -93,8 +97,21 @@ def find_word_runs(tokens: npt.NDArray[np.int64], classes: TokenClasses) -> Word
         # the leading space does not make another word: its token differs, so both forms are merged by text later
         step = hashes * _HASH_MULTIPLIER + tokens[np.minimum(starts + offset, len(tokens) - 1)].astype(np.uint64) + 1
         hashes = np.where(inside, step, hashes)
-    whole = (spaced[starts] | ~previous_joins[starts]) & (ends - starts <= MAX_WORD_TOKENS)
-    return WordRuns(starts, ends, hashes, whole)
+    # glue is a hyphen, an apostrophe or a digit; or a dot between letters, as in "U.S."
+    inner_dot = classes.is_dot[tokens] & _before(letters) & _after(letters & ~spaced)
+    glued_before = ~spaced[starts] & _before(classes.joins_next[tokens] | inner_dot)[starts]
+    glued_after = np.append((classes.joins_previous[tokens] & ~letters) | inner_dot, False)[ends]
+    return WordRuns(starts, ends, hashes, whole=~glued_before & ~glued_after & (ends - starts <= MAX_WORD_TOKENS))
+
+
+def _before(flags: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """The flag of the token before each token; False at the start."""
+    return np.concatenate([[False], flags[:-1]])
+
+
+def _after(flags: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """The flag of the token after each token; False at the end."""
+    return np.concatenate([flags[1:], [False]])
 
 
 @dataclass(frozen=True)
@@ -121,7 +138,7 @@ class Lexicon:
         spellings: list[list[int]] = []
         counts: list[npt.NDArray[np.int64]] = []
         for stream, counted in ((train, True), (validation, False)):
-            tokens = np.asarray(stream.tokens, dtype=np.int64)
+            tokens = stream.tokens
             runs = find_word_runs(tokens, classes)
             # runs that do not stand alone ("self-government") are known too, so that they are masked, but not counted
             unique, first, place = np.unique(runs.hashes, return_index=True, return_inverse=True)
