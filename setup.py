@@ -32,7 +32,6 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["pico_ds", "pico_ds.*"]),
     install_requires=[
-        "datasets>=3.0",
         "deepspeed>=0.19.1,<0.20",
         "filelock>=3.12",
         "jaxtyping>=0.2.30",

@@ -16,6 +16,7 @@ def save_weights(
     shape: ModelConfig,
     vocab_size: int,
     dtype: torch.dtype,
+    special_token_ids: dict[str, int],
     tokenizer_directory: Path,
     checkpoints: Path,
     step: int,
@@ -24,6 +25,9 @@ def save_weights(
 
     Everything is written beside its place and renamed, then `latest` is replaced: a directory that exists is complete.
     A meta-learned head goes into `meta_head.safetensors`.
+
+    Args:
+        special_token_ids: `eos_token_id` and the like, which `generate` needs.
     """
     from transformers.utils.logging import disable_progress_bar
 
@@ -47,6 +51,7 @@ def save_weights(
         initializer_range=shape.initializer_std,
         dtype=dtype,
     )
+    hf_config.update(special_token_ids)
     with torch.device("meta"):
         model = PicoDecoderHF(hf_config)
     decoder = {

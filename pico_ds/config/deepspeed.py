@@ -14,15 +14,10 @@ OWN_KEYS = frozenset(
         "zero_optimization",
         "aio",
         "communication_data_type",
-        "prescale_gradients",
-        "gradient_predivide_factor",
-        "sparse_gradients",
         "comms_logger",
-        "flops_profiler",
         "wall_clock_breakdown",
         "memory_breakdown",
         "dump_state",
-        "activation_checkpointing",
     }
 )
 
@@ -38,6 +33,8 @@ def load_deepspeed_config(path: str | Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_refuse_duplicates)
     except OSError as error:
         raise ConfigError(f"cannot read the DeepSpeed configuration {path}: {error.strerror}") from error
+    except UnicodeError as error:
+        raise ConfigError(f"{path} is not UTF-8: {error}") from error
     except json.JSONDecodeError as error:
         raise ConfigError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(content, dict):
@@ -55,8 +52,8 @@ def zero_stage(deepspeed_json: dict[str, Any]) -> int:
 
 def offloads(deepspeed_json: dict[str, Any]) -> bool:
     """Whether master weights and moments live in host memory."""
-    device = deepspeed_json["zero_optimization"].get("offload_optimizer", {}).get("device", "none")
-    return bool(device != "none")
+    offload = deepspeed_json["zero_optimization"].get("offload_optimizer") or {}
+    return bool(offload.get("device", "none") != "none")
 
 
 def resolve_deepspeed_config(

@@ -24,6 +24,10 @@ class _StrictLoader(yaml.SafeLoader):
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             line = key_node.start_mark.line + 1
+            if not isinstance(key, str | int | float | bool | None):
+                raise ConfigError(
+                    f"the key at line {line} of {key_node.start_mark.name} is {key!r}; keys are plain names"
+                )
             if key in seen:
                 raise ConfigError(
                     f"key {key!r} stands twice, at line {seen[key]} and at line {line} of {key_node.start_mark.name}; "
@@ -34,7 +38,9 @@ class _StrictLoader(yaml.SafeLoader):
 
 
 _StrictLoader.yaml_implicit_resolvers = {
-    first: list(resolvers) for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    # a date is a string here: nothing in a configuration is a time
+    first: [(tag, regexp) for tag, regexp in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _StrictLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
@@ -55,6 +61,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
+    except UnicodeError as error:
+        raise ConfigError(f"{path} is not UTF-8: {error}") from error
     return parse_config(text, overrides, name=str(path))
 
 

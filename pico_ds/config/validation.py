@@ -13,7 +13,22 @@ def check_combinations(config: RunConfig) -> Iterator[str]:
     yield from _check_model(config)
     yield from _check_data(config)
     yield from _check_tasks(config)
-    yield from _check_training(config)
+    yield from _check_names(config)
+
+
+def warn_of(config: RunConfig) -> Iterator[str]:
+    """Yield a message for every combination that works but is probably not meant."""
+    training, smlmt = config.training, config.smlmt
+    if training.lr_warmup_steps > training.max_steps:
+        yield (
+            f"training.lr_warmup_steps = {training.lr_warmup_steps} is more than training.max_steps = "
+            f"{training.max_steps}: the learning rate will not reach training.lr"
+        )
+    if smlmt.hybrid_ratio > 0 and smlmt.warmup_steps >= training.max_steps:
+        yield (
+            f"smlmt.warmup_steps = {smlmt.warmup_steps} is not less than training.max_steps = {training.max_steps}: "
+            "no task will be trained on"
+        )
 
 
 def _check_model(config: RunConfig) -> Iterator[str]:
@@ -78,17 +93,7 @@ def _check_tasks(config: RunConfig) -> Iterator[str]:
         )
 
 
-def _check_training(config: RunConfig) -> Iterator[str]:
-    training, smlmt = config.training, config.smlmt
-    if training.lr_warmup_steps > training.max_steps:
-        yield (
-            f"training.lr_warmup_steps: got {training.lr_warmup_steps}, more than training.max_steps = "
-            f"{training.max_steps}; the learning rate would never reach training.lr"
-        )
-    if smlmt.hybrid_ratio > 0 and smlmt.warmup_steps > training.max_steps:
-        yield (
-            f"smlmt.warmup_steps: got {smlmt.warmup_steps}, more than training.max_steps = {training.max_steps}; no "
-            "task would ever be trained; lower it, or set smlmt.hybrid_ratio to 0"
-        )
-    if config.checkpointing.run_name is not None and set(config.checkpointing.run_name) & set("/\\\0"):
-        yield f"checkpointing.run_name: got {config.checkpointing.run_name!r}; a name holds no slashes"
+def _check_names(config: RunConfig) -> Iterator[str]:
+    name = config.checkpointing.run_name
+    if name is not None and (set(name) & set("/\\\0") or name in {"", ".", ".."}):
+        yield f"checkpointing.run_name: got {name!r}; a name is one directory, without slashes"

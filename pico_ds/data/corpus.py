@@ -63,7 +63,12 @@ def open_corpus(config: DataConfig) -> Corpus:
         DataError: data that cannot be read, or a split without documents.
     """
     cache = cache_directory(config)
-    cache.mkdir(parents=True, exist_ok=True)
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(
+            f"data.cache_dir: cannot make {cache} ({error.strerror}); name a writable directory, or set $PICO_DS_CACHE"
+        ) from error
     key = digest64(
         _CACHE_VERSION,
         *corpus_identity(config),
@@ -108,16 +113,11 @@ def _build(config: DataConfig, directory: Path) -> None:
                 for document in read_documents(config)
                 if is_validation(document, config) == (split == "validation")
             )
-            tokens = [np.asarray(ids, dtype=np.int64) for ids in _tokenize(documents, tokenizer)]
+            # kept in the final type, 2 bytes a token for most vocabularies
+            tokens = [_checked(ids, tokenizer.vocab_size).astype(dtype) for ids in _tokenize(documents, tokenizer)]
             if not tokens:
                 raise DataError(_empty_split(config, split))
-            stream = np.concatenate(tokens)
-            if stream.min() < 0 or stream.max() >= tokenizer.vocab_size:
-                raise DataError(
-                    f"the {split} documents hold token ids from {stream.min()} to {stream.max()}, but the tokenizer "
-                    f"has {tokenizer.vocab_size} entries; set data.tokenizer to the one that made the files"
-                )
-            np.save(staging / f"{split}.tokens.npy", stream.astype(dtype))
+            np.save(staging / f"{split}.tokens.npy", np.concatenate(tokens))
             np.save(staging / f"{split}.document_ends.npy", np.cumsum([len(ids) for ids in tokens]))
         (staging / "corpus.json").write_text(json.dumps(config.model_dump(), indent=2) + "\n")
         staging.rename(directory)
@@ -149,6 +149,16 @@ def _tokenize(documents: Iterator[Document], tokenizer: TextTokenizer) -> Iterat
         encoded = iter(tokenizer.encode(texts))
         for document in batch:
             yield [*next(encoded), tokenizer.end_of_text_id] if isinstance(document, str) else document
+
+
+def _checked(ids: npt.ArrayLike, vocab_size: int) -> npt.NDArray[np.int64]:
+    array = np.asarray(ids, dtype=np.int64)
+    if array.min() < 0 or array.max() >= vocab_size:
+        raise DataError(
+            f"a document holds token ids from {array.min()} to {array.max()}, but the tokenizer has {vocab_size} "
+            "entries; set data.tokenizer to the one that made the files"
+        )
+    return array
 
 
 def _empty_split(config: DataConfig, split: DocumentSplit) -> str:

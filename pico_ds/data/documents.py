@@ -108,14 +108,25 @@ def _read_jsonl(path: Path, text_field: str) -> Iterator[Document]:
                 record = json.loads(line.decode("utf-8", errors="replace"))
             except json.JSONDecodeError as error:
                 raise DataError(f"{path}, line {number}: not valid JSON ({error.msg})") from None
-            if not isinstance(record, dict) or not isinstance(record.get(text_field), str):
+            document = _document_of(record, text_field)
+            if document is None:
                 keys = ", ".join(record) if isinstance(record, dict) else type(record).__name__
                 raise DataError(
-                    f"{path}, line {number}: expected an object with the string {text_field!r}, got {keys}; "
-                    "set data.text_column to the field that holds the text"
+                    f"{path}, line {number}: expected an object with the string {text_field!r} or the integers "
+                    f"{TOKEN_COLUMN!r}, got {keys}; set data.text_column to the field that holds the text"
                 )
-            if text := record[text_field].strip():
-                yield text
+            if len(document):
+                yield document
+
+
+def _document_of(record: object, text_field: str) -> Document | None:
+    """The text or token ids of a JSON object; None where it holds neither."""
+    if not isinstance(record, dict):
+        return None
+    tokens, text = record.get(TOKEN_COLUMN), record.get(text_field)
+    if isinstance(tokens, list) and all(type(token) is int for token in tokens):
+        return np.array(tokens, dtype=np.int64)
+    return text.strip() if isinstance(text, str) else None
 
 
 def _read_parquet(path: Path, text_column: str) -> Iterator[Document]:
@@ -133,6 +144,7 @@ def _read_parquet(path: Path, text_column: str) -> Iterator[Document]:
             f"{path} has the columns {', '.join(names)}; expected {text_column!r} (set data.text_column) or "
             f"{TOKEN_COLUMN!r} for a corpus that is already tokenized"
         )
+    _check_type(path, column, file.schema_arrow.field(column).type)
     for batch in file.iter_batches(columns=[column]):
         for value in batch.column(0):
             if not value.is_valid:
@@ -143,3 +155,17 @@ def _read_parquet(path: Path, text_column: str) -> Iterator[Document]:
                     yield tokens
             elif text := value.as_py().strip():
                 yield text
+
+
+def _check_type(path: Path, column: str, found: object) -> None:
+    import pyarrow.types as types
+
+    if column == TOKEN_COLUMN:
+        fits = (types.is_list(found) or types.is_large_list(found) or types.is_fixed_size_list(found)) and (
+            types.is_integer(found.value_type)  # type: ignore[attr-defined]
+        )
+        wanted = "lists of integers"
+    else:
+        fits, wanted = types.is_string(found) or types.is_large_string(found), "strings"
+    if not fits:
+        raise DataError(f"{path}: column {column!r} holds {found}, expected {wanted}; set data.text_column")

@@ -63,9 +63,6 @@ def start_process(timeout: timedelta = timedelta(minutes=30)) -> Process:
         os.environ.update(
             RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port())
         )
-    if not torch.cuda.is_available():
-        # said here, so that DeepSpeed does not warn that it had to guess
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import deepspeed
     from deepspeed.accelerator import get_accelerator
 

@@ -71,7 +71,7 @@ def descend(
     steps: int,
     keep_first_graph: bool = False,
 ) -> tuple[dict[str, Tensor], Float[Tensor, ""]]:
-    """Plain SGD: fast_{t+1} = fast_t - rate * grad loss(fast_t, t), out of place.
+    """Plain SGD: fast_{t+1} = fast_t - rate * grad loss(fast_t, t); the weights given are never written to.
 
     Args:
         loss: of the weights and the step.
@@ -93,9 +93,11 @@ def descend(
         with torch.no_grad():
             if step == 0:
                 first_norm = torch.nn.utils.get_total_norm(gradients)
-            updates = torch._foreach_mul(gradients, negative_rates)
-            moved = torch._foreach_add(updates, list(fast.values()))
-        fast = {name: weight.requires_grad_() for name, weight in zip(names, moved, strict=True)}
+            # the gradients' own storage becomes the new weights: no third copy of the model
+            torch._foreach_mul_(gradients, negative_rates)
+            torch._foreach_add_(gradients, list(fast.values()))
+        fast = {name: weight.requires_grad_() for name, weight in zip(names, gradients, strict=True)}
+        del gradients
     return fast, first_norm
 
 

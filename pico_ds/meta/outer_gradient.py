@@ -69,6 +69,7 @@ def add_task_gradient(
         [*adapted.fast.values(), *adapted.head],
     )
     accumulate(total, leaves, body, scale)
+    del body
     if prototypes:
         through = torch.autograd.grad(
             adapted.initial_head, list(leaves.values()), grad_outputs=(weight_gradient, bias_gradient)

@@ -88,6 +88,7 @@ def _build_tasks(config: RunConfig, corpus: Corpus) -> tuple[SMLMT | None, list[
     if smlmt.hybrid_ratio > 0:
         index = WordIndex(corpus.train, lexicon, classes, smlmt)
         train_tasks = SMLMT(index, split="train", seed=config.training.seed, **common)
+        train_tasks.sample(step=0, index=0)
     if evaluation.n_tasks > 0:
         index = WordIndex(corpus.validation, lexicon, classes, smlmt)
         # keyed by split_seed, not by the run's seed: every run is judged by the same tasks
@@ -95,4 +96,7 @@ def _build_tasks(config: RunConfig, corpus: Corpus) -> tuple[SMLMT | None, list[
             SMLMT(index, split=evaluation.word_split, seed=split_seed, readout=readout, **common)
             for readout in evaluation.readouts or [smlmt.readout]
         ]
+        # a task that cannot be drawn is an error now, not at the first evaluation
+        for number in range(evaluation.n_tasks):
+            held_out_tasks[0].sample(step=0, index=number)
     return train_tasks, held_out_tasks

@@ -8,7 +8,8 @@ from rich.table import Table
 
 from pico_ds.config import RunConfig, dump_config
 from pico_ds.config.deepspeed import resolve_deepspeed_config, zero_stage
-from pico_ds.config.validation import LAYOUT_EXTRA_TOKENS
+from pico_ds.config.validation import LAYOUT_EXTRA_TOKENS, warn_of
+from pico_ds.engine.zero_settings import check_zero_settings
 from pico_ds.training.plan import Plan, make_plan
 
 _GIB = 2**30
@@ -26,6 +27,7 @@ def print_plan(config: RunConfig, deepspeed_json: dict[str, Any], name: str, wor
     if os.environ.get("RANK", "0") != "0":
         return
     world_size = world_size or int(os.environ.get("WORLD_SIZE", "1"))
+    check_zero_settings(deepspeed_json["zero_optimization"], name)
     resolve_deepspeed_config(deepspeed_json, config, world_size, name)
     vocab_size = config.model.vocab_size
     if vocab_size is None:
@@ -35,12 +37,17 @@ def print_plan(config: RunConfig, deepspeed_json: dict[str, Any], name: str, wor
     plan = make_plan(config, deepspeed_json, vocab_size, world_size)
     console = Console()
     console.print(dump_config(config), highlight=False, soft_wrap=True)
+    for warning in warn_of(config):
+        console.print(f"warning: {warning}", highlight=False, soft_wrap=True)
     console.print(_work(config, plan, zero_stage(deepspeed_json), name), highlight=False, soft_wrap=True)
-    console.print(_bytes_table("memory per rank", plan.memory, total=True))
+    steps = {f"{'AR' if kind == 'ar' else 'meta'} step": parts for kind, parts in plan.memory.items()}
+    console.print(_bytes_table("memory per rank, an upper bound [GiB]", steps))
     if plan.host_memory:
-        console.print(_bytes_table("host memory per rank (offload)", plan.host_memory, total=True))
+        console.print(_bytes_table("host memory per rank, by offload [GiB]", {"any step": plan.host_memory}))
     if plan.communication:
-        console.print(_bytes_table("communication per outer step, payload per rank", plan.communication, total=True))
+        console.print(
+            _bytes_table("communication per outer step, payload of a rank [GiB]", {"any step": plan.communication})
+        )
         console.print("The inner loop communicates nothing: these bytes do not depend on inner_steps or tasks.")
     else:
         console.print("One rank communicates nothing.")
@@ -64,11 +71,14 @@ def _work(config: RunConfig, plan: Plan, stage: int, name: str) -> str:
     return "\n".join(lines)
 
 
-def _bytes_table(title: str, parts: dict[str, int], total: bool) -> Table:
-    table = Table(title=title, title_justify="left", show_footer=total)
+def _bytes_table(title: str, columns: dict[str, dict[str, int]]) -> Table:
+    """A row for each part that is not empty everywhere, a column for each kind of step."""
+    table = Table(title=title, title_justify="left", show_footer=True)
     table.add_column("part", footer="total")
-    table.add_column("GiB", justify="right", footer=f"{sum(parts.values()) / _GIB:.3f}")
-    for part, size in parts.items():
-        if size:
-            table.add_row(part, f"{size / _GIB:.3f}")
+    for name, parts in columns.items():
+        table.add_column(name, justify="right", footer=f"{sum(parts.values()) / _GIB:.3f}")
+    for part in dict.fromkeys(part for parts in columns.values() for part in parts):
+        sizes = [parts.get(part, 0) for parts in columns.values()]
+        if any(sizes):
+            table.add_row(part, *(f"{size / _GIB:.3f}" if size else "" for size in sizes))
     return table

@@ -24,20 +24,18 @@ from pico_ds.tasks.episode import Contexts, Episode
 from pico_ds.tasks.smlmt import SMLMT
 from pico_ds.training.state import StepKind
 
-#: metrics of every meta step
-_ALWAYS = (
+#: metrics of every meta step; the query's are at the adapted weights
+_ALWAYS = ("meta/query_loss", "meta/query_accuracy", "meta/inner_gradient_norm")
+#: before and after adaptation, always of the same tasks; two more forward passes a task, so taken on some steps
+_MEASURED = (
     "meta/support_loss_before",
     "meta/support_accuracy_before",
-    "meta/query_loss_after",
-    "meta/query_accuracy_after",
-    "meta/inner_gradient_norm",
-)
-#: metrics that cost two more forward passes a task, taken on some steps
-_MEASURED = (
     "meta/support_loss_after",
     "meta/support_accuracy_after",
     "meta/query_loss_before",
     "meta/query_accuracy_before",
+    "meta/query_loss_after",
+    "meta/query_accuracy_after",
     "meta/relative_displacement",
 )
 
@@ -109,9 +107,10 @@ class OuterStep:
             adapted, query_logits = add_task_gradient(
                 self._network, theta, episode, self._tasks.readout, config, gradient, scale=1 / n_tasks
             )
-            found = self._always(episode, adapted, query_logits)
+            query = _loss_and_accuracy(query_logits, episode.query)
+            found = dict(zip(_ALWAYS, (*query, adapted.first_gradient_norm), strict=True))
             if measure:
-                found |= self._measured(theta, episode, adapted)
+                found |= self._measured(theta, episode, adapted, query)
             if by_layer:
                 for name, layer in self._layers(adapted.fast):
                     found[f"layers/displacement/{layer}"] = _displacement(
@@ -119,24 +118,28 @@ class OuterStep:
                     )
             for name, value in found.items():
                 totals[name] += value / n_tasks
+            # the adapted weights of this task must not outlive it
+            del adapted, query_logits, found
         smlmt = self._config.smlmt
         contexts = n_tasks * smlmt.n_way * (smlmt.k_shot + smlmt.q_query)
         return LocalStep(gradient, totals, tokens=contexts * self._tasks.sequence_length, tasks=n_tasks, rows=0)
 
-    def _always(self, episode: Episode, adapted: Adapted, query_logits: Tensor) -> dict[str, Tensor]:
-        support = _loss_and_accuracy(adapted.first_logits, episode.support)
-        query = _loss_and_accuracy(query_logits, episode.query)
-        return dict(zip(_ALWAYS, (*support, *query, adapted.first_gradient_norm), strict=True))
-
     @torch.no_grad()
-    def _measured(self, theta: Parameters, episode: Episode, adapted: Adapted) -> dict[str, Tensor]:
+    def _measured(
+        self, theta: Parameters, episode: Episode, adapted: Adapted, query_after: tuple[Tensor, Tensor]
+    ) -> dict[str, Tensor]:
         assert self._tasks is not None
         readout = self._tasks.readout
         support_after = adapted.head.logits(self._network.features(adapted.fast, episode.support, readout))
         query_before = adapted.initial_head.logits(self._network.features(theta, episode.query, readout))
-        support = _loss_and_accuracy(support_after, episode.support)
-        query = _loss_and_accuracy(query_before, episode.query)
-        return dict(zip(_MEASURED, (*support, *query, _displacement(theta, adapted.fast)), strict=True))
+        values = (
+            *_loss_and_accuracy(adapted.first_logits, episode.support),
+            *_loss_and_accuracy(support_after, episode.support),
+            *_loss_and_accuracy(query_before, episode.query),
+            *query_after,
+            _displacement(theta, adapted.fast),
+        )
+        return dict(zip(_MEASURED, values, strict=True))
 
     def _layers(self, parameters: Mapping[str, Tensor]) -> list[tuple[str, str]]:
         """(parameter, module path) of the layers that learning_dynamics.layer_suffixes names."""

@@ -12,6 +12,7 @@ from pico_ds.config.deepspeed import offloads, zero_stage
 from pico_ds.config.validation import LAYOUT_EXTRA_TOKENS
 from pico_ds.model.meta_model import DECODER, OUTPUT_PROJECTION, MetaModel, build_twin
 from pico_ds.training.assembly import COMPUTE_DTYPE
+from pico_ds.training.state import StepKind
 
 FP32_BYTES = 4
 
@@ -21,7 +22,7 @@ class Plan:
     """The figures of a dry run; bytes are per rank.
 
     Attributes:
-        memory: part of the device's memory -> bytes at its peak.
+        memory: kind of step -> part of the device's memory -> bytes when the step needs most.
         host_memory: part that offload keeps in host memory -> bytes.
         communication: collective -> payload bytes per outer step; the inner loop adds none.
     """
@@ -32,7 +33,7 @@ class Plan:
     meta_tokens_per_step: int
     tasks_per_rank: int
     rows_per_rank: int
-    memory: dict[str, int]
+    memory: dict[StepKind, dict[str, int]]
     host_memory: dict[str, int]
     communication: dict[str, int]
 
@@ -45,23 +46,21 @@ def make_plan(config: RunConfig, deepspeed_json: dict[str, Any], vocab_size: int
     adapted = sum(size for name, size in sizes.items() if name.startswith(DECODER) and name != OUTPUT_PROJECTION)
     stage, compute_bytes = zero_stage(deepspeed_json), COMPUTE_DTYPE[config.training.precision].itemsize
     smlmt, training, meta = config.smlmt, config.training, config.meta
-    uses_tasks = smlmt.hybrid_ratio > 0
     rows_per_rank = math.ceil(training.global_batch_size / world_size)
     contexts = smlmt.n_way * (smlmt.k_shot + smlmt.q_query)
     share = 1 / world_size
 
     weights = total * compute_bytes
-    memory = {
+    working: dict[StepKind, dict[str, int]] = {"ar": _ar_step(twin, config, total, rows_per_rank)}
+    if smlmt.hybrid_ratio > 0:
+        working["meta"] = _meta_step(twin, config, adapted)
+    lasting = {
         "weights": round(weights * share) if stage == 3 else weights,
         # in fp32 below stage 3 the outer loop reads the weights in place
         "full fp32 copy of the weights": FP32_BYTES * total if stage == 3 or compute_bytes < FP32_BYTES else 0,
         "outer gradient, fp32": FP32_BYTES * total,
         "gradient handed to DeepSpeed": weights,
         "reduced gradient": round(weights * share) if stage else 0,
-        "fast weights, fp32": _fast_copies(meta.inner_steps) * FP32_BYTES * adapted if uses_tasks else 0,
-        "inner gradient, fp32": FP32_BYTES * (adapted if uses_tasks and smlmt.hybrid_ratio == 1 else total),
-        "weights cast for compute": weights if compute_bytes < FP32_BYTES else 0,
-        "activations (estimate)": _activation_bytes(twin, config, rows_per_rank, uses_tasks),
     }
     optimizer = {
         "master weights": round(FP32_BYTES * total * share) if stage else 0,
@@ -69,7 +68,7 @@ def make_plan(config: RunConfig, deepspeed_json: dict[str, Any], vocab_size: int
     }
     host_memory = optimizer if offloads(deepspeed_json) else {}
     if not host_memory:
-        memory |= optimizer
+        lasting |= optimizer
     return Plan(
         world_size=world_size,
         n_parameters=total,
@@ -77,15 +76,51 @@ def make_plan(config: RunConfig, deepspeed_json: dict[str, Any], vocab_size: int
         meta_tokens_per_step=meta.tasks_per_step * contexts * (smlmt.context_tokens + LAYOUT_EXTRA_TOKENS),
         tasks_per_rank=math.ceil(meta.tasks_per_step / world_size),
         rows_per_rank=rows_per_rank,
-        memory=memory,
+        memory={kind: {**lasting, **parts} for kind, parts in working.items()},
         host_memory=host_memory,
         communication=_communication(stage, weights, world_size),
     )
 
 
-def _fast_copies(inner_steps: int) -> int:
-    """Copies of the fast weights alive at once: none is made for step one, two overlap from the second update on."""
-    return min(inner_steps, 2)
+def _ar_step(twin: MetaModel, config: RunConfig, total: int, rows_per_rank: int) -> dict[str, int]:
+    dtype, length = COMPUTE_DTYPE[config.training.precision], config.data.sequence_length
+    rows = min(config.training.micro_batch_size, rows_per_rank)
+    vocab_size = twin.decoder.de_embedding_proj.out_features
+    # the backward of log-softmax holds the fp32 gradients of its output and of its input at once
+    logit_gradients = 2 * FP32_BYTES * rows * length * vocab_size
+    activations = saved_bytes(twin, (rows, length), dtype, with_logits=True) + logit_gradients
+    return _graph(activations, _cast(total, dtype), FP32_BYTES * total)
+
+
+def _meta_step(twin: MetaModel, config: RunConfig, adapted: int) -> dict[str, int]:
+    dtype, smlmt, meta = COMPUTE_DTYPE[config.training.precision], config.smlmt, config.meta
+    length = smlmt.context_tokens + LAYOUT_EXTRA_TOKENS
+    support, query = (
+        saved_bytes(twin, (smlmt.n_way * per_class, length), dtype, with_logits=False)
+        for per_class in (smlmt.k_shot, smlmt.q_query)
+    )
+    cast = _cast(adapted, dtype)
+    # the graph of the first support pass outlives the inner loop: the prototypes are differentiated through it
+    keeps = meta.head == "prototype" and meta.inner_steps > 0
+    return {
+        # a step's gradient becomes the next fast weights in place, so there is one copy
+        "fast weights, fp32": FP32_BYTES * adapted if meta.inner_steps else 0,
+        "graph of the prototypes (estimate)": support + cast if keeps else 0,
+        **_graph(max(support, query), cast, FP32_BYTES * adapted),
+    }
+
+
+def _graph(activations: int, cast: int, gradient: int) -> dict[str, int]:
+    """A graph and the gradient taken from it: a backward pass frees the one as it fills the other."""
+    return {
+        "activations (estimate)": activations,
+        "weights cast for compute": cast,
+        "gradient beyond the graph it replaces, fp32": max(0, gradient - activations - cast),
+    }
+
+
+def _cast(count: int, dtype: torch.dtype) -> int:
+    return count * dtype.itemsize if dtype != torch.float32 else 0
 
 
 def _communication(stage: int, weight_bytes: int, world_size: int) -> dict[str, int]:
@@ -110,22 +145,6 @@ class _SavedByFlash(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         raise AssertionError("only the forward pass is traced")
-
-
-def _activation_bytes(twin: MetaModel, config: RunConfig, rows_per_rank: int, uses_tasks: bool) -> int:
-    """Bytes that the backward pass keeps, traced on the meta device: the larger of an AR and a meta step."""
-    dtype = COMPUTE_DTYPE[config.training.precision]
-    rows = min(config.training.micro_batch_size, rows_per_rank)
-    language_model = saved_bytes(twin, (rows, config.data.sequence_length), dtype, with_logits=True)
-    if not uses_tasks:
-        return language_model
-    smlmt = config.smlmt
-    length = smlmt.context_tokens + LAYOUT_EXTRA_TOKENS
-    support = saved_bytes(twin, (smlmt.n_way * smlmt.k_shot, length), dtype, with_logits=False)
-    query = saved_bytes(twin, (smlmt.n_way * smlmt.q_query, length), dtype, with_logits=False)
-    # the prototypes' graph is kept while the inner loop and the query pass build theirs
-    kept = support if config.meta.head == "prototype" and config.meta.inner_steps > 0 else 0
-    return max(language_model, kept + max(support, query))
 
 
 def saved_bytes(twin: MetaModel, shape: tuple[int, int], dtype: torch.dtype, with_logits: bool) -> int:

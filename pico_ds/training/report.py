@@ -35,7 +35,9 @@ def print_report(
         f"  config    {run.training_config}",
         "Next:",
         "  another seed    python scripts/train.py --config configs/demo.yaml training.seed=1",
-        "  the control     python scripts/train.py --config configs/demo.yaml smlmt.hybrid_ratio=0",
+        "  the control     python scripts/train.py --config configs/demo.yaml smlmt.hybrid_ratio=0 "
+        "'evaluation.readouts=[pre, fimpre, fim]'",
+        f"  compare         python scripts/compare.py {run.path} OTHER_RUN:READOUT",
         "  two ranks       torchrun --nproc_per_node 2 scripts/train.py --config configs/demo.yaml",
         "  a 1B plan       python scripts/train.py --config configs/pico-maml-1b.yaml --dry-run --world-size 8",
     ]

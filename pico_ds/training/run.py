@@ -8,8 +8,10 @@ import torch
 
 from pico_ds.config import RunConfig, dump_config
 from pico_ds.config.deepspeed import resolve_deepspeed_config
+from pico_ds.config.validation import warn_of
 from pico_ds.engine.distributed import Process
 from pico_ds.engine.meta_engine import MetaEngine
+from pico_ds.engine.zero_settings import check_zero_settings
 from pico_ds.meta.network import Parameters
 from pico_ds.model.meta_model import MetaModel, build_meta_model
 from pico_ds.training.assembly import COMPUTE_DTYPE, Ingredients, gather_ingredients
@@ -20,7 +22,7 @@ from pico_ds.training.callbacks.weights import SaveWeights
 from pico_ds.training.outer_step import OuterStep
 from pico_ds.training.report import print_report
 from pico_ds.training.run_directory import RunDirectory, claim_run_directory
-from pico_ds.training.terminal import log_to_file, logger, start_console
+from pico_ds.training.terminal import log_failure, log_to_file, logger, start_console
 from pico_ds.training.trackers import JsonLinesTracker, Tracker, WandbTracker
 from pico_ds.training.trainer import Trainer
 
@@ -53,16 +55,20 @@ def run_training(
         process.device.type,
         config.training.precision,
     )
+    for warning in warn_of(config):
+        logger.warning("warning: %s", warning)
+    check_zero_settings(deepspeed_json["zero_optimization"], deepspeed_name)
     deepspeed_config = resolve_deepspeed_config(deepspeed_json, config, process.world_size, deepspeed_name)
     ingredients = gather_ingredients(config, process)
     config = ingredients.config
+    module = _initial_module(ingredients)
+    n_parameters = sum(weight.numel() for weight in module.parameters())
+    engine = MetaEngine(module, config.training, deepspeed_config, process)
+    # last of what can fail: a start that fails leaves no run behind
     run = claim_run_directory(config.checkpointing, Path(config_name).stem, process)
     if process.is_main:
         log_to_file(run.train_log)
         run.training_config.write_text(dump_config(config))
-    module = _initial_module(ingredients)
-    n_parameters = sum(weight.numel() for weight in module.parameters())
-    engine = MetaEngine(module, config.training, deepspeed_config, process)
     logger.info("%s: %s parameters, ZeRO stage %d", run.path, f"{n_parameters:,}", engine.stage)
 
     trackers = _trackers(config, run) if process.is_main else []
@@ -70,13 +76,17 @@ def run_training(
     callbacks: list[Callback] = [
         *([FirstStepClock(started), ProgressBar(console)] if process.is_main else []),
         *([MetricsLog(trackers, config.monitoring.log_every_n_steps)] if process.is_main else []),
-        SaveWeights(run, ingredients.vocab_size, ingredients.corpus.tokenizer_directory),
+        SaveWeights(run, ingredients.vocab_size, ingredients.corpus),
         evaluation,
     ]
     outer_step = OuterStep(config, ingredients.network, ingredients.rows, ingredients.tasks, process)
     trainer = Trainer(config, engine, outer_step, callbacks)
     train_started = time.monotonic()
-    trainer.train()
+    try:
+        trainer.train()
+    except BaseException as error:
+        log_failure(error)
+        raise
     if process.is_main:
         seconds = time.monotonic() - train_started
         print_report(console, config, evaluation.results, trainer.state, run, seconds)

@@ -24,6 +24,14 @@ def start_console(is_main: bool) -> Console:
     return console
 
 
+def log_failure(error: BaseException) -> None:
+    """Write what ended the run to the log file alone; the command says it on the terminal."""
+    record = logger.makeRecord(logger.name, logging.ERROR, __file__, 0, "%s: %s", (type(error).__name__, error), None)
+    for handler in logger.handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.handle(record)
+
+
 def log_to_file(path: Path) -> None:
     """Write everything that is logged to a file as well."""
     path.parent.mkdir(parents=True, exist_ok=True)

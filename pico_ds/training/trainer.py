@@ -37,6 +37,7 @@ class Trainer:
                 metrics = self.take_step()
                 for callback in self.callbacks:
                     callback.on_step_end(self, metrics)
+                self._stop_if_diverged()
             for callback in self.callbacks:
                 callback.on_train_end(self)
         finally:
@@ -65,16 +66,19 @@ class Trainer:
         return StepMetrics(kind, values, applied, time.perf_counter() - started, local.tokens, local.tasks)
 
     def _advance(self, local: LocalStep, applied: bool) -> None:
-        state, limit = self.state, self.config.training.max_consecutive_skipped_steps
+        state = self.state
         state.step += 1
         state.rows += local.rows
         state.tokens += local.tokens
         state.tasks += local.tasks
         state.consecutive_skipped_steps = 0 if applied else state.consecutive_skipped_steps + 1
         state.skipped_steps += not applied
-        if state.consecutive_skipped_steps >= limit:
+
+    def _stop_if_diverged(self) -> None:
+        limit = self.config.training.max_consecutive_skipped_steps
+        if self.state.consecutive_skipped_steps >= limit:
             raise TrainingError(
-                f"{limit} outer steps in a row (the last is step {state.step}) had a loss or gradient that is not "
+                f"{limit} outer steps in a row (the last is step {self.state.step}) had a loss or gradient that is not "
                 "finite, on all ranks alike; the weights are those of the last good step. Lower training.lr or "
                 "meta.inner_lr, lengthen training.lr_warmup_steps, or lower training.max_grad_norm"
             )

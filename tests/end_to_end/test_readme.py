@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from pico_ds.evaluation.evaluator import EvaluationResult
-from pico_ds.evaluation.few_shot import FewShotResult
 from tests.conftest import write_text_corpus
 from tests.end_to_end.commands import run
 from tests.launching import REPOSITORY, free_port
@@ -16,28 +14,18 @@ README = (REPOSITORY / "README.md").read_text()
 COMMANDS = [
     line for block in re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL) for line in block.strip().splitlines()
 ]
-#: two steps of everything, appended to commands that train
-SHORT = [
-    "training.max_steps=2",
-    "training.lr_warmup_steps=1",
-    "smlmt.warmup_steps=1",
-    "meta.tasks_per_step=2",
-    "training.global_batch_size=2",
-    "evaluation.n_tasks=2",
-    "evaluation.n_rows=4",
-    "monitoring.wandb.mode=disabled",
-]
+#: few evaluation tasks, appended to every command that trains
+FEW_TASKS = ["evaluation.n_tasks=2", "evaluation.n_rows=4"]
+#: two steps, appended to those that do not say how many
+TWO_STEPS = ["training.max_steps=2", "smlmt.warmup_steps=1", "meta.tasks_per_step=2", "training.global_batch_size=2"]
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with a corpus and two evaluated runs."""
+    """A directory with a corpus, and for the runs."""
     directory = tmp_path_factory.mktemp("readme")
     (directory / "corpus").mkdir()
     write_text_corpus(directory / "corpus" / "a.jsonl", 200)
-    for name, readout in (("fomaml", "fim"), ("ar", "fimpre")):
-        result = EvaluationResult(800, 4.5, {readout: FewShotResult([0.6, 0.7], [0.6, 0.8])}, "tasks")
-        result.write(directory / "runs" / name / "eval_results")
     return directory
 
 
@@ -57,7 +45,8 @@ def adapted(command: str, place: Path) -> list[str]:
         return words if "--dry-run" in words else [*words, "--dry-run"]
     if "scripts/train.py" in words or "scripts/quickstart.sh" in words:
         own_text = ["smlmt.min_word_freq=20", "data.tokenizer_vocab_size=400"] if "data.source=files" in words else []
-        return [*words, *SHORT, *own_text, f"checkpointing.runs_dir={place}/runs"]
+        short = FEW_TASKS if any("max_steps" in word for word in words) else [*FEW_TASKS, *TWO_STEPS]
+        return [*words, *short, *own_text, f"checkpointing.runs_dir={place}/runs"]
     return words
 
 

@@ -30,7 +30,8 @@ class MetricsLog(Callback):
         state = trainer.state
         if not metrics.applied:
             logger.warning("step %d skipped: the loss or gradient is not finite", state.step)
-        if state.step % self._every and state.step != trainer.config.training.max_steps:
+        diverged = state.consecutive_skipped_steps >= trainer.config.training.max_consecutive_skipped_steps
+        if state.step % self._every and state.step != trainer.config.training.max_steps and not diverged:
             return
         summary = self._window.summary() | {
             "peak_memory_gib": peak_memory_gib(trainer.engine.process.device),
@@ -92,8 +93,8 @@ class FirstStepClock(Callback):
 def _headline(summary: dict[str, Any]) -> str:
     shown = {
         "ar/loss": "ar loss {:.3f}",
-        "meta/query_loss_after": "query loss {:.3f}",
-        "meta/query_accuracy_after": "query accuracy {:.3f}",
+        "meta/query_loss": "query loss {:.3f}",
+        "meta/query_accuracy": "query accuracy {:.3f}",
         "lr": "lr {:.2e}",
         "tokens_per_second": "{:,.0f} tokens/s",
     }

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from pico_ds.checkpoint.weights import save_weights
+from pico_ds.data.corpus import Corpus
 from pico_ds.training.callbacks.base import Callback
 from pico_ds.training.metrics import StepMetrics
 from pico_ds.training.run_directory import RunDirectory
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 class SaveWeights(Callback):
     """Saves every `checkpointing.save_every_n_steps` and at the end."""
 
-    def __init__(self, run: RunDirectory, vocab_size: int, tokenizer_directory: Path) -> None:
-        self._run, self._vocab_size, self._tokenizer_directory = run, vocab_size, tokenizer_directory
+    def __init__(self, run: RunDirectory, vocab_size: int, corpus: Corpus) -> None:
+        self._run, self._vocab_size, self._corpus = run, vocab_size, corpus
 
     def on_step_end(self, trainer: Trainer, metrics: StepMetrics) -> None:
         """Save where it is due."""
@@ -33,12 +33,18 @@ class SaveWeights(Callback):
         theta = trainer.engine.full_parameters()
         if not trainer.engine.process.is_main:
             return
+        tokenizer = self._corpus.tokenizer
         path = save_weights(
             theta,
             shape=trainer.config.model,
             vocab_size=self._vocab_size,
             dtype=torch.bfloat16 if trainer.config.training.precision == "bf16" else torch.float32,
-            tokenizer_directory=self._tokenizer_directory,
+            special_token_ids={
+                "bos_token_id": tokenizer.end_of_text_id,
+                "eos_token_id": tokenizer.end_of_text_id,
+                "pad_token_id": tokenizer.pad_id,
+            },
+            tokenizer_directory=self._corpus.tokenizer_directory,
             checkpoints=self._run.checkpoints,
             step=trainer.state.step,
         )

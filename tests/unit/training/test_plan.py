@@ -1,5 +1,6 @@
 """The dry run's figures against hand-computed values and against autograd."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -7,9 +8,13 @@ import torch
 
 from pico_ds.config import parse_config
 from pico_ds.config.deepspeed import load_deepspeed_config
-from pico_ds.model.meta_model import build_twin
+from pico_ds.meta.network import Network
+from pico_ds.meta.outer_gradient import add_language_model_gradient, add_task_gradient, zero_gradient
+from pico_ds.model.meta_model import build_meta_model, build_twin
+from pico_ds.training.assembly import COMPUTE_DTYPE
 from pico_ds.training.plan import make_plan, saved_bytes
 from tests.launching import REPOSITORY
+from tests.reference import random_episode
 
 N = 1_057_548_288
 #: parameters that tasks adapt: all but the output projection
@@ -38,24 +43,27 @@ def test_work_per_step_of_the_1b_config_by_hand() -> None:
     [("zero1", 2 * N, 4 * N, 1 / 8), ("zero2", 2 * N, 4 * N, 1 / 8), ("zero3", 2 * N / 8, 4 * N, 1 / 8)],
 )
 def test_memory_by_zero_stage_by_hand(ds_config: str, weights: float, copy: int, optimizer_share: float) -> None:
-    memory = plan_of(ds_config, 8).memory
+    memory = plan_of(ds_config, 8).memory["meta"]
     assert memory["weights"] == pytest.approx(weights)
     assert memory["full fp32 copy of the weights"] == copy
     assert memory["outer gradient, fp32"] == 4 * N
-    assert memory["fast weights, fp32"] == 2 * 4 * ADAPTED
+    assert memory["fast weights, fp32"] == 4 * ADAPTED
+    # the graph of the prototypes holds the weights in bf16 beside the graph at work
+    assert memory["weights cast for compute"] == 2 * ADAPTED
+    assert memory["graph of the prototypes (estimate)"] > 2 * ADAPTED
     assert memory["master weights"] == pytest.approx(4 * N * optimizer_share)
     assert memory["AdamW moments"] == pytest.approx(8 * N * optimizer_share)
 
 
 def test_fp32_below_stage_3_reads_the_weights_in_place() -> None:
-    memory = plan_of("zero1", 1, "training.precision=fp32").memory
+    memory = plan_of("zero1", 1, "training.precision=fp32").memory["ar"]
     assert memory["full fp32 copy of the weights"] == 0
     assert memory["weights"] == 4 * N
 
 
 def test_offload_moves_the_optimizer_to_the_host() -> None:
     plan = plan_of("zero2_offload", 8)
-    assert "AdamW moments" not in plan.memory
+    assert all("AdamW moments" not in parts for parts in plan.memory.values())
     assert plan.host_memory["AdamW moments"] == pytest.approx(N)
 
 
@@ -89,3 +97,53 @@ def test_the_activation_estimate_is_what_autograd_saves() -> None:
         torch.nn.functional.cross_entropy(logits.float(), tokens.flatten(), reduction="sum")
     measured = sum(size for size, _ in kept.values())
     assert estimate == pytest.approx(measured, rel=0.05)
+
+
+def peak_bytes(work: Callable[[], object]) -> int:
+    """Peak of the bytes that torch allocates on the host while `work` runs, above what it held before."""
+    work()  # buffers that stay are not counted
+    with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        kept = work()
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    del kept
+    return peak
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("kind", ["meta", "ar"])
+def test_the_plan_of_a_step_is_what_the_step_allocates(precision: str, kind: str) -> None:
+    """Everything but the weights that the engine holds, and the optimizer."""
+    ratio = 1.0 if kind == "meta" else 0.0
+    config = parse_config(f"""
+        model: {{d_model: 96, n_layers: 3, attention_n_heads: 6, attention_n_kv_heads: 2, activation_hidden_dim: 384}}
+        smlmt: {{n_way: 3, k_shot: 2, q_query: 2, context_tokens: 8, hybrid_ratio: {ratio}}}
+        meta: {{inner_steps: 2, tasks_per_step: 2}}
+        data: {{sequence_length: 64}}
+        training: {{precision: {precision}, global_batch_size: 4, micro_batch_size: 2}}
+        """)
+    vocab_size = 61 if kind == "meta" else 2048
+    plan = make_plan(config, {"zero_optimization": {"stage": 1}}, vocab_size, world_size=1)
+    engine_side = {"weights", "gradient handed to DeepSpeed", "reduced gradient", "master weights", "AdamW moments"}
+    engine_side.add("full fp32 copy of the weights")
+    planned = sum(size for part, size in plan.memory[kind].items() if part not in engine_side)
+
+    module = build_meta_model(config.model, config.meta, 3, vocab_size, seed=0)
+    theta = {name: weight.detach() for name, weight in module.named_parameters()}
+    network = Network(build_twin(config.model, config.meta, 3, vocab_size), COMPUTE_DTYPE[precision], 4.0)
+    episodes = [random_episode(i) for i in range(2)]
+    rows = torch.randint(0, vocab_size, (4, 65))
+
+    def work() -> object:
+        total = zero_gradient(theta)
+        if kind == "meta":
+            for episode in episodes:
+                add_task_gradient(network, theta, episode, "fim", config.meta, total, scale=0.5)
+        else:
+            add_language_model_gradient(network, theta, rows, total, scale=1.0, micro_batch_size=2)
+        return total
+
+    assert planned == pytest.approx(peak_bytes(work), rel=0.1)

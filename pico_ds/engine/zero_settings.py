@@ -1,0 +1,33 @@
+"""DeepSpeed's own ZeRO settings, checked before they are used."""
+
+from difflib import get_close_matches
+from typing import Any
+
+from pydantic import ValidationError
+
+from pico_ds.config import ConfigError
+
+
+def check_zero_settings(settings: dict[str, Any], name: str) -> None:
+    """Let DeepSpeed's schema judge `zero_optimization`.
+
+    Raises:
+        ConfigError: an unknown key or a value of the wrong type.
+    """
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    known = DeepSpeedZeroConfig.model_fields
+    aliases = {field.alias for field in known.values() if field.alias}
+    for key in settings:
+        if key not in known and key not in aliases:
+            near = get_close_matches(key, [*known, *aliases], n=1, cutoff=0.6)
+            hint = f"did you mean {near[0]}?" if near else "see DeepSpeed's documentation of ZeRO"
+            raise ConfigError(f"{name}: zero_optimization.{key}: unknown key; {hint}")
+    try:
+        DeepSpeedZeroConfig(**settings)
+    except (ValidationError, AssertionError) as error:
+        problems = [
+            f"zero_optimization.{'.'.join(map(str, detail['loc']))}: got {detail['input']!r}; {detail['msg']}"
+            for detail in (error.errors() if isinstance(error, ValidationError) else ())
+        ]
+        raise ConfigError(f"{name}: {'; '.join(problems) or error}") from None
