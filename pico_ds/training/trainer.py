@@ -62,7 +62,7 @@ class Trainer:
         else:
             self.engine.drop_gradient()
         self._advance(local, applied)
-        values |= {"lr": lr}
+        values["lr"] = lr
         return StepMetrics(kind, values, applied, time.perf_counter() - started, local.tokens, local.tasks)
 
     def _advance(self, local: LocalStep, applied: bool) -> None:
