@@ -44,7 +44,7 @@ setup(
         "safetensors>=0.4.5",
         "tokenizers>=0.20",
         "torch>=2.11",
-        "transformers>=5.0",
+        "transformers>=5.17",
         "wandb>=0.17",
     ],
     extras_require={
