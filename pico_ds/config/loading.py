@@ -139,7 +139,7 @@ def _explain_unknown(dotted: str, value: Any, section: type[BaseModel]) -> Itera
     advices = [(leaf, advice_for(leaf)) for leaf in leaves]
     if any(advice for _, advice in advices):
         for leaf, advice in advices:
-            yield f"{leaf}: this key has moved: {advice}" if advice else _suggest(leaf, section)
+            yield f"{leaf}: a key of pico-train or pico-maml: {advice}" if advice else _suggest(leaf, section)
     else:
         yield _suggest(dotted, section)
 

@@ -162,8 +162,9 @@ def _checked(ids: npt.ArrayLike, vocab_size: int) -> npt.NDArray[np.int64]:
 
 
 def _empty_split(config: DataConfig, split: DocumentSplit) -> str:
+    by_file = config.txt_documents == "file" and any(path.endswith(".txt") for path in config.paths)
+    first = "write data.txt_documents: paragraph (now each .txt file is ONE document), " if by_file else ""
     return (
         f"no {split} documents: the corpus is too small to split by document at data.validation_fraction = "
-        f"{config.validation_fraction}; give more documents, change the fraction or data.split_seed, or write "
-        "data.txt_documents: paragraph for a single .txt file"
+        f"{config.validation_fraction}; {first}give more documents, or change the fraction or data.split_seed"
     )

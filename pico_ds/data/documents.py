@@ -1,6 +1,7 @@
 """Documents of a corpus: text, or token ids of a corpus that is already tokenized."""
 
 import json
+import logging
 from collections.abc import Iterator
 from glob import glob, has_magic
 from pathlib import Path
@@ -11,6 +12,8 @@ import numpy.typing as npt
 from pico_ds.config import DataConfig
 from pico_ds.data.errors import DataError
 from pico_ds.data.keyed_random import keyed_uniform
+
+logger = logging.getLogger("pico_ds")
 
 Document = str | npt.NDArray[np.int64]
 
@@ -50,7 +53,8 @@ def data_files(config: DataConfig) -> list[Path]:
         matches = glob(pattern, recursive=True) if has_magic(pattern) else [pattern]  # noqa: PTH207  absolute globs
         found = [Path(match) for match in matches if Path(match).is_file()]
         if not found:
-            raise DataError(f"data.paths: no file matches {pattern!r} (looked in {Path.cwd()})")
+            hint = f"; it is a directory: write {pattern}/*.txt" if Path(pattern).is_dir() else ""
+            raise DataError(f"data.paths: no file matches {pattern!r} (looked in {Path.cwd()}){hint}")
         files.update(found)
     return sorted(files)
 
@@ -93,10 +97,19 @@ def _read_sotu() -> Iterator[Document]:
 
 
 def _read_txt(path: Path, by_paragraph: bool) -> Iterator[Document]:
-    text = path.read_bytes().decode("utf-8", errors="replace").replace("\r\n", "\n")
+    text = _decode(path.read_bytes(), str(path)).replace("\r\n", "\n")
     for block in text.split("\n\n") if by_paragraph else [text]:
         if block := block.strip():
             yield block
+
+
+def _decode(data: bytes, where: str) -> str:
+    """UTF-8 text; bytes that are none become U+FFFD, with a warning."""
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        logger.warning("warning: %s is not UTF-8 (byte %d); such bytes become U+FFFD", where, error.start)
+        return data.decode("utf-8", errors="replace")
 
 
 def _read_jsonl(path: Path, text_field: str) -> Iterator[Document]:
@@ -105,7 +118,7 @@ def _read_jsonl(path: Path, text_field: str) -> Iterator[Document]:
             if not line.strip():
                 continue
             try:
-                record = json.loads(line.decode("utf-8", errors="replace"))
+                record = json.loads(_decode(line, f"{path}, line {number}"))
             except json.JSONDecodeError as error:
                 raise DataError(f"{path}, line {number}: not valid JSON ({error.msg})") from None
             document = _document_of(record, text_field)

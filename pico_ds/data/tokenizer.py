@@ -66,10 +66,15 @@ def import_tokenizer(name: str, directory: Path) -> None:
     Raises:
         DataError: it cannot be loaded, is not a fast tokenizer, or has no end-of-text token.
     """
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+    # a directory with tokenizer.json needs no look at the model beside it, nor at the model's code
+    plain = Path(name, "tokenizer.json").is_file()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, use_fast=True)
+        if plain:
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(name)
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(name, use_fast=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise DataError(f"data.tokenizer: cannot load {name!r}: {error}") from error
     if not tokenizer.is_fast:

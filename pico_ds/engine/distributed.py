@@ -2,6 +2,7 @@
 
 import os
 import socket
+import warnings
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -79,6 +80,8 @@ def start_process(timeout: timedelta = timedelta(minutes=30)) -> Process:
             )
         accelerator.set_device(local_rank)
         device, backend = torch.device(accelerator.device_name(local_rank)), accelerator.communication_backend_name()
+    # DeepSpeed calls them under their old names, a warning for every call
+    warnings.filterwarnings("ignore", category=FutureWarning, message=".*(all_gather|reduce_scatter).*deprecated")
     deepspeed.init_distributed(backend, auto_mpi_discovery=False, timeout=timeout, verbose=False)
     return Process(
         rank=deepspeed.comm.get_rank(),

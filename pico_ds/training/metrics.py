@@ -64,11 +64,13 @@ class Window:
             self.meta_seconds += metrics.seconds
 
     def summary(self) -> dict[str, Any]:
-        """Mean of each metric over its finite values, and throughput over all ranks."""
+        """Mean of each metric over its finite values, the last learning rate, and throughput over all ranks."""
         means: dict[str, Any] = {}
         for name, values in self.values.items():
             finite = [value for value in values if math.isfinite(value)]
             means[name] = sum(finite) / len(finite) if finite else None
+        if "lr" in self.values:
+            means["lr"] = self.values["lr"][-1]
         means["seconds_per_step"] = self.seconds / max(1, len(self.values.get("lr", ())))
         means["tokens_per_second"] = self.tokens / self.seconds if self.seconds else None
         if self.tasks:

@@ -13,6 +13,7 @@ from pico_ds.training.state import TrainingState
 def print_report(
     console: Console,
     config: RunConfig,
+    config_name: str,
     results: dict[int, EvaluationResult],
     state: TrainingState,
     run: RunDirectory,
@@ -34,14 +35,24 @@ def print_report(
         f"  results   {run.eval_results}",
         f"  config    {run.training_config}",
         "Next:",
-        "  another seed    python scripts/train.py --config configs/demo.yaml training.seed=1",
-        "  the control     python scripts/train.py --config configs/demo.yaml smlmt.hybrid_ratio=0 "
-        "'evaluation.readouts=[pre, fimpre, fim]'",
-        f"  compare         python scripts/compare.py {run.path} OTHER_RUN:READOUT",
+        *_next_commands(config, config_name, run),
+    ]
+    console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+
+
+def _next_commands(config: RunConfig, config_name: str, run: RunDirectory) -> list[str]:
+    compare = f"  compare         python scripts/compare.py {run.path} OTHER_RUN:READOUT"
+    if config_name != "demo.yaml":
+        return [compare]
+    train = "python scripts/train.py --config configs/demo.yaml"
+    control = f"  the control     {train} smlmt.hybrid_ratio=0 'evaluation.readouts=[pre, fimpre, fim]'"
+    return [
+        f"  another seed    {train} training.seed={config.training.seed + 1}",
+        *([control] if config.smlmt.hybrid_ratio > 0 else []),
+        compare,
         "  two ranks       torchrun --nproc_per_node 2 scripts/train.py --config configs/demo.yaml",
         "  a 1B plan       python scripts/train.py --config configs/pico-maml-1b.yaml --dry-run --world-size 8",
     ]
-    console.print("\n".join(lines), highlight=False, soft_wrap=True)
 
 
 def results_table(config: RunConfig, results: dict[int, EvaluationResult]) -> Table:
@@ -59,8 +70,7 @@ def results_table(config: RunConfig, results: dict[int, EvaluationResult]) -> Ta
     table.add_column("val. loss", justify="right", no_wrap=True)
     if several:
         table.add_column("readout", no_wrap=True)
-    start = "prototypes" if config.meta.head == "prototype" else "initial head"
-    for moment in (start, f"after {settings.adaptation_steps} steps"):
+    for moment in ("before", f"after {settings.adaptation_steps} steps"):
         table.add_column(moment, justify="right", no_wrap=True)
     if readouts:
         chance = f"{100 / smlmt.n_way:.1f}"

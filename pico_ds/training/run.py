@@ -1,11 +1,16 @@
 """One run, from configuration to report."""
 
+import json
+import platform
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 
+from pico_ds import __version__
 from pico_ds.config import RunConfig, dump_config
 from pico_ds.config.deepspeed import resolve_deepspeed_config
 from pico_ds.config.validation import warn_of
@@ -59,6 +64,7 @@ def run_training(
         logger.warning("warning: %s", warning)
     check_zero_settings(deepspeed_json["zero_optimization"], deepspeed_name)
     deepspeed_config = resolve_deepspeed_config(deepspeed_json, config, process.world_size, deepspeed_name)
+    logger.info("preparing the corpus (the first time: a tokenizer is trained and tokens are cached)")
     ingredients = gather_ingredients(config, process)
     config = ingredients.config
     module = _initial_module(ingredients)
@@ -69,6 +75,7 @@ def run_training(
     if process.is_main:
         log_to_file(run.train_log)
         run.training_config.write_text(dump_config(config))
+        run.environment.write_text(json.dumps(_environment(deepspeed_config, process), indent=1) + "\n")
     logger.info("%s: %s parameters, ZeRO stage %d", run.path, f"{n_parameters:,}", engine.stage)
 
     trackers = _trackers(config, run) if process.is_main else []
@@ -86,11 +93,29 @@ def run_training(
         trainer.train()
     except BaseException as error:
         log_failure(error)
+        if isinstance(error, KeyboardInterrupt):
+            logger.info(
+                "interrupted at step %d; steps after the last save are lost; %s stays", trainer.state.step, run.path
+            )
         raise
     if process.is_main:
         seconds = time.monotonic() - train_started
-        print_report(console, config, evaluation.results, trainer.state, run, seconds)
+        with run.train_log.open("a", encoding="utf-8") as log:
+            for target in (console, Console(file=log, width=120)):
+                print_report(target, config, config_name, evaluation.results, trainer.state, run, seconds)
     return run
+
+
+def _environment(deepspeed_config: dict[str, Any], process: Process) -> dict[str, Any]:
+    """What a run depends on beside its configuration."""
+    packages = ("torch", "deepspeed", "transformers", "tokenizers", "numpy")
+    return {
+        "world_size": process.world_size,
+        "device": torch.cuda.get_device_name(process.device) if process.device.type == "cuda" else "cpu",
+        "python": platform.python_version(),
+        "versions": {"pico_ds": __version__, **{name: version(name) for name in packages}},
+        "deepspeed_config": deepspeed_config,
+    }
 
 
 def _initial_module(ingredients: Ingredients) -> MetaModel:

@@ -20,6 +20,11 @@ class RunDirectory:
         return self.path / "training_config.yaml"
 
     @property
+    def environment(self) -> Path:
+        """Versions, ranks, device and DeepSpeed's settings."""
+        return self.path / "environment.json"
+
+    @property
     def metrics(self) -> Path:
         """One JSON object a line."""
         return self.path / "logs" / "metrics.jsonl"

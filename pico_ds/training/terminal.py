@@ -1,6 +1,7 @@
 """What rank 0 says: a progress bar on a terminal, plain lines elsewhere, and always logs/train.log."""
 
 import logging
+from logging.handlers import MemoryHandler
 from pathlib import Path
 
 from rich.console import Console
@@ -20,7 +21,9 @@ def start_console(is_main: bool) -> Console:
     else:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    logger.handlers = [handler]
+    # what is said before the run has a directory is kept for its log
+    early = MemoryHandler(capacity=1000, flushLevel=logging.CRITICAL + 1, flushOnClose=False)
+    logger.handlers = [handler, early]
     return console
 
 
@@ -37,4 +40,8 @@ def log_to_file(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    for early in [other for other in logger.handlers if isinstance(other, MemoryHandler)]:
+        early.setTarget(handler)
+        early.flush()
+        logger.removeHandler(early)
     logger.addHandler(handler)

@@ -1,6 +1,7 @@
 """scripts/train.py as a user meets it: what it leaves, what it refuses, what it survives."""
 
 import json
+import signal
 import subprocess
 import sys
 import textwrap
@@ -9,9 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 
-from pico_ds.config import load_config
+from pico_ds.config import RunConfig, load_config
+from pico_ds.evaluation.evaluator import EvaluationResult
+from pico_ds.training.report import print_report
+from pico_ds.training.run_directory import RunDirectory
+from pico_ds.training.state import TrainingState
 from tests.conftest import write_text_corpus
 from tests.end_to_end.commands import TINY, environment, metrics_of, run
 from tests.launching import REPOSITORY
@@ -53,7 +59,12 @@ def test_a_run_leaves_its_files(finished: tuple[Path, str]) -> None:
     assert (path / "checkpoints/latest").read_text() == "step_6\n"
     assert {child.name for child in (path / "eval_results").iterdir()} == {f"step_{s}.json" for s in (0, 2, 3, 6)}
     log = (path / "logs/train.log").read_text()
-    assert "step 6/6" in log
+    for text in ("pico_ds: config tiny.yaml, zero1.json, 1 rank(s) on cpu", "step 6/6", "after meta-training, step 6"):
+        assert text in log
+    environment = json.loads((path / "environment.json").read_text())
+    assert environment["world_size"] == 1
+    assert environment["deepspeed_config"]["zero_optimization"]["stage"] == 1
+    assert set(environment["versions"]) >= {"pico_ds", "torch", "deepspeed", "transformers"}
     result = json.loads((path / "eval_results/step_6.json").read_text())
     assert set(result["few_shot"]) == {"fim", "pre", "mean"}
     assert len(result["few_shot"]["fim"]["after"]) == 3
@@ -239,3 +250,32 @@ def test_dry_run_takes_the_vocabulary_of_the_corpus(train: Callable[..., str], c
     output = train("--dry-run")
     assert "parameters        " in output
     assert set(corpus.parent.iterdir()) == before
+
+
+def test_an_interrupted_run_says_where_it_stopped(corpus: Path) -> None:
+    where = [f"data.paths=[{corpus}]", f"checkpointing.runs_dir={corpus.parent}", "checkpointing.run_name=interrupted"]
+    process = subprocess.Popen(
+        ["python", "scripts/train.py", "--config", TINY, *where, "training.max_steps=100000"],
+        cwd=REPOSITORY,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "step 5/" in line:
+            break
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted at step" in output
+    assert "Traceback" not in output
+
+
+def test_the_control_is_printed_as_it_must_be_typed(capsys: pytest.CaptureFixture[str]) -> None:
+    """Brackets are markup to rich."""
+    run_directory = RunDirectory(Path("runs/demo-001"))
+    result = EvaluationResult(0, 1.0, {}, "")
+    print_report(Console(), RunConfig(), "demo.yaml", {0: result}, TrainingState(), run_directory, 1.0)
+    assert "'evaluation.readouts=[pre, fimpre, fim]'" in capsys.readouterr().out

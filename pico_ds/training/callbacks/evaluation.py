@@ -57,12 +57,12 @@ class Evaluation(Callback):
         result.write(self._run.eval_results)
         if step:
             for tracker in self._trackers:
-                tracker.log(step, _flat(result))
+                tracker.log(step, _flat(result, trainer.config.evaluation.word_split))
 
 
-def _flat(result: EvaluationResult) -> dict[str, float]:
+def _flat(result: EvaluationResult, word_split: str) -> dict[str, float]:
     metrics = {} if result.validation_loss is None else {"eval/validation_loss": result.validation_loss}
     for readout, found in result.few_shot.items():
-        metrics[f"eval/few_shot/{readout}/accuracy_before"] = Estimate.of(found.before).mean
-        metrics[f"eval/few_shot/{readout}/accuracy_after"] = Estimate.of(found.after).mean
+        metrics[f"eval/few_shot/{word_split}/{readout}/accuracy_before"] = Estimate.of(found.before).mean
+        metrics[f"eval/few_shot/{word_split}/{readout}/accuracy_after"] = Estimate.of(found.after).mean
     return metrics
