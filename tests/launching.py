@@ -51,6 +51,7 @@ def run_ranks(
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            errors="replace",
         )
         for rank, output in enumerate(outputs)
     ]

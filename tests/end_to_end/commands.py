@@ -28,6 +28,8 @@ def run(*command: str, timeout_seconds: float = 200, check: bool = True, **other
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        # ranks share the pipe: their writes may cut each other's characters in two
+        errors="replace",
         timeout=timeout_seconds,
     )
     if check:

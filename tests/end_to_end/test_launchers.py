@@ -88,6 +88,7 @@ def test_two_agents_of_one_rank_each_over_loopback(arguments: Callable[..., list
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            errors="replace",
         )
         for node in range(2)
     ]

@@ -261,6 +261,7 @@ def test_an_interrupted_run_says_where_it_stopped(corpus: Path) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        errors="replace",
     )
     assert process.stdout is not None
     for line in process.stdout:
