@@ -6,6 +6,9 @@ from pathlib import Path
 import pytest
 from jaxtyping import install_import_hook
 
+# before anything imports huggingface_hub, which reads it once
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.pop("WANDB_API_KEY", None)
 install_import_hook(["pico_ds.meta", "pico_ds.tasks", "pico_ds.data.rows"], "beartype.beartype")
 
 
@@ -14,8 +17,6 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """PICO_DS_CACHE decides; without it the session has a cache of its own."""
     if "PICO_DS_CACHE" not in os.environ:
         os.environ["PICO_DS_CACHE"] = str(tmp_path_factory.mktemp("cache"))
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    os.environ.pop("WANDB_API_KEY", None)
 
 
 @pytest.fixture
