@@ -3,8 +3,10 @@
 import os
 import socket
 import warnings
-from dataclasses import dataclass
+import zlib
+from dataclasses import dataclass, replace
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 
@@ -22,12 +24,14 @@ class Process:
         rank: 0 to world_size - 1.
         local_rank: rank among the processes of this node.
         device: where this process computes.
+        peers: (digest of the host's name, process id) of every rank.
     """
 
     rank: int
     world_size: int
     local_rank: int
     device: torch.device
+    peers: tuple[tuple[int, int], ...] = ()
 
     @property
     def is_main(self) -> bool:
@@ -51,6 +55,11 @@ class Process:
         message = torch.tensor([value], dtype=torch.int64, device=self.device)
         dist.broadcast(message, src=0)
         return int(message.item())
+
+    def lost_ranks(self) -> list[int]:
+        """Ranks of this node whose process has ended."""
+        here = _host_digest()
+        return [rank for rank, (host, pid) in enumerate(self.peers) if host == here and not _is_alive(pid)]
 
 
 def start_process(timeout: timedelta = timedelta(minutes=30)) -> Process:
@@ -83,19 +92,40 @@ def start_process(timeout: timedelta = timedelta(minutes=30)) -> Process:
     # DeepSpeed calls them under their old names, a warning for every call
     warnings.filterwarnings("ignore", category=FutureWarning, message=".*(all_gather|reduce_scatter).*deprecated")
     deepspeed.init_distributed(backend, auto_mpi_discovery=False, timeout=timeout, verbose=False)
-    return Process(
-        rank=deepspeed.comm.get_rank(),
-        world_size=deepspeed.comm.get_world_size(),
-        local_rank=local_rank,
-        device=device,
+    process = Process(deepspeed.comm.get_rank(), deepspeed.comm.get_world_size(), local_rank, device)
+    places = torch.zeros(process.world_size, 2, dtype=torch.int64, device=device)
+    places[process.rank] = torch.tensor([_host_digest(), os.getpid()])
+    return replace(process, peers=tuple((host, pid) for host, pid in process.sum_over_ranks(places).tolist()))
+
+
+def is_lost_peer(error: BaseException) -> bool:
+    """Whether an error says that a collective failed because another rank has gone; gloo has no type for it."""
+    signs = ("/gloo/", "gloo::", "Connection closed by peer")
+    return isinstance(error, torch.distributed.DistError) or (
+        isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
     )
 
 
+def _host_digest() -> int:
+    return zlib.crc32(socket.gethostname().encode())
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except OSError:
+        return False
+    return state not in "ZX"
+
+
 def stop_process() -> None:
-    """Leave the job."""
+    """Leave the job, together with all other ranks."""
     import deepspeed.comm as dist
 
     if dist.is_initialized():
+        # A rank that ended right after its last collective now and then died of it: gloo's thread was still giving back
+        # the tensor, which takes the interpreter's lock, while the interpreter shut down. The barrier has no tensor.
+        dist.barrier()
         dist.destroy_process_group()
 
 
