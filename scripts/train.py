@@ -44,6 +44,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> int:
     arguments = parse_arguments()
     load_dotenv(Path.cwd() / ".env")
+    from pico_ds.checkpoint.errors import CheckpointError
     from pico_ds.config import ConfigError, load_config
     from pico_ds.config.deepspeed import load_deepspeed_config
     from pico_ds.data.errors import DataError
@@ -62,7 +63,7 @@ def main() -> int:
         from pico_ds.training.run import run_training
 
         process = start_process()
-        run_training(
+        exit_code = run_training(
             config,
             arguments.config.name,
             deepspeed_json,
@@ -71,13 +72,13 @@ def main() -> int:
             STARTED,
         )
         stop_process()
-    except (ConfigError, DataError, TaskError, TrainingError) as error:
+    except (CheckpointError, ConfigError, DataError, TaskError, TrainingError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    return 0
+    return exit_code
 
 
 if __name__ == "__main__":

@@ -1,43 +1,47 @@
-"""Weights of the decoder in HF format."""
+"""Weights of the decoder in HF format, from the shards of a checkpoint."""
 
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
+from pico_ds.checkpoint.state_reader import StateReader
+from pico_ds.checkpoint.stream import SafetensorsWriter
 from pico_ds.config import ModelConfig
-from pico_ds.meta.network import Parameters
 from pico_ds.model.meta_model import DECODER
 
+#: file that transformers looks for
+WEIGHTS_NAME = "model.safetensors"
+#: weights of a meta-learned head, beside the decoder's
+HEAD_NAME = "meta_head.safetensors"
 
-def save_weights(
-    theta: Parameters,
+
+def export_weights(
+    reader: StateReader,
+    directory: Path,
     shape: ModelConfig,
     vocab_size: int,
     dtype: torch.dtype,
     special_token_ids: dict[str, int],
     tokenizer_directory: Path,
-    checkpoints: Path,
-    step: int,
-) -> Path:
-    """Write `checkpoints/step_<N>`, which `AutoModelForCausalLM.from_pretrained(..., trust_remote_code=True)` loads.
+) -> None:
+    """Write what `AutoModelForCausalLM.from_pretrained(directory, trust_remote_code=True)` loads.
 
-    Everything is written beside its place and renamed, then `latest` is replaced: a directory that exists is complete.
-    A meta-learned head goes into `meta_head.safetensors`.
+    The model's weights are the fp32 master weights rounded to `dtype`, as the engine holds them; one tensor at a time
+    is in memory. A meta-learned head goes into `meta_head.safetensors`.
 
     Args:
         special_token_ids: `eos_token_id` and the like, which `generate` needs.
+
+    Raises:
+        CheckpointError: the disk is full, or a shard is not what was written.
     """
     from transformers.utils.logging import disable_progress_bar
 
     from pico_ds.model.huggingface import PicoDecoderHF, PicoDecoderHFConfig
 
     disable_progress_bar()
-    final = checkpoints / f"step_{step}"
-    staging = checkpoints / f".step_{step}.partial"
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
     hf_config = PicoDecoderHFConfig(
         d_model=shape.d_model,
         n_layers=shape.n_layers,
@@ -54,24 +58,29 @@ def save_weights(
     hf_config.update(special_token_ids)
     with torch.device("meta"):
         model = PicoDecoderHF(hf_config)
-    decoder = {
-        name.removeprefix(DECODER): weight.to("cpu", dtype)
-        for name, weight in theta.items()
-        if name.startswith(DECODER)
-    }
-    model.save_pretrained(staging, state_dict=decoder)
-    head = {name: weight.cpu().contiguous() for name, weight in theta.items() if not name.startswith(DECODER)}
-    if head:
-        save_file(head, staging / "meta_head.safetensors")
+    # configuration and modeling code; the weights are streamed, for they need not fit into memory twice
+    model.save_pretrained(directory, state_dict={})
+    (directory / WEIGHTS_NAME).unlink(missing_ok=True)
     for file in tokenizer_directory.iterdir():
-        shutil.copy(file, staging / file.name)
-    staging.rename(final)
-    point_latest(checkpoints, final.name)
-    return final
+        shutil.copy(file, directory / file.name)
+    names = list(reader.index.parameters)
+    decoder = [name for name in names if name.startswith(DECODER)]
+    write_parameters(reader, decoder, directory / WEIGHTS_NAME, dtype)
+    if head := [name for name in names if not name.startswith(DECODER)]:
+        write_parameters(reader, head, directory / HEAD_NAME, torch.float32)
 
 
-def point_latest(checkpoints: Path, name: str) -> None:
-    """Make `latest` name a checkpoint, atomically."""
-    partial = checkpoints / ".latest.partial"
-    partial.write_text(name + "\n")
-    partial.replace(checkpoints / "latest")
+def write_parameters(reader: StateReader, names: Iterable[str], path: Path, dtype: torch.dtype) -> None:
+    """Write whole parameters into one safetensors file, under the names of the decoder's state dict.
+
+    One tensor at a time is in memory.
+
+    Raises:
+        CheckpointError: the file cannot be written, or a shard is not what was written.
+    """
+    chosen = {name.removeprefix(DECODER): name for name in names}
+    entries = {short: (dtype, reader.index.parameters[name].shape) for short, name in chosen.items()}
+    with SafetensorsWriter(path, entries, {"format": "pt"}) as writer:
+        for name in chosen.values():
+            writer.append(reader.read_whole(name, "master").to(dtype))
+        writer.finish()

@@ -3,6 +3,7 @@
 from pico_ds.config.errors import ConfigError
 from pico_ds.config.loading import dump_config, load_config, parse_config
 from pico_ds.config.schema import (
+    CheckpointingConfig,
     DataConfig,
     EvaluationConfig,
     MetaConfig,
@@ -14,6 +15,7 @@ from pico_ds.config.schema import (
 )
 
 __all__ = [
+    "CheckpointingConfig",
     "ConfigError",
     "DataConfig",
     "EvaluationConfig",

@@ -155,6 +155,8 @@ class TrainingConfig(Section):
     """largest norm of the outer gradient; 0 clips nothing"""
     max_consecutive_skipped_steps: PositiveInt = 10
     """the run stops after this many steps in a row with a non-finite loss or gradient"""
+    hang_timeout_seconds: PositiveFloat = 1800.0
+    """a rank that makes no progress for this long dumps its stacks and ends the job; longer than any one step [s]"""
 
 
 class CheckpointingConfig(Section):
@@ -165,7 +167,18 @@ class CheckpointingConfig(Section):
     run_name: str | None = None
     """directory of the run under runs_dir; null takes the config's name and the next free number"""
     save_every_n_steps: PositiveInt | None = None
-    """outer steps between saves of the weights in HF format; null saves at the end alone"""
+    """outer steps between checkpoints; null saves at the end and at a stop signal alone"""
+    keep_last_n: PositiveInt | None = None
+    """newest checkpoints from which the run can resume that are kept; null removes none"""
+    keep_every_n_steps: PositiveInt | None = None
+    """checkpoints of multiples of this step are kept beside the newest keep_last_n; null keeps no others"""
+    keep_weights: bool = True
+    """a checkpoint that is not kept loses its training state alone, and stays as weights; false removes it whole"""
+    resume: NonNegativeInt | str = "auto"
+    """auto: go on from the newest sound checkpoint of the run, if it has one; never: start a new run; a step of this
+    run, or the path of a checkpoint of any run: go on from there"""
+    requeue_exit_code: Annotated[int, Field(ge=0, le=255)] = 0
+    """exit code after a save at SIGTERM or SIGUSR1"""
 
 
 class LearningDynamicsConfig(Section):

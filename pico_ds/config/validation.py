@@ -13,6 +13,7 @@ def check_combinations(config: RunConfig) -> Iterator[str]:
     yield from _check_model(config)
     yield from _check_data(config)
     yield from _check_tasks(config)
+    yield from _check_checkpointing(config)
     yield from _check_names(config)
 
 
@@ -91,6 +92,17 @@ def _check_tasks(config: RunConfig) -> Iterator[str]:
             f"evaluation.word_split: got {config.evaluation.word_split!r}, but smlmt."
             f"{config.evaluation.word_split}_word_fraction is 0; raise it, or set evaluation.n_tasks to 0"
         )
+
+
+def _check_checkpointing(config: RunConfig) -> Iterator[str]:
+    settings = config.checkpointing
+    if settings.keep_every_n_steps is not None and settings.keep_last_n is None:
+        yield (
+            f"checkpointing.keep_every_n_steps: got {settings.keep_every_n_steps} without checkpointing.keep_last_n, "
+            "so that every checkpoint is kept; set keep_last_n, or leave this out"
+        )
+    if settings.resume == "":
+        yield "checkpointing.resume: got ''; write auto, never, a step, or the path of a checkpoint"
 
 
 def _check_names(config: RunConfig) -> Iterator[str]:

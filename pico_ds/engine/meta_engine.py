@@ -37,7 +37,7 @@ class MetaEngine:
             model=module, optimizer=build_optimizer(module, training), config=deepspeed_config
         )
         self.stage = int(self._engine.zero_optimization_stage())
-        self._parameters: dict[str, nn.Parameter] = dict(self._engine.module.named_parameters())
+        self.parameters: dict[str, nn.Parameter] = dict(self._engine.module.named_parameters())
 
     def full_parameters(self, for_update: bool = False) -> dict[str, Tensor]:
         """All parameters, fp32, whole, rank-local. A collective under ZeRO-3: every rank must call it.
@@ -49,14 +49,14 @@ class MetaEngine:
             for_update: `apply_gradient` will follow. ZeRO-3 lets gradients be assigned while parameters are whole only.
         """
         if self.stage < 3:
-            return {name: weight.detach().float() for name, weight in self._parameters.items()}
+            return {name: weight.detach().float() for name, weight in self.parameters.items()}
         import deepspeed
 
-        with deepspeed.zero.GatheredParameters(list(self._parameters.values())):
+        with deepspeed.zero.GatheredParameters(list(self.parameters.values())):
             if for_update:
-                for weight in self._parameters.values():
+                for weight in self.parameters.values():
                     weight.grad = torch.zeros_like(weight.data)
-            return {name: weight.detach().to(torch.float32, copy=True) for name, weight in self._parameters.items()}
+            return {name: weight.detach().to(torch.float32, copy=True) for name, weight in self.parameters.items()}
 
     def apply_gradient(self, gradient: Mapping[str, Tensor], lr: float) -> float:
         """Sum a gradient over ranks and take one optimizer step.
@@ -73,7 +73,7 @@ class MetaEngine:
         if self.stage == 0:
             self._set_gradients(gradient)
             self._engine.allreduce_gradients()
-            reduced = [weight.grad for weight in self._parameters.values() if weight.grad is not None]
+            reduced = [weight.grad for weight in self.parameters.values() if weight.grad is not None]
             norm = torch.nn.utils.get_total_norm(reduced)
         else:
             # entered without a backward pass: leaving the block reduces whatever stands in .grad, once
@@ -84,13 +84,23 @@ class MetaEngine:
 
     def drop_gradient(self) -> None:
         """Forget the slots that `full_parameters(for_update=True)` made: the step is skipped."""
-        for weight in self._parameters.values():
+        for weight in self.parameters.values():
             weight.grad = None
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """DeepSpeed's optimizer: AdamW itself under stage 0, else a wrapper around it."""
+        return self._engine.optimizer
+
+    def set_counters(self, steps: int) -> None:
+        """Say how many steps DeepSpeed has taken; one step of it is one sample on every rank."""
+        self._engine.global_steps = self._engine.micro_steps = steps
+        self._engine.global_samples = steps * self.process.world_size
 
     def _set_gradients(self, gradient: Mapping[str, Tensor]) -> None:
         # DeepSpeed divides by the world size; the gradient is a share of a sum
         world_size = self.process.world_size
-        for name, weight in self._parameters.items():
+        for name, weight in self.parameters.items():
             if self.stage == 3:
                 assert weight.grad is not None, "full_parameters(for_update=True) must come before apply_gradient"
                 weight.grad.copy_(gradient[name] * world_size)

@@ -1,6 +1,7 @@
 """All evaluations of a run, and the file they are kept in."""
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -65,8 +66,12 @@ class Evaluator:
         """
         self._config, self._network, self._rows, self._tasks, self._process = config, network, rows, tasks, process
 
-    def evaluate(self, theta: Parameters, step: int) -> EvaluationResult:
-        """Evaluate the parameters. A collective: every rank must call it, and every rank gets the result."""
+    def evaluate(self, theta: Parameters, step: int, on_progress: Callable[[], None]) -> EvaluationResult:
+        """Evaluate the parameters. A collective: every rank must call it, and every rank gets the result.
+
+        Args:
+            on_progress: called after every task and batch of rows.
+        """
         settings, loss = self._config.evaluation, None
         if self._rows is not None:
             loss = evaluate_validation_loss(
@@ -76,6 +81,7 @@ class Evaluator:
                 settings.n_rows,
                 self._config.training.micro_batch_size,
                 self._process,
+                on_progress,
             )
         few_shot = {
             tasks.readout: evaluate_few_shot(
@@ -86,6 +92,7 @@ class Evaluator:
                 settings.n_tasks,
                 settings.adaptation_steps,
                 self._process,
+                on_progress,
             )
             for tasks in self._tasks
         }

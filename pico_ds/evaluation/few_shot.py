@@ -1,6 +1,7 @@
 """Few-shot accuracy on words that were never classes in training."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,6 +55,7 @@ def evaluate_few_shot(
     n_tasks: int,
     adaptation_steps: int,
     process: Process,
+    on_progress: Callable[[], None],
 ) -> FewShotResult:
     """Accuracy before and after adaptation on tasks 0 to n_tasks - 1 of step 0; the same on any number of ranks."""
     accuracies = torch.zeros(2, n_tasks, device=process.device)
@@ -74,5 +76,6 @@ def evaluate_few_shot(
             after = adapted.head.logits(network.features(adapted.fast, episode.query, tasks.readout))
             accuracies[0, i] = accuracy(before, episode.query)
             accuracies[1, i] = accuracy(after, episode.query)
+        on_progress()
     before_all, after_all = process.sum_over_ranks(accuracies).tolist()
     return FewShotResult(before_all, after_all)

@@ -1,5 +1,7 @@
 """Token-weighted validation loss."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 
@@ -10,7 +12,13 @@ from pico_ds.meta.network import Network, Parameters
 
 @torch.no_grad()
 def evaluate_validation_loss(
-    network: Network, theta: Parameters, rows: TokenRows, n_rows: int, micro_batch_size: int, process: Process
+    network: Network,
+    theta: Parameters,
+    rows: TokenRows,
+    n_rows: int,
+    micro_batch_size: int,
+    process: Process,
+    on_progress: Callable[[], None],
 ) -> float:
     """Mean next-token cross-entropy over the first `n_rows` rows [nats per token]; the same on any number of ranks."""
     n_rows = min(n_rows, rows.n_rows)
@@ -19,4 +27,5 @@ def evaluate_validation_loss(
     for first in range(0, len(mine), micro_batch_size):
         batch = rows.read(mine[first : first + micro_batch_size]).to(process.device)
         loss_sum += network.language_model_loss(theta, batch).double()
+        on_progress()
     return float(process.sum_over_ranks(loss_sum)) / (n_rows * rows.sequence_length)

@@ -22,6 +22,7 @@ class StepMetrics:
         applied: whether the optimizer stepped; False where the loss or gradient was not finite.
         seconds: wall time of the step.
         tokens, tasks: work of all ranks.
+        raised: flags of callbacks that any rank raised.
     """
 
     kind: StepKind
@@ -30,12 +31,21 @@ class StepMetrics:
     seconds: float
     tokens: int
     tasks: int
+    raised: frozenset[str] = frozenset()
 
 
-def reduce_contributions(local: LocalStep, process: Process) -> dict[str, float]:
-    """The sum of every contribution over ranks: one all-reduce and one device sync for all metrics."""
+def reduce_contributions(
+    local: LocalStep, flags: dict[str, bool], process: Process
+) -> tuple[dict[str, float], frozenset[str]]:
+    """The sum of every contribution over ranks, and the flags that any rank raised.
+
+    One all-reduce and one device sync for all of them.
+    """
     packed = torch.stack([value.double() for value in local.contributions.values()])
-    return dict(zip(local.contributions, process.sum_over_ranks(packed).tolist(), strict=True))
+    raised = torch.tensor([*map(float, flags.values())], dtype=torch.float64).to(packed.device, non_blocking=True)
+    sums = process.sum_over_ranks(torch.cat([packed, raised])).tolist()
+    values = dict(zip(local.contributions, sums, strict=False))
+    return values, frozenset(name for name, count in zip(flags, sums[len(values) :], strict=True) if count > 0)
 
 
 def all_finite(values: dict[str, float]) -> bool:
@@ -56,7 +66,8 @@ class Window:
     def add(self, metrics: StepMetrics) -> None:
         """Take in one step."""
         for name, value in metrics.values.items():
-            self.values.setdefault(name, []).append(value)
+            # a metric that was never finite keeps its name
+            self.values.setdefault(name, []).extend([value] if math.isfinite(value) else [])
         self.seconds += metrics.seconds
         self.tokens += metrics.tokens
         self.tasks += metrics.tasks
@@ -67,8 +78,7 @@ class Window:
         """Mean of each metric over its finite values, the last learning rate, and throughput over all ranks."""
         means: dict[str, Any] = {}
         for name, values in self.values.items():
-            finite = [value for value in values if math.isfinite(value)]
-            means[name] = sum(finite) / len(finite) if finite else None
+            means[name] = sum(values) / len(values) if values else None
         if "lr" in self.values:
             means["lr"] = self.values["lr"][-1]
         means["seconds_per_step"] = self.seconds / max(1, len(self.values.get("lr", ())))

@@ -2,6 +2,7 @@
 
 import json
 import platform
+import secrets
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -11,25 +12,35 @@ import torch
 from rich.console import Console
 
 from pico_ds import __version__
+from pico_ds.checkpoint.saver import CheckpointSaver
+from pico_ds.checkpoint.state_reader import StateReader
+from pico_ds.checkpoint.store import CheckpointStore
+from pico_ds.checkpoint.weights import export_weights
 from pico_ds.config import RunConfig, dump_config
 from pico_ds.config.deepspeed import resolve_deepspeed_config
 from pico_ds.config.validation import warn_of
-from pico_ds.engine.distributed import Process
+from pico_ds.engine.distributed import Process, is_lost_peer
 from pico_ds.engine.meta_engine import MetaEngine
+from pico_ds.engine.optimizer_state import OptimizerState
 from pico_ds.engine.zero_settings import check_zero_settings
 from pico_ds.meta.network import Parameters
 from pico_ds.model.meta_model import MetaModel, build_meta_model
 from pico_ds.training.assembly import COMPUTE_DTYPE, Ingredients, gather_ingredients
 from pico_ds.training.callbacks.base import Callback
+from pico_ds.training.callbacks.checkpointing import Checkpointing
 from pico_ds.training.callbacks.evaluation import Evaluation
+from pico_ds.training.callbacks.heartbeat import Heartbeat
 from pico_ds.training.callbacks.metrics_log import FirstStepClock, MetricsLog, ProgressBar
-from pico_ds.training.callbacks.weights import SaveWeights
+from pico_ds.training.errors import TrainingError
 from pico_ds.training.outer_step import OuterStep
 from pico_ds.training.report import print_report
-from pico_ds.training.run_directory import RunDirectory, claim_run_directory
+from pico_ds.training.resume import Resumer, next_save_number, rewind_metrics
+from pico_ds.training.run_directory import RunDirectory, claim_run_directory, is_restart
+from pico_ds.training.stop_signals import StopSignals
 from pico_ds.training.terminal import log_failure, log_to_file, logger, start_console
 from pico_ds.training.trackers import JsonLinesTracker, Tracker, WandbTracker
 from pico_ds.training.trainer import Trainer
+from pico_ds.training.watchdog import Watchdog
 
 
 def run_training(
@@ -39,18 +50,24 @@ def run_training(
     deepspeed_name: str,
     process: Process,
     started: float,
-) -> RunDirectory:
-    """Train as configured; every rank calls this.
+) -> int:
+    """Train as configured, from the beginning or from a checkpoint; every rank calls this.
 
     Args:
         config_name: names the run where checkpointing.run_name is null.
         deepspeed_json: what `load_deepspeed_config` read.
         started: time of the command's start [s since the epoch].
 
+    Returns:
+        the exit code: 0, or `checkpointing.requeue_exit_code` after a stop signal.
+
     Raises:
         ConfigError, DataError, TaskError: nothing has been trained.
+        CheckpointError: a checkpoint that cannot be read or written.
         TrainingError: training cannot go on.
     """
+    signals = StopSignals()
+    signals.install()
     console = start_console(process.is_main)
     logger.info(
         "pico_ds: config %s, %s, %d rank(s) on %s, %s",
@@ -72,22 +89,48 @@ def run_training(
     engine = MetaEngine(module, config.training, deepspeed_config, process)
     # last of what can fail: a start that fails leaves no run behind
     run = claim_run_directory(config.checkpointing, Path(config_name).stem, process)
+    logger.info("%s: %s parameters, ZeRO stage %d", run.path, f"{n_parameters:,}", engine.stage)
+    environment = _environment(deepspeed_config, process)
+    corpus = ingredients.corpus.identity()
+    store, optimizer_state = CheckpointStore(run.checkpoints), OptimizerState(engine)
+    point = Resumer(config, corpus, store, optimizer_state, process, is_restart()).resume()
     if process.is_main:
+        rewind_metrics(run.metrics, point.index.step if point else 0)
         log_to_file(run.train_log)
         run.training_config.write_text(dump_config(config))
-        run.environment.write_text(json.dumps(_environment(deepspeed_config, process), indent=1) + "\n")
-    logger.info("%s: %s parameters, ZeRO stage %d", run.path, f"{n_parameters:,}", engine.stage)
+        run.environment.write_text(json.dumps(environment, indent=1) + "\n")
 
     trackers = _trackers(config, run) if process.is_main else []
-    evaluation = Evaluation(ingredients.evaluator, lambda: _initial_parameters(ingredients, process), run, trackers)
+    watchdog = Watchdog(config.training.hang_timeout_seconds, process.rank, run.logs)
+    launch = process.from_main(secrets.randbits(40))
+    saver = CheckpointSaver(
+        store,
+        optimizer_state,
+        process,
+        launch,
+        complete=lambda directory, reader: _export(ingredients, reader, directory),
+        published=lambda path, seconds: _on_published(store, config, launch, path, seconds),
+    )
+    evaluation = Evaluation(
+        ingredients.evaluator, lambda: _initial_parameters(ingredients, process), run, trackers, watchdog.beat
+    )
     callbacks: list[Callback] = [
         *([FirstStepClock(started), ProgressBar(console)] if process.is_main else []),
         *([MetricsLog(trackers, config.monitoring.log_every_n_steps)] if process.is_main else []),
-        SaveWeights(run, ingredients.vocab_size, ingredients.corpus),
+        Checkpointing(
+            saver,
+            signals,
+            next_save_number(store) if process.is_main else 0,
+            lambda: optimizer_state.steps,
+            {"corpus": corpus, "environment": environment},
+        ),
         evaluation,
+        Heartbeat(watchdog),
     ]
     outer_step = OuterStep(config, ingredients.network, ingredients.rows, ingredients.tasks, process)
     trainer = Trainer(config, engine, outer_step, callbacks)
+    if point is not None:
+        trainer.restore(point.index.progress, point.index.callbacks)
     train_started = time.monotonic()
     try:
         trainer.train()
@@ -97,13 +140,50 @@ def run_training(
             logger.info(
                 "interrupted at step %d; steps after the last save are lost; %s stays", trainer.state.step, run.path
             )
+        if is_lost_peer(error):
+            raise TrainingError(_lost_peer(process)) from error
         raise
+    if trainer.stopping:
+        logger.info("the same command with checkpointing.run_name=%s goes on from here", run.path.name)
+        return config.checkpointing.requeue_exit_code
     if process.is_main:
         seconds = time.monotonic() - train_started
         with run.train_log.open("a", encoding="utf-8") as log:
             for target in (console, Console(file=log, width=120)):
                 print_report(target, config, config_name, evaluation.results, trainer.state, run, seconds)
-    return run
+    return 0
+
+
+def _export(ingredients: Ingredients, reader: StateReader, directory: Path) -> None:
+    config, tokenizer = ingredients.config, ingredients.corpus.tokenizer
+    export_weights(
+        reader,
+        directory,
+        shape=config.model,
+        vocab_size=ingredients.vocab_size,
+        dtype=COMPUTE_DTYPE[config.training.precision],
+        special_token_ids={
+            "bos_token_id": tokenizer.end_of_text_id,
+            "eos_token_id": tokenizer.end_of_text_id,
+            "pad_token_id": tokenizer.pad_id,
+        },
+        tokenizer_directory=ingredients.corpus.tokenizer_directory,
+    )
+
+
+def _on_published(store: CheckpointStore, config: RunConfig, launch: int, path: Path, seconds: float) -> None:
+    logger.info("saved %s, %.1f s after it was begun", path, seconds)
+    store.retain(config.checkpointing, launch)
+
+
+def _lost_peer(process: Process) -> str:
+    time.sleep(1)  # for what is dying to be dead
+    lost = process.lost_ranks()
+    which = f"rank {', '.join(map(str, lost))} of this node has died" if lost else "its own output says why"
+    return (
+        f"rank {process.rank}: a collective failed because another rank has gone: {which}. The last checkpoint stands; "
+        "the same command goes on from it"
+    )
 
 
 def _environment(deepspeed_config: dict[str, Any], process: Process) -> dict[str, Any]:

@@ -15,6 +15,7 @@ class TrainingState:
 
     Attributes:
         step: outer steps done, skipped ones included.
+        meta_steps, ar_steps: the same by kind.
         rows: rows of autoregressive training consumed.
         tokens: tokens put through the model, padding of contexts included.
         tasks: tasks trained on.
@@ -23,6 +24,8 @@ class TrainingState:
     """
 
     step: int = 0
+    meta_steps: int = 0
+    ar_steps: int = 0
     rows: int = 0
     tokens: int = 0
     tasks: int = 0

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from pico_ds.config import RunConfig
 from pico_ds.engine.meta_engine import MetaEngine
@@ -11,7 +12,7 @@ from pico_ds.training.callbacks.base import Callback
 from pico_ds.training.errors import TrainingError
 from pico_ds.training.metrics import StepMetrics, all_finite, reduce_contributions
 from pico_ds.training.outer_step import LocalStep, OuterStep
-from pico_ds.training.state import TrainingState, step_kind
+from pico_ds.training.state import StepKind, TrainingState, step_kind
 
 
 @dataclass
@@ -23,22 +24,32 @@ class Trainer:
     outer_step: OuterStep
     callbacks: Sequence[Callback]
     state: TrainingState = field(default_factory=TrainingState)
+    #: set by a callback, on all ranks alike, to end training after the step in flight
+    stopping: bool = False
+
+    def restore(self, progress: dict[str, int], callbacks: dict[str, Any]) -> None:
+        """Stand where a checkpoint stood, its weights being in the engine already."""
+        self.state = TrainingState(**progress)
+        for callback in self.callbacks:
+            if (found := callbacks.get(type(callback).__name__)) is not None:
+                callback.restore(found)
 
     def train(self) -> None:
         """Run the outer loop.
 
         Raises:
             TrainingError: too many steps in a row had a loss or gradient that is not finite.
+            CheckpointError: a checkpoint could not be saved.
         """
         try:
             for callback in self.callbacks:
                 callback.on_train_start(self)
-            while self.state.step < self.config.training.max_steps:
+            while self.state.step < self.config.training.max_steps and not self.stopping:
                 metrics = self.take_step()
                 for callback in self.callbacks:
                     callback.on_step_end(self, metrics)
                 self._stop_if_diverged()
-            for callback in self.callbacks:
+            for callback in self.callbacks if not self.stopping else ():
                 callback.on_train_end(self)
         finally:
             for callback in self.callbacks:
@@ -54,20 +65,25 @@ class Trainer:
         local = self.outer_step.compute(
             kind, theta, step, self.state.rows, measure=self._is_measured(step), by_layer=self._is_by_layer(step)
         )
-        values = reduce_contributions(local, self.engine.process)
+        values, raised = reduce_contributions(local, self._flags(), self.engine.process)
         applied = all_finite(values)
         del values["local_gradient_norm"]
         if applied:
             values["outer_gradient_norm"] = self.engine.apply_gradient(local.gradient, lr)
         else:
             self.engine.drop_gradient()
-        self._advance(local, applied)
+        self._advance(kind, local, applied)
         values["lr"] = lr
-        return StepMetrics(kind, values, applied, time.perf_counter() - started, local.tokens, local.tasks)
+        return StepMetrics(kind, values, applied, time.perf_counter() - started, local.tokens, local.tasks, raised)
 
-    def _advance(self, local: LocalStep, applied: bool) -> None:
+    def _flags(self) -> dict[str, bool]:
+        return {name: flag for callback in self.callbacks for name, flag in callback.flags().items()}
+
+    def _advance(self, kind: StepKind, local: LocalStep, applied: bool) -> None:
         state = self.state
         state.step += 1
+        state.meta_steps += kind == "meta"
+        state.ar_steps += kind == "ar"
         state.rows += local.rows
         state.tokens += local.tokens
         state.tasks += local.tasks

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pico_ds.training.metrics import StepMetrics
@@ -11,6 +11,20 @@ if TYPE_CHECKING:
 
 class Callback:
     """Called by the trainer, on every rank, in the order given to it. Methods that are not needed do nothing."""
+
+    def state(self) -> dict[str, Any]:
+        """What must be known after a resume, as plain JSON; rank 0's is saved."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take back what `state` gave."""
+
+    def flags(self) -> dict[str, bool]:
+        """What the other ranks must know by the end of this step; the same names on every rank.
+
+        They travel with the step's metrics: `metrics.raised` has those that any rank raised.
+        """
+        return {}
 
     def on_train_start(self, trainer: Trainer) -> None:
         """Before the first step."""

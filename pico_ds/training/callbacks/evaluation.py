@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pico_ds.evaluation.evaluator import EvaluationResult, Evaluator
 from pico_ds.evaluation.few_shot import Estimate
@@ -30,34 +30,63 @@ class Evaluation(Callback):
         initial_parameters: Callable[[], Parameters],
         run: RunDirectory,
         trackers: list[Tracker],
+        on_progress: Callable[[], None],
     ) -> None:
+        """
+        Args:
+            on_progress: called again and again as an evaluation goes.
+        """
         self._evaluator, self._initial_parameters = evaluator, initial_parameters
-        self._run, self._trackers = run, trackers
+        self._run, self._trackers, self._on_progress = run, trackers, on_progress
+        self._done: set[int] = set()
         self.results: dict[int, EvaluationResult] = {}
 
+    def state(self) -> dict[str, Any]:
+        """The steps that were evaluated."""
+        return {"done": sorted(self._done)}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Evaluate nothing twice; for the report take the results that were written."""
+        self._done = set(state["done"])
+        for step in state["done"]:
+            path = self._run.eval_results / f"step_{step}.json"
+            if path.exists():
+                self.results[step] = EvaluationResult.read(path)
+
+    def on_train_start(self, trainer: Trainer) -> None:
+        """Make up for an evaluation that was due at the step of the checkpoint."""
+        if trainer.state.step:
+            self._evaluate_if_due(trainer)
+
     def on_step_end(self, trainer: Trainer, metrics: StepMetrics) -> None:
-        """Evaluate where it is due."""
+        """Evaluate where it is due; a run that is told to stop does it when it is resumed."""
+        if not trainer.stopping:
+            self._evaluate_if_due(trainer)
+
+    def _evaluate_if_due(self, trainer: Trainer) -> None:
         step, config = trainer.state.step, trainer.config
         every = config.evaluation.every_n_steps
         after_warmup = config.smlmt.hybrid_ratio > 0 and step == config.smlmt.warmup_steps
         if after_warmup or (every is not None and step % every == 0):
-            self._evaluate(trainer, step, trainer.engine.full_parameters())
+            self._evaluate(trainer, step, trainer.engine.full_parameters)
 
     def on_train_end(self, trainer: Trainer) -> None:
         """Evaluate the end, and the untrained model."""
-        if trainer.state.step not in self.results:
-            self._evaluate(trainer, trainer.state.step, trainer.engine.full_parameters())
-        self._evaluate(trainer, 0, self._initial_parameters())
+        self._evaluate(trainer, trainer.state.step, trainer.engine.full_parameters)
+        self._evaluate(trainer, 0, self._initial_parameters)
 
-    def _evaluate(self, trainer: Trainer, step: int, theta: Parameters) -> None:
+    def _evaluate(self, trainer: Trainer, step: int, parameters: Callable[[], Parameters]) -> None:
+        if step in self._done:
+            return
+        self._done.add(step)
         logger.info("evaluating step %d", step)
-        result = self.results[step] = self._evaluator.evaluate(theta, step)
+        result = self.results[step] = self._evaluator.evaluate(parameters(), step, self._on_progress)
         if not trainer.engine.process.is_main:
             return
-        result.write(self._run.eval_results)
         if step:
             for tracker in self._trackers:
                 tracker.log(step, _flat(result, trainer.config.evaluation.word_split))
+        result.write(self._run.eval_results)
 
 
 def _flat(result: EvaluationResult, word_split: str) -> dict[str, float]:

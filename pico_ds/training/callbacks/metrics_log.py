@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -23,6 +24,14 @@ class MetricsLog(Callback):
     def __init__(self, trackers: list[Tracker], every_n_steps: int) -> None:
         self.trackers, self._every = trackers, every_n_steps
         self._window = Window()
+
+    def state(self) -> dict[str, Any]:
+        """The window that is open."""
+        return asdict(self._window)
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on with the window that was open."""
+        self._window = Window(**state)
 
     def on_step_end(self, trainer: Trainer, metrics: StepMetrics) -> None:
         """Take in the step; at the end of a window write a line."""
@@ -66,7 +75,8 @@ class ProgressBar(Callback):
 
     def on_train_start(self, trainer: Trainer) -> None:
         """Show the bar."""
-        self._task = self._progress.add_task("training", total=trainer.config.training.max_steps)
+        total, completed = trainer.config.training.max_steps, trainer.state.step
+        self._task = self._progress.add_task("training", total=total, completed=completed)
         self._progress.start()
 
     def on_step_end(self, trainer: Trainer, metrics: StepMetrics) -> None:
@@ -82,12 +92,13 @@ class FirstStepClock(Callback):
     """Says how long it took from the command to the first step. Rank 0 only."""
 
     def __init__(self, started: float) -> None:
-        self._started = started
+        self._started: float | None = started
 
     def on_step_end(self, trainer: Trainer, metrics: StepMetrics) -> None:
         """Log once."""
-        if trainer.state.step == 1:
+        if self._started is not None:
             logger.info("first step done %.1f s after the start", time.time() - self._started)
+            self._started = None
 
 
 def _headline(summary: dict[str, Any]) -> str:

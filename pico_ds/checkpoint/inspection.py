@@ -1,0 +1,93 @@
+"""What can be done with a checkpoint without a run: look at it, verify it, join its shards."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from pico_ds.checkpoint.errors import CheckpointError
+from pico_ds.checkpoint.index import INDEX_HASH_NAME, INDEX_NAME, STATE_DIRECTORY, Index
+from pico_ds.checkpoint.state_reader import StateReader, entry_name
+from pico_ds.checkpoint.store import CheckpointStore
+from pico_ds.checkpoint.stream import VerifiedFile, read_header
+from pico_ds.checkpoint.weights import write_parameters
+from pico_ds.engine.optimizer_state import STATE_KINDS
+
+
+def find_checkpoints(path: Path) -> list[Path]:
+    """The checkpoints that a path stands for: itself, or all of a run or of its `checkpoints` directory.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if (path / STATE_DIRECTORY).is_dir():
+        return [path]
+    for directory in (path, path / "checkpoints"):
+        store = CheckpointStore(directory)
+        if steps := store.steps():
+            return [store.path(step) for step in steps]
+    raise CheckpointError(f"{path}: is no checkpoint and holds none; give runs/<name>/checkpoints/step_<N>, or a run")
+
+
+def verify(checkpoint: Path) -> Iterator[str]:
+    """Yield every problem of a checkpoint: the index, the bytes of every file, and what the shards hold."""
+    try:
+        index = Index.read(checkpoint)
+    except CheckpointError as error:
+        yield str(error)
+        return
+    for name in index.files:
+        yield from _problems_of_file(checkpoint, index, name)
+    listed = {*index.files, f"{STATE_DIRECTORY}/{INDEX_NAME}", f"{STATE_DIRECTORY}/{INDEX_HASH_NAME}"}
+    for path in sorted(checkpoint.rglob("*")):
+        if path.is_file() and path.relative_to(checkpoint).as_posix() not in listed:
+            yield f"{path}: is not part of the checkpoint; nothing here reads it, but transformers may"
+
+
+def _problems_of_file(checkpoint: Path, index: Index, name: str) -> Iterator[str]:
+    try:
+        file = VerifiedFile(checkpoint / name, index.files[name])
+    except CheckpointError as error:
+        yield str(error)
+        return
+    try:
+        file.verify()
+        wanted = {
+            entry_name(kind, parameter): fragment.length
+            for parameter, record in index.parameters.items()
+            for fragment in record.fragments
+            if fragment.file == name
+            for kind in STATE_KINDS
+        }
+        if wanted:
+            places, _ = read_header(file)
+            for entry, length in wanted.items():
+                place = places.get(entry)
+                if place is None or (place.dtype, place.size_bytes) != ("F32", 4 * length):
+                    yield f"{file.path}: does not hold {length} fp32 values as {entry!r}"
+    except CheckpointError as error:
+        yield str(error)
+    finally:
+        file.close()
+
+
+def consolidate(checkpoint: Path, out: Path) -> int:
+    """Join the fp32 master weights into one safetensors file; one tensor at a time is in memory.
+
+    Returns:
+        the number of parameters written.
+
+    Raises:
+        CheckpointError: a damaged checkpoint, or a file that exists or cannot be written.
+    """
+    if out.exists():
+        raise CheckpointError(f"{out}: exists and is not overwritten; name another file")
+    partial = out.with_name(f".{out.name}.partial")
+    partial.unlink(missing_ok=True)
+    with StateReader(checkpoint) as reader:
+        try:
+            write_parameters(reader, reader.index.parameters, partial, torch.float32)
+            partial.rename(out)
+        finally:
+            partial.unlink(missing_ok=True)
+        return sum(record.numel for record in reader.index.parameters.values())

@@ -1,0 +1,208 @@
+"""Saves in the background: training waits only while its shard is copied out of device memory."""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from pathlib import Path
+
+import torch
+from pydantic import TypeAdapter
+
+from pico_ds.checkpoint.errors import CheckpointError
+from pico_ds.checkpoint.index import (
+    FORMAT_NAME,
+    FORMAT_VERSION,
+    STATE_DIRECTORY,
+    FragmentRecord,
+    Index,
+    ParameterRecord,
+    write_durably,
+)
+from pico_ds.checkpoint.state_reader import StateReader, entry_name
+from pico_ds.checkpoint.store import CheckpointStore
+from pico_ds.checkpoint.stream import FileRecord, SafetensorsWriter, cannot_write, record_of
+from pico_ds.engine.distributed import Process
+from pico_ds.engine.optimizer_state import STATE_KINDS, Fragment, OptimizerState
+
+#: how often rank 0 looks whether the other ranks' bytes are on the disk
+_POLL_SECONDS = 0.02
+#: how long a failing job waits for a save in flight
+_ABANDON_SECONDS = 10.0
+_ReceiptAdapter = TypeAdapter(tuple[FileRecord, list[Fragment]])
+
+
+class CheckpointSaver:
+    """One rank's part in saving; at most one save is in flight.
+
+    Every rank writes its own shard and then a receipt. Rank 0 waits for all receipts, has the rest of the checkpoint
+    written, and publishes it.
+    """
+
+    def __init__(
+        self,
+        store: CheckpointStore,
+        state: OptimizerState,
+        process: Process,
+        launch: int,
+        complete: Callable[[Path, StateReader], None],
+        published: Callable[[Path, float], None],
+    ) -> None:
+        """
+        Args:
+            launch: the same number on every rank, another one at every start of the job.
+            complete: writes what stands beside the state into the staging directory, from the shards. Rank 0 calls it,
+                in the background.
+            published: called on rank 0, in the background, with the checkpoint and the seconds it took.
+        """
+        self._store, self._state, self._process, self._launch = store, state, process, launch
+        self._complete, self._published = complete, published
+        elements = len(STATE_KINDS) * sum(fragment.length for fragment in state.fragments)
+        # kept for the whole run, so that no save waits for memory to be mapped
+        self._buffer = torch.empty(elements, pin_memory=process.device.type == "cuda").zero_()
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._pending: list[Future[None]] = []
+        self._abandoned = threading.Event()
+
+    def start(self, index: Index) -> float:
+        """Copy this rank's shard and have it written. A collective.
+
+        Args:
+            index: everything but the files and parameters.
+
+        Returns:
+            how long training stood still [s].
+
+        Raises:
+            CheckpointError: the save before this one failed.
+        """
+        self.finish()
+        started = time.perf_counter()
+        if self._state.steps == 0:
+            self._state.ensure_moments()
+            self._state.set_steps(0)
+        position = 0
+        for kind in STATE_KINDS:
+            for fragment in self._state.fragments:
+                target = self._buffer[position : position + fragment.length]
+                target.copy_(self._state.read(fragment, kind), non_blocking=True)
+                position += fragment.length
+        if self._process.device.type == "cuda":
+            torch.cuda.current_stream(self._process.device).synchronize()
+        staging = self._store.staging(index.step, self._launch)
+        self._pending = [self._executor.submit(self._write_shard, staging, index.step)]
+        if self._process.is_main:
+            self._pending.append(self._executor.submit(self._publish, staging, index, started))
+        return time.perf_counter() - started
+
+    @property
+    def failed(self) -> bool:
+        """Whether the save in flight has failed on this rank."""
+        return any(future.done() and future.exception() is not None for future in self._pending)
+
+    def finish(self) -> None:
+        """Wait until the save in flight is published, on all ranks. A collective.
+
+        Raises:
+            CheckpointError: it failed, on this rank or on another.
+        """
+        if not self._pending:
+            return
+        for part in (0, -1):  # every rank's shard; then, on rank 0, the rest
+            error = self._pending[part].exception()
+            if self._process.sum_over_ranks(torch.tensor([float(error is not None)])).item():
+                self.raise_failure()
+        self._pending = []
+
+    def raise_failure(self) -> None:
+        """Say what failed.
+
+        Raises:
+            CheckpointError: always.
+        """
+        for future in self._pending:
+            if future.done() and (error := future.exception()) is not None:
+                raise error
+        raise CheckpointError("a checkpoint could not be saved: another rank says why; the ones before it stand")
+
+    def abandon(self) -> None:
+        """Let go of a save in flight without the other ranks: the job is failing, and what is half written stays.
+
+        What the other ranks had finished, or are about to, is still published.
+        """
+        wait(self._pending, timeout=_ABANDON_SECONDS)
+        self._abandoned.set()
+        self._executor.shutdown(wait=True)
+
+    def _write_shard(self, staging: Path, step: int) -> None:
+        rank, fragments = self._process.rank, self._state.fragments
+        directory = staging / STATE_DIRECTORY
+        entries = {
+            entry_name(kind, fragment.name): (torch.float32, (fragment.length,))
+            for kind in STATE_KINDS
+            for fragment in fragments
+        }
+        places = {fragment.name: {"offset": fragment.offset, "shape": fragment.shape} for fragment in fragments}
+        metadata = {
+            "format": FORMAT_NAME,
+            "format_version": str(FORMAT_VERSION),
+            "step": str(step),
+            "rank": str(rank),
+            "world_size": str(self._process.world_size),
+            "fragments": TypeAdapter(dict).dump_json(places).decode(),
+        }
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise cannot_write(directory, error) from error
+        with SafetensorsWriter(directory / f"shard_{rank}.safetensors", entries, metadata) as writer:
+            writer.append(self._buffer)
+            record = writer.finish()
+        receipt = directory / f".shard_{rank}.receipt.partial"
+        write_durably(receipt, _ReceiptAdapter.dump_json((record, fragments)))
+        # a receipt that is there is whole, and its shard is on the disk
+        receipt.replace(_receipt(staging, rank))
+
+    def _publish(self, staging: Path, index: Index, started: float) -> None:
+        receipts = [_receipt(staging, rank) for rank in range(self._process.world_size)]
+        while not all(receipt.exists() for receipt in receipts):
+            if self._abandoned.wait(_POLL_SECONDS):
+                raise CheckpointError(f"{staging}: was not completed: another rank's shard never came")
+        index = index.model_copy(update=_gathered(staging, receipts))
+        for receipt in receipts:
+            receipt.unlink()
+        with StateReader(staging, index) as reader:
+            self._complete(staging, reader)
+        files = dict(index.files)
+        for path in sorted(staging.rglob("*")):
+            name = path.relative_to(staging).as_posix()
+            if path.is_file() and name not in files:
+                files[name] = record_of(path)
+        index = index.model_copy(update={"files": files})
+        index.write(staging)
+        self._published(self._store.publish(staging, index, self._launch), time.perf_counter() - started)
+
+
+def _receipt(staging: Path, rank: int) -> Path:
+    return staging / STATE_DIRECTORY / f"shard_{rank}.receipt"
+
+
+def _gathered(staging: Path, receipts: Sequence[Path]) -> dict[str, object]:
+    """Files and parameters of all ranks."""
+    files: dict[str, FileRecord] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
+    fragments: dict[str, list[FragmentRecord]] = {}
+    for rank, receipt in enumerate(receipts):
+        record, held = _ReceiptAdapter.validate_json(receipt.read_bytes())
+        name = f"{STATE_DIRECTORY}/shard_{rank}.safetensors"
+        files[name] = record
+        for fragment in held:
+            shapes[fragment.name] = fragment.shape
+            fragments.setdefault(fragment.name, []).append(
+                FragmentRecord(file=name, offset=fragment.offset, length=fragment.length)
+            )
+    parameters = {
+        name: ParameterRecord(shape=shape, fragments=tuple(sorted(fragments[name], key=lambda one: one.offset)))
+        for name, shape in shapes.items()
+    }
+    return {"files": files, "parameters": parameters}

@@ -1,0 +1,145 @@
+"""The optimizer's state as fragments: what this rank holds of every parameter, under every ZeRO stage.
+
+Master weights and moments are all that training needs to go on: DeepSpeed derives the rest. The ways to reach them
+differ by stage and are partly DeepSpeed's private state; they are used in this module alone.
+"""
+
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from pico_ds.engine.meta_engine import MetaEngine
+
+StateKind = Literal["master", "exp_avg", "exp_avg_sq"]
+MOMENTS: tuple[StateKind, ...] = ("exp_avg", "exp_avg_sq")
+#: fp32 master weights, and AdamW's first and second moment
+STATE_KINDS: tuple[StateKind, ...] = ("master", *MOMENTS)
+
+#: releases of DeepSpeed whose private state is known to look as this module expects
+_KNOWN_DEEPSPEED = "0.19."
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """A contiguous piece of one parameter, flattened.
+
+    Attributes:
+        name: of the parameter.
+        shape: of the whole parameter.
+        offset, length: the piece [elements].
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    offset: int
+    length: int
+
+
+class OptimizerState:
+    """Reads and writes this rank's fragments of master weights and moments."""
+
+    def __init__(self, engine: MetaEngine) -> None:
+        found = version("deepspeed")
+        assert found.startswith(_KNOWN_DEEPSPEED), f"DeepSpeed {found}: its state fragments have not been checked"
+        self.engine = engine
+        self._parameters = engine.parameters
+        fragments = [self._fragment(name, weight) for name, weight in self._parameters.items()]
+        #: what this rank saves, in the order of the parameters; the fragments of all ranks tile every parameter
+        self.fragments = [fragment for fragment in fragments if fragment.length > 0]
+
+    @property
+    def held(self) -> list[Fragment]:
+        """What this rank must be given to go on: what it saves, but everything under stage 0."""
+        if self.engine.stage > 0:
+            return self.fragments
+        return [Fragment(name, tuple(weight.shape), 0, weight.numel()) for name, weight in self._parameters.items()]
+
+    def _fragment(self, name: str, weight: nn.Parameter) -> Fragment:
+        process = self.engine.process
+        if self.engine.stage == 0:
+            # every rank holds everything: each is answerable for an equal part
+            total = weight.numel()
+            first, end = (total * part // process.world_size for part in (process.rank, process.rank + 1))
+            return Fragment(name, tuple(weight.shape), first, end - first)
+        partitioned: Any = weight
+        if self.engine.stage == 3:
+            width = partitioned.partition_numel()
+            first = process.rank * width
+            # partitions are of equal width: the last ones end in padding, or are padding altogether
+            length = max(0, min(width, partitioned.ds_numel - first))
+            return Fragment(name, tuple(partitioned.ds_shape), first, length)
+        mapping = partitioned._hp_mapping
+        if mapping is None:
+            return Fragment(name, tuple(weight.shape), 0, 0)
+        address = mapping.lp_fragment_address
+        return Fragment(name, tuple(weight.shape), address.start, address.numel)
+
+    def read(self, fragment: Fragment, kind: StateKind) -> Tensor:
+        """The values of a fragment: fp32, flat, possibly a view of the live state."""
+        weight: Any = self._parameters[fragment.name]
+        if self.engine.stage == 3:
+            from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state
+
+            values = (
+                safe_get_local_fp32_param(weight) if kind == "master" else safe_get_local_optimizer_state(weight, kind)
+            )
+            return values.detach()[: fragment.length]
+        return self._view(fragment, kind)
+
+    def _view(self, fragment: Fragment, kind: StateKind) -> Tensor:
+        weight: Any = self._parameters[fragment.name]
+        if self.engine.stage == 0:
+            whole = weight if kind == "master" else self._inner().state[weight][kind]
+            return whole.detach().view(-1)[fragment.offset : fragment.offset + fragment.length]
+        mapping = weight._hp_mapping
+        if kind == "master":
+            return mapping.get_hp_fragment().detach()
+        # the mapping knows the moments of the first parameter group alone: DeepSpeed links them after its first step
+        optimizer: Any = self.engine.optimizer
+        flat = optimizer.single_partition_of_fp32_groups[mapping.param_group_index]
+        address = mapping.get_hp_fragment_address()
+        return self._inner().state[flat][kind].detach().narrow(0, address.start, address.numel)
+
+    def write(self, fragment: Fragment, kind: StateKind, values: Tensor) -> None:
+        """Replace the values of a fragment."""
+        weight: Any = self._parameters[fragment.name]
+        if self.engine.stage == 3:
+            from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
+
+            padded = torch.zeros(weight.ds_tensor.ds_numel, dtype=torch.float32)
+            padded[: fragment.length] = values
+            if kind == "master":
+                safe_set_local_fp32_param(weight, padded)
+            else:
+                safe_set_local_optimizer_state(weight, padded, kind)
+        else:
+            self._view(fragment, kind).copy_(values)
+
+    @property
+    def steps(self) -> int:
+        """Steps that the optimizer has taken; its bias correction depends on them."""
+        counts = {int(state["step"]) for state in self._inner().state.values() if "step" in state}
+        assert len(counts) <= 1, f"parameters disagree about the number of steps: {sorted(counts)}"
+        return counts.pop() if counts else 0
+
+    def set_steps(self, steps: int) -> None:
+        """Say how many steps the optimizer has taken."""
+        for state in self._inner().state.values():
+            state["step"].fill_(steps)
+        self.engine.set_counters(steps)
+
+    def ensure_moments(self) -> None:
+        """Make the moments exist. A collective.
+
+        They come with the first step: one of a zero gradient at a zero learning rate leaves the weights bit-identical.
+        It also brings the master weights into the model.
+        """
+        theta = self.engine.full_parameters(for_update=True)
+        self.engine.apply_gradient({name: torch.zeros_like(weight) for name, weight in theta.items()}, lr=0.0)
+
+    def _inner(self) -> torch.optim.Optimizer:
+        optimizer: Any = self.engine.optimizer
+        return getattr(optimizer, "optimizer", optimizer)

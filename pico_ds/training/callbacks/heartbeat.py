@@ -1,0 +1,31 @@
+"""Tells the watchdog that training goes on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pico_ds.training.callbacks.base import Callback
+from pico_ds.training.metrics import StepMetrics
+from pico_ds.training.watchdog import Watchdog
+
+if TYPE_CHECKING:
+    from pico_ds.training.trainer import Trainer
+
+
+class Heartbeat(Callback):
+    """One beat a step."""
+
+    def __init__(self, watchdog: Watchdog) -> None:
+        self._watchdog = watchdog
+
+    def on_train_start(self, trainer: Trainer) -> None:
+        """Start to watch."""
+        self._watchdog.start()
+
+    def on_step_end(self, trainer: Trainer, metrics: StepMetrics) -> None:
+        """The step came to its end on this rank."""
+        self._watchdog.beat()
+
+    def on_exit(self) -> None:
+        """Watch no more."""
+        self._watchdog.stop()

@@ -1,0 +1,241 @@
+"""Where a run goes on from: the choice of a checkpoint, the checks, and the loading."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pico_ds.checkpoint.errors import CheckpointError
+from pico_ds.checkpoint.index import Index
+from pico_ds.checkpoint.state_reader import StateReader
+from pico_ds.checkpoint.store import CheckpointStore
+from pico_ds.config import ConfigError, RunConfig
+from pico_ds.engine.distributed import Process
+from pico_ds.engine.optimizer_state import MOMENTS, OptimizerState, StateKind
+from pico_ds.training.terminal import logger
+
+#: keys, and sections, that do not change what a run computes from its checkpoint on
+_FREE = (
+    "checkpointing.",
+    "monitoring.",
+    "evaluation.",
+    "learning_dynamics.",
+    "data.paths",
+    "data.cache_dir",
+    "training.max_steps",
+    "training.micro_batch_size",
+    "training.max_consecutive_skipped_steps",
+    "training.hang_timeout_seconds",
+)
+_NONE = -1
+
+
+@dataclass(frozen=True)
+class ResumePoint:
+    """A checkpoint that the engine now holds."""
+
+    checkpoint: Path
+    index: Index
+
+
+class Resumer:
+    """Finds the checkpoint that `checkpointing.resume` asks for, and loads it into the engine."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        corpus: Mapping[str, Any],
+        store: CheckpointStore,
+        state: OptimizerState,
+        process: Process,
+        restarted: bool,
+    ) -> None:
+        """
+        Args:
+            config: resolved, as a checkpoint records it.
+            corpus: identity of the corpus, as a checkpoint records it.
+            restarted: a launcher starts this job again: what was asked for at its first start has been done.
+        """
+        self._config, self._corpus, self._store, self._state = config, corpus, store, state
+        self._process = process
+        self._mode = config.checkpointing.resume
+        if restarted and store.steps():
+            self._mode = "auto"
+
+    def resume(self) -> ResumePoint | None:
+        """Load the checkpoint; None where the run starts at its beginning. A collective.
+
+        Raises:
+            CheckpointError: the checkpoint asked for, or every checkpoint of the run, is damaged or missing.
+            ConfigError: the run was trained with another configuration.
+        """
+        if self._mode == "never":
+            return None
+        if self._mode != "auto":
+            path = self._store.path(self._mode) if isinstance(self._mode, int) else Path(self._mode)
+            return self._load(path, explicit=True)
+        return self._newest_sound()
+
+    def _newest_sound(self) -> ResumePoint | None:
+        process = self._process
+        candidates = self._candidates() if process.is_main else []
+        tried = 0
+        while True:
+            step = process.from_main(candidates[tried] if tried < len(candidates) else _NONE)
+            if step == _NONE:
+                break
+            try:
+                point = self._load(self._store.path(step), explicit=False)
+            except CheckpointError as error:
+                logger.warning("skipped, and left as it is: %s", error)
+                tried += 1
+            else:
+                reason = "the newest complete one" if tried == 0 else f"the newest sound one; {tried} were skipped"
+                logger.info("resuming from %s, %s", point.checkpoint, reason)
+                return point
+        if process.from_main(len(self._store.steps()) if process.is_main else 0):
+            raise CheckpointError(
+                f"{self._store.directory}: holds checkpoints, but none is sound (see above); nothing was changed. "
+                "Start anew with another checkpointing.run_name, or resume from elsewhere (checkpointing.resume=PATH)"
+            )
+        return None
+
+    def _candidates(self) -> list[int]:
+        """Steps of the complete checkpoints, in the order in which they are tried: the last saved first."""
+        for path in self._store.incomplete():
+            logger.warning("skipped, and left as it is: %s is incomplete: its save was cut off", path)
+        readable = []
+        for step in self._store.steps():
+            try:
+                readable.append((Index.read(self._store.path(step)).save_number, step))
+            except CheckpointError as error:
+                logger.warning("skipped, and left as it is: %s", error)
+        return [step for _, step in sorted(readable, reverse=True)]
+
+    def _load(self, path: Path, explicit: bool) -> ResumePoint:
+        with _Agreement(self._process) as agreement:
+            reader = StateReader(path)
+            self._check_model(reader)
+        agreement.settle(path)
+        self._check_config(reader.index, explicit)
+        with reader:
+            with _Agreement(self._process) as agreement:
+                self._read(reader, "master")
+            agreement.settle(path)
+            self._state.ensure_moments()
+            with _Agreement(self._process) as agreement:
+                for kind in MOMENTS:
+                    self._read(reader, kind)
+            agreement.settle(path)
+        self._state.set_steps(reader.index.optimizer_steps)
+        return ResumePoint(path, reader.index)
+
+    def _read(self, reader: StateReader, kind: StateKind) -> None:
+        for fragment in self._state.held:
+            values = torch.empty(fragment.length)
+            reader.read(fragment.name, kind, fragment.offset, values)
+            self._state.write(fragment, kind, values)
+
+    def _check_model(self, reader: StateReader) -> None:
+        wanted = {fragment.name: fragment.shape for fragment in self._state.held}
+        saved = {name: record.shape for name, record in reader.index.parameters.items()}
+        for name, shape in wanted.items():
+            if saved.get(name) != shape:
+                got = f"shape {list(saved[name])}" if name in saved else "no such parameter"
+                raise CheckpointError(
+                    f"{reader.checkpoint}: {name}: the model has shape {list(shape)}, the checkpoint {got}; it is of "
+                    "another model: take the model section of its training_config.yaml"
+                )
+
+    def _check_config(self, index: Index, explicit: bool) -> None:
+        changes = [*_changes(index.config, self._config.model_dump())]
+        if index.corpus != dict(self._corpus):
+            changes.append(f"the corpus was {json.dumps(index.corpus)}, now {json.dumps(dict(self._corpus))}")
+        if not changes:
+            return
+        if explicit:
+            logger.warning("warning: goes on with a change: %s", "; ".join(changes))
+            return
+        raise ConfigError(
+            f"{self._store.directory.parent}: was trained with another configuration: {'; '.join(changes)}. Choose "
+            f"another checkpointing.run_name, undo the change, or ask for it: checkpointing.resume={index.step}"
+        )
+
+
+class _Agreement:
+    """A block that may fail on some ranks: afterwards all ranks know, and none waits for another in vain."""
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+        self._error: CheckpointError | None = None
+
+    def __enter__(self) -> "_Agreement":
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        if isinstance(error, CheckpointError):
+            self._error = error
+        return self._error is not None
+
+    def settle(self, path: Path) -> None:
+        failures = torch.tensor([float(self._error is not None)], device=self._process.device)
+        if self._process.sum_over_ranks(failures).item() == 0:
+            return
+        if self._error is not None:
+            if not self._process.is_main:
+                logger.error("rank %d: %s", self._process.rank, self._error)
+            raise self._error
+        raise CheckpointError(f"{path}: another rank could not read it and says why")
+
+
+def _changes(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> Iterator[str]:
+    # a key that one of the two does not have came or went with a version of pico_ds
+    for key in (key for key in new if key in old):
+        dotted = f"{path}{key}"
+        if dotted.startswith(_FREE) or f"{dotted}.".startswith(_FREE):
+            continue
+        before, now = old[key], new[key]
+        if isinstance(before, Mapping) and isinstance(now, Mapping):
+            yield from _changes(before, now, f"{dotted}.")
+        elif before != now:
+            yield f"{dotted} was {before!r}, now {now!r}"
+
+
+def next_save_number(store: CheckpointStore) -> int:
+    """One more than that of any checkpoint that can be read."""
+    numbers = [0]
+    for step in store.steps():
+        try:
+            numbers.append(Index.read(store.path(step)).save_number)
+        except CheckpointError:
+            continue  # a resume has named it
+    return max(numbers) + 1
+
+
+def rewind_metrics(path: Path, step: int) -> None:
+    """Take the lines that a run resumed from `step` will write again out of metrics.jsonl; they are kept beside it."""
+    if not path.exists():
+        return
+    kept: list[str] = []
+    dropped: list[str] = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        (kept if _stays(line, step) else dropped).append(line)
+    if dropped:
+        with path.with_name("metrics.superseded.jsonl").open("a", encoding="utf-8") as superseded:
+            superseded.writelines(line if line.endswith("\n") else line + "\n" for line in dropped)
+        partial = path.with_name(f".{path.name}.partial")
+        partial.write_text("".join(kept), encoding="utf-8")
+        partial.replace(path)
+
+
+def _stays(line: str, step: int) -> bool:
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return False  # cut off as the run died
+    # the evaluation of a step comes after its checkpoint, and is done again
+    is_training = "lr" in entry
+    return bool(entry["step"] < step or (entry["step"] == step and is_training))

@@ -1,0 +1,80 @@
+"""Ends a job that makes no progress: a hung rank leaves the others waiting in a collective without end."""
+
+import faulthandler
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import TextIO
+
+#: exit code of a rank that hung, or waited for one
+HANG_EXIT_CODE = 75
+#: for the other ranks to write their stacks, before the launcher kills them because one has ended
+_GRACE_SECONDS = 3.0
+
+
+class Watchdog:
+    """After `timeout_seconds` without `beat`: writes the stacks of all threads, and ends the process.
+
+    The ranks wait for each other in every step, so all of them notice within moments. A second timer, which needs no
+    interpreter lock, covers a hang inside of native code that holds the lock.
+    """
+
+    def __init__(self, timeout_seconds: float, rank: int, directory: Path) -> None:
+        """
+        Args:
+            directory: for `stacks_rank_<rank>.txt`.
+        """
+        self._timeout, self._rank = timeout_seconds, rank
+        self._path = directory / f"stacks_rank_{rank}.txt"
+        self._last = time.monotonic()
+        self._stopped = threading.Event()
+        self._file: TextIO | None = None
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+
+    def start(self) -> None:
+        """Watch from now on."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self._path.open("w", encoding="utf-8")
+        self.beat()
+        self._thread.start()
+
+    def beat(self) -> None:
+        """There was progress."""
+        self._last = time.monotonic()
+        if self._file is not None:
+            backup = self._timeout + 2 * _GRACE_SECONDS
+            faulthandler.dump_traceback_later(backup, exit=True, file=self._file)
+
+    def stop(self) -> None:
+        """Watch no more."""
+        faulthandler.cancel_dump_traceback_later()
+        self._stopped.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+            if self._path.stat().st_size == 0:
+                self._path.unlink()
+
+    def _watch(self) -> None:
+        while not self._stopped.wait(min(1.0, self._timeout / 10)):
+            if time.monotonic() - self._last > self._timeout:
+                self._end()
+
+    def _end(self) -> None:
+        assert self._file is not None
+        print(
+            f"rank {self._rank}: no progress for {self._timeout:g} s (training.hang_timeout_seconds); stacks are "
+            f"in {self._path}; ending",
+            file=sys.stderr,
+            flush=True,
+        )
+        faulthandler.dump_traceback(file=self._file, all_threads=True)
+        self._file.flush()
+        faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
+        time.sleep(_GRACE_SECONDS)
+        # the main thread hangs: nothing that needs it, such as an orderly exit, would come to an end
+        os._exit(HANG_EXIT_CODE)

@@ -1,0 +1,85 @@
+#!/usr/bin/env python
+"""Look at checkpoints, verify them, or join the shards of one into a single file.
+
+python scripts/checkpoint.py inspect runs/demo-001/checkpoints/step_800 [--tensors]
+python scripts/checkpoint.py verify runs/demo-001
+python scripts/checkpoint.py consolidate runs/demo-001/checkpoints/step_800 weights.safetensors
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from pico_ds.checkpoint.errors import CheckpointError
+from pico_ds.checkpoint.index import Index
+from pico_ds.checkpoint.inspection import consolidate, find_checkpoints, verify
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    inspect_parser = commands.add_parser("inspect", help="say what a checkpoint, or every one of a run, holds")
+    inspect_parser.add_argument("path", type=Path, help="a checkpoint or a run")
+    inspect_parser.add_argument("--tensors", action="store_true", help="list every parameter and its fragments")
+    verify_parser = commands.add_parser("verify", help="compare every byte with its hash, and check the coverage")
+    verify_parser.add_argument("path", type=Path, help="a checkpoint or a run")
+    consolidate_parser = commands.add_parser("consolidate", help="write the fp32 weights into one safetensors file")
+    consolidate_parser.add_argument("path", type=Path, help="a checkpoint")
+    consolidate_parser.add_argument("out", type=Path, help="file to write; must not exist")
+    return parser.parse_args()
+
+
+def print_inspection(console: Console, checkpoint: Path, tensors: bool) -> None:
+    index = Index.read(checkpoint)
+    count = sum(record.numel for record in index.parameters.values())
+    gib = sum(record.size_bytes for record in index.files.values()) / 2**30
+    lines = {
+        "checkpoint": str(checkpoint),
+        "step": f"{index.step:,} ({index.optimizer_steps:,} of the optimizer)",
+        "progress": ", ".join(f"{name} {value:,}" for name, value in index.progress.items() if name != "step"),
+        "parameters": f"{count:,} in {len(index.parameters)} tensors",
+        "written by": f"{index.world_size} rank(s), ZeRO stage {index.zero_stage}, {index.precision}",
+        "size": f"{gib:.3f} GiB in {len(index.files)} files",
+        "next lr": f"{index.schedule['next_lr']:.3e} ({index.schedule['lr_schedule']})",
+        "versions": ", ".join(f"{name} {version}" for name, version in index.environment["versions"].items()),
+        "format": f"{index.format} {index.format_version}",
+    }
+    for name, value in lines.items():
+        console.print(f"{name:<12}{value}", markup=False, highlight=False, soft_wrap=True)
+    if tensors:
+        table = Table("parameter", "shape", "fragments (file: elements)")
+        for name, record in index.parameters.items():
+            held = (f"{part.file}: {part.offset}..{part.offset + part.length}" for part in record.fragments)
+            table.add_row(name, "x".join(map(str, record.shape)), "\n".join(held))
+        console.print(table)
+
+
+def main() -> int:
+    arguments, console = parse_arguments(), Console()
+    try:
+        if arguments.command == "inspect":
+            for checkpoint in find_checkpoints(arguments.path):
+                print_inspection(console, checkpoint, arguments.tensors)
+                console.print()
+        elif arguments.command == "verify":
+            damaged = False
+            for checkpoint in find_checkpoints(arguments.path):
+                problems = list(verify(checkpoint))
+                damaged |= bool(problems)
+                for line in problems or [f"{checkpoint}: every byte is as written, every parameter is complete"]:
+                    console.print(line, markup=False, highlight=False, soft_wrap=True)
+            return int(damaged)
+        else:
+            count = consolidate(arguments.path, arguments.out)
+            console.print(f"{arguments.out}: {count:,} fp32 parameters", highlight=False, soft_wrap=True)
+    except CheckpointError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
