@@ -169,6 +169,10 @@ class VerifiedFile:
             CheckpointError: bytes that are not those that were written.
         """
         position, end = start, start + len(out)
+        if start < 0 or end > self._record.size_bytes:
+            raise CheckpointError(
+                f"{self.path}: bytes {start} to {end} were asked for, but it has {self._record.size_bytes}; {RECOVER}"
+            )
         while position < end:
             number, within = divmod(position, CHUNK_BYTES)
             size = min(CHUNK_BYTES, self._record.size_bytes - number * CHUNK_BYTES)

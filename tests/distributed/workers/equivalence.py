@@ -10,7 +10,7 @@ import torch
 
 from pico_ds.config import parse_config
 from pico_ds.config.deepspeed import load_deepspeed_config, resolve_deepspeed_config
-from pico_ds.engine.distributed import start_process, stop_process
+from pico_ds.engine.distributed import Process, start_process, stop_process
 from pico_ds.engine.meta_engine import MetaEngine
 from pico_ds.meta.network import Network
 from pico_ds.meta.outer_gradient import add_language_model_gradient, add_task_gradient, zero_gradient
@@ -81,20 +81,27 @@ def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
     return all(torch.equal(x, y) for x, y in pairs) and a == b
 
 
+def share_of_gradient(
+    network: Network, theta: dict[str, torch.Tensor], step: int, process: Process
+) -> dict[str, torch.Tensor]:
+    """This rank's part of the outer gradient of a step."""
+    gradient, n_tasks = zero_gradient(theta), TASKS_PER_STEP[step]
+    if n_tasks:
+        for i in range(process.rank, n_tasks, process.world_size):
+            episode = random_episode(100 * step + i)
+            add_task_gradient(network, theta, episode, "fim", CONFIG.meta, gradient, scale=1 / n_tasks)
+    else:
+        rows = rows_of(step)[process.rank :: process.world_size]
+        add_language_model_gradient(network, theta, rows, gradient, scale=1 / (ROWS * 8), micro_batch_size=1)
+    return gradient
+
+
 def train_engine(engine: MetaEngine, network: Network) -> tuple[dict[str, torch.Tensor], bool]:
-    rank, world_size = engine.process.rank, engine.process.world_size
     untouched = True
-    for step, n_tasks in enumerate(TASKS_PER_STEP):
+    for step in range(len(TASKS_PER_STEP)):
         theta = engine.full_parameters(for_update=True)
         before, theta_before = fingerprint(engine), {name: weight.clone() for name, weight in theta.items()}
-        gradient = zero_gradient(theta)
-        if n_tasks:
-            for i in range(rank, n_tasks, world_size):
-                episode = random_episode(100 * step + i)
-                add_task_gradient(network, theta, episode, "fim", CONFIG.meta, gradient, scale=1 / n_tasks)
-        else:
-            rows = rows_of(step)[rank::world_size]
-            add_language_model_gradient(network, theta, rows, gradient, scale=1 / (ROWS * 8), micro_batch_size=1)
+        gradient = share_of_gradient(network, theta, step, engine.process)
         untouched &= same(before, fingerprint(engine))
         untouched &= all(torch.equal(theta_before[name], theta[name]) for name in theta)
         engine.apply_gradient(gradient, CONFIG.training.lr)

@@ -1,0 +1,140 @@
+"""Saves under every ZeRO stage, or resumes what other worlds and stages saved, and compares with no interruption."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pico_ds.checkpoint.index import Index
+from pico_ds.checkpoint.saver import CheckpointSaver
+from pico_ds.checkpoint.state_reader import StateReader
+from pico_ds.checkpoint.store import CheckpointStore
+from pico_ds.config import CheckpointingConfig, RunConfig
+from pico_ds.config.deepspeed import load_deepspeed_config, resolve_deepspeed_config
+from pico_ds.engine.distributed import Process, start_process, stop_process
+from pico_ds.engine.meta_engine import MetaEngine
+from pico_ds.engine.optimizer_state import OptimizerState
+from pico_ds.meta.network import Network
+from pico_ds.model.meta_model import build_meta_model, build_twin
+from pico_ds.training.resume import Resumer
+from tests.distributed.workers.equivalence import CONFIG, TASKS_PER_STEP, share_of_gradient, train_reference
+from tests.reference import SHAPE, relative_error
+
+SAVED_AFTER = 3
+WORLDS = (1, 2, 3, 4)
+CONFIGS = ("zero0", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload")
+
+
+def config_of(precision: str) -> RunConfig:
+    training = CONFIG.training.model_copy(update={"precision": precision})
+    return CONFIG.model_copy(update={"model": SHAPE, "training": training})
+
+
+def an_engine(name: str, config: RunConfig, process: Process) -> MetaEngine:
+    settings = load_deepspeed_config(f"ds_configs/{name}.json")
+    resolved = resolve_deepspeed_config(settings, config, process.world_size)
+    module = build_meta_model(SHAPE, config.meta, config.smlmt.n_way, 61, seed=0)
+    return MetaEngine(module, config.training, resolved, process)
+
+
+def take_step(engine: MetaEngine, network: Network, step: int) -> None:
+    theta = engine.full_parameters(for_update=True)
+    engine.apply_gradient(share_of_gradient(network, theta, step, engine.process), CONFIG.training.lr)
+
+
+def weights_of(engine: MetaEngine) -> dict[str, torch.Tensor]:
+    return {name: weight.clone() for name, weight in engine.full_parameters().items()}
+
+
+def save(name: str, config: RunConfig, process: Process, network: Network, directory: Path) -> dict[str, torch.Tensor]:
+    """Train to the end, with a save on the way; returns the final weights."""
+    engine = an_engine(name, config, process)
+    state, store = OptimizerState(engine), CheckpointStore(directory)
+    saver = CheckpointSaver(store, state, process, 1, lambda *_: None, lambda *_: None)
+    for step in range(len(TASKS_PER_STEP)):
+        if step == SAVED_AFTER:
+            saver.start(an_index(step, state, config))
+        take_step(engine, network, step)
+    saver.finish()
+    saver.abandon()
+    return weights_of(engine)
+
+
+def an_index(step: int, state: OptimizerState, config: RunConfig) -> Index:
+    return Index(
+        step=step,
+        save_number=1,
+        world_size=state.engine.process.world_size,
+        zero_stage=state.engine.stage,
+        precision=config.training.precision,
+        optimizer_steps=state.steps,
+        progress={},
+        callbacks={},
+        schedule={},
+        config=config.model_dump(),
+        corpus={},
+        environment={},
+        files={},
+        parameters={},
+    )
+
+
+def resume(
+    name: str, config: RunConfig, process: Process, network: Network, directory: Path
+) -> dict[str, torch.Tensor]:
+    engine = an_engine(name, config, process)
+    asked = config.model_copy(update={"checkpointing": CheckpointingConfig(resume="auto")})
+    state = OptimizerState(engine)
+    point = Resumer(asked, {}, CheckpointStore(directory), state, process, restarted=False).resume()
+    assert point is not None
+    assert point.index.step == state.steps == SAVED_AFTER
+    with StateReader(point.checkpoint) as reader:
+        for fragment in state.fragments:
+            for kind in ("master", "exp_avg", "exp_avg_sq"):
+                wanted = torch.empty(fragment.length)
+                reader.read(fragment.name, kind, fragment.offset, wanted)
+                assert torch.equal(state.read(fragment, kind).cpu(), wanted), (name, fragment, kind)
+    for step in range(SAVED_AFTER, len(TASKS_PER_STEP)):
+        take_step(engine, network, step)
+    return weights_of(engine)
+
+
+def same(got: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(got[name], wanted[name]) for name in wanted)
+
+
+def main() -> None:
+    out, mode, directory = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
+    process = start_process()
+    twin = build_twin(SHAPE, CONFIG.meta, CONFIG.smlmt.n_way, 61)
+    results: dict[str, Any] = {}
+    fp32, bf16 = config_of("fp32"), config_of("bf16")
+    network = Network(twin, torch.float32, CONFIG.meta.feature_squared_norm)
+    if mode == "save":
+        for name in CONFIGS:
+            place = directory / f"{name}-{process.world_size}"
+            uninterrupted = save(name, fp32, process, network, place)
+            results[name] = {"exact": same(resume(name, fp32, process, network, place), uninterrupted)}
+        half = Network(twin, torch.bfloat16, CONFIG.meta.feature_squared_norm)
+        for name in ("zero1", "zero2", "zero3"):
+            place = directory / f"bf16-{name}-{process.world_size}"
+            uninterrupted = save(name, bf16, process, half, place)
+            results[f"bf16-{name}"] = {"exact": same(resume(name, bf16, process, half, place), uninterrupted)}
+    else:
+        module = build_meta_model(SHAPE, CONFIG.meta, CONFIG.smlmt.n_way, 61, seed=0)
+        reference = {name: weight.clone() for name, weight in train_reference(module).items()}
+        for source_world in WORLDS:
+            for number, source in enumerate(CONFIGS):
+                # over all worlds every stage is resumed as every other
+                target = CONFIGS[(number + source_world + process.world_size) % len(CONFIGS)]
+                weights = resume(target, fp32, process, network, directory / f"{source}-{source_world}")
+                error = relative_error(weights, reference)
+                results[f"{source} on {source_world} -> {target} on {process.world_size}"] = error
+    out.write_text(json.dumps(results))
+    stop_process()
+
+
+if __name__ == "__main__":
+    main()

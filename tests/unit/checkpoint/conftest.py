@@ -1,0 +1,108 @@
+"""Checkpoints of a few small tensors, written by the real saver for ranks that are played one after another."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import torch
+
+from pico_ds.checkpoint.index import Index
+from pico_ds.checkpoint.saver import CheckpointSaver
+from pico_ds.checkpoint.state_reader import StateReader
+from pico_ds.checkpoint.store import CheckpointStore
+from pico_ds.config import RunConfig
+from pico_ds.engine.distributed import Process
+from pico_ds.engine.optimizer_state import STATE_KINDS, Fragment, StateKind
+
+SHAPES = {"decoder.embedding_proj.weight": (7, 5), "decoder.output_norm.weight": (5,), "head.bias": (1,)}
+
+
+class PlayedProcess(Process):
+    """A rank whose peers are played after it: a sum over ranks is its own part."""
+
+    def sum_over_ranks(self, values: torch.Tensor) -> torch.Tensor:
+        return values
+
+
+def values_of(seed: int = 0) -> dict[StateKind, dict[str, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        kind: {name: torch.randn(shape, generator=generator) for name, shape in SHAPES.items()} for kind in STATE_KINDS
+    }
+
+
+@dataclass
+class PlayedState:
+    """Stands for the OptimizerState of one rank: an equal part of every parameter."""
+
+    rank: int
+    world_size: int
+    values: dict[StateKind, dict[str, torch.Tensor]] = field(default_factory=values_of)
+    steps: int = 3
+
+    @property
+    def fragments(self) -> list[Fragment]:
+        pieces = []
+        for name, shape in SHAPES.items():
+            total = torch.Size(shape).numel()
+            first, end = (total * part // self.world_size for part in (self.rank, self.rank + 1))
+            if end > first:
+                pieces.append(Fragment(name, shape, first, end - first))
+        return pieces
+
+    def read(self, fragment: Fragment, kind: StateKind) -> torch.Tensor:
+        flat = self.values[kind][fragment.name].flatten()
+        return flat[fragment.offset : fragment.offset + fragment.length]
+
+
+def an_index(step: int, world_size: int, save_number: int = 1) -> Index:
+    return Index(
+        step=step,
+        save_number=save_number,
+        world_size=world_size,
+        zero_stage=1,
+        precision="fp32",
+        optimizer_steps=3,
+        progress={"step": step},
+        callbacks={},
+        schedule={"lr_schedule": "cosine", "next_lr": 1e-3},
+        config=RunConfig().model_dump(),
+        corpus={},
+        environment={"versions": {}},
+        files={},
+        parameters={},
+    )
+
+
+def write_nothing_else(directory: Path, reader: StateReader) -> None:
+    (directory / "config.json").write_text("{}")
+
+
+def a_saver(
+    store: CheckpointStore,
+    rank: int,
+    world_size: int,
+    seed: int = 0,
+    launch: int = 7,
+    complete: Callable[[Path, StateReader], None] = write_nothing_else,
+) -> CheckpointSaver:
+    process = PlayedProcess(rank, world_size, rank, torch.device("cpu"))
+    state = PlayedState(rank, world_size, values_of(seed))
+    return CheckpointSaver(store, state, process, launch, complete, lambda *_: None)  # type: ignore[arg-type]
+
+
+def save(store: CheckpointStore, step: int, world_size: int = 2, seed: int = 0, save_number: int = 1) -> Path:
+    """Save with as many played ranks; rank 0 last, for it waits for the others."""
+    savers = [a_saver(store, rank, world_size, seed) for rank in reversed(range(world_size))]
+    for saver in savers:
+        saver.start(an_index(step, world_size, save_number))
+    for saver in savers:
+        saver.finish()
+        saver.abandon()
+    return store.path(step)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> CheckpointStore:
+    return CheckpointStore(tmp_path / "checkpoints")

@@ -1,0 +1,115 @@
+"""Checkpoints appear whole, and are removed only where that was asked for."""
+
+from pathlib import Path
+
+import pytest
+
+from pico_ds.checkpoint.errors import CheckpointError
+from pico_ds.checkpoint.index import STATE_DIRECTORY, Index
+from pico_ds.checkpoint.state_reader import StateReader
+from pico_ds.checkpoint.store import CheckpointStore
+from pico_ds.config import CheckpointingConfig
+from tests.unit.checkpoint.conftest import a_saver, an_index, save
+
+
+def names(store: CheckpointStore) -> set[str]:
+    return {path.name for path in store.directory.iterdir()}
+
+
+def test_a_save_leaves_the_checkpoint_and_latest(store: CheckpointStore) -> None:
+    save(store, 2)
+    save(store, 10)
+    assert names(store) == {"step_2", "step_10", "latest"}
+    assert store.steps() == [2, 10]
+    assert (store.directory / "latest").read_text() == "step_10\n"
+
+
+def test_a_save_whose_other_shard_never_comes_is_not_published(store: CheckpointStore) -> None:
+    saver = a_saver(store, rank=0, world_size=2)
+    saver.start(an_index(4, 2))
+    saver._pending[0].result(timeout=10)
+    saver._abandoned.set()
+    with pytest.raises(CheckpointError, match="another rank's shard never came"):
+        saver.finish()
+    assert store.steps() == []
+    assert [path.name for path in store.incomplete()] == [".step_4.7.partial"]
+
+
+def test_a_failure_in_the_background_surfaces(store: CheckpointStore) -> None:
+    def fail(directory: Path, reader: StateReader) -> None:
+        raise CheckpointError("no space for the weights")
+
+    saver = a_saver(store, rank=0, world_size=1, complete=fail)
+    saver.start(an_index(4, 1))
+    saver._executor.shutdown(wait=True)
+    assert saver.failed
+    with pytest.raises(CheckpointError, match="no space for the weights"):
+        saver.finish()
+    assert store.steps() == []
+
+
+def test_a_failure_on_another_rank_is_said(store: CheckpointStore) -> None:
+    with pytest.raises(CheckpointError, match="another rank says why"):
+        a_saver(store, rank=0, world_size=1).raise_failure()
+
+
+def test_what_a_dead_launch_left_is_not_built_upon(store: CheckpointStore) -> None:
+    a_saver(store, rank=1, world_size=2, launch=5).start(an_index(4, 2))
+    saver = a_saver(store, rank=0, world_size=2, launch=6)
+    saver.start(an_index(4, 2))
+    saver._pending[0].result(timeout=10)
+    assert not (store.staging(4, 6) / STATE_DIRECTORY / "shard_1.receipt").exists()
+    saver._abandoned.set()
+    saver._executor.shutdown(wait=True)
+    assert store.steps() == []
+
+
+def test_a_checkpoint_in_the_way_is_moved_aside(store: CheckpointStore) -> None:
+    damaged = save(store, 4)
+    (damaged / STATE_DIRECTORY / "shard_0.safetensors").write_bytes(b"broken")
+    save(store, 4, save_number=2)
+    assert Index.read(store.path(4)).save_number == 2
+    aside = store.directory / "step_4.replaced-7"
+    assert (aside / STATE_DIRECTORY / "shard_0.safetensors").read_bytes() == b"broken"
+    assert store.steps() == [4]
+
+
+def settings(**others: object) -> CheckpointingConfig:
+    return CheckpointingConfig.model_validate(others)
+
+
+def test_nothing_is_removed_unless_asked(store: CheckpointStore) -> None:
+    for step in (1, 2, 3):
+        save(store, step)
+    store.staging(9, 5).mkdir()
+    before = names(store)
+    store.retain(settings(), launch=7)
+    assert names(store) == before
+
+
+def test_the_newest_and_the_multiples_stay_resumable(store: CheckpointStore) -> None:
+    for step in range(1, 8):
+        save(store, step)
+    store.retain(settings(keep_last_n=2, keep_every_n_steps=3), launch=7)
+    assert store.steps() == [3, 6, 7]
+    assert names(store) == {"latest", *(f"step_{step}" for step in range(1, 8))}
+    assert {path.name for path in store.path(1).iterdir()} == {"config.json"}
+    assert store.incomplete() == []
+    assert Index.read(store.path(3)).step == 3
+
+
+def test_whole_checkpoints_go_where_weights_are_not_kept(store: CheckpointStore) -> None:
+    for step in (1, 2, 3):
+        save(store, step)
+    store.retain(settings(keep_last_n=1, keep_weights=False), launch=7)
+    assert names(store) == {"step_3", "latest"}
+
+
+def test_what_was_cut_off_goes_with_what_is_not_kept(store: CheckpointStore) -> None:
+    save(store, 1)
+    for launch in (5, 7):
+        store.staging(9, launch).mkdir()
+    (store.directory / ".step_0.removed").mkdir()
+    (store.directory / ".step_0.removed" / "half").write_text("")
+    store.retain(settings(keep_last_n=1), launch=7)
+    assert names(store) == {"step_1", "latest", store.staging(9, 7).name}
