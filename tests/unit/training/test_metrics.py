@@ -1,4 +1,6 @@
+import json
 import math
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -40,7 +42,20 @@ def test_values_that_are_not_finite_are_left_out_of_means() -> None:
 
 def test_contributions_are_packed_in_order() -> None:
     local = LocalStep({}, {"a": torch.tensor(1.5), "b": torch.tensor(2.0)}, tokens=0, tasks=0, rows=0)
-    assert reduce_contributions(local, ALONE) == {"a": 1.5, "b": 2.0}
+    values, raised = reduce_contributions(local, {"stop": True, "save_failed": False}, ALONE)
+    assert values == {"a": 1.5, "b": 2.0}
+    assert raised == {"stop"}
+
+
+def test_an_open_window_survives_json() -> None:
+    """NaN is not JSON: what is not finite is counted and left out."""
+    window = Window()
+    window.add(step("ar", 2.0, 100, loss=4.0, other=math.nan))
+    restored = Window(**json.loads(json.dumps(asdict(window))))
+    for each in (window, restored):
+        each.add(step("ar", 1.0, 10, loss=0.1))
+    assert restored.summary() == window.summary()
+    assert restored.summary()["other"] is None
 
 
 @pytest.mark.parametrize(("value", "expected"), [(1.0, True), (math.nan, False), (math.inf, False), (-math.inf, False)])

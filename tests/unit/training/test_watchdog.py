@@ -1,0 +1,48 @@
+"""The watchdog ends a process that hangs, wherever it hangs, and no other."""
+
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from pico_ds.training.watchdog import HANG_EXIT_CODE
+from tests.launching import REPOSITORY
+
+
+def run_code(code: str, directory: Path) -> subprocess.CompletedProcess[str]:
+    start = f"""
+        import ctypes, time
+        from pathlib import Path
+        from pico_ds.training.watchdog import Watchdog
+        dog = Watchdog(1.0, 3, Path({str(directory)!r}))
+        dog.start()
+    """
+    program = textwrap.dedent(start) + textwrap.dedent(code)
+    return subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
+
+
+def test_progress_keeps_it_quiet(tmp_path: Path) -> None:
+    done = run_code("for _ in range(8): time.sleep(0.3); dog.beat()\ndog.stop()\ntime.sleep(2)", tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_hang_is_ended_with_its_stack(tmp_path: Path) -> None:
+    done = run_code("def stuck_here(): time.sleep(60)\nstuck_here()", tmp_path)
+    assert done.returncode == HANG_EXIT_CODE
+    assert "rank 3: no progress for 1 s (training.hang_timeout_seconds)" in done.stderr
+    assert "in stuck_here" in done.stderr
+    assert "in stuck_here" in (tmp_path / "stacks_rank_3.txt").read_text()
+
+
+def test_a_hang_that_holds_the_interpreter_lock_is_ended_too(tmp_path: Path) -> None:
+    done = run_code("def stuck_here(): ctypes.PyDLL(None).sleep(60)\nstuck_here()", tmp_path)
+    assert done.returncode == 1
+    assert "in stuck_here" in (tmp_path / "stacks_rank_3.txt").read_text()
+
+
+@pytest.mark.parametrize("end", ["dog.stop()", "pass"])
+def test_a_process_ends_at_once(tmp_path: Path, end: str) -> None:
+    assert run_code(end, tmp_path).returncode == 0
