@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
 from pico_ds.checkpoint.errors import CheckpointError
 from pico_ds.checkpoint.index import Index
@@ -35,26 +34,25 @@ def parse_arguments() -> argparse.Namespace:
 def print_inspection(console: Console, checkpoint: Path, tensors: bool) -> None:
     index = Index.read(checkpoint)
     count = sum(record.numel for record in index.parameters.values())
-    gib = sum(record.size_bytes for record in index.files.values()) / 2**30
+    mib = sum(record.size_bytes for record in index.files.values()) / 2**20
     lines = {
         "checkpoint": str(checkpoint),
         "step": f"{index.step:,} ({index.optimizer_steps:,} of the optimizer)",
         "progress": ", ".join(f"{name} {value:,}" for name, value in index.progress.items() if name != "step"),
         "parameters": f"{count:,} in {len(index.parameters)} tensors",
         "written by": f"{index.world_size} rank(s), ZeRO stage {index.zero_stage}, {index.precision}",
-        "size": f"{gib:.3f} GiB in {len(index.files)} files",
+        "size": f"{mib:,.1f} MiB in {len(index.files)} files",
         "next lr": f"{index.schedule['next_lr']:.3e} ({index.schedule['lr_schedule']})",
         "versions": ", ".join(f"{name} {version}" for name, version in index.environment["versions"].items()),
         "format": f"{index.format} {index.format_version}",
     }
     for name, value in lines.items():
         console.print(f"{name:<12}{value}", markup=False, highlight=False, soft_wrap=True)
-    if tensors:
-        table = Table("parameter", "shape", "fragments (file: elements)")
-        for name, record in index.parameters.items():
-            held = (f"{part.file}: {part.offset}..{part.offset + part.length}" for part in record.fragments)
-            table.add_row(name, "x".join(map(str, record.shape)), "\n".join(held))
-        console.print(table)
+    for name, record in index.parameters.items() if tensors else ():
+        console.print(f"{name}  {list(record.shape)}", markup=False, highlight=False, soft_wrap=True)
+        for part in record.fragments:
+            held = f"  elements {part.offset} to {part.offset + part.length} in {part.file}"
+            console.print(held, markup=False, highlight=False, soft_wrap=True)
 
 
 def main() -> int:

@@ -131,6 +131,8 @@ def run_training(
     trainer = Trainer(config, engine, outer_step, callbacks)
     if point is not None:
         trainer.restore(point.index.progress, point.index.callbacks)
+    if trainer.state.step >= config.training.max_steps:
+        logger.info("the run has taken all of its %d steps; raise training.max_steps to go on", trainer.state.step)
     train_started = time.monotonic()
     try:
         trainer.train()

@@ -1,0 +1,45 @@
+"""scripts/train.py with one fault: FAULT="<kind> <rank> <outer step> <start of the job>", several joined by a comma.
+
+Kinds: die (SIGKILL), hang, hang_locked (in native code that holds the interpreter lock), stop (SIGSTOP), raise.
+"""
+
+import ctypes
+import os
+import runpy
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from pico_ds.training.outer_step import OuterStep
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+_compute = OuterStep.compute
+
+
+def compute_with_fault(self: OuterStep, kind: Any, theta: Any, step: int, *rest: Any, **others: Any) -> Any:
+    here = (os.environ.get("RANK", "0"), str(step), os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    for fault in os.environ["FAULT"].split(","):
+        name, *when = fault.split()
+        if tuple(when) == here:
+            fail(name)
+    return _compute(self, kind, theta, step, *rest, **others)
+
+
+def fail(name: str) -> None:
+    if name == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif name == "hang":
+        time.sleep(600)
+    elif name == "hang_locked":
+        ctypes.PyDLL(None).sleep(600)
+    elif name == "stop":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    else:
+        raise OSError("the disk of the data is gone")
+
+
+OuterStep.compute = compute_with_fault  # type: ignore[method-assign]
+sys.argv[0] = str(REPOSITORY / "scripts" / "train.py")
+runpy.run_path(sys.argv[0], run_name="__main__")

@@ -1,0 +1,122 @@
+"""Ranks that die or hang, and jobs that are brought back."""
+
+import re
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import write_text_corpus
+from tests.end_to_end.commands import TINY, deepspeed, environment, metrics_of, run, torchrun
+from tests.end_to_end.test_resume import assert_same_course
+from tests.launching import REPOSITORY, free_port
+
+HANG_SECONDS = 5
+SETTINGS = ["training.max_steps=12", "checkpointing.save_every_n_steps=2"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("faults")
+    write_text_corpus(directory / "corpus.jsonl")
+    return directory
+
+
+@pytest.fixture(scope="module")
+def arguments(place: Path) -> Callable[..., list[str]]:
+    def make(name: str, *others: str, script: str = "tests/end_to_end/faulty_train.py") -> list[str]:
+        where = [
+            f"data.paths=[{place}/corpus.jsonl]",
+            f"checkpointing.runs_dir={place}",
+            f"checkpointing.run_name={name}",
+        ]
+        watch = f"training.hang_timeout_seconds={HANG_SECONDS}"
+        return [script, "--config", TINY, *where, *SETTINGS, watch, *others]
+
+    return make
+
+
+@pytest.fixture
+def fault(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    return lambda text: monkeypatch.setenv("FAULT", text)
+
+
+@pytest.mark.parametrize("launcher", [torchrun, deepspeed])
+def test_a_rank_that_dies_ends_the_job_and_is_named(
+    launcher: Callable[..., str], arguments: Callable[..., list[str]], place: Path, fault: Callable[[str], None]
+) -> None:
+    fault("die 1 5 0")
+    name = f"dies-{launcher.__name__}"
+    started = time.monotonic()
+    output = launcher(*arguments(name), check=False)
+    assert "rank 0: a collective failed because another rank has gone: rank 1 of this node has died" in output
+    assert time.monotonic() - started < 60, "30 s after the death, and the start before it"
+    assert "step_4" in run("python", "scripts/checkpoint.py", "verify", str(place / name))
+
+
+def test_a_rank_that_fails_says_why(arguments: Callable[..., list[str]], fault: Callable[[str], None]) -> None:
+    fault("raise 1 5 0")
+    output = torchrun(*arguments("raises"), check=False)
+    assert "the disk of the data is gone" in output
+    assert "rank 0: a collective failed because another rank has gone" in output
+
+
+@pytest.mark.parametrize("stage", range(4))
+def test_a_rank_that_hangs_is_found_under_every_stage(
+    arguments: Callable[..., list[str]], place: Path, fault: Callable[[str], None], stage: int
+) -> None:
+    fault("hang 1 5 0")
+    name = f"hangs-{stage}"
+    started = time.monotonic()
+    output = torchrun(*arguments(name, "--deepspeed_config", f"ds_configs/zero{stage}.json"), check=False)
+    assert time.monotonic() - started < HANG_SECONDS + 60
+    assert f"no progress for {HANG_SECONDS} s (training.hang_timeout_seconds)" in output
+    stacks = [(place / name / "logs" / f"stacks_rank_{rank}.txt").read_text() for rank in range(2)]
+    assert "in fail" in stacks[1]
+    assert "all_reduce" in stacks[0] or "sum_over_ranks" in stacks[0]
+
+
+@pytest.mark.parametrize("kind", ["hang_locked", "stop"])
+def test_a_rank_that_cannot_watch_itself_is_found(
+    arguments: Callable[..., list[str]], place: Path, fault: Callable[[str], None], kind: str
+) -> None:
+    """One hangs in native code with the interpreter lock held, one is not scheduled at all."""
+    fault(f"{kind} 1 5 0")
+    torchrun(*arguments(kind), check=False)
+    assert "all_reduce" in (place / kind / "logs/stacks_rank_0.txt").read_text()
+    if kind == "hang_locked":
+        assert "in fail" in (place / kind / "logs/stacks_rank_1.txt").read_text()
+
+
+def test_two_agents_bring_a_job_back_that_dies_and_then_hangs(
+    arguments: Callable[..., list[str]], place: Path, fault: Callable[[str], None]
+) -> None:
+    """`torchrun --max-restarts 3`, two nodes over loopback; the course is that of a job that nothing befell."""
+    fault("die 1 5 0,hang 0 9 1")
+    rendezvous = ["--nnodes", "2", "--nproc_per_node", "1", "--max-restarts", "3", "--rdzv_backend", "c10d"]
+    rendezvous += ["--rdzv_endpoint", f"127.0.0.1:{free_port()}", "--rdzv_id", "back", "--local_addr", "127.0.0.1"]
+    agents = [
+        subprocess.Popen(
+            ["torchrun", *rendezvous, "--node_rank", str(node), *arguments("back")],
+            cwd=REPOSITORY,
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+        )
+        for node in range(2)
+    ]
+    try:
+        logs = [agent.communicate(timeout=240)[0] for agent in agents]
+    finally:
+        for agent in agents:
+            agent.kill()
+    assert [agent.returncode for agent in agents] == [0, 0], "\n".join(log[-6000:] for log in logs)
+    resumed = re.findall(r"resuming from \S+step_(\d+)", "\n".join(logs))
+    assert resumed == ["4", "8"]
+    torchrun(*arguments("unharmed", script="scripts/train.py"))
+    assert_same_course(place / "back", place / "unharmed")
+    assert [line["step"] for line in metrics_of(place / "back") if "lr" in line] == list(range(1, 13))

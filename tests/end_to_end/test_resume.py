@@ -1,0 +1,277 @@
+"""Resume as a user meets it: the same command again, after whatever ended the first."""
+
+import json
+import re
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.conftest import write_text_corpus
+from tests.end_to_end.commands import TINY, deepspeed, environment, metrics_of, run, torchrun
+from tests.launching import REPOSITORY, free_port
+
+STEPS = 12
+TIMINGS = {"seconds_per_step", "tokens_per_second", "tasks_per_second", "peak_memory_gib"}
+EVERY_TWO = [f"training.max_steps={STEPS}", "checkpointing.save_every_n_steps=2", "evaluation.every_n_steps=3"]
+#: windows that a save falls into
+WINDOWS = ["monitoring.log_every_n_steps=4"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("resume")
+    write_text_corpus(directory / "corpus.jsonl")
+    return directory
+
+
+@pytest.fixture(scope="module")
+def arguments(place: Path) -> Callable[..., list[str]]:
+    def make(name: str, *others: str) -> list[str]:
+        where = [
+            f"data.paths=[{place}/corpus.jsonl]",
+            f"checkpointing.runs_dir={place}",
+            f"checkpointing.run_name={name}",
+        ]
+        return ["scripts/train.py", "--config", TINY, *where, *EVERY_TWO, *others]
+
+    return make
+
+
+def course_of(run_directory: Path) -> list[dict[str, object]]:
+    return [{name: value for name, value in line.items() if name not in TIMINGS} for line in metrics_of(run_directory)]
+
+
+def assert_same_course(got: Path, wanted: Path) -> None:
+    """Every metric of every line, and the final weights, bit for bit."""
+    assert course_of(got) == course_of(wanted)
+    weights, expected = (load_file(path / f"checkpoints/step_{STEPS}/model.safetensors") for path in (got, wanted))
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+
+
+def cut_back(whole: Path, name: str, step: int) -> Path:
+    """What a run looks like that died after the save of `step`: its later log lines are there, nothing else."""
+    path = whole.parent / name
+    shutil.copytree(whole, path)
+    for checkpoint in (path / "checkpoints").glob("step_*"):
+        if int(checkpoint.name.removeprefix("step_")) > step:
+            shutil.rmtree(checkpoint)
+    for result in (path / "eval_results").glob("step_*.json"):
+        if int(result.stem.removeprefix("step_")) > step:
+            result.unlink()
+    return path
+
+
+@pytest.mark.parametrize(("stage", "precision"), [(1, "bf16"), (2, "fp32"), (3, "bf16")])
+def test_a_resumed_run_is_bit_identical(
+    arguments: Callable[..., list[str]], place: Path, stage: int, precision: str
+) -> None:
+    settings = [f"training.precision={precision}", "--deepspeed_config", f"ds_configs/zero{stage}.json", *WINDOWS]
+    name = f"whole-{stage}"
+    torchrun(*arguments(name, *settings))
+    resumed = cut_back(place / name, f"resumed-{stage}", step=6)
+    output = torchrun(*arguments(resumed.name, *settings))
+    assert f"resuming from {resumed}/checkpoints/step_6, the newest complete one" in output
+    assert_same_course(resumed, place / name)
+
+
+@pytest.fixture(scope="module")
+def whole(arguments: Callable[..., list[str]], place: Path) -> Path:
+    run("python", *arguments("whole"))
+    return place / "whole"
+
+
+def test_a_run_wanders_over_worlds_stages_and_launchers(arguments: Callable[..., list[str]], whole: Path) -> None:
+    """1 rank, then 2 by deepspeed, 3 by torchrun, 1: the very same rows and tasks, to rounding."""
+    path = whole.parent / "wandering"
+    stops = [
+        (run, ["python"], 4, 1, {}),
+        (deepspeed, [], 6, 2, {"ranks": 2}),
+        (torchrun, [], 9, 3, {"ranks": 3}),
+        (run, ["python"], STEPS, 0, {}),
+    ]
+    for launcher, first, step, stage, options in stops:
+        stage_arguments = [word.format(stage) for word in zero]
+        launcher(
+            *first,
+            *arguments(path.name, f"training.max_steps={step}", "training.lr_schedule=constant", *stage_arguments),
+            **options,
+        )
+    constant = whole.parent / "constant"
+    run("python", *arguments(constant.name, "training.lr_schedule=constant"))
+    for got, wanted in zip(course_of(path), course_of(constant), strict=True):
+        assert got["step"] == wanted["step"]
+        for name in wanted:
+            if name not in {"rows", "tasks", "tokens", "step"}:
+                assert got.get(name, wanted[name]) == pytest.approx(wanted[name], rel=2e-4, abs=1e-6), (
+                    name,
+                    got["step"],
+                )
+            else:
+                assert got[name] == wanted[name]
+    weights, expected = (load_file(p / f"checkpoints/step_{STEPS}/model.safetensors") for p in (path, constant))
+    difference = sum(float((weights[name] - expected[name]).double().pow(2).sum()) for name in expected)
+    assert (difference / sum(float(value.double().pow(2).sum()) for value in expected.values())) ** 0.5 <= 1e-6
+
+
+def test_a_finished_run_is_not_trained_again(arguments: Callable[..., list[str]], whole: Path) -> None:
+    again = cut_back(whole, "again", STEPS)
+    before = course_of(again)
+    output = run("python", *arguments("again"))
+    assert "has taken all of its 12 steps" in output
+    assert "after meta-training, step 12" in output
+    assert course_of(again) == before
+
+
+def test_a_damaged_checkpoint_is_skipped(arguments: Callable[..., list[str]], whole: Path) -> None:
+    damaged = cut_back(whole, "damaged", 8)
+    shard = damaged / "checkpoints/step_8/training_state/shard_0.safetensors"
+    content = bytearray(shard.read_bytes())
+    content[-1000] ^= 1
+    shard.write_bytes(content)
+    output = run("python", *arguments("damaged"))
+    assert f"skipped, and left as it is: {shard}: bytes 0 to" in output
+    assert f"resuming from {damaged}/checkpoints/step_6, the newest sound one; 1 were skipped" in output
+    assert_same_course(damaged, whole)
+    (aside,) = (damaged / "checkpoints").glob("step_8.replaced-*")
+    assert (aside / "training_state/shard_0.safetensors").read_bytes() == content
+
+
+def test_what_is_asked_for_and_missing_is_an_error(arguments: Callable[..., list[str]], whole: Path) -> None:
+    output = run("python", *arguments(whole.name, "checkpointing.resume=5"), check=False)
+    assert f"error: {whole}/checkpoints/step_5: is not a complete checkpoint" in output
+    assert "Traceback" not in output
+
+
+def start(arguments: list[str], *launcher: str, **others: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*launcher, *arguments],
+        cwd=REPOSITORY,
+        env=environment(**others),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    )
+
+
+def wait_for(process: subprocess.Popen[str], text: str) -> str:
+    seen = ""
+    assert process.stdout is not None
+    for line in process.stdout:
+        seen += line
+        if text in line:
+            return seen
+    raise AssertionError(f"never said {text!r}:\n{seen}")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_stop_signal_saves_and_ends_with_the_requeue_code(
+    arguments: Callable[..., list[str]], place: Path, number: signal.Signals
+) -> None:
+    name, long = f"stopped-{number.name}", ["training.max_steps=100000", "training.lr_schedule=constant"]
+    rare = ["checkpointing.save_every_n_steps=50000", "checkpointing.requeue_exit_code=85"]
+    process = start(arguments(name, *long, *rare), "python")
+    wait_for(process, "step 5/")
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 85
+    assert f"{number.name}: stopping after step" in output
+    (checkpoint,) = (place / name / "checkpoints").glob("step_*")
+    step = int(checkpoint.name.removeprefix("step_"))
+    again = run("python", *arguments(name, *long, *rare, f"training.max_steps={step + 2}"))
+    assert f"resuming from {checkpoint}" in again
+    assert [line["step"] for line in metrics_of(place / name) if "lr" in line] == list(range(1, step + 3))
+
+
+def test_a_signal_to_one_rank_stops_all_after_the_same_step(arguments: Callable[..., list[str]], place: Path) -> None:
+    others = ["training.max_steps=100000", "checkpointing.save_every_n_steps=50000"]
+    launcher = ["torchrun", "--nproc_per_node", "2", "--master_port", str(free_port())]
+    process = start(arguments("one-signal", *others), *launcher)
+    wait_for(process, "step 5/")
+    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+    subprocess.run(["kill", "-USR1", children[-1]], check=True)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    assert "stopping after step" in output
+    (checkpoint,) = (place / "one-signal/checkpoints").glob("step_*")
+    assert {path.name for path in (checkpoint / "training_state").glob("shard_*")} == {
+        "shard_0.safetensors",
+        "shard_1.safetensors",
+    }
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own with room for one checkpoint."""
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(tmp_path)], capture_output=True)
+    if mounted.returncode != 0:
+        pytest.skip("mounting a small file system needs root")
+    yield tmp_path
+    subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
+
+
+def test_a_full_disk_ends_the_run_and_loses_nothing(
+    arguments: Callable[..., list[str]], whole: Path, small_disk: Path
+) -> None:
+    here = arguments("full", f"checkpointing.runs_dir={small_disk}")
+    output = torchrun(*here, check=False)
+    assert re.search(r"error: \S+\.partial/\S+: cannot be written \(No space left on device\); free space", output)
+    assert "]: Traceback" not in output, "of a rank; torchrun has its own"
+    assert "step_2" in run("python", "scripts/checkpoint.py", "verify", str(small_disk / "full"))
+    subprocess.run(["mount", "-o", "remount,size=100m", str(small_disk)], check=True)
+    assert "resuming from" in run("python", *here)
+    weights, expected = (
+        load_file(p / f"checkpoints/step_{STEPS}/model.safetensors") for p in (small_disk / "full", whole)
+    )
+    assert all(torch.allclose(weights[name], expected[name], rtol=1e-4, atol=1e-6) for name in expected)
+
+
+def test_a_read_only_directory_is_named(arguments: Callable[..., list[str]], small_disk: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    output = run("python", *arguments("ro", f"checkpointing.runs_dir={small_disk}/runs"), check=False)
+    assert f"checkpointing.runs_dir: cannot write to {small_disk}/runs" in output
+
+
+def test_inspect_verify_and_consolidate(whole: Path, tmp_path: Path) -> None:
+    checkpoint, out = whole / f"checkpoints/step_{STEPS}", tmp_path / "weights.safetensors"
+    text = run("python", "scripts/checkpoint.py", "inspect", str(checkpoint), "--tensors")
+    for part in (
+        "step        12 (12 of the optimizer)",
+        "29,832 in 21 tensors",
+        "1 rank(s), ZeRO stage 1, fp32",
+        "shard_0",
+    ):
+        assert part in text, text
+    assert "every byte is as written" in run("python", "scripts/checkpoint.py", "verify", str(whole))
+    assert "29,832 fp32 parameters" in run("python", "scripts/checkpoint.py", "consolidate", str(checkpoint), str(out))
+    consolidated, weights = load_file(out), load_file(checkpoint / "model.safetensors")
+    assert consolidated.keys() == weights.keys()
+    assert all(torch.equal(consolidated[name], weights[name]) for name in weights)
+    assert "error: " in run("python", "scripts/checkpoint.py", "verify", str(tmp_path), check=False)
+
+
+def test_resume_never_runs_code_of_a_checkpoint(
+    arguments: Callable[..., list[str]], whole: Path, tmp_path: Path
+) -> None:
+    planted, trace = cut_back(whole, "planted", 6), tmp_path / "trace"
+    for name in ("huggingface.py", "attention.py", "modeling.py", "__init__.py"):
+        (planted / "checkpoints/step_6" / name).write_text(f"open({str(trace)!r}, 'w')")
+    run("python", *arguments("planted"))
+    run("python", "scripts/checkpoint.py", "inspect", str(planted))
+    assert not trace.exists()
+    assert_same_course(planted, whole)
+
+
+def test_old_checkpoints_go_as_configured(arguments: Callable[..., list[str]], place: Path) -> None:
+    keep = ["checkpointing.keep_last_n=1", "checkpointing.keep_every_n_steps=4", "checkpointing.keep_weights=false"]
+    run("python", *arguments("kept", *keep))
+    kept = {path.name for path in (place / "kept/checkpoints").iterdir()}
+    assert kept == {"step_4", "step_8", "step_12", "latest"}
+    index = json.loads((place / "kept/checkpoints/step_8/training_state/index.json").read_text())
+    assert index["progress"]["step"] == 8
