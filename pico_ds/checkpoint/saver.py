@@ -110,7 +110,7 @@ class CheckpointSaver:
             return
         for part in (0, -1):  # every rank's shard; then, on rank 0, the rest
             error = self._pending[part].exception()
-            if self._process.sum_over_ranks(torch.tensor([float(error is not None)])).item():
+            if self._process.any_rank(error is not None):
                 self.raise_failure()
         self._pending = []
 

@@ -46,6 +46,10 @@ class Process:
             dist.all_reduce(values)
         return values
 
+    def any_rank(self, condition: bool) -> bool:
+        """Whether a condition holds on some rank."""
+        return bool(self.sum_over_ranks(torch.tensor([float(condition)], device=self.device)).item())
+
     def from_main(self, value: int) -> int:
         """An integer that rank 0 knows, on every rank."""
         import deepspeed.comm as dist

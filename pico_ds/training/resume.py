@@ -181,8 +181,7 @@ class _Agreement:
         return self._error is not None
 
     def settle(self, path: Path) -> None:
-        failures = torch.tensor([float(self._error is not None)], device=self._process.device)
-        if self._process.sum_over_ranks(failures).item() == 0:
+        if not self._process.any_rank(self._error is not None):
             return
         if self._error is not None:
             if not self._process.is_main:

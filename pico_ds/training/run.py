@@ -88,12 +88,13 @@ def run_training(
     n_parameters = sum(weight.numel() for weight in module.parameters())
     engine = MetaEngine(module, config.training, deepspeed_config, process)
     # last of what can fail: a start that fails leaves no run behind
-    run = claim_run_directory(config.checkpointing, Path(config_name).stem, process)
+    restarted = is_restart(process)
+    run = claim_run_directory(config.checkpointing, Path(config_name).stem, restarted, process)
     logger.info("%s: %s parameters, ZeRO stage %d", run.path, f"{n_parameters:,}", engine.stage)
     environment = _environment(deepspeed_config, process)
     corpus = ingredients.corpus.identity()
     store, optimizer_state = CheckpointStore(run.checkpoints), OptimizerState(engine)
-    point = Resumer(config, corpus, store, optimizer_state, process, is_restart()).resume()
+    point = Resumer(config, corpus, store, optimizer_state, process, restarted).resume()
     if process.is_main:
         rewind_metrics(run.metrics, point.index.step if point else 0)
         log_to_file(run.train_log)

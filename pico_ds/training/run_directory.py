@@ -54,17 +54,22 @@ class RunDirectory:
         return self.path / "eval_results"
 
 
-def claim_run_directory(config: CheckpointingConfig, default_name: str, process: Process) -> RunDirectory:
+def claim_run_directory(
+    config: CheckpointingConfig, default_name: str, restarted: bool, process: Process
+) -> RunDirectory:
     """The directory of the run, the same on every rank, locked against other jobs until this process ends.
 
     With `checkpointing.run_name` it is made, or taken again to resume. Without, it is `<default_name>-NNN` with the
     next free number; a job that its launcher restarts takes the newest.
 
+    Args:
+        restarted: see `is_restart`.
+
     Raises:
         ConfigError: the directory holds a run that is not to be resumed, is in use, or cannot be made.
     """
     parent = Path(config.runs_dir)
-    answer = _claim(config, default_name) if process.is_main else 0
+    answer = _claim(config, default_name, restarted) if process.is_main else 0
     # rank 0 alone looks and locks; the others wait for its answer
     answer = process.from_main(answer)
     name = config.run_name or _numbered(default_name, max(answer, 0))
@@ -85,9 +90,13 @@ def claim_run_directory(config: CheckpointingConfig, default_name: str, process:
     return RunDirectory(path)
 
 
-def is_restart() -> bool:
-    """Whether a launcher (torchrun, SLURM) starts this very job again after a failure or a requeue."""
-    return any(int(os.environ.get(name, "0")) > 0 for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
+def is_restart(process: Process) -> bool:
+    """Whether a launcher (torchrun, SLURM) starts this very job again after a failure or a requeue. A collective.
+
+    With several nodes torchrun counts the restart on the node alone whose rank failed.
+    """
+    counts = (os.environ.get(name, "0") for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
+    return process.any_rank(any(int(count) > 0 for count in counts))
 
 
 _TAKEN, _FAILED, _IN_USE, _FOREIGN = -1, -2, -3, -4
@@ -101,20 +110,20 @@ def _numbered(name: str, number: int) -> str:
     return f"{name}-{number:03d}"
 
 
-def _claim(config: CheckpointingConfig, default_name: str) -> int:
+def _claim(config: CheckpointingConfig, default_name: str, restarted: bool) -> int:
     """The number of the run (0 for a named one), or why there is none."""
     parent = Path(config.runs_dir)
     try:
         parent.mkdir(parents=True, exist_ok=True)
         if config.run_name is not None:
-            return _claim_named(parent / config.run_name, config.resume)
+            return _claim_named(parent / config.run_name, config.resume, restarted)
         taken = [
             int(match.group(1))
             for path in parent.iterdir()
             if (match := re.fullmatch(rf"{re.escape(default_name)}-(\d+)", path.name))
         ]
-        if taken and is_restart():
-            return max(taken) if _lock(parent / _numbered(default_name, max(taken))) else _IN_USE
+        if taken and restarted:
+            return max(taken) if _lock(parent / _numbered(default_name, max(taken)), restarted) else _IN_USE
         number = max(taken, default=0) + 1
         while True:
             try:
@@ -122,30 +131,30 @@ def _claim(config: CheckpointingConfig, default_name: str) -> int:
             except FileExistsError:
                 number += 1
             else:
-                return number if _lock(parent / _numbered(default_name, number)) else _IN_USE
+                return number if _lock(parent / _numbered(default_name, number), restarted) else _IN_USE
     except OSError:
         return _FAILED
 
 
-def _claim_named(path: Path, resume: int | str) -> int:
+def _claim_named(path: Path, resume: int | str, restarted: bool) -> int:
     path.mkdir(exist_ok=True)
     used = any(child.name != _LOCK_NAME for child in path.iterdir())
-    if used and not is_restart():
+    if used and not restarted:
         if not RunDirectory(path).training_config.exists():
             return _FOREIGN
         own = resume == "auto" or isinstance(resume, int) or Path(resume).resolve().is_relative_to(path.resolve())
         if not own:
             return _TAKEN
-    return 0 if _lock(path) else _IN_USE
+    return 0 if _lock(path, restarted) else _IN_USE
 
 
 _LOCK_NAME = ".lock"
 
 
-def _lock(path: Path) -> bool:
+def _lock(path: Path, restarted: bool) -> bool:
     lock = FileLock(path / _LOCK_NAME)
     try:
-        lock.acquire(timeout=_RESTART_LOCK_SECONDS if is_restart() else 0)
+        lock.acquire(timeout=_RESTART_LOCK_SECONDS if restarted else 0)
     except Timeout:
         return False
     _locks.append(lock)

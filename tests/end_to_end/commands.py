@@ -39,12 +39,12 @@ def run(*command: str, timeout_seconds: float = 200, check: bool = True, **other
     return done.stdout
 
 
-def torchrun(*arguments: str, ranks: int = 2, **others: str) -> str:
+def torchrun(*arguments: str, ranks: int = 2, **others: Any) -> str:
     return run("torchrun", "--nproc_per_node", str(ranks), "--master_port", str(free_port()), *arguments, **others)
 
 
-def deepspeed(*arguments: str, ranks: int = 2) -> str:
-    return run("deepspeed", "--num_accelerators", str(ranks), "--master_port", str(free_port()), *arguments)
+def deepspeed(*arguments: str, ranks: int = 2, **others: Any) -> str:
+    return run("deepspeed", "--num_accelerators", str(ranks), "--master_port", str(free_port()), *arguments, **others)
 
 
 def metrics_of(run_directory: Path) -> list[dict[str, Any]]:

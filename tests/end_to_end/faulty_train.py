@@ -1,4 +1,4 @@
-"""scripts/train.py with one fault: FAULT="<kind> <rank> <outer step> <start of the job>", several joined by a comma.
+"""scripts/train.py with faults: FAULT="<kind> <rank> <outer step>", several joined by a comma; each comes once.
 
 Kinds: die (SIGKILL), hang, hang_locked (in native code that holds the interpreter lock), stop (SIGSTOP), raise.
 """
@@ -19,10 +19,11 @@ _compute = OuterStep.compute
 
 
 def compute_with_fault(self: OuterStep, kind: Any, theta: Any, step: int, *rest: Any, **others: Any) -> Any:
-    here = (os.environ.get("RANK", "0"), str(step), os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
     for fault in os.environ["FAULT"].split(","):
         name, *when = fault.split()
-        if tuple(when) == here:
+        mark = Path(os.environ["FAULT_MARKS"]) / fault
+        if when == [os.environ["RANK"], str(step)] and not mark.exists():
+            mark.touch()
             fail(name)
     return _compute(self, kind, theta, step, *rest, **others)
 

@@ -39,7 +39,8 @@ def arguments(place: Path) -> Callable[..., list[str]]:
 
 
 @pytest.fixture
-def fault(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+def fault(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], None]:
+    monkeypatch.setenv("FAULT_MARKS", str(tmp_path))
     return lambda text: monkeypatch.setenv("FAULT", text)
 
 
@@ -47,7 +48,7 @@ def fault(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
 def test_a_rank_that_dies_ends_the_job_and_is_named(
     launcher: Callable[..., str], arguments: Callable[..., list[str]], place: Path, fault: Callable[[str], None]
 ) -> None:
-    fault("die 1 5 0")
+    fault("die 1 5")
     name = f"dies-{launcher.__name__}"
     started = time.monotonic()
     output = launcher(*arguments(name), check=False)
@@ -57,7 +58,7 @@ def test_a_rank_that_dies_ends_the_job_and_is_named(
 
 
 def test_a_rank_that_fails_says_why(arguments: Callable[..., list[str]], fault: Callable[[str], None]) -> None:
-    fault("raise 1 5 0")
+    fault("raise 1 5")
     output = torchrun(*arguments("raises"), check=False)
     assert "the disk of the data is gone" in output
     assert "rank 0: a collective failed because another rank has gone" in output
@@ -67,7 +68,7 @@ def test_a_rank_that_fails_says_why(arguments: Callable[..., list[str]], fault: 
 def test_a_rank_that_hangs_is_found_under_every_stage(
     arguments: Callable[..., list[str]], place: Path, fault: Callable[[str], None], stage: int
 ) -> None:
-    fault("hang 1 5 0")
+    fault("hang 1 5")
     name = f"hangs-{stage}"
     started = time.monotonic()
     output = torchrun(*arguments(name, "--deepspeed_config", f"ds_configs/zero{stage}.json"), check=False)
@@ -83,7 +84,7 @@ def test_a_rank_that_cannot_watch_itself_is_found(
     arguments: Callable[..., list[str]], place: Path, fault: Callable[[str], None], kind: str
 ) -> None:
     """One hangs in native code with the interpreter lock held, one is not scheduled at all."""
-    fault(f"{kind} 1 5 0")
+    fault(f"{kind} 1 5")
     torchrun(*arguments(kind), check=False)
     assert "all_reduce" in (place / kind / "logs/stacks_rank_0.txt").read_text()
     if kind == "hang_locked":
@@ -94,7 +95,7 @@ def test_two_agents_bring_a_job_back_that_dies_and_then_hangs(
     arguments: Callable[..., list[str]], place: Path, fault: Callable[[str], None]
 ) -> None:
     """`torchrun --max-restarts 3`, two nodes over loopback; the course is that of a job that nothing befell."""
-    fault("die 1 5 0,hang 0 9 1")
+    fault("die 1 5,hang 0 9")
     rendezvous = ["--nnodes", "2", "--nproc_per_node", "1", "--max-restarts", "3", "--rdzv_backend", "c10d"]
     rendezvous += ["--rdzv_endpoint", f"127.0.0.1:{free_port()}", "--rdzv_id", "back", "--local_addr", "127.0.0.1"]
     agents = [
@@ -110,7 +111,7 @@ def test_two_agents_bring_a_job_back_that_dies_and_then_hangs(
         for node in range(2)
     ]
     try:
-        logs = [agent.communicate(timeout=240)[0] for agent in agents]
+        logs = [agent.communicate(timeout=150)[0] for agent in agents]
     finally:
         for agent in agents:
             agent.kill()

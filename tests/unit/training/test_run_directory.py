@@ -9,7 +9,7 @@ import torch
 
 from pico_ds.config import CheckpointingConfig, ConfigError
 from pico_ds.engine.distributed import Process
-from pico_ds.training.run_directory import RunDirectory, claim_run_directory
+from pico_ds.training.run_directory import RunDirectory, claim_run_directory, is_restart
 from tests.launching import REPOSITORY
 
 ALONE = Process(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"))
@@ -22,7 +22,8 @@ def _first_start(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def claim(parent: Path, **others: object) -> RunDirectory:
-    return claim_run_directory(CheckpointingConfig.model_validate({"runs_dir": str(parent), **others}), "demo", ALONE)
+    config = CheckpointingConfig.model_validate({"runs_dir": str(parent), **others})
+    return claim_run_directory(config, "demo", is_restart(ALONE), ALONE)
 
 
 def a_run(path: Path) -> Path:
