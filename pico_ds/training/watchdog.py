@@ -36,7 +36,8 @@ class Watchdog:
     def start(self) -> None:
         """Watch from now on."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self._path.open("w", encoding="utf-8")
+        # appended: the stacks of a start before this one are evidence
+        self._file = self._path.open("a", encoding="utf-8")
         self.beat()
         self._thread.start()
 

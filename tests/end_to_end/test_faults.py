@@ -102,7 +102,8 @@ def test_two_agents_bring_a_job_back_that_dies_and_then_hangs(
         subprocess.Popen(
             ["torchrun", *rendezvous, "--node_rank", str(node), *arguments("back")],
             cwd=REPOSITORY,
-            env=environment(),
+            # else torchrun gives the restarted ranks the addresses of the dead ones
+            env=environment(TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1"),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
