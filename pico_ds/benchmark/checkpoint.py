@@ -1,0 +1,212 @@
+"""Saving, verifying and loading a checkpoint, beside the raw disk, DeepSpeed's own checkpoints and torch's DCP."""
+
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from pico_ds.checkpoint.index import Index
+from pico_ds.checkpoint.inspection import verify
+from pico_ds.checkpoint.saver import CheckpointSaver
+from pico_ds.checkpoint.store import CheckpointStore
+from pico_ds.config import RunConfig
+from pico_ds.config.deepspeed import resolve_deepspeed_config
+from pico_ds.engine.distributed import Process
+from pico_ds.engine.meta_engine import MetaEngine
+from pico_ds.engine.optimizer_state import STATE_KINDS, OptimizerState
+from pico_ds.model.meta_model import build_meta_model
+from pico_ds.training.resume import Resumer
+
+_PIECE_BYTES = 8 * 2**20
+_STEP = 1
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One way to save and load, medians over the repeats; a time is that of the slowest rank.
+
+    Attributes:
+        stall_seconds: how long training stands still for a save.
+        save_seconds: until everything is on the disk.
+        load_seconds: from files that are not in the page cache.
+        verify_seconds: of one process.
+    """
+
+    stall_seconds: float
+    save_seconds: float
+    load_seconds: float
+    verify_seconds: float | None = None
+
+
+class CheckpointBenchmark:
+    """One model in one engine, saved and loaded in several ways."""
+
+    def __init__(
+        self, config: RunConfig, deepspeed_json: dict[str, Any], vocab_size: int, process: Process, directory: Path
+    ) -> None:
+        self.process, self.directory = process, directory
+        self.config = config
+        module = build_meta_model(config.model, config.meta, config.smlmt.n_way, vocab_size, seed=0)
+        settings = resolve_deepspeed_config(deepspeed_json, config, process.world_size)
+        self.engine = MetaEngine(module, config.training, settings, process)
+        self.state = OptimizerState(self.engine)
+        self._take_step()
+        self.store = CheckpointStore(directory / "pico_ds")
+        self.saver = CheckpointSaver(self.store, self.state, process, 1, lambda *_: None, lambda *_: None)
+        #: of this rank: fp32 weights and two moments
+        self.bytes = 4 * len(STATE_KINDS) * sum(fragment.length for fragment in self.state.fragments)
+
+    def _take_step(self) -> None:
+        theta = self.engine.full_parameters(for_update=True)
+        gradient = {name: torch.full_like(weight, 1e-3) for name, weight in theta.items()}
+        self.engine.apply_gradient(gradient, lr=1e-4)
+
+    def run(self, repeats: int) -> dict[str, Any]:
+        """Seconds by way, and bytes over all ranks. A collective."""
+        ways: dict[str, Callable[[], Timing]] = {
+            "raw disk": self._raw,
+            "pico_ds": self._pico_ds,
+            "deepspeed": self._deepspeed,
+            "torch dcp": self._dcp,
+        }
+        results = {name: _medians([way() for _ in range(repeats + 1)][1:]) for name, way in ways.items()}
+        self.saver.abandon()
+        total = int(self.process.sum_over_ranks(torch.tensor([self.bytes], dtype=torch.int64)).item())
+        return {
+            "world_size": self.process.world_size,
+            "zero_stage": self.engine.stage,
+            "bytes": total,
+            "repeats": repeats,
+            "seconds": results,
+        }
+
+    def _timed(self, action: Callable[[], object]) -> float:
+        """Seconds of the slowest rank."""
+        self._together()
+        started = time.perf_counter()
+        action()
+        seconds = torch.zeros(self.process.world_size, dtype=torch.float64)
+        seconds[self.process.rank] = time.perf_counter() - started
+        return float(self.process.sum_over_ranks(seconds).max())
+
+    def _together(self) -> None:
+        self.process.any_rank(False)
+
+    def _cold(self, directory: Path) -> None:
+        """Drop a directory's files from the page cache."""
+        self._together()
+        if self.process.is_main:
+            os.sync()
+            for path in directory.rglob("*"):
+                if path.is_file():
+                    handle = os.open(path, os.O_RDONLY)
+                    os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+                    os.close(handle)
+        self._together()
+
+    def _cleared(self, directory: Path) -> Path:
+        self._together()
+        if self.process.is_main:
+            shutil.rmtree(directory, ignore_errors=True)
+            directory.mkdir(parents=True)
+            os.sync()
+        self._together()
+        return directory
+
+    def _raw(self) -> Timing:
+        path = self._cleared(self.directory / "raw") / f"{self.process.rank}.bin"
+        content = self.saver._buffer.view(torch.uint8).numpy().data
+
+        def write() -> None:
+            with path.open("wb", buffering=0) as file:
+                for start in range(0, len(content), _PIECE_BYTES):
+                    file.write(content[start : start + _PIECE_BYTES])
+                os.fsync(file.fileno())
+
+        def read() -> None:
+            buffer = memoryview(bytearray(_PIECE_BYTES))
+            with path.open("rb", buffering=0) as file:
+                while file.readinto(buffer):
+                    pass
+
+        seconds = self._timed(write)
+        self._cold(path.parent)
+        return Timing(seconds, seconds, self._timed(read))
+
+    def _pico_ds(self) -> Timing:
+        self._cleared(self.store.directory)
+        stall = 0.0
+
+        def save() -> None:
+            nonlocal stall
+            stall = self.saver.start(self._index())
+            self.saver.finish()
+
+        seconds = self._timed(save)
+        slowest = torch.zeros(self.process.world_size, dtype=torch.float64)
+        slowest[self.process.rank] = stall
+        stall = float(self.process.sum_over_ranks(slowest).max())
+        self._cold(self.store.directory)
+        load = self._timed(Resumer(self.config, {}, self.store, self.state, self.process, restarted=False).resume)
+        self._cold(self.store.directory)
+        checked = self._timed(self._verify if self.process.is_main else lambda: None)
+        return Timing(stall, seconds, load, checked)
+
+    def _verify(self) -> None:
+        problems = list(verify(self.store.path(_STEP)))
+        assert not problems, problems
+
+    def _index(self) -> Index:
+        return Index(
+            step=_STEP,
+            save_number=1,
+            world_size=self.process.world_size,
+            zero_stage=self.engine.stage,
+            precision=self.config.training.precision,
+            optimizer_steps=self.state.steps,
+            progress={},
+            callbacks={},
+            schedule={},
+            config=self.config.model_dump(),
+            corpus={},
+            environment={},
+            files={},
+            parameters={},
+        )
+
+    def _deepspeed(self) -> Timing:
+        place = self._cleared(self.directory / "deepspeed")
+        inner = self.engine._engine
+        save = self._timed(lambda: inner.save_checkpoint(str(place), tag="it"))
+        on_disk = save + self._timed(os.sync)
+        self._cold(place)
+        return Timing(save, on_disk, self._timed(lambda: inner.load_checkpoint(str(place), tag="it")))
+
+    def _dcp(self) -> Timing:
+        from torch.distributed.checkpoint.state_dict_loader import load
+        from torch.distributed.checkpoint.state_dict_saver import save
+
+        place, rank = self._cleared(self.directory / "dcp"), self.process.rank
+        tensors: dict[str, Any] = {
+            f"{kind}/{fragment.name}/{rank}": self.state.read(fragment, kind).cpu()
+            for kind in STATE_KINDS
+            for fragment in self.state.fragments
+        }
+        saved = self._timed(lambda: save(tensors, checkpoint_id=str(place)))
+        self._cold(place)
+        into = {name: torch.empty_like(tensor) for name, tensor in tensors.items()}
+        return Timing(saved, saved, self._timed(lambda: load(into, checkpoint_id=str(place))))
+
+
+def _medians(timings: list[Timing]) -> dict[str, float]:
+    return {
+        name: median(getattr(timing, name) for timing in timings)
+        for name, value in vars(timings[0]).items()
+        if value is not None
+    }
