@@ -46,6 +46,7 @@ setup(
         "torch>=2.11",
         "transformers>=5.17",
         "wandb>=0.17",
+        "xxhash>=3.4",
     ],
     extras_require={
         "demo": DEMO,

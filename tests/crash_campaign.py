@@ -151,7 +151,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--max-steps", type=int, default=1000, help="outer steps of a run")
+    parser.add_argument("--max-steps", type=int, default=300, help="outer steps of a run")
     parser.add_argument("--directory", type=Path, help="where the runs are kept; default: a temporary directory")
     arguments = parser.parse_args()
     directory = arguments.directory or Path(tempfile.mkdtemp(prefix="crash-campaign-"))

@@ -35,7 +35,11 @@ def adapted(command: str, place: Path) -> list[str]:
     command = re.sub(r"\bruns/", f"{place}/runs/", command)
     command = command.replace("HOST:29500", f"127.0.0.1:{free_port()}").replace("--nnodes 4", "--nnodes 1")
     command = re.sub(r"--(num_gpus|nproc_per_node) 8", r"--\1 2", command)
+    # hundreds of steps become as many single ones
+    command = re.sub(r"(max_steps=|save_every_n_steps=|step_)(\d)00\b", r"\1\2", command)
     words = shlex.split(command)
+    if "=" in words[0]:
+        words.insert(0, "env")
     if words[0] == "deepspeed" or (words[0] == "torchrun" and "--rdzv_backend" not in words):
         words[1:1] = ["--master_port", str(free_port())]
     if words[:2] == ["bash", "scripts/run_tests.sh"]:
