@@ -9,7 +9,6 @@ and every weight, bit for bit. The first thing that is not so ends the campaign 
 """
 
 import argparse
-import json
 import random
 import signal
 import subprocess
@@ -18,7 +17,6 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -26,10 +24,10 @@ from safetensors.torch import load_file
 from pico_ds.checkpoint.inspection import verify
 from pico_ds.checkpoint.store import CheckpointStore
 from tests.conftest import write_text_corpus
+from tests.end_to_end.commands import course_of
 from tests.launching import REPOSITORY, free_port, rank_environment
 
 WORLD_SIZE = 2
-TIMINGS = {"seconds_per_step", "tokens_per_second", "tasks_per_second", "peak_memory_gib"}
 #: a survivor of a dead rank must end within this time [s]
 SURVIVOR_SECONDS = 30.0
 
@@ -115,15 +113,9 @@ class Campaign:
     def compare(self) -> None:
         """The killed run took the course of the undisturbed one."""
         killed, whole = (self.directory / name for name in ("killed", "whole"))
-        assert course(killed) == course(whole), "the metrics differ"
+        assert course_of(killed) == course_of(whole), "the metrics differ"
         weights = [load_file(run / f"checkpoints/step_{self.max_steps}/model.safetensors") for run in (killed, whole)]
         assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1]), "the weights differ"
-
-
-def course(run: Path) -> list[dict[str, Any]]:
-    """Every line of metrics.jsonl without what the clock decides."""
-    lines = (json.loads(line) for line in (run / "logs" / "metrics.jsonl").read_text().splitlines())
-    return [{name: value for name, value in line.items() if name not in TIMINGS} for line in lines]
 
 
 def run_campaign(kills: int, seed: int, directory: Path, max_steps: int) -> Counter[str]:

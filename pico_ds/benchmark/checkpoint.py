@@ -145,7 +145,7 @@ class CheckpointBenchmark:
 
         def save() -> None:
             nonlocal stall
-            stall = self.saver.start(self._index())
+            stall = self.saver.start(bare_index(_STEP, self.state, self.config))
             self.saver.finish()
 
         seconds = self._timed(save)
@@ -161,24 +161,6 @@ class CheckpointBenchmark:
     def _verify(self) -> None:
         problems = list(verify(self.store.path(_STEP)))
         assert not problems, problems
-
-    def _index(self) -> Index:
-        return Index(
-            step=_STEP,
-            save_number=1,
-            world_size=self.process.world_size,
-            zero_stage=self.engine.stage,
-            precision=self.config.training.precision,
-            optimizer_steps=self.state.steps,
-            progress={},
-            callbacks={},
-            schedule={},
-            config=self.config.model_dump(),
-            corpus={},
-            environment={},
-            files={},
-            parameters={},
-        )
 
     def _deepspeed(self) -> Timing:
         place = self._cleared(self.directory / "deepspeed")
@@ -202,6 +184,26 @@ class CheckpointBenchmark:
         self._cold(place)
         into = {name: torch.empty_like(tensor) for name, tensor in tensors.items()}
         return Timing(saved, saved, self._timed(lambda: load(into, checkpoint_id=str(place))))
+
+
+def bare_index(step: int, state: OptimizerState, config: RunConfig) -> Index:
+    """The index of a checkpoint without a run around it."""
+    return Index(
+        step=step,
+        save_number=1,
+        world_size=state.engine.process.world_size,
+        zero_stage=state.engine.stage,
+        precision=config.training.precision,
+        optimizer_steps=state.steps,
+        progress={},
+        callbacks={},
+        schedule={},
+        config=config.model_dump(),
+        corpus={},
+        environment={},
+        files={},
+        parameters={},
+    )
 
 
 def _medians(timings: list[Timing]) -> dict[str, float]:

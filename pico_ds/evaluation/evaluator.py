@@ -11,6 +11,7 @@ from pico_ds.data.rows import TokenRows
 from pico_ds.engine.distributed import Process
 from pico_ds.evaluation.few_shot import Estimate, FewShotResult, evaluate_few_shot
 from pico_ds.evaluation.validation_loss import evaluate_validation_loss
+from pico_ds.files import replace_text
 from pico_ds.meta.network import Network, Parameters
 from pico_ds.tasks.smlmt import SMLMT
 
@@ -33,16 +34,13 @@ class EvaluationResult:
 
     def write(self, directory: Path) -> Path:
         """Write `step_<N>.json`: means with 95 % intervals, and the accuracy of every task."""
-        directory.mkdir(parents=True, exist_ok=True)
         path = directory / f"step_{self.step}.json"
         summary = {
             readout: {moment: asdict(Estimate.of(values)) for moment, values in asdict(result).items()}
             for readout, result in self.few_shot.items()
         }
         content = {**asdict(self), "few_shot_summary": summary}
-        partial = path.with_suffix(".json.partial")
-        partial.write_text(json.dumps(content, indent=1) + "\n")
-        partial.replace(path)
+        replace_text(path, json.dumps(content, indent=1) + "\n")
         return path
 
     @classmethod

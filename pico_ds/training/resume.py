@@ -15,6 +15,7 @@ from pico_ds.checkpoint.store import CheckpointStore
 from pico_ds.config import ConfigError, RunConfig
 from pico_ds.engine.distributed import Process
 from pico_ds.engine.optimizer_state import MOMENTS, OptimizerState, StateKind
+from pico_ds.files import replace_text
 from pico_ds.training.terminal import logger
 
 #: keys, and sections, that do not change what a run computes from its checkpoint on
@@ -225,9 +226,7 @@ def rewind_metrics(path: Path, step: int) -> None:
     if dropped:
         with path.with_name("metrics.superseded.jsonl").open("a", encoding="utf-8") as superseded:
             superseded.writelines(line if line.endswith("\n") else line + "\n" for line in dropped)
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_text("".join(kept), encoding="utf-8")
-        partial.replace(path)
+        replace_text(path, "".join(kept))
 
 
 def _stays(line: str, step: int) -> bool:

@@ -23,6 +23,7 @@ from pico_ds.engine.distributed import Process, is_lost_peer
 from pico_ds.engine.meta_engine import MetaEngine
 from pico_ds.engine.optimizer_state import OptimizerState
 from pico_ds.engine.zero_settings import check_zero_settings
+from pico_ds.files import replace_text
 from pico_ds.meta.network import Parameters
 from pico_ds.model.meta_model import MetaModel, build_meta_model
 from pico_ds.training.assembly import COMPUTE_DTYPE, Ingredients, gather_ingredients
@@ -91,27 +92,17 @@ def run_training(
     restarted = is_restart(process)
     run = claim_run_directory(config.checkpointing, Path(config_name).stem, restarted, process)
     logger.info("%s: %s parameters, ZeRO stage %d", run.path, f"{n_parameters:,}", engine.stage)
-    environment = _environment(deepspeed_config, process)
-    corpus = ingredients.corpus.identity()
+    corpus, environment = ingredients.corpus.identity(), _environment(deepspeed_config, process)
     store, optimizer_state = CheckpointStore(run.checkpoints), OptimizerState(engine)
     point = Resumer(config, corpus, store, optimizer_state, process, restarted).resume()
     if process.is_main:
         rewind_metrics(run.metrics, point.index.step if point else 0)
         log_to_file(run.train_log)
-        run.training_config.write_text(dump_config(config))
-        run.environment.write_text(json.dumps(environment, indent=1) + "\n")
+        replace_text(run.training_config, dump_config(config))
+        replace_text(run.environment, json.dumps(environment, indent=1) + "\n")
 
     trackers = _trackers(config, run) if process.is_main else []
     watchdog = Watchdog(config.training.hang_timeout_seconds, process.rank, run.logs)
-    launch = process.from_main(secrets.randbits(40))
-    saver = CheckpointSaver(
-        store,
-        optimizer_state,
-        process,
-        launch,
-        complete=lambda directory, reader: _export(ingredients, reader, directory),
-        published=lambda path, seconds: _on_published(store, config, launch, path, seconds),
-    )
     evaluation = Evaluation(
         ingredients.evaluator, lambda: _initial_parameters(ingredients, process), run, trackers, watchdog.beat
     )
@@ -119,7 +110,7 @@ def run_training(
         *([FirstStepClock(started), ProgressBar(console)] if process.is_main else []),
         *([MetricsLog(trackers, config.monitoring.log_every_n_steps)] if process.is_main else []),
         Checkpointing(
-            saver,
+            _saver(ingredients, store, optimizer_state, process),
             signals,
             next_save_number(store) if process.is_main else 0,
             lambda: optimizer_state.steps,
@@ -135,17 +126,7 @@ def run_training(
     if trainer.state.step >= config.training.max_steps:
         logger.info("the run has taken all of its %d steps; raise training.max_steps to go on", trainer.state.step)
     train_started = time.monotonic()
-    try:
-        trainer.train()
-    except BaseException as error:
-        log_failure(error)
-        if isinstance(error, KeyboardInterrupt):
-            logger.info(
-                "interrupted at step %d; steps after the last save are lost; %s stays", trainer.state.step, run.path
-            )
-        if is_lost_peer(error):
-            raise TrainingError(_lost_peer(process)) from error
-        raise
+    _train(trainer, run)
     if trainer.stopping:
         logger.info("the same command with checkpointing.run_name=%s goes on from here", run.path.name)
         return config.checkpointing.requeue_exit_code
@@ -155,6 +136,40 @@ def run_training(
             for target in (console, Console(file=log, width=120)):
                 print_report(target, config, config_name, evaluation.results, trainer.state, run, seconds)
     return 0
+
+
+def _train(trainer: Trainer, run: RunDirectory) -> None:
+    """Train, and say in the log what ended it."""
+    try:
+        trainer.train()
+    except BaseException as error:
+        log_failure(error)
+        if isinstance(error, KeyboardInterrupt):
+            logger.info(
+                "interrupted at step %d; steps after the last save are lost; %s stays", trainer.state.step, run.path
+            )
+        if is_lost_peer(error):
+            raise TrainingError(_lost_peer(trainer.engine.process)) from error
+        raise
+
+
+def _saver(
+    ingredients: Ingredients, store: CheckpointStore, state: OptimizerState, process: Process
+) -> CheckpointSaver:
+    launch = process.from_main(secrets.randbits(40))
+
+    def published(path: Path, seconds: float) -> None:
+        logger.info("saved %s, %.1f s after it was begun", path, seconds)
+        store.retain(ingredients.config.checkpointing, launch)
+
+    return CheckpointSaver(
+        store,
+        state,
+        process,
+        launch,
+        complete=lambda directory, reader: _export(ingredients, reader, directory),
+        published=published,
+    )
 
 
 def _export(ingredients: Ingredients, reader: StateReader, directory: Path) -> None:
@@ -172,11 +187,6 @@ def _export(ingredients: Ingredients, reader: StateReader, directory: Path) -> N
         },
         tokenizer_directory=ingredients.corpus.tokenizer_directory,
     )
-
-
-def _on_published(store: CheckpointStore, config: RunConfig, launch: int, path: Path, seconds: float) -> None:
-    logger.info("saved %s, %.1f s after it was begun", path, seconds)
-    store.retain(config.checkpointing, launch)
 
 
 def _lost_peer(process: Process) -> str:

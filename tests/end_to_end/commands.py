@@ -47,5 +47,14 @@ def deepspeed(*arguments: str, ranks: int = 2, **others: Any) -> str:
     return run("deepspeed", "--num_accelerators", str(ranks), "--master_port", str(free_port()), *arguments, **others)
 
 
+#: metrics of the machine, not of the mathematics
+TIMINGS = {"seconds_per_step", "tokens_per_second", "tasks_per_second", "peak_memory_gib"}
+
+
+def course_of(run_directory: Path) -> list[dict[str, Any]]:
+    """Every line of metrics.jsonl without what the clock decides."""
+    return [{name: value for name, value in line.items() if name not in TIMINGS} for line in metrics_of(run_directory)]
+
+
 def metrics_of(run_directory: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run_directory / "logs" / "metrics.jsonl").read_text().splitlines()]

@@ -9,13 +9,11 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.conftest import write_text_corpus
-from tests.end_to_end.commands import TINY, deepspeed, environment, metrics_of, run, torchrun
+from tests.end_to_end.commands import TIMINGS, TINY, deepspeed, environment, metrics_of, run, torchrun
 from tests.launching import REPOSITORY, free_port
 from tests.reference import relative_error
 
 STEPS = 6
-#: metrics of the machine, not of the mathematics
-TIMINGS = {"seconds_per_step", "tokens_per_second", "tasks_per_second", "peak_memory_gib"}
 
 
 @pytest.fixture(scope="module")

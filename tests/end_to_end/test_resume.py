@@ -13,11 +13,10 @@ import torch
 from safetensors.torch import load_file
 
 from tests.conftest import write_text_corpus
-from tests.end_to_end.commands import TINY, deepspeed, environment, metrics_of, run, torchrun
+from tests.end_to_end.commands import TINY, course_of, deepspeed, environment, metrics_of, run, torchrun
 from tests.launching import REPOSITORY, free_port
 
 STEPS = 12
-TIMINGS = {"seconds_per_step", "tokens_per_second", "tasks_per_second", "peak_memory_gib"}
 EVERY_TWO = [f"training.max_steps={STEPS}", "checkpointing.save_every_n_steps=2", "evaluation.every_n_steps=3"]
 #: windows that a save falls into
 WINDOWS = ["monitoring.log_every_n_steps=4"]
@@ -41,10 +40,6 @@ def arguments(place: Path) -> Callable[..., list[str]]:
         return ["scripts/train.py", "--config", TINY, *where, *EVERY_TWO, *others]
 
     return make
-
-
-def course_of(run_directory: Path) -> list[dict[str, object]]:
-    return [{name: value for name, value in line.items() if name not in TIMINGS} for line in metrics_of(run_directory)]
 
 
 def assert_same_course(got: Path, wanted: Path) -> None:

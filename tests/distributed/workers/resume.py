@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from pico_ds.checkpoint.index import Index
+from pico_ds.benchmark.checkpoint import bare_index
 from pico_ds.checkpoint.saver import CheckpointSaver
 from pico_ds.checkpoint.state_reader import StateReader
 from pico_ds.checkpoint.store import CheckpointStore
@@ -55,30 +55,11 @@ def save(name: str, config: RunConfig, process: Process, network: Network, direc
     saver = CheckpointSaver(store, state, process, 1, lambda *_: None, lambda *_: None)
     for step in range(len(TASKS_PER_STEP)):
         if step == SAVED_AFTER:
-            saver.start(an_index(step, state, config))
+            saver.start(bare_index(step, state, config))
         take_step(engine, network, step)
     saver.finish()
     saver.abandon()
     return weights_of(engine)
-
-
-def an_index(step: int, state: OptimizerState, config: RunConfig) -> Index:
-    return Index(
-        step=step,
-        save_number=1,
-        world_size=state.engine.process.world_size,
-        zero_stage=state.engine.stage,
-        precision=config.training.precision,
-        optimizer_steps=state.steps,
-        progress={},
-        callbacks={},
-        schedule={},
-        config=config.model_dump(),
-        corpus={},
-        environment={},
-        files={},
-        parameters={},
-    )
 
 
 def resume(
