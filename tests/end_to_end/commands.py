@@ -47,6 +47,33 @@ def deepspeed(*arguments: str, ranks: int = 2, **others: Any) -> str:
     return run("deepspeed", "--num_accelerators", str(ranks), "--master_port", str(free_port()), *arguments, **others)
 
 
+def start(*command: str, **others: str) -> "subprocess.Popen[str]":
+    """Start a command from the repository's root; its output is read by the caller."""
+    return subprocess.Popen(
+        command,
+        cwd=REPOSITORY,
+        env=environment(**others),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    )
+
+
+def two_agents(arguments: list[str], *options: str, timeout_seconds: float = 200, **others: str) -> str:
+    """Run `torchrun` as two nodes of one rank each, over loopback; returns what both printed."""
+    rendezvous = ["--nnodes", "2", "--nproc_per_node", "1", "--rdzv_backend", "c10d", "--rdzv_id", "agents", *options]
+    rendezvous += ["--rdzv_endpoint", f"127.0.0.1:{free_port()}", "--local_addr", "127.0.0.1"]
+    agents = [start("torchrun", *rendezvous, "--node_rank", str(node), *arguments, **others) for node in range(2)]
+    try:
+        logs = [agent.communicate(timeout=timeout_seconds)[0] for agent in agents]
+    finally:
+        for agent in agents:
+            agent.kill()
+    assert [agent.returncode for agent in agents] == [0, 0], "\n".join(log[-5000:] for log in logs)
+    return "\n".join(logs)
+
+
 #: metrics of the machine, not of the mathematics
 TIMINGS = {"seconds_per_step", "tokens_per_second", "tasks_per_second", "peak_memory_gib"}
 

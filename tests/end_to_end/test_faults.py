@@ -1,7 +1,6 @@
 """Ranks that die or hang, and jobs that are brought back."""
 
 import re
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -9,9 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import write_text_corpus
-from tests.end_to_end.commands import TINY, deepspeed, environment, metrics_of, run, torchrun
+from tests.end_to_end.commands import TINY, deepspeed, metrics_of, run, torchrun, two_agents
 from tests.end_to_end.test_resume import assert_same_course
-from tests.launching import REPOSITORY, free_port
 
 HANG_SECONDS = 5
 SETTINGS = ["training.max_steps=12", "checkpointing.save_every_n_steps=2"]
@@ -96,29 +94,10 @@ def test_two_agents_bring_a_job_back_that_dies_and_then_hangs(
 ) -> None:
     """`torchrun --max-restarts 3`, two nodes over loopback; the course is that of a job that nothing befell."""
     fault("die 1 5,hang 0 9")
-    rendezvous = ["--nnodes", "2", "--nproc_per_node", "1", "--max-restarts", "3", "--rdzv_backend", "c10d"]
-    rendezvous += ["--rdzv_endpoint", f"127.0.0.1:{free_port()}", "--rdzv_id", "back", "--local_addr", "127.0.0.1"]
-    agents = [
-        subprocess.Popen(
-            ["torchrun", *rendezvous, "--node_rank", str(node), *arguments("back")],
-            cwd=REPOSITORY,
-            # else torchrun gives the restarted ranks the addresses of the dead ones
-            env=environment(TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1"),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-        )
-        for node in range(2)
-    ]
-    try:
-        logs = [agent.communicate(timeout=150)[0] for agent in agents]
-    finally:
-        for agent in agents:
-            agent.kill()
-    assert [agent.returncode for agent in agents] == [0, 0], "\n".join(log[-6000:] for log in logs)
-    resumed = re.findall(r"resuming from \S+step_(\d+)", "\n".join(logs))
-    assert resumed == ["4", "8"]
+    # the variable: else torchrun gives the restarted ranks the addresses of the dead ones
+    variables = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    output = two_agents(arguments("back"), "--max-restarts", "3", **variables)
+    assert re.findall(r"resuming from \S+step_(\d+)", output) == ["4", "8"]
     torchrun(*arguments("unharmed", script="scripts/train.py"))
     assert_same_course(place / "back", place / "unharmed")
     assert [line["step"] for line in metrics_of(place / "back") if "lr" in line] == list(range(1, 13))

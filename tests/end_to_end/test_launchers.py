@@ -1,6 +1,5 @@
 """One rank and two, every ZeRO stage, every launcher: the same tasks, the same losses, the same weights."""
 
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,8 +8,7 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.conftest import write_text_corpus
-from tests.end_to_end.commands import TIMINGS, TINY, deepspeed, environment, metrics_of, run, torchrun
-from tests.launching import REPOSITORY, free_port
+from tests.end_to_end.commands import TIMINGS, TINY, deepspeed, metrics_of, run, torchrun, two_agents
 from tests.reference import relative_error
 
 STEPS = 6
@@ -76,26 +74,7 @@ def test_bf16_stages_agree_and_stay_near_one_rank(arguments: Callable[..., list[
 
 
 def test_two_agents_of_one_rank_each_over_loopback(arguments: Callable[..., list[str]], one_rank: Path) -> None:
-    rendezvous = ["--nnodes", "2", "--nproc_per_node", "1", "--rdzv_backend", "c10d", "--rdzv_id", "agents"]
-    rendezvous += ["--rdzv_endpoint", f"127.0.0.1:{free_port()}", "--local_addr", "127.0.0.1"]
-    agents = [
-        subprocess.Popen(
-            ["torchrun", *rendezvous, "--node_rank", str(node), *arguments("agents")],
-            cwd=REPOSITORY,
-            env=environment(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-        )
-        for node in range(2)
-    ]
-    try:
-        logs = [agent.communicate(timeout=200)[0] for agent in agents]
-    finally:
-        for agent in agents:
-            agent.kill()
-    assert [agent.returncode for agent in agents] == [0, 0], "\n".join(log[-3000:] for log in logs)
+    two_agents(arguments("agents"))
     assert_same_run(one_rank.parent / "agents", one_rank)
 
 

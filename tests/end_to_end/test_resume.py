@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file
 
 from tests.conftest import write_text_corpus
-from tests.end_to_end.commands import TINY, course_of, deepspeed, environment, metrics_of, run, torchrun
-from tests.launching import REPOSITORY, free_port
+from tests.end_to_end.commands import TINY, course_of, deepspeed, metrics_of, run, start, torchrun
+from tests.launching import free_port
 
 STEPS = 12
 EVERY_TWO = [f"training.max_steps={STEPS}", "checkpointing.save_every_n_steps=2", "evaluation.every_n_steps=3"]
@@ -143,18 +143,6 @@ def test_what_is_asked_for_and_missing_is_an_error(arguments: Callable[..., list
     assert "Traceback" not in output
 
 
-def start(arguments: list[str], *launcher: str, **others: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [*launcher, *arguments],
-        cwd=REPOSITORY,
-        env=environment(**others),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-    )
-
-
 def wait_for(process: subprocess.Popen[str], text: str) -> str:
     seen = ""
     assert process.stdout is not None
@@ -171,7 +159,7 @@ def test_a_stop_signal_saves_and_ends_with_the_requeue_code(
 ) -> None:
     name, long = f"stopped-{number.name}", ["training.max_steps=100000", "training.lr_schedule=constant"]
     rare = ["checkpointing.save_every_n_steps=50000", "checkpointing.requeue_exit_code=85"]
-    process = start(arguments(name, *long, *rare), "python")
+    process = start("python", *arguments(name, *long, *rare))
     wait_for(process, "step 5/")
     process.send_signal(number)
     output, _ = process.communicate(timeout=60)
@@ -187,7 +175,7 @@ def test_a_stop_signal_saves_and_ends_with_the_requeue_code(
 def test_a_signal_to_one_rank_stops_all_after_the_same_step(arguments: Callable[..., list[str]], place: Path) -> None:
     others = ["training.max_steps=100000", "checkpointing.save_every_n_steps=50000"]
     launcher = ["torchrun", "--nproc_per_node", "2", "--master_port", str(free_port())]
-    process = start(arguments("one-signal", *others), *launcher)
+    process = start(*launcher, *arguments("one-signal", *others))
     wait_for(process, "step 5/")
     children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
     subprocess.run(["kill", "-USR1", children[-1]], check=True)

@@ -19,7 +19,7 @@ from pico_ds.training.report import print_report
 from pico_ds.training.run_directory import RunDirectory
 from pico_ds.training.state import TrainingState
 from tests.conftest import write_text_corpus
-from tests.end_to_end.commands import TINY, environment, metrics_of, run
+from tests.end_to_end.commands import TINY, environment, metrics_of, run, start
 from tests.launching import REPOSITORY
 
 
@@ -254,15 +254,7 @@ def test_dry_run_takes_the_vocabulary_of_the_corpus(train: Callable[..., str], c
 
 def test_an_interrupted_run_says_where_it_stopped(corpus: Path) -> None:
     where = [f"data.paths=[{corpus}]", f"checkpointing.runs_dir={corpus.parent}", "checkpointing.run_name=interrupted"]
-    process = subprocess.Popen(
-        ["python", "scripts/train.py", "--config", TINY, *where, "training.max_steps=100000"],
-        cwd=REPOSITORY,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-    )
+    process = start("python", "scripts/train.py", "--config", TINY, *where, "training.max_steps=100000")
     assert process.stdout is not None
     for line in process.stdout:
         if "step 5/" in line:
