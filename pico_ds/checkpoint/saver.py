@@ -79,7 +79,7 @@ class CheckpointSaver:
         self.finish()
         started = time.perf_counter()
         if self._state.steps == 0:
-            self._state.ensure_moments()
+            self._state.settle_master()
             self._state.set_steps(0)
         position = 0
         for kind in STATE_KINDS:

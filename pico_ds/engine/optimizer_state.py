@@ -4,6 +4,7 @@ Master weights and moments are all that training needs to go on: DeepSpeed deriv
 differ by stage and are partly DeepSpeed's private state; they are used in this module alone.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, Literal
@@ -103,20 +104,30 @@ class OptimizerState:
         address = mapping.get_hp_fragment_address()
         return self._inner().state[flat][kind].detach().narrow(0, address.start, address.numel)
 
-    def write(self, fragment: Fragment, kind: StateKind, values: Tensor) -> None:
-        """Replace the values of a fragment."""
-        weight: Any = self._parameters[fragment.name]
-        if self.engine.stage == 3:
-            from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
+    def fill(self, fragment: Fragment, kind: StateKind, read_into: Callable[[Tensor], None]) -> None:
+        """Replace the values of a fragment.
 
-            padded = torch.zeros(weight.ds_tensor.ds_numel, dtype=torch.float32)
-            padded[: fragment.length] = values
-            if kind == "master":
-                safe_set_local_fp32_param(weight, padded)
-            else:
-                safe_set_local_optimizer_state(weight, padded, kind)
+        Args:
+            read_into: writes the values into a flat fp32 tensor in host memory; the live one where it is there.
+        """
+        if self.engine.stage < 3:
+            view = self._view(fragment, kind)
+            if view.device.type == "cpu":
+                read_into(view)
+                return
+            values = torch.empty(fragment.length)
+            read_into(values)
+            view.copy_(values)
+            return
+        from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
+
+        weight: Any = self._parameters[fragment.name]
+        padded = torch.zeros(weight.partition_numel())
+        read_into(padded[: fragment.length])
+        if kind == "master":
+            safe_set_local_fp32_param(weight, padded)
         else:
-            self._view(fragment, kind).copy_(values)
+            safe_set_local_optimizer_state(weight, padded, kind)
 
     @property
     def steps(self) -> int:
@@ -131,14 +142,23 @@ class OptimizerState:
             state["step"].fill_(steps)
         self.engine.set_counters(steps)
 
-    def ensure_moments(self) -> None:
-        """Make the moments exist. A collective.
-
-        They come with the first step: one of a zero gradient at a zero learning rate leaves the weights bit-identical.
-        It also brings the master weights into the model.
-        """
-        theta = self.engine.full_parameters(for_update=True)
-        self.engine.apply_gradient({name: torch.zeros_like(weight) for name, weight in theta.items()}, lr=0.0)
+    def settle_master(self) -> None:
+        """Bring the master weights into the model, bit for bit, and make the moments exist. A collective."""
+        if self.engine.stage == 3:
+            # by a step of a zero gradient at a zero learning rate, which changes no weight
+            theta = self.engine.full_parameters(for_update=True)
+            self.engine.apply_gradient({name: torch.zeros_like(weight) for name, weight in theta.items()}, lr=0.0)
+            return
+        inner = self._inner()
+        for group in inner.param_groups:
+            for weight in group["params"]:
+                inner.state[weight] = {
+                    "step": torch.zeros((), dtype=torch.float32, device=weight.device),
+                    **{kind: torch.zeros_like(weight.detach()) for kind in MOMENTS},
+                }
+        if self.engine.stage > 0:
+            optimizer: Any = self.engine.optimizer
+            optimizer.update_lp_params()
 
     def _inner(self) -> torch.optim.Optimizer:
         optimizer: Any = self.engine.optimizer

@@ -3,10 +3,9 @@
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from pico_ds.checkpoint.errors import CheckpointError
 from pico_ds.checkpoint.index import Index
@@ -126,7 +125,7 @@ class Resumer:
             with _Agreement(self._process) as agreement:
                 self._read(reader, "master")
             agreement.settle(path)
-            self._state.ensure_moments()
+            self._state.settle_master()
             with _Agreement(self._process) as agreement:
                 for kind in MOMENTS:
                     self._read(reader, kind)
@@ -136,9 +135,7 @@ class Resumer:
 
     def _read(self, reader: StateReader, kind: StateKind) -> None:
         for fragment in self._state.held:
-            values = torch.empty(fragment.length)
-            reader.read(fragment.name, kind, fragment.offset, values)
-            self._state.write(fragment, kind, values)
+            self._state.fill(fragment, kind, partial(reader.read, fragment.name, kind, fragment.offset))
 
     def _check_model(self, reader: StateReader) -> None:
         wanted = {fragment.name: fragment.shape for fragment in self._state.held}

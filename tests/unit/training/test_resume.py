@@ -35,10 +35,10 @@ class Engine(PlayedState):
     def held(self) -> list[Fragment]:
         return self.fragments
 
-    def write(self, fragment: Fragment, kind: StateKind, values: torch.Tensor) -> None:
-        self.values[kind][fragment.name].view(-1)[fragment.offset : fragment.offset + fragment.length] = values
+    def fill(self, fragment: Fragment, kind: StateKind, read_into: Callable[[torch.Tensor], None]) -> None:
+        read_into(self.values[kind][fragment.name].view(-1)[fragment.offset : fragment.offset + fragment.length])
 
-    def ensure_moments(self) -> None:
+    def settle_master(self) -> None:
         pass
 
     def set_steps(self, steps: int) -> None:
