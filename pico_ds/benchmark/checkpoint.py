@@ -20,11 +20,16 @@ from pico_ds.config.deepspeed import resolve_deepspeed_config
 from pico_ds.engine.distributed import Process
 from pico_ds.engine.meta_engine import MetaEngine
 from pico_ds.engine.optimizer_state import STATE_KINDS, OptimizerState
-from pico_ds.model.meta_model import build_meta_model
+from pico_ds.meta.network import Network
+from pico_ds.meta.outer_gradient import add_language_model_gradient, zero_gradient
+from pico_ds.model.meta_model import build_meta_model, build_twin
+from pico_ds.training.assembly import COMPUTE_DTYPE
 from pico_ds.training.resume import Resumer
 
 _PIECE_BYTES = 8 * 2**20
 _STEP = 1
+#: of the step whose computation hides the copy: far fewer than any real step has
+_ROW_TOKENS = 512
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,8 @@ class CheckpointBenchmark:
         module = build_meta_model(config.model, config.meta, config.smlmt.n_way, vocab_size, seed=0)
         settings = resolve_deepspeed_config(deepspeed_json, config, process.world_size)
         self.engine = MetaEngine(module, config.training, settings, process)
+        twin = build_twin(config.model, config.meta, config.smlmt.n_way, vocab_size)
+        self.network = Network(twin, COMPUTE_DTYPE[config.training.precision], config.meta.feature_squared_norm)
         self.state = OptimizerState(self.engine)
         self._take_step()
         self.store = CheckpointStore(directory / "pico_ds")
@@ -91,9 +98,12 @@ class CheckpointBenchmark:
         self._together()
         started = time.perf_counter()
         action()
-        seconds = torch.zeros(self.process.world_size, dtype=torch.float64)
-        seconds[self.process.rank] = time.perf_counter() - started
-        return float(self.process.sum_over_ranks(seconds).max())
+        return self._slowest(time.perf_counter() - started)
+
+    def _slowest(self, seconds: float) -> float:
+        each = torch.zeros(self.process.world_size, dtype=torch.float64)
+        each[self.process.rank] = seconds
+        return float(self.process.sum_over_ranks(each).max())
 
     def _together(self) -> None:
         self.process.any_rank(False)
@@ -141,22 +151,30 @@ class CheckpointBenchmark:
 
     def _pico_ds(self) -> Timing:
         self._cleared(self.store.directory)
-        stall = 0.0
 
         def save() -> None:
-            nonlocal stall
-            stall = self.saver.start(bare_index(_STEP, self.state, self.config))
+            self.saver.start(bare_index(_STEP, self.state, self.config))
             self.saver.finish()
 
         seconds = self._timed(save)
-        slowest = torch.zeros(self.process.world_size, dtype=torch.float64)
-        slowest[self.process.rank] = stall
-        stall = float(self.process.sum_over_ranks(slowest).max())
+        stall = self._slowest(self._stall())
         self._cold(self.store.directory)
         load = self._timed(Resumer(self.config, {}, self.store, self.state, self.process, restarted=False).resume)
         self._cold(self.store.directory)
         checked = self._timed(self._verify if self.process.is_main else lambda: None)
         return Timing(stall, seconds, load, checked)
+
+    def _stall(self) -> float:
+        """Of a save with the gradient of one row to compute before the state changes."""
+        self._cleared(self.store.directory)
+        self.saver.start(bare_index(_STEP, self.state, self.config))
+        theta = self.engine.full_parameters()
+        rows = torch.zeros(1, _ROW_TOKENS + 1, dtype=torch.int64, device=self.process.device)
+        add_language_model_gradient(self.network, theta, rows, zero_gradient(theta), scale=1.0, micro_batch_size=1)
+        self.saver.before_update()
+        stall = self.saver.stall_seconds
+        self.saver.finish()
+        return stall
 
     def _verify(self) -> None:
         problems = list(verify(self.store.path(_STEP)))

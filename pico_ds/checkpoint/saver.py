@@ -1,9 +1,10 @@
-"""Saves in the background: training waits only while its shard is copied out of device memory."""
+"""Saves in the background: training waits for no more than the copy of its shard out of device memory."""
 
 import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -35,8 +36,9 @@ _ReceiptAdapter = TypeAdapter(tuple[FileRecord, list[Fragment]])
 class CheckpointSaver:
     """One rank's part in saving; at most one save is in flight.
 
-    Every rank writes its own shard and then a receipt. Rank 0 waits for all receipts, has the rest of the checkpoint
-    written, and publishes it.
+    The copy runs beside the computation of the next step: the state changes only when that step is applied, and
+    `before_update` waits for what is left of it. Every rank writes its own shard and then a receipt. Rank 0 waits for
+    all receipts, has the rest of the checkpoint written, and publishes it.
     """
 
     def __init__(
@@ -46,14 +48,15 @@ class CheckpointSaver:
         process: Process,
         launch: int,
         complete: Callable[[Path, StateReader], None],
-        published: Callable[[Path, float], None],
+        published: Callable[[Path, float, float], None],
     ) -> None:
         """
         Args:
             launch: the same number on every rank, another one at every start of the job.
             complete: writes what stands beside the state into the staging directory, from the shards. Rank 0 calls it,
                 in the background.
-            published: called on rank 0, in the background, with the checkpoint and the seconds it took.
+            published: called on rank 0, in the background, with the checkpoint, the seconds until it was published, and
+                the seconds for which training stood still.
         """
         self._store, self._state, self._process, self._launch = store, state, process, launch
         self._complete, self._published = complete, published
@@ -61,39 +64,54 @@ class CheckpointSaver:
         # kept for the whole run, so that no save waits for memory to be mapped
         self._buffer = torch.empty(elements, pin_memory=process.device.type == "cuda").zero_()
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._stream = torch.cuda.Stream(process.device) if process.device.type == "cuda" else None
+        self._copy: Future[None] | None = None
         self._pending: list[Future[None]] = []
+        #: how long training has stood still for the save in flight [s]
+        self.stall_seconds = 0.0
         self._abandoned = threading.Event()
 
-    def start(self, index: Index) -> float:
-        """Copy this rank's shard and have it written. A collective.
+    def start(self, index: Index) -> None:
+        """Begin a save. A collective; `before_update` must be called before the state changes.
 
         Args:
             index: everything but the files and parameters.
 
-        Returns:
-            how long training stood still [s].
-
         Raises:
             CheckpointError: the save before this one failed.
         """
-        self.finish()
         started = time.perf_counter()
+        self.finish()
         if self._state.steps == 0:
             self._state.settle_master()
             self._state.set_steps(0)
-        position = 0
-        for kind in STATE_KINDS:
-            for fragment in self._state.fragments:
-                target = self._buffer[position : position + fragment.length]
-                target.copy_(self._state.read(fragment, kind), non_blocking=True)
-                position += fragment.length
-        if self._process.device.type == "cuda":
-            torch.cuda.current_stream(self._process.device).synchronize()
+        if self._stream is not None:
+            self._stream.wait_stream(torch.cuda.current_stream(self._process.device))
         staging = self._store.staging(index.step, self._launch)
+        self._copy = self._executor.submit(self._copy_shard)
         self._pending = [self._executor.submit(self._write_shard, staging, index.step)]
         if self._process.is_main:
             self._pending.append(self._executor.submit(self._publish, staging, index, started))
-        return time.perf_counter() - started
+        self.stall_seconds = time.perf_counter() - started
+
+    def before_update(self) -> None:
+        """Wait until this rank's shard is copied: the state is about to change."""
+        if self._copy is not None:
+            started = time.perf_counter()
+            self._copy.result()
+            self._copy = None
+            self.stall_seconds += time.perf_counter() - started
+
+    def _copy_shard(self) -> None:
+        position = 0
+        with torch.cuda.stream(self._stream) if self._stream is not None else nullcontext():
+            for kind in STATE_KINDS:
+                for fragment in self._state.fragments:
+                    target = self._buffer[position : position + fragment.length]
+                    target.copy_(self._state.read(fragment, kind), non_blocking=True)
+                    position += fragment.length
+        if self._stream is not None:
+            self._stream.synchronize()
 
     @property
     def failed(self) -> bool:
@@ -106,6 +124,7 @@ class CheckpointSaver:
         Raises:
             CheckpointError: it failed, on this rank or on another.
         """
+        self.before_update()
         if not self._pending:
             return
         for part in (0, -1):  # every rank's shard; then, on rank 0, the rest
@@ -180,7 +199,8 @@ class CheckpointSaver:
                 files[name] = record_of(path)
         index = index.model_copy(update={"files": files})
         index.write(staging)
-        self._published(self._store.publish(staging, index, self._launch), time.perf_counter() - started)
+        checkpoint = self._store.publish(staging, index, self._launch)
+        self._published(checkpoint, time.perf_counter() - started, self.stall_seconds)
 
 
 def _receipt(staging: Path, rank: int) -> Path:

@@ -158,8 +158,8 @@ def _saver(
 ) -> CheckpointSaver:
     launch = process.from_main(secrets.randbits(40))
 
-    def published(path: Path, seconds: float) -> None:
-        logger.info("saved %s, %.1f s after it was begun", path, seconds)
+    def published(path: Path, seconds: float, stall_seconds: float) -> None:
+        logger.info("saved %s in %.1f s; training stood still for %.3f s", path, seconds, stall_seconds)
         store.retain(ingredients.config.checkpointing, launch)
 
     return CheckpointSaver(

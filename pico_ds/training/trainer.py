@@ -69,6 +69,8 @@ class Trainer:
         applied = all_finite(values)
         del values["local_gradient_norm"]
         if applied:
+            for callback in self.callbacks:
+                callback.before_update()
             values["outer_gradient_norm"] = self.engine.apply_gradient(local.gradient, lr)
         else:
             self.engine.drop_gradient()

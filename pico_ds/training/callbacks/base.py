@@ -29,6 +29,9 @@ class Callback:
     def on_train_start(self, trainer: Trainer) -> None:
         """Before the first step."""
 
+    def before_update(self) -> None:
+        """When the gradient of a step is known, before the optimizer changes anything."""
+
     def on_step_end(self, trainer: Trainer, metrics: StepMetrics) -> None:
         """After every outer step; `trainer.state.step` counts it already."""
 

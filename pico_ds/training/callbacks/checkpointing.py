@@ -52,11 +52,14 @@ class Checkpointing(Callback):
         step, every = trainer.state.step, trainer.config.checkpointing.save_every_n_steps
         trainer.stopping = _STOP in metrics.raised
         if trainer.stopping or step == trainer.config.training.max_steps or (every is not None and step % every == 0):
-            stall_seconds = self._saver.start(self._index(trainer))
-            logger.info("saving step %d: training stood still for %.3f s", step, stall_seconds)
+            self._saver.start(self._index(trainer))
         if trainer.stopping:
             self._saver.finish()
             logger.info("%s: stopping after step %d", self._signals.received or "a signal on another rank", step)
+
+    def before_update(self) -> None:
+        """The state is about to change."""
+        self._saver.before_update()
 
     def on_train_end(self, trainer: Trainer) -> None:
         """Wait for the last save."""

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +40,12 @@ def an_engine(name: str, config: RunConfig, process: Process) -> MetaEngine:
     return MetaEngine(module, config.training, resolved, process)
 
 
-def take_step(engine: MetaEngine, network: Network, step: int) -> None:
+def take_step(engine: MetaEngine, network: Network, step: int, before_update: Callable[[], None] | None = None) -> None:
     theta = engine.full_parameters(for_update=True)
-    engine.apply_gradient(share_of_gradient(network, theta, step, engine.process), CONFIG.training.lr)
+    gradient = share_of_gradient(network, theta, step, engine.process)
+    if before_update is not None:
+        before_update()
+    engine.apply_gradient(gradient, CONFIG.training.lr)
 
 
 def weights_of(engine: MetaEngine) -> dict[str, torch.Tensor]:
@@ -56,7 +60,7 @@ def save(name: str, config: RunConfig, process: Process, network: Network, direc
     for step in range(len(TASKS_PER_STEP)):
         if step == SAVED_AFTER:
             saver.start(bare_index(step, state, config))
-        take_step(engine, network, step)
+        take_step(engine, network, step, saver.before_update)
     saver.finish()
     saver.abandon()
     return weights_of(engine)

@@ -1,15 +1,17 @@
 """Checkpoints appear whole, and are removed only where that was asked for."""
 
+import math
 from pathlib import Path
 
 import pytest
+import torch
 
 from pico_ds.checkpoint.errors import CheckpointError
 from pico_ds.checkpoint.index import STATE_DIRECTORY, Index
 from pico_ds.checkpoint.state_reader import StateReader
 from pico_ds.checkpoint.store import CheckpointStore
 from pico_ds.config import CheckpointingConfig
-from tests.unit.checkpoint.conftest import a_saver, an_index, save
+from tests.unit.checkpoint.conftest import a_saver, an_index, save, values_of
 
 
 def names(store: CheckpointStore) -> set[str]:
@@ -33,6 +35,20 @@ def test_a_save_whose_other_shard_never_comes_is_not_published(store: Checkpoint
         saver.finish()
     assert store.steps() == []
     assert [path.name for path in store.incomplete()] == [".step_4.7.partial"]
+
+
+def test_what_changes_after_the_copy_is_not_saved(store: CheckpointStore) -> None:
+    saver = a_saver(store, rank=0, world_size=1)
+    saver.start(an_index(4, 1))
+    saver.before_update()
+    for tensors in saver._state.values.values():  # type: ignore[attr-defined]
+        for tensor in tensors.values():
+            tensor.fill_(math.nan)
+    saver.finish()
+    with StateReader(store.path(4)) as reader:
+        for kind, tensors in values_of().items():
+            for name, tensor in tensors.items():
+                assert torch.equal(reader.read_whole(name, kind), tensor)
 
 
 def test_a_failure_in_the_background_surfaces(store: CheckpointStore) -> None:
