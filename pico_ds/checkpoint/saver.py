@@ -183,6 +183,13 @@ class CheckpointSaver:
         receipt.replace(_receipt(staging, rank))
 
     def _publish(self, staging: Path, index: Index, started: float) -> None:
+        try:
+            checkpoint = self._completed(staging, index)
+        except OSError as error:
+            raise cannot_write(Path(error.filename or staging), error) from error
+        self._published(checkpoint, time.perf_counter() - started, self.stall_seconds)
+
+    def _completed(self, staging: Path, index: Index) -> Path:
         receipts = [_receipt(staging, rank) for rank in range(self._process.world_size)]
         while not all(receipt.exists() for receipt in receipts):
             if self._abandoned.wait(_POLL_SECONDS):
@@ -199,8 +206,7 @@ class CheckpointSaver:
                 files[name] = record_of(path)
         index = index.model_copy(update={"files": files})
         index.write(staging)
-        checkpoint = self._store.publish(staging, index, self._launch)
-        self._published(checkpoint, time.perf_counter() - started, self.stall_seconds)
+        return self._store.publish(staging, index, self._launch)
 
 
 def _receipt(staging: Path, rank: int) -> Path:

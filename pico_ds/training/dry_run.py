@@ -42,8 +42,7 @@ def print_plan(config: RunConfig, deepspeed_json: dict[str, Any], name: str, wor
     console.print(_work(config, plan, zero_stage(deepspeed_json), name), highlight=False, soft_wrap=True)
     steps = {f"{'AR' if kind == 'ar' else 'meta'} step": parts for kind, parts in plan.memory.items()}
     console.print(_bytes_table("memory per rank, an upper bound [GiB]", steps))
-    if plan.host_memory:
-        console.print(_bytes_table("host memory per rank, by offload [GiB]", {"any step": plan.host_memory}))
+    console.print(_bytes_table("host memory per rank [GiB]", {"any step": plan.host_memory}))
     if plan.communication:
         console.print(
             _bytes_table("communication per outer step, payload of a rank [GiB]", {"any step": plan.communication})

@@ -23,7 +23,7 @@ class Plan:
 
     Attributes:
         memory: kind of step -> part of the device's memory -> bytes when the step needs most.
-        host_memory: part that offload keeps in host memory -> bytes.
+        host_memory: part that is kept in host memory -> bytes.
         communication: collective -> payload bytes per outer step; the inner loop adds none.
     """
 
@@ -66,8 +66,10 @@ def make_plan(config: RunConfig, deepspeed_json: dict[str, Any], vocab_size: int
         "master weights": round(FP32_BYTES * total * share) if stage else 0,
         "AdamW moments": round(2 * FP32_BYTES * total * (share if stage else 1)),
     }
-    host_memory = optimizer if offloads(deepspeed_json) else {}
-    if not host_memory:
+    host_memory = {"copy of master weights and moments, for checkpoints": round(3 * FP32_BYTES * total * share)}
+    if offloads(deepspeed_json):
+        host_memory |= optimizer
+    else:
         lasting |= optimizer
     return Plan(
         world_size=world_size,

@@ -160,7 +160,10 @@ def _saver(
 
     def published(path: Path, seconds: float, stall_seconds: float) -> None:
         logger.info("saved %s in %.1f s; training stood still for %.3f s", path, seconds, stall_seconds)
-        store.retain(ingredients.config.checkpointing, launch)
+        try:
+            store.retain(ingredients.config.checkpointing, launch)
+        except OSError as error:
+            logger.warning("warning: an old checkpoint could not be removed: %s", error)
 
     return CheckpointSaver(
         store,

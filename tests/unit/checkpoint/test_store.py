@@ -1,5 +1,6 @@
 """Checkpoints appear whole, and are removed only where that was asked for."""
 
+import errno
 import math
 from pathlib import Path
 
@@ -62,6 +63,16 @@ def test_a_failure_in_the_background_surfaces(store: CheckpointStore) -> None:
     with pytest.raises(CheckpointError, match="no space for the weights"):
         saver.finish()
     assert store.steps() == []
+
+
+def test_a_full_disk_beside_the_shards_is_named(store: CheckpointStore) -> None:
+    def fail(directory: Path, reader: StateReader) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(directory / "config.json"))
+
+    saver = a_saver(store, rank=0, world_size=1, complete=fail)
+    saver.start(an_index(4, 1))
+    with pytest.raises(CheckpointError, match=r"config\.json: cannot be written \(No space left on device\)"):
+        saver.finish()
 
 
 def test_a_failure_on_another_rank_is_said(store: CheckpointStore) -> None:

@@ -65,6 +65,7 @@ def test_offload_moves_the_optimizer_to_the_host() -> None:
     plan = plan_of("zero2_offload", 8)
     assert all("AdamW moments" not in parts for parts in plan.memory.values())
     assert plan.host_memory["AdamW moments"] == pytest.approx(N)
+    assert plan.host_memory["copy of master weights and moments, for checkpoints"] == pytest.approx(3 * N / 2)
 
 
 def test_one_rank_communicates_nothing_and_stages_what_they_must() -> None:
