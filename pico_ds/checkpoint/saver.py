@@ -89,7 +89,7 @@ class CheckpointSaver:
             self._stream.wait_stream(torch.cuda.current_stream(self._process.device))
         staging = self._store.staging(index.step, self._launch)
         self._copy = self._executor.submit(self._copy_shard)
-        self._pending = [self._executor.submit(self._write_shard, staging, index.step)]
+        self._pending = [self._executor.submit(self._write_shard, self._copy, staging, index.step)]
         if self._process.is_main:
             self._pending.append(self._executor.submit(self._publish, staging, index, started))
         self.stall_seconds = time.perf_counter() - started
@@ -149,11 +149,13 @@ class CheckpointSaver:
 
         What the other ranks had finished, or are about to, is still published.
         """
-        wait(self._pending, timeout=_ABANDON_SECONDS)
+        if not self.failed:
+            wait(self._pending, timeout=_ABANDON_SECONDS)
         self._abandoned.set()
         self._executor.shutdown(wait=True)
 
-    def _write_shard(self, staging: Path, step: int) -> None:
+    def _write_shard(self, copy: "Future[None]", staging: Path, step: int) -> None:
+        copy.result()  # an error of the copy is one of the save: the buffer may hold anything
         rank, fragments = self._process.rank, self._state.fragments
         directory = staging / STATE_DIRECTORY
         entries = {

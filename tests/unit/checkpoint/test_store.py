@@ -65,6 +65,20 @@ def test_a_failure_in_the_background_surfaces(store: CheckpointStore) -> None:
     assert store.steps() == []
 
 
+def test_what_could_not_be_copied_is_not_written(store: CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> torch.Tensor:
+        raise RuntimeError("the device is gone")
+
+    saver = a_saver(store, rank=0, world_size=1)
+    monkeypatch.setattr(saver._state, "read", fail)
+    saver.start(an_index(4, 1))
+    with pytest.raises(RuntimeError, match="the device is gone"):
+        saver.before_update()
+    saver.abandon()
+    assert saver.failed
+    assert not store.directory.exists()
+
+
 def test_a_full_disk_beside_the_shards_is_named(store: CheckpointStore) -> None:
     def fail(directory: Path, reader: StateReader) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", str(directory / "config.json"))
