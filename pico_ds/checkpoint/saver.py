@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -149,8 +149,7 @@ class CheckpointSaver:
 
         What the other ranks had finished, or are about to, is still published.
         """
-        if not self.failed:
-            wait(self._pending, timeout=_ABANDON_SECONDS)
+        wait(self._pending, timeout=_ABANDON_SECONDS, return_when=FIRST_EXCEPTION)
         self._abandoned.set()
         self._executor.shutdown(wait=True)
 
