@@ -1,6 +1,6 @@
 """scripts/train.py with faults: FAULT="<kind> <rank> <outer step>", several joined by a comma; each comes once.
 
-Kinds: die (SIGKILL), hang, hang_locked (in native code that holds the interpreter lock), stop (SIGSTOP), raise.
+Kinds: die (SIGKILL), hang, hang_locked (in native code that holds the interpreter lock), raise.
 """
 
 import ctypes
@@ -35,8 +35,6 @@ def fail(name: str) -> None:
         time.sleep(600)
     elif name == "hang_locked":
         ctypes.PyDLL(None).sleep(600)
-    elif name == "stop":
-        os.kill(os.getpid(), signal.SIGSTOP)
     else:
         raise OSError("the disk of the data is gone")
 
