@@ -127,7 +127,7 @@ def test_weights_load_in_transformers_without_pico_ds(finished: tuple[Path, str]
 def test_a_run_is_never_overwritten(finished: tuple[Path, str], train: Callable[..., str]) -> None:
     path, _ = finished
     before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
-    output = train("checkpointing.run_name=finished", check=False)
+    output = train("checkpointing.run_name=finished", "checkpointing.resume=never", check=False)
     assert "already holds a run, which is not overwritten" in output
     assert {file: file.read_bytes() for file in path.rglob("*") if file.is_file()} == before
 
