@@ -20,6 +20,7 @@ DEV = [
     "pytest-timeout>=2.3",
     "ruff>=0.6",
     "types-PyYAML",
+    "types-psutil",
 ]
 
 setup(
@@ -36,6 +37,7 @@ setup(
         "filelock>=3.12",
         "jaxtyping>=0.2.30",
         "numpy>=1.26",
+        "psutil>=5.9",
         "pyarrow>=16",
         "pydantic>=2.7",
         "python-dotenv>=1.0",

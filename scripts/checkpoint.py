@@ -31,8 +31,18 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def print_inspection(console: Console, checkpoint: Path, tensors: bool) -> None:
-    index = Index.read(checkpoint)
+def inspect(console: Console, checkpoint: Path, tensors: bool) -> bool:
+    """Say what a checkpoint holds; a damaged one is named, and does not keep the next from being shown."""
+    try:
+        index = Index.read(checkpoint)
+    except CheckpointError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return False
+    print_inspection(console, checkpoint, index, tensors)
+    return True
+
+
+def print_inspection(console: Console, checkpoint: Path, index: Index, tensors: bool) -> None:
     count = sum(record.numel for record in index.parameters.values())
     mib = sum(record.size_bytes for record in index.files.values()) / 2**20
     lines = {
@@ -42,8 +52,8 @@ def print_inspection(console: Console, checkpoint: Path, tensors: bool) -> None:
         "parameters": f"{count:,} in {len(index.parameters)} tensors",
         "written by": f"{index.world_size} rank(s), ZeRO stage {index.zero_stage}, {index.precision}",
         "size": f"{mib:,.1f} MiB in {len(index.files)} files",
-        "next lr": f"{index.schedule['next_lr']:.3e} ({index.schedule['lr_schedule']})",
-        "versions": ", ".join(f"{name} {version}" for name, version in index.environment["versions"].items()),
+        "next lr": f"{index.schedule.next_lr:.3e} ({index.schedule.lr_schedule})",
+        "versions": ", ".join(f"{name} {version}" for name, version in index.environment.get("versions", {}).items()),
         "format": f"{index.format} {index.format_version}",
     }
     for name, value in lines.items():
@@ -53,15 +63,15 @@ def print_inspection(console: Console, checkpoint: Path, tensors: bool) -> None:
         for part in record.fragments:
             held = f"  elements {part.offset} to {part.offset + part.length} in {part.file}"
             console.print(held, markup=False, highlight=False, soft_wrap=True)
+    console.print()
 
 
 def main() -> int:
     arguments, console = parse_arguments(), Console()
     try:
         if arguments.command == "inspect":
-            for checkpoint in find_checkpoints(arguments.path):
-                print_inspection(console, checkpoint, arguments.tensors)
-                console.print()
+            shown = [inspect(console, path, arguments.tensors) for path in find_checkpoints(arguments.path)]
+            return int(not all(shown))
         elif arguments.command == "verify":
             damaged = False
             for checkpoint in find_checkpoints(arguments.path):

@@ -87,7 +87,7 @@ class Campaign:
         for rank in ranks:
             rank.wait(timeout=SURVIVOR_SECONDS)
         self.counts[f"{moment}, rank {' and '.join(map(str, victims))}"] += 1
-        self.counts["saves cut off"] = len([path for path in self.store.incomplete() if path.name.endswith(".partial")])
+        self.counts["saves cut off"] = len(self.store.cut_off())
         self.check()
 
     @staticmethod

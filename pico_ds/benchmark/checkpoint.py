@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from pico_ds.checkpoint.index import Index
+from pico_ds.checkpoint.index import Index, ScheduleRecord
 from pico_ds.checkpoint.inspection import verify
 from pico_ds.checkpoint.saver import CheckpointSaver
 from pico_ds.checkpoint.store import CheckpointStore
@@ -19,6 +19,7 @@ from pico_ds.config import RunConfig
 from pico_ds.config.deepspeed import resolve_deepspeed_config
 from pico_ds.engine.distributed import Process
 from pico_ds.engine.meta_engine import MetaEngine
+from pico_ds.engine.optimizer import learning_rate
 from pico_ds.engine.optimizer_state import STATE_KINDS, OptimizerState
 from pico_ds.meta.network import Network
 from pico_ds.meta.outer_gradient import add_language_model_gradient, zero_gradient
@@ -159,7 +160,7 @@ class CheckpointBenchmark:
         seconds = self._timed(save)
         stall = self._slowest(self._stall())
         self._cold(self.store.directory)
-        load = self._timed(Resumer(self.config, {}, self.store, self.state, self.process, restarted=False).resume)
+        load = self._timed(Resumer(self.config, {}, self.store, self.state, self.process).resume)
         self._cold(self.store.directory)
         checked = self._timed(self._verify if self.process.is_main else lambda: None)
         return Timing(stall, seconds, load, checked)
@@ -215,7 +216,7 @@ def bare_index(step: int, state: OptimizerState, config: RunConfig) -> Index:
         optimizer_steps=state.steps,
         progress={},
         callbacks={},
-        schedule={},
+        schedule=ScheduleRecord(lr_schedule=config.training.lr_schedule, next_lr=learning_rate(step, config.training)),
         config=config.model_dump(),
         corpus={},
         environment={},

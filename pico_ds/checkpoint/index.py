@@ -1,15 +1,17 @@
 """`training_state/index.json`: what a checkpoint holds, and what holds it together. See docs/checkpoint-format.md."""
 
-import os
+import math
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import xxhash
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pico_ds.checkpoint.errors import CheckpointError
-from pico_ds.checkpoint.stream import CHUNK_BYTES, HASH_NAME, RECOVER, FileRecord, cannot_write
+from pico_ds.checkpoint.stream import CHUNK_BYTES, HASH_NAME, RECOVER, FileRecord, cannot_write, open_regular
+from pico_ds.files import write_durably
 
 FORMAT_NAME: Literal["pico_ds.training_state"] = "pico_ds.training_state"
 #: raised when an older reader would misread what a newer writer leaves
@@ -19,6 +21,11 @@ STATE_DIRECTORY = "training_state"
 INDEX_NAME = "index.json"
 #: hash of the index itself, in the form of `xxh128sum`
 INDEX_HASH_NAME = "index.xxh128"
+#: of a parameter: its master weight and two moments, fp32
+BYTES_PER_ELEMENT = 12
+
+
+_Count = Annotated[int, Field(ge=0)]
 
 
 class FragmentRecord(BaseModel):
@@ -27,8 +34,8 @@ class FragmentRecord(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True)
 
     file: str
-    offset: int
-    length: int
+    offset: _Count
+    length: Annotated[int, Field(ge=1)]
 
 
 class ParameterRecord(BaseModel):
@@ -36,16 +43,22 @@ class ParameterRecord(BaseModel):
 
     model_config = ConfigDict(frozen=True, strict=True)
 
-    shape: tuple[int, ...]
+    shape: tuple[_Count, ...]
     fragments: tuple[FragmentRecord, ...]
 
     @property
     def numel(self) -> int:
         """Elements of the whole parameter."""
-        count = 1
-        for size in self.shape:
-            count *= size
-        return count
+        return math.prod(self.shape)
+
+
+class ScheduleRecord(BaseModel):
+    """Where the schedule of the learning rate stood."""
+
+    model_config = ConfigDict(frozen=True)
+
+    lr_schedule: str
+    next_lr: float
 
 
 class Index(BaseModel):
@@ -59,6 +72,8 @@ class Index(BaseModel):
     step: int
     #: counts the saves of a run, so that the newest is known without a clock
     save_number: int
+    #: that of the checkpoint of this run which the state descends from: the save before, or the one resumed from
+    previous_save_number: int | None = None
     world_size: int
     zero_stage: int
     precision: str
@@ -68,8 +83,7 @@ class Index(BaseModel):
     progress: dict[str, int]
     #: what periodic work carries from step to step
     callbacks: dict[str, Any]
-    #: kind, and learning rate of the next step
-    schedule: dict[str, Any]
+    schedule: ScheduleRecord
     #: fp32 and bf16 need none
     loss_scale: float | None = None
     config: dict[str, Any]
@@ -90,8 +104,12 @@ class Index(BaseModel):
         """
         text = (self.model_dump_json(indent=1) + "\n").encode()
         directory = checkpoint / STATE_DIRECTORY
-        write_durably(directory / INDEX_NAME, text)
-        write_durably(directory / INDEX_HASH_NAME, f"{xxhash.xxh3_128_hexdigest(text)}  {INDEX_NAME}\n".encode())
+        said = f"{xxhash.xxh3_128_hexdigest(text)}  {INDEX_NAME}\n".encode()
+        for name, content in ((INDEX_NAME, text), (INDEX_HASH_NAME, said)):
+            try:
+                write_durably(directory / name, content)
+            except OSError as error:
+                raise cannot_write(directory / name, error) from error
 
     @classmethod
     def read(cls, checkpoint: Path) -> "Index":
@@ -102,8 +120,8 @@ class Index(BaseModel):
         """
         path = checkpoint / STATE_DIRECTORY / INDEX_NAME
         try:
-            text = path.read_bytes()
-            said = (path.parent / INDEX_HASH_NAME).read_text(encoding="ascii", errors="replace")
+            with open_regular(path) as file, open_regular(path.parent / INDEX_HASH_NAME) as hash_file:
+                text, said = file.read(), hash_file.read().decode("ascii", errors="replace")
         except OSError as error:
             raise CheckpointError(
                 f"{checkpoint}: is not a complete checkpoint ({error.filename} cannot be read: {error.strerror}); "
@@ -137,43 +155,25 @@ class Index(BaseModel):
                 yield f"the path {name!r} is a link that leads out of the checkpoint"
             if len(record.chunk_hashes) != -(-record.size_bytes // CHUNK_BYTES):
                 yield f"{name!r} has {len(record.chunk_hashes)} hashes for {record.size_bytes} bytes"
+        held: Counter[str] = Counter()
         for name, parameter in self.parameters.items():
             yield from self._coverage_problems(name, parameter)
+            for fragment in parameter.fragments:
+                held[fragment.file] += fragment.length
+        for name, length in held.items():
+            if name in self.files and BYTES_PER_ELEMENT * length > self.files[name].size_bytes:
+                yield f"{name!r} has {self.files[name].size_bytes} bytes, too few for its {length} elements"
 
     def _coverage_problems(self, name: str, parameter: ParameterRecord) -> Iterator[str]:
         covered = 0
         for fragment in sorted(parameter.fragments, key=lambda fragment: fragment.offset):
             if fragment.file not in self.files:
                 yield f"{name}: a fragment is in {fragment.file!r}, which is not listed"
-            if fragment.offset != covered or fragment.length < 1:
+            if fragment.offset != covered:
                 yield f"{name}: elements {covered} to {fragment.offset} are held by no fragment, or by two"
             covered = fragment.offset + fragment.length
         if covered != parameter.numel:
             yield f"{name}: {covered} of {parameter.numel} elements are held by a fragment"
-
-
-def write_durably(path: Path, content: bytes) -> None:
-    """Write a small file and bring it to the disk.
-
-    Raises:
-        CheckpointError: the disk is full, or not writable.
-    """
-    try:
-        with path.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise cannot_write(path, error) from error
-
-
-def sync_directory(directory: Path) -> None:
-    """Bring the names in a directory to the disk."""
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _version_of(text: bytes) -> int:

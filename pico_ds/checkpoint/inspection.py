@@ -17,15 +17,16 @@ from pico_ds.engine.optimizer_state import STATE_KINDS
 def find_checkpoints(path: Path) -> list[Path]:
     """The checkpoints that a path stands for: itself, or all of a run or of its `checkpoints` directory.
 
+    A damaged one counts, be its index gone; a save that was cut off does not.
+
     Raises:
         CheckpointError: there is none.
     """
     if (path / STATE_DIRECTORY).is_dir():
         return [path]
     for directory in (path, path / "checkpoints"):
-        store = CheckpointStore(directory)
-        if steps := store.steps():
-            return [store.path(step) for step in steps]
+        if found := CheckpointStore(directory).directories():
+            return found
     raise CheckpointError(f"{path}: is no checkpoint and holds none; give runs/<name>/checkpoints/step_<N>, or a run")
 
 
@@ -40,7 +41,7 @@ def verify(checkpoint: Path) -> Iterator[str]:
         yield from _problems_of_file(checkpoint, index, name)
     listed = {*index.files, f"{STATE_DIRECTORY}/{INDEX_NAME}", f"{STATE_DIRECTORY}/{INDEX_HASH_NAME}"}
     for path in sorted(checkpoint.rglob("*")):
-        if path.is_file() and path.relative_to(checkpoint).as_posix() not in listed:
+        if not path.is_dir() and path.relative_to(checkpoint).as_posix() not in listed:
             yield f"{path}: is not part of the checkpoint; nothing here reads it, but transformers may"
 
 

@@ -2,9 +2,10 @@
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -18,19 +19,38 @@ from pico_ds.checkpoint.index import (
     FragmentRecord,
     Index,
     ParameterRecord,
-    write_durably,
 )
 from pico_ds.checkpoint.state_reader import StateReader, entry_name
 from pico_ds.checkpoint.store import CheckpointStore
-from pico_ds.checkpoint.stream import FileRecord, SafetensorsWriter, cannot_write, record_of
+from pico_ds.checkpoint.stream import FileRecord, SafetensorsWriter, cannot_write, settled_record_of
 from pico_ds.engine.distributed import Process
 from pico_ds.engine.optimizer_state import STATE_KINDS, Fragment, OptimizerState
+from pico_ds.files import write_durably
 
 #: how often rank 0 looks whether the other ranks' bytes are on the disk
 _POLL_SECONDS = 0.02
+#: how often ranks that wait for a save tell each other, and the watchdog
+_WAIT_SECONDS = 1.0
+#: what is written between two looks whether the job has ended
+_PART_ELEMENTS = 16 * 2**20
 #: how long a failing job waits for a save in flight
 _ABANDON_SECONDS = 10.0
 _ReceiptAdapter = TypeAdapter(tuple[FileRecord, list[Fragment]])
+
+
+@dataclass(frozen=True)
+class Published:
+    """A save that came to its end.
+
+    Attributes:
+        seconds: from its start until it was published.
+        stall_seconds: for which training stood still.
+    """
+
+    path: Path
+    index: Index
+    seconds: float
+    stall_seconds: float
 
 
 class CheckpointSaver:
@@ -48,22 +68,25 @@ class CheckpointSaver:
         process: Process,
         launch: int,
         complete: Callable[[Path, StateReader], None],
-        published: Callable[[Path, float, float], None],
+        published: Callable[["Published"], None],
+        on_progress: Callable[[], None] = lambda: None,
     ) -> None:
         """
         Args:
             launch: the same number on every rank, another one at every start of the job.
             complete: writes what stands beside the state into the staging directory, from the shards. Rank 0 calls it,
                 in the background.
-            published: called on rank 0, in the background, with the checkpoint, the seconds until it was published, and
-                the seconds for which training stood still.
+            published: called on rank 0, in the background.
+            on_progress: called again and again while a save is waited for.
         """
         self._store, self._state, self._process, self._launch = store, state, process, launch
-        self._complete, self._published = complete, published
+        self._complete, self._published, self._on_progress = complete, published, on_progress
         elements = len(STATE_KINDS) * sum(fragment.length for fragment in state.fragments)
         # kept for the whole run, so that no save waits for memory to be mapped
-        self._buffer = torch.empty(elements, pin_memory=process.device.type == "cuda").zero_()
-        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._buffer = torch.zeros(elements)
+        process.pin(self._buffer)
+        # the initializer: a thread that names no GPU would open a context on the first one
+        self._executor = ThreadPoolExecutor(1, "checkpoint", initializer=process.select_device)
         self._stream = torch.cuda.Stream(process.device) if process.device.type == "cuda" else None
         self._copy: Future[None] | None = None
         self._pending: list[Future[None]] = []
@@ -95,10 +118,13 @@ class CheckpointSaver:
         self.stall_seconds = time.perf_counter() - started
 
     def before_update(self) -> None:
-        """Wait until this rank's shard is copied: the state is about to change."""
+        """Wait until this rank's shard is copied: the state is about to change.
+
+        An error of the copy is one of the save; to raise it here, on one rank alone, would leave the others waiting.
+        """
         if self._copy is not None:
             started = time.perf_counter()
-            self._copy.result()
+            wait([self._copy])
             self._copy = None
             self.stall_seconds += time.perf_counter() - started
 
@@ -127,10 +153,13 @@ class CheckpointSaver:
         self.before_update()
         if not self._pending:
             return
-        for part in (0, -1):  # every rank's shard; then, on rank 0, the rest
-            error = self._pending[part].exception()
-            if self._process.any_rank(error is not None):
+        while True:
+            waiting = bool(wait(self._pending, timeout=_WAIT_SECONDS, return_when=FIRST_EXCEPTION).not_done)
+            if self._process.any_rank(self.failed):
                 self.raise_failure()
+            if not self._process.any_rank(waiting):
+                break
+            self._on_progress()
         self._pending = []
 
     def raise_failure(self) -> None:
@@ -149,9 +178,11 @@ class CheckpointSaver:
 
         What the other ranks had finished, or are about to, is still published.
         """
-        wait(self._pending, timeout=_ABANDON_SECONDS, return_when=FIRST_EXCEPTION)
-        self._abandoned.set()
-        self._executor.shutdown(wait=True)
+        try:
+            wait(self._pending, timeout=_ABANDON_SECONDS, return_when=FIRST_EXCEPTION)
+        finally:  # of a second Ctrl-C, too
+            self._abandoned.set()
+            self._executor.shutdown(wait=True)
 
     def _write_shard(self, copy: "Future[None]", staging: Path, step: int) -> None:
         copy.result()  # an error of the copy is one of the save: the buffer may hold anything
@@ -171,31 +202,33 @@ class CheckpointSaver:
             "world_size": str(self._process.world_size),
             "fragments": TypeAdapter(dict).dump_json(places).decode(),
         }
-        try:
+        with _naming(directory):
             directory.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise cannot_write(directory, error) from error
-        with SafetensorsWriter(directory / f"shard_{rank}.safetensors", entries, metadata) as writer:
-            writer.append(self._buffer)
-            record = writer.finish()
-        receipt = directory / f".shard_{rank}.receipt.partial"
-        write_durably(receipt, _ReceiptAdapter.dump_json((record, fragments)))
-        # a receipt that is there is whole, and its shard is on the disk
-        receipt.replace(_receipt(staging, rank))
+            with SafetensorsWriter(directory / f"shard_{rank}.safetensors", entries, metadata) as writer:
+                for part in self._buffer.split(_PART_ELEMENTS):
+                    if self._abandoned.is_set():
+                        raise CheckpointError(f"{staging}: was not completed: the job ended")
+                    writer.append(part)
+                record = writer.finish()
+            receipt = directory / f".shard_{rank}.receipt.partial"
+            write_durably(receipt, _ReceiptAdapter.dump_json((record, fragments)))
+            # a receipt that is there is whole, and its shard is on the disk
+            receipt.replace(_receipt(staging, rank))
 
     def _publish(self, staging: Path, index: Index, started: float) -> None:
-        try:
-            checkpoint = self._completed(staging, index)
-        except OSError as error:
-            raise cannot_write(Path(error.filename or staging), error) from error
-        self._published(checkpoint, time.perf_counter() - started, self.stall_seconds)
+        with _naming(staging):
+            index = self._completed(staging, index)
+            path = self._store.publish(staging, index, self._launch)
+        self._published(Published(path, index, time.perf_counter() - started, self.stall_seconds))
 
-    def _completed(self, staging: Path, index: Index) -> Path:
+    def _completed(self, staging: Path, index: Index) -> Index:
         receipts = [_receipt(staging, rank) for rank in range(self._process.world_size)]
         while not all(receipt.exists() for receipt in receipts):
             if self._abandoned.wait(_POLL_SECONDS):
                 raise CheckpointError(f"{staging}: was not completed: another rank's shard never came")
-        index = index.model_copy(update=_gathered(staging, receipts))
+        index = index.model_copy(update=_gathered(staging, receipts, self._state.shapes))
+        for problem in index.problems(staging):
+            raise CheckpointError(f"{staging}: {problem}; nothing was published, and the checkpoints before it stand")
         for receipt in receipts:
             receipt.unlink()
         with StateReader(staging, index) as reader:
@@ -204,30 +237,36 @@ class CheckpointSaver:
         for path in sorted(staging.rglob("*")):
             name = path.relative_to(staging).as_posix()
             if path.is_file() and name not in files:
-                files[name] = record_of(path)
+                files[name] = settled_record_of(path)
         index = index.model_copy(update={"files": files})
         index.write(staging)
-        return self._store.publish(staging, index, self._launch)
+        return index
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """A file system that refuses is an error of the save, which names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise cannot_write(Path(error.filename or path), error) from error
 
 
 def _receipt(staging: Path, rank: int) -> Path:
     return staging / STATE_DIRECTORY / f"shard_{rank}.receipt"
 
 
-def _gathered(staging: Path, receipts: Sequence[Path]) -> dict[str, object]:
+def _gathered(staging: Path, receipts: Sequence[Path], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, object]:
     """Files and parameters of all ranks."""
     files: dict[str, FileRecord] = {}
-    shapes: dict[str, tuple[int, ...]] = {}
-    fragments: dict[str, list[FragmentRecord]] = {}
+    fragments: dict[str, list[FragmentRecord]] = {name: [] for name in shapes}
     for rank, receipt in enumerate(receipts):
         record, held = _ReceiptAdapter.validate_json(receipt.read_bytes())
         name = f"{STATE_DIRECTORY}/shard_{rank}.safetensors"
         files[name] = record
         for fragment in held:
-            shapes[fragment.name] = fragment.shape
-            fragments.setdefault(fragment.name, []).append(
-                FragmentRecord(file=name, offset=fragment.offset, length=fragment.length)
-            )
+            place = FragmentRecord(file=name, offset=fragment.offset, length=fragment.length)
+            fragments[fragment.name].append(place)
     parameters = {
         name: ParameterRecord(shape=shape, fragments=tuple(sorted(fragments[name], key=lambda one: one.offset)))
         for name, shape in shapes.items()

@@ -43,7 +43,7 @@ class StateReader:
         end = offset + out.numel()
         assert out.dtype == torch.float32
         assert 0 <= offset <= end <= record.numel
-        data = out.numpy().data.cast("B")
+        data, filled = out.numpy().data.cast("B"), 0
         for fragment in record.fragments:
             first, last = max(offset, fragment.offset), min(end, fragment.offset + fragment.length)
             if first >= last:
@@ -57,6 +57,8 @@ class StateReader:
                 )
             start = place.start + 4 * (first - fragment.offset)
             file.read_into(start, data[4 * (first - offset) : 4 * (last - offset)])
+            filled += last - first
+        assert filled == out.numel(), f"{parameter}: {filled} of {out.numel()} elements were read"
 
     def read_whole(self, parameter: str, kind: StateKind) -> Tensor:
         """A parameter in its shape."""

@@ -2,12 +2,16 @@
 
 import re
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 
-from pico_ds.checkpoint.index import INDEX_NAME, STATE_DIRECTORY, Index, sync_directory, write_durably
+from pico_ds.checkpoint.errors import CheckpointError
+from pico_ds.checkpoint.index import INDEX_NAME, STATE_DIRECTORY, Index
 from pico_ds.config import CheckpointingConfig
+from pico_ds.files import replace_text, sync_directory
 
 _STEP = re.compile(r"step_(\d+)")
+_REPLACED = re.compile(r"(step_\d+)\.replaced-([0-9a-f]+)")
 #: checkpoints being written, and checkpoints being removed; neither counts
 _PARTIAL, _REMOVED = ".partial", ".removed"
 
@@ -28,23 +32,40 @@ class CheckpointStore:
 
     def steps(self) -> list[int]:
         """Steps with a resumable checkpoint, ascending; whether it is sound is not looked at."""
-        found = (
-            _STEP.fullmatch(path.name)
-            for path in (self.directory.iterdir() if self.directory.is_dir() else ())
-            if (path / STATE_DIRECTORY / INDEX_NAME).exists()
-        )
-        return sorted(int(match.group(1)) for match in found if match)
+        return [_step_of(path) for path in self.directories() if (path / STATE_DIRECTORY / INDEX_NAME).exists()]
 
-    def incomplete(self) -> list[Path]:
-        """Saves that were cut off, and checkpoints whose index is gone."""
-        if not self.directory.is_dir():
-            return []
-        return sorted(
-            path
-            for path in self.directory.iterdir()
-            if path.name.endswith(_PARTIAL)
-            or ((path / STATE_DIRECTORY).is_dir() and not (path / STATE_DIRECTORY / INDEX_NAME).exists())
-        )
+    def directories(self) -> list[Path]:
+        """Checkpoints that have, or had, a state to resume from, by step; those that are weights alone are left out."""
+        steps = (path for path in self._entries() if _STEP.fullmatch(path.name) and (path / STATE_DIRECTORY).is_dir())
+        return sorted(steps, key=_step_of)
+
+    def survey(self) -> tuple[list[Index], list[CheckpointError]]:
+        """Indexes of the resumable checkpoints, the last saved first; and what is wrong with the others."""
+        found, problems = [], []
+        for path in self.directories():
+            try:
+                index = Index.read(path)
+            except CheckpointError as error:
+                problems.append(error)
+                continue
+            if path == self.path(index.step):
+                found.append(index)
+            else:
+                problems.append(
+                    CheckpointError(f"{path}: is the checkpoint of step {index.step}; give it back its name")
+                )
+        return sorted(found, key=lambda index: index.save_number, reverse=True), problems
+
+    def next_save_number(self) -> int:
+        """One more than that of any checkpoint that can be read."""
+        return max((index.save_number for index in self.survey()[0]), default=0) + 1
+
+    def cut_off(self) -> list[Path]:
+        """Saves that did not come to their end."""
+        return [path for path in self._entries() if path.name.endswith(_PARTIAL) and path.is_dir()]
+
+    def _entries(self) -> list[Path]:
+        return sorted(self.directory.iterdir()) if self.directory.is_dir() else []
 
     def publish(self, staging: Path, index: Index, launch: int) -> Path:
         """Make a complete staging directory the checkpoint of its step, and `latest` its name.
@@ -52,30 +73,67 @@ class CheckpointStore:
         What stands there already (a checkpoint that was damaged, or a run that went back) is moved aside, not deleted.
         """
         final = self.path(index.step)
-        for inner in (staging / STATE_DIRECTORY, staging):
-            sync_directory(inner)
+        for directory in (*(path for path in staging.rglob("*") if path.is_dir()), staging):
+            sync_directory(directory)
         if final.exists():
-            final.rename(final.with_name(f"{final.name}.replaced-{launch:x}"))
+            final.rename(_aside(final, launch))
         staging.rename(final)
-        sync_directory(self.directory)
-        partial = self.directory / ".latest.partial"
-        write_durably(partial, f"{final.name}\n".encode())
-        partial.replace(self.directory / "latest")
-        sync_directory(self.directory)
+        # the directory of checkpoints, and of the run, may be as new as the checkpoint
+        for directory in (self.directory, self.directory.parent, self.directory.parent.parent):
+            sync_directory(directory)
+        replace_text(self.directory / "latest", f"{final.name}\n")
         return final
 
-    def retain(self, settings: CheckpointingConfig, launch: int) -> None:
-        """Remove what need not be kept; without `keep_last_n` nothing is ever removed."""
+    def finish_replacements(self) -> None:
+        """Bring back what `publish` had moved aside when the machine died before the new checkpoint took its place."""
+        for path in self._entries():
+            if (match := _REPLACED.fullmatch(path.name)) is None:
+                continue
+            final, launch = self.directory / match.group(1), int(match.group(2), 16)
+            if not final.exists() and self.staging(_step_of(final), launch).exists():
+                path.rename(final)
+                sync_directory(self.directory)
+
+    def retain(self, newest: Index, settings: CheckpointingConfig, launch: int, protected: Collection[int]) -> None:
+        """Remove what need not be kept; without `keep_last_n` nothing is ever removed.
+
+        Counted and removed is the line that led to the newest checkpoint. What was passed over in a resume, be it
+        damaged or given up for an older one, is no part of it, and stays until a user removes it.
+
+        Args:
+            newest: just published.
+            protected: save numbers that stay, whatever the settings say.
+        """
         if settings.keep_last_n is None:
             return
         every = settings.keep_every_n_steps
-        for step in self.steps()[: -settings.keep_last_n]:
-            if every is None or step % every:
-                path = self.path(step)
+        for index in self._line_of(newest)[settings.keep_last_n :]:
+            if (every is None or index.step % every) and index.save_number not in protected:
+                path = self.path(index.step)
                 doomed = path / STATE_DIRECTORY if settings.keep_weights else path
                 # renamed first: half a checkpoint must not look like one
                 doomed.rename(self.directory / f".{path.name}{_REMOVED}")
-        for path in self.directory.iterdir():
-            cut_off = path.name.endswith(_PARTIAL) and path.is_dir() and f".{launch:x}." not in path.name
-            if cut_off or path.name.endswith(_REMOVED):
+        for path in self.cut_off():
+            if f".{launch:x}." not in path.name:
                 shutil.rmtree(path)
+        for path in self._entries():
+            if path.name.endswith(_REMOVED):
+                shutil.rmtree(path)
+
+    def _line_of(self, newest: Index) -> list[Index]:
+        """The checkpoints that led to the newest, itself first, back to one that was removed before."""
+        saved = {index.save_number: index for index in self.survey()[0]}
+        line, index = [newest], newest
+        assert newest.previous_save_number != newest.save_number
+        while index.previous_save_number in saved:
+            index = saved[index.previous_save_number]
+            line.append(index)
+        return line
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step_"))
+
+
+def _aside(checkpoint: Path, launch: int) -> Path:
+    return checkpoint.with_name(f"{checkpoint.name}.replaced-{launch:x}")

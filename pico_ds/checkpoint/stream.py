@@ -5,13 +5,15 @@ that were written. Here a file may be larger than memory, and nothing is handed 
 files open with the library like any other.
 """
 
+import errno
 import json
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 import xxhash
@@ -68,13 +70,23 @@ class _ChunkHasher:
         return FileRecord(self._size, tuple(self._done))
 
 
-def record_of(path: Path) -> FileRecord:
-    """Size and hashes of a file that exists."""
+def settled_record_of(path: Path) -> FileRecord:
+    """Size and hashes of a file that exists, and that is on the disk afterwards."""
     hasher, buffer = _ChunkHasher(), memoryview(bytearray(CHUNK_BYTES))
     with path.open("rb", buffering=0) as file:
+        os.fsync(file.fileno())
         while count := file.readinto(buffer):
             hasher.update(buffer[:count])
     return hasher.record()
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file to read; a pipe or a device, on which a reader could wait without end, is an OSError."""
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+    return os.fdopen(handle, "rb", buffering=0)
 
 
 class SafetensorsWriter:
@@ -154,7 +166,7 @@ class VerifiedFile:
         self._cached = -1
         self._buffer = memoryview(bytearray())
         try:
-            self._file = path.open("rb", buffering=0)
+            self._file = open_regular(path)
         except OSError as error:
             raise CheckpointError(f"{path}: cannot be read ({error.strerror}); {RECOVER}") from error
         size = os.fstat(self._file.fileno()).st_size
@@ -251,14 +263,17 @@ def read_header(file: VerifiedFile) -> tuple[dict[str, TensorPlace], dict[str, s
         header = json.loads(text)
         metadata = header.pop("__metadata__", {})
         return dict(_places(header, 8 + size)), metadata
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{file.path}: is not a safetensors file ({error}); {RECOVER}") from error
 
 
 def _places(header: dict[str, Any], data_start: int) -> Iterator[tuple[str, TensorPlace]]:
     for name, entry in header.items():
         start, end = entry["data_offsets"]
-        yield name, TensorPlace(entry["dtype"], tuple(entry["shape"]), data_start + start, end - start)
+        shape = tuple(entry["shape"])
+        if not all(isinstance(number, int) and number >= 0 for number in (start, end - start, *shape)):
+            raise ValueError(f"{name!r} has shape {list(shape)} and data_offsets {[start, end]}")
+        yield name, TensorPlace(entry["dtype"], shape, data_start + start, end - start)
 
 
 def cannot_write(path: Path, error: OSError) -> CheckpointError:

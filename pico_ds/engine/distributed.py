@@ -4,6 +4,7 @@ import os
 import socket
 import warnings
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -60,9 +61,34 @@ class Process:
         dist.broadcast(message, src=0)
         return int(message.item())
 
+    def wait_for_all(self) -> None:
+        """Come back when every rank has come here."""
+        import deepspeed.comm as dist
+
+        dist.barrier()
+
+    def gather(self, values: Sequence[int]) -> list[tuple[int, ...]]:
+        """A few integers of every rank, on every rank, by rank."""
+        rows = torch.zeros(self.world_size, len(values), dtype=torch.int64, device=self.device)
+        rows[self.rank] = torch.tensor(values)
+        return [tuple(row) for row in self.sum_over_ranks(rows).tolist()]
+
+    def select_device(self) -> None:
+        """Make this process's device the one of the calling thread."""
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+
+    def pin(self, values: torch.Tensor) -> None:
+        """Lock host memory, so that a GPU copies into it beside the computation; does nothing on CPU.
+
+        Registered in place: memory that torch allocates as pinned is rounded up to a power of two.
+        """
+        if self.device.type == "cuda" and values.numel() > 0:
+            torch.cuda.check_error(torch.cuda.cudart().cudaHostRegister(values.data_ptr(), values.nbytes, 0))
+
     def lost_ranks(self) -> list[int]:
         """Ranks of this node whose process has ended."""
-        here = _host_digest()
+        here = host_digest()
         return [rank for rank, (host, pid) in enumerate(self.peers) if host == here and not _is_alive(pid)]
 
 
@@ -97,9 +123,7 @@ def start_process(timeout: timedelta = timedelta(minutes=30)) -> Process:
     warnings.filterwarnings("ignore", category=FutureWarning, message=".*(all_gather|reduce_scatter).*deprecated")
     deepspeed.init_distributed(backend, auto_mpi_discovery=False, timeout=timeout, verbose=False)
     process = Process(deepspeed.comm.get_rank(), deepspeed.comm.get_world_size(), local_rank, device)
-    places = torch.zeros(process.world_size, 2, dtype=torch.int64, device=device)
-    places[process.rank] = torch.tensor([_host_digest(), os.getpid()])
-    return replace(process, peers=tuple((host, pid) for host, pid in process.sum_over_ranks(places).tolist()))
+    return replace(process, peers=tuple((host, pid) for host, pid in process.gather([host_digest(), os.getpid()])))
 
 
 def is_lost_peer(error: BaseException) -> bool:
@@ -110,7 +134,8 @@ def is_lost_peer(error: BaseException) -> bool:
     )
 
 
-def _host_digest() -> int:
+def host_digest() -> int:
+    """A number that tells this node from others."""
     return zlib.crc32(socket.gethostname().encode())
 
 

@@ -48,6 +48,10 @@ class OptimizerState:
         self.engine = engine
         self._parameters = engine.parameters
         fragments = [self._fragment(name, weight) for name, weight in self._parameters.items()]
+        #: of every parameter of the model, whether or not this rank holds a part
+        self.shapes = {fragment.name: fragment.shape for fragment in fragments}
+        #: where values stand on their way to the device
+        self._staging = torch.empty(0)
         #: what this rank saves, in the order of the parameters; the fragments of all ranks tile every parameter
         self.fragments = [fragment for fragment in fragments if fragment.length > 0]
 
@@ -79,30 +83,21 @@ class OptimizerState:
         return Fragment(name, tuple(weight.shape), address.start, address.numel)
 
     def read(self, fragment: Fragment, kind: StateKind) -> Tensor:
-        """The values of a fragment: fp32, flat, possibly a view of the live state."""
+        """The values of a fragment: fp32, flat, a view of the live state, wherever that is."""
         weight: Any = self._parameters[fragment.name]
-        if self.engine.stage == 3:
-            from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state
-
-            values = (
-                safe_get_local_fp32_param(weight) if kind == "master" else safe_get_local_optimizer_state(weight, kind)
-            )
-            return values.detach()[: fragment.length]
-        return self._view(fragment, kind)
-
-    def _view(self, fragment: Fragment, kind: StateKind) -> Tensor:
-        weight: Any = self._parameters[fragment.name]
-        if self.engine.stage == 0:
-            whole = weight if kind == "master" else self._inner().state[weight][kind]
-            return whole.detach().view(-1)[fragment.offset : fragment.offset + fragment.length]
-        mapping = weight._hp_mapping
-        if kind == "master":
-            return mapping.get_hp_fragment().detach()
-        # the mapping knows the moments of the first parameter group alone: DeepSpeed links them after its first step
         optimizer: Any = self.engine.optimizer
-        flat = optimizer.single_partition_of_fp32_groups[mapping.param_group_index]
-        address = mapping.get_hp_fragment_address()
-        return self._inner().state[flat][kind].detach().narrow(0, address.start, address.numel)
+        if self.engine.stage == 0:
+            flat, start = weight, fragment.offset
+        elif self.engine.stage == 3:
+            # DeepSpeed's own way to a partition brings it to the GPU, offloaded or not
+            group, start, _ = optimizer.grad_position[optimizer.get_param_id(weight)]
+            flat = optimizer.fp32_partitioned_groups_flat[group]
+        else:
+            # the mapping knows the moments of the first parameter group alone: they are linked after its first step
+            flat = optimizer.single_partition_of_fp32_groups[weight._hp_mapping.param_group_index]
+            start = weight._hp_mapping.get_hp_fragment_address().start
+        values = flat if kind == "master" else self._inner().state[flat][kind]
+        return values.detach().view(-1).narrow(0, start, fragment.length)
 
     def fill(self, fragment: Fragment, kind: StateKind, read_into: Callable[[Tensor], None]) -> None:
         """Replace the values of a fragment.
@@ -110,24 +105,14 @@ class OptimizerState:
         Args:
             read_into: writes the values into a flat fp32 tensor in host memory; the live one where it is there.
         """
-        if self.engine.stage < 3:
-            view = self._view(fragment, kind)
-            if view.device.type == "cpu":
-                read_into(view)
-                return
-            values = torch.empty(fragment.length)
+        values = self.read(fragment, kind)
+        if values.device.type == "cpu":
             read_into(values)
-            view.copy_(values)
             return
-        from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
-
-        weight: Any = self._parameters[fragment.name]
-        padded = torch.zeros(weight.partition_numel())
-        read_into(padded[: fragment.length])
-        if kind == "master":
-            safe_set_local_fp32_param(weight, padded)
-        else:
-            safe_set_local_optimizer_state(weight, padded, kind)
+        if len(self._staging) < fragment.length:
+            self._staging = torch.empty(fragment.length)
+        read_into(self._staging[: fragment.length])
+        values.copy_(self._staging[: fragment.length])
 
     @property
     def steps(self) -> int:

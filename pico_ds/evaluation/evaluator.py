@@ -64,11 +64,14 @@ class Evaluator:
         """
         self._config, self._network, self._rows, self._tasks, self._process = config, network, rows, tasks, process
 
-    def evaluate(self, theta: Parameters, step: int, on_progress: Callable[[], None]) -> EvaluationResult:
+    def evaluate(self, theta: Parameters, step: int, go_on: Callable[[], bool]) -> EvaluationResult | None:
         """Evaluate the parameters. A collective: every rank must call it, and every rank gets the result.
 
         Args:
-            on_progress: called after every task and batch of rows.
+            go_on: called before every task and batch of rows. Once it has said False it must not say True again.
+
+        Returns:
+            None where `go_on` said False on some rank.
         """
         settings, loss = self._config.evaluation, None
         if self._rows is not None:
@@ -79,10 +82,11 @@ class Evaluator:
                 settings.n_rows,
                 self._config.training.micro_batch_size,
                 self._process,
-                on_progress,
+                go_on,
             )
-        few_shot = {
-            tasks.readout: evaluate_few_shot(
+        few_shot = {}
+        for tasks in self._tasks:
+            few_shot[tasks.readout] = evaluate_few_shot(
                 self._network,
                 theta,
                 tasks,
@@ -90,10 +94,10 @@ class Evaluator:
                 settings.n_tasks,
                 settings.adaptation_steps,
                 self._process,
-                on_progress,
+                go_on,
             )
-            for tasks in self._tasks
-        }
+        if self._process.any_rank(not go_on()):
+            return None
         return EvaluationResult(step, loss, few_shot, task_key(self._config))
 
 

@@ -55,11 +55,16 @@ def evaluate_few_shot(
     n_tasks: int,
     adaptation_steps: int,
     process: Process,
-    on_progress: Callable[[], None],
+    go_on: Callable[[], bool],
 ) -> FewShotResult:
-    """Accuracy before and after adaptation on tasks 0 to n_tasks - 1 of step 0; the same on any number of ranks."""
+    """Accuracy before and after adaptation on tasks 0 to n_tasks - 1 of step 0; the same on any number of ranks.
+
+    Where `go_on` says False the remaining tasks of this rank are left out.
+    """
     accuracies = torch.zeros(2, n_tasks, device=process.device)
     for i in range(process.rank, n_tasks, process.world_size):
+        if not go_on():
+            break
         episode = tasks.sample(step=0, index=i).to(process.device)
         adapted = adapt(
             network,
@@ -76,6 +81,5 @@ def evaluate_few_shot(
             after = adapted.head.logits(network.features(adapted.fast, episode.query, tasks.readout))
             accuracies[0, i] = accuracy(before, episode.query)
             accuracies[1, i] = accuracy(after, episode.query)
-        on_progress()
     before_all, after_all = process.sum_over_ranks(accuracies).tolist()
     return FewShotResult(before_all, after_all)

@@ -18,14 +18,18 @@ def evaluate_validation_loss(
     n_rows: int,
     micro_batch_size: int,
     process: Process,
-    on_progress: Callable[[], None],
+    go_on: Callable[[], bool],
 ) -> float:
-    """Mean next-token cross-entropy over the first `n_rows` rows [nats per token]; the same on any number of ranks."""
+    """Mean next-token cross-entropy over the first `n_rows` rows [nats per token]; the same on any number of ranks.
+
+    Where `go_on` says False the remaining rows of this rank are left out.
+    """
     n_rows = min(n_rows, rows.n_rows)
     loss_sum = torch.zeros((), dtype=torch.float64, device=process.device)
     mine = np.arange(process.rank, n_rows, process.world_size)
     for first in range(0, len(mine), micro_batch_size):
+        if not go_on():
+            break
         batch = rows.read(mine[first : first + micro_batch_size]).to(process.device)
         loss_sum += network.language_model_loss(theta, batch).double()
-        on_progress()
     return float(process.sum_over_ranks(loss_sum)) / (n_rows * rows.sequence_length)

@@ -1,7 +1,7 @@
 """Where a run goes on from: the choice of a checkpoint, the checks, and the loading."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ from pico_ds.checkpoint.state_reader import StateReader
 from pico_ds.checkpoint.store import CheckpointStore
 from pico_ds.config import ConfigError, RunConfig
 from pico_ds.engine.distributed import Process
+from pico_ds.engine.optimizer import learning_rate
 from pico_ds.engine.optimizer_state import MOMENTS, OptimizerState, StateKind
 from pico_ds.files import replace_text
 from pico_ds.training.terminal import logger
@@ -51,19 +52,20 @@ class Resumer:
         store: CheckpointStore,
         state: OptimizerState,
         process: Process,
-        restarted: bool,
+        since: int | None = None,
+        on_progress: Callable[[], None] = lambda: None,
     ) -> None:
         """
         Args:
             config: resolved, as a checkpoint records it.
             corpus: identity of the corpus, as a checkpoint records it.
-            restarted: a launcher starts this job again: what was asked for at its first start has been done.
+            since: of a job that is started again: smallest save number of its own checkpoints. It goes on from the
+                newest of them; where there is none it does what was asked for once more.
+            on_progress: called again and again while a checkpoint is loaded.
         """
         self._config, self._corpus, self._store, self._state = config, corpus, store, state
-        self._process = process
+        self._process, self._since, self._on_progress = process, since, on_progress
         self._mode = config.checkpointing.resume
-        if restarted and store.steps():
-            self._mode = "auto"
 
     def resume(self) -> ResumePoint | None:
         """Load the checkpoint; None where the run starts at its beginning. A collective.
@@ -72,16 +74,20 @@ class Resumer:
             CheckpointError: the checkpoint asked for, or every checkpoint of the run, is damaged or missing.
             ConfigError: the run was trained with another configuration.
         """
-        if self._mode == "never":
-            return None
-        if self._mode != "auto":
+        if self._process.is_main:
+            self._store.finish_replacements()
+        if self._mode == "auto":
+            return self._newest_sound()
+        if self._since is not None and (point := self._newest_sound(self._since)) is not None:
+            return point
+        if self._mode != "never":
             path = self._store.path(self._mode) if isinstance(self._mode, int) else Path(self._mode)
             return self._load(path, explicit=True)
-        return self._newest_sound()
+        return None
 
-    def _newest_sound(self) -> ResumePoint | None:
+    def _newest_sound(self, since: int = 0) -> ResumePoint | None:
         process = self._process
-        candidates = self._candidates() if process.is_main else []
+        candidates = self._candidates(since) if process.is_main else []
         tried = 0
         while True:
             step = process.from_main(candidates[tried] if tried < len(candidates) else _NONE)
@@ -96,24 +102,21 @@ class Resumer:
                 reason = "the newest complete one" if tried == 0 else f"the newest sound one; {tried} were skipped"
                 logger.info("resuming from %s, %s", point.checkpoint, reason)
                 return point
-        if process.from_main(len(self._store.steps()) if process.is_main else 0):
+        if since == 0 and process.from_main(len(self._store.steps()) if process.is_main else 0):
             raise CheckpointError(
                 f"{self._store.directory}: holds checkpoints, but none is sound (see above); nothing was changed. "
                 "Start anew with another checkpointing.run_name, or resume from elsewhere (checkpointing.resume=PATH)"
             )
         return None
 
-    def _candidates(self) -> list[int]:
+    def _candidates(self, since: int) -> list[int]:
         """Steps of the complete checkpoints, in the order in which they are tried: the last saved first."""
-        for path in self._store.incomplete():
+        for path in self._store.cut_off():
             logger.warning("skipped, and left as it is: %s is incomplete: its save was cut off", path)
-        readable = []
-        for step in self._store.steps():
-            try:
-                readable.append((Index.read(self._store.path(step)).save_number, step))
-            except CheckpointError as error:
-                logger.warning("skipped, and left as it is: %s", error)
-        return [step for _, step in sorted(readable, reverse=True)]
+        readable, problems = self._store.survey()
+        for problem in problems:
+            logger.warning("skipped, and left as it is: %s", problem)
+        return [index.step for index in readable if index.save_number >= since]
 
     def _load(self, path: Path, explicit: bool) -> ResumePoint:
         with _Agreement(self._process) as agreement:
@@ -135,20 +138,25 @@ class Resumer:
 
     def _read(self, reader: StateReader, kind: StateKind) -> None:
         for fragment in self._state.held:
+            self._on_progress()
             self._state.fill(fragment, kind, partial(reader.read, fragment.name, kind, fragment.offset))
 
     def _check_model(self, reader: StateReader) -> None:
-        wanted = {fragment.name: fragment.shape for fragment in self._state.held}
+        wanted = self._state.shapes
         saved = {name: record.shape for name, record in reader.index.parameters.items()}
-        for name, shape in wanted.items():
-            if saved.get(name) != shape:
-                got = f"shape {list(saved[name])}" if name in saved else "no such parameter"
+        for name in {**wanted, **saved}:
+            if wanted.get(name) != saved.get(name):
+                here, there = (
+                    f"shape {list(shapes[name])}" if name in shapes else "no such parameter"
+                    for shapes in (wanted, saved)
+                )
                 raise CheckpointError(
-                    f"{reader.checkpoint}: {name}: the model has shape {list(shape)}, the checkpoint {got}; it is of "
-                    "another model: take the model section of its training_config.yaml"
+                    f"{reader.checkpoint}: {name}: the model has {here}, the checkpoint {there}; it is of another "
+                    "model: take the model section of its training_config.yaml"
                 )
 
     def _check_config(self, index: Index, explicit: bool) -> None:
+        self._warn_of_schedule(index)
         changes = [*_changes(index.config, self._config.model_dump())]
         if index.corpus != dict(self._corpus):
             changes.append(f"the corpus was {json.dumps(index.corpus)}, now {json.dumps(dict(self._corpus))}")
@@ -161,6 +169,17 @@ class Resumer:
             f"{self._store.directory.parent}: was trained with another configuration: {'; '.join(changes)}. Choose "
             f"another checkpointing.run_name, undo the change, or ask for it: checkpointing.resume={index.step}"
         )
+
+    def _warn_of_schedule(self, index: Index) -> None:
+        """Another max_steps is allowed, but it may make the learning rate jump."""
+        said, now = index.schedule.next_lr, learning_rate(index.step, self._config.training)
+        if said != now:
+            logger.warning(
+                "warning: the learning rate goes on at %.3e, the checkpoint would have gone on at %.3e: the "
+                "schedule is another one, or training.max_steps, on which all but training.lr_schedule=constant depend",
+                now,
+                said,
+            )
 
 
 class _Agreement:
@@ -201,24 +220,13 @@ def _changes(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> 
             yield f"{dotted} was {before!r}, now {now!r}"
 
 
-def next_save_number(store: CheckpointStore) -> int:
-    """One more than that of any checkpoint that can be read."""
-    numbers = [0]
-    for step in store.steps():
-        try:
-            numbers.append(Index.read(store.path(step)).save_number)
-        except CheckpointError:
-            continue  # a resume has named it
-    return max(numbers) + 1
-
-
 def rewind_metrics(path: Path, step: int) -> None:
     """Take the lines that a run resumed from `step` will write again out of metrics.jsonl; they are kept beside it."""
     if not path.exists():
         return
     kept: list[str] = []
     dropped: list[str] = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
         (kept if _stays(line, step) else dropped).append(line)
     if dropped:
         with path.with_name("metrics.superseded.jsonl").open("a", encoding="utf-8") as superseded:

@@ -1,9 +1,10 @@
 """One run, from configuration to report."""
 
 import json
+import os
 import platform
-import secrets
 import time
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,7 @@ import torch
 from rich.console import Console
 
 from pico_ds import __version__
-from pico_ds.checkpoint.saver import CheckpointSaver
-from pico_ds.checkpoint.state_reader import StateReader
 from pico_ds.checkpoint.store import CheckpointStore
-from pico_ds.checkpoint.weights import export_weights
 from pico_ds.config import RunConfig, dump_config
 from pico_ds.config.deepspeed import resolve_deepspeed_config
 from pico_ds.config.validation import warn_of
@@ -35,8 +33,9 @@ from pico_ds.training.callbacks.metrics_log import FirstStepClock, MetricsLog, P
 from pico_ds.training.errors import TrainingError
 from pico_ds.training.outer_step import OuterStep
 from pico_ds.training.report import print_report
-from pico_ds.training.resume import Resumer, next_save_number, rewind_metrics
-from pico_ds.training.run_directory import RunDirectory, claim_run_directory, is_restart
+from pico_ds.training.resume import Resumer, rewind_metrics
+from pico_ds.training.run_directory import Claim, RunDirectory, claim_run_directory
+from pico_ds.training.saving import build_saver
 from pico_ds.training.stop_signals import StopSignals
 from pico_ds.training.terminal import log_failure, log_to_file, logger, start_console
 from pico_ds.training.trackers import JsonLinesTracker, Tracker, WandbTracker
@@ -67,8 +66,6 @@ def run_training(
         CheckpointError: a checkpoint that cannot be read or written.
         TrainingError: training cannot go on.
     """
-    signals = StopSignals()
-    signals.install()
     console = start_console(process.is_main)
     logger.info(
         "pico_ds: config %s, %s, %d rank(s) on %s, %s",
@@ -78,7 +75,7 @@ def run_training(
         process.device.type,
         config.training.precision,
     )
-    for warning in warn_of(config):
+    for warning in (*warn_of(config), *_warn_of_launcher(config)):
         logger.warning("warning: %s", warning)
     check_zero_settings(deepspeed_json["zero_optimization"], deepspeed_name)
     deepspeed_config = resolve_deepspeed_config(deepspeed_json, config, process.world_size, deepspeed_name)
@@ -89,12 +86,32 @@ def run_training(
     n_parameters = sum(weight.numel() for weight in module.parameters())
     engine = MetaEngine(module, config.training, deepspeed_config, process)
     # last of what can fail: a start that fails leaves no run behind
-    restarted = is_restart(process)
-    run = claim_run_directory(config.checkpointing, Path(config_name).stem, restarted, process)
-    logger.info("%s: %s parameters, ZeRO stage %d", run.path, f"{n_parameters:,}", engine.stage)
-    corpus, environment = ingredients.corpus.identity(), _environment(deepspeed_config, process)
+    claim = claim_run_directory(config.checkpointing, Path(config_name).stem, process)
+    logger.info("%s: %s parameters, ZeRO stage %d", claim.run.path, f"{n_parameters:,}", engine.stage)
+    environment = _environment(deepspeed_config, process)
+    hang_timeout = config.training.hang_timeout_seconds
+    with Watchdog(hang_timeout, process.rank, claim.run.logs, process.lost_ranks) as watchdog:
+        exit_code = _train_in(claim, ingredients, engine, environment, watchdog, config_name, started, console)
+        # one that ended before the others would be a lost one to them
+        process.wait_for_all()
+    return exit_code
+
+
+def _train_in(
+    claim: Claim,
+    ingredients: Ingredients,
+    engine: MetaEngine,
+    environment: dict[str, Any],
+    watchdog: Watchdog,
+    config_name: str,
+    started: float,
+    console: Console,
+) -> int:
+    """Resume where there is something to resume from, train, and report; returns the exit code."""
+    config, process, run = ingredients.config, engine.process, claim.run
+    corpus = ingredients.corpus.identity()
     store, optimizer_state = CheckpointStore(run.checkpoints), OptimizerState(engine)
-    point = Resumer(config, corpus, store, optimizer_state, process, restarted).resume()
+    point = Resumer(config, corpus, store, optimizer_state, process, claim.since, watchdog.beat).resume()
     if process.is_main:
         rewind_metrics(run.metrics, point.index.step if point else 0)
         log_to_file(run.train_log)
@@ -102,17 +119,24 @@ def run_training(
         replace_text(run.environment, json.dumps(environment, indent=1) + "\n")
 
     trackers = _trackers(config, run) if process.is_main else []
-    watchdog = Watchdog(config.training.hang_timeout_seconds, process.rank, run.logs)
+    signals = StopSignals(launched=process.world_size > 1)
+
+    def go_on() -> bool:
+        watchdog.beat()
+        return signals.received is None
+
     evaluation = Evaluation(
-        ingredients.evaluator, lambda: _initial_parameters(ingredients, process), run, trackers, watchdog.beat
+        ingredients.evaluator, lambda: _initial_parameters(ingredients, process), run, trackers, go_on
     )
+    last = point.index if point is not None and point.checkpoint.parent.resolve() == store.directory.resolve() else None
     callbacks: list[Callback] = [
         *([FirstStepClock(started), ProgressBar(console)] if process.is_main else []),
         *([MetricsLog(trackers, config.monitoring.log_every_n_steps)] if process.is_main else []),
         Checkpointing(
-            _saver(ingredients, store, optimizer_state, process),
+            build_saver(ingredients, store, optimizer_state, watchdog, trackers, last),
             signals,
-            next_save_number(store) if process.is_main else 0,
+            store.next_save_number() if process.is_main else 0,
+            last,
             lambda: optimizer_state.steps,
             {"corpus": corpus, "environment": environment},
         ),
@@ -125,6 +149,7 @@ def run_training(
         trainer.restore(point.index.progress, point.index.callbacks)
     if trainer.state.step >= config.training.max_steps:
         logger.info("the run has taken all of its %d steps; raise training.max_steps to go on", trainer.state.step)
+    signals.install()
     train_started = time.monotonic()
     _train(trainer, run)
     if trainer.stopping:
@@ -153,43 +178,13 @@ def _train(trainer: Trainer, run: RunDirectory) -> None:
         raise
 
 
-def _saver(
-    ingredients: Ingredients, store: CheckpointStore, state: OptimizerState, process: Process
-) -> CheckpointSaver:
-    launch = process.from_main(secrets.randbits(40))
-
-    def published(path: Path, seconds: float, stall_seconds: float) -> None:
-        logger.info("saved %s in %.1f s; training stood still for %.3f s", path, seconds, stall_seconds)
-        try:
-            store.retain(ingredients.config.checkpointing, launch)
-        except OSError as error:
-            logger.warning("warning: an old checkpoint could not be removed: %s", error)
-
-    return CheckpointSaver(
-        store,
-        state,
-        process,
-        launch,
-        complete=lambda directory, reader: _export(ingredients, reader, directory),
-        published=published,
-    )
-
-
-def _export(ingredients: Ingredients, reader: StateReader, directory: Path) -> None:
-    config, tokenizer = ingredients.config, ingredients.corpus.tokenizer
-    export_weights(
-        reader,
-        directory,
-        shape=config.model,
-        vocab_size=ingredients.vocab_size,
-        dtype=COMPUTE_DTYPE[config.training.precision],
-        special_token_ids={
-            "bos_token_id": tokenizer.end_of_text_id,
-            "eos_token_id": tokenizer.end_of_text_id,
-            "pad_token_id": tokenizer.pad_id,
-        },
-        tokenizer_directory=ingredients.corpus.tokenizer_directory,
-    )
+def _warn_of_launcher(config: RunConfig) -> Iterator[str]:
+    restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0"))
+    if restarts > 0 and config.checkpointing.requeue_exit_code != 0:
+        yield (
+            f"after a stop signal torchrun --max-restarts {restarts} takes checkpointing.requeue_exit_code "
+            f"{config.checkpointing.requeue_exit_code} for a failure and starts the job again at once"
+        )
 
 
 def _lost_peer(process: Process) -> str:

@@ -1,15 +1,18 @@
 """The directory of a run; nothing of an earlier run is ever overwritten."""
 
-import os
 import re
+import secrets
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from pico_ds.checkpoint.store import CheckpointStore
 from pico_ds.config import ConfigError
 from pico_ds.config.schema import CheckpointingConfig
 from pico_ds.engine.distributed import Process
+from pico_ds.training.launch import CLAIM_NAME, Launch
 
 
 @dataclass(frozen=True)
@@ -54,26 +57,35 @@ class RunDirectory:
         return self.path / "eval_results"
 
 
-def claim_run_directory(
-    config: CheckpointingConfig, default_name: str, restarted: bool, process: Process
-) -> RunDirectory:
+@dataclass(frozen=True)
+class Claim:
+    """A run that is this job's.
+
+    Attributes:
+        since: smallest save number of this job's own checkpoints, where it had the run before and is started again;
+            else None.
+    """
+
+    run: RunDirectory
+    since: int | None
+
+
+def claim_run_directory(config: CheckpointingConfig, default_name: str, process: Process) -> Claim:
     """The directory of the run, the same on every rank, locked against other jobs until this process ends.
 
     With `checkpointing.run_name` it is made, or taken again to resume. Without, it is `<default_name>-NNN` with the
-    next free number; a job that its launcher restarts takes the newest.
-
-    Args:
-        restarted: see `is_restart`.
+    next free number. A job that torchrun or SLURM starts again takes the run that it had, and no other. A collective.
 
     Raises:
-        ConfigError: the directory holds a run that is not to be resumed, is in use, or cannot be made.
+        ConfigError: the directory holds a run that is not to be resumed, is in use, cannot be made, or is not the same
+            one on every node.
     """
     parent = Path(config.runs_dir)
-    answer = _claim(config, default_name, restarted) if process.is_main else 0
+    launch = Launch.of_this_start(process, process.from_main(secrets.randbits(40)))
     # rank 0 alone looks and locks; the others wait for its answer
-    answer = process.from_main(answer)
-    name = config.run_name or _numbered(default_name, max(answer, 0))
-    path = parent / name
+    answer, since = _claim(config, default_name, launch) if process.is_main else (0, _ANEW)
+    answer, since = process.from_main(answer), process.from_main(since)
+    path = parent / (config.run_name or _numbered(default_name, max(answer, 0)))
     if answer == _TAKEN:
         raise ConfigError(
             f"checkpointing.run_name: {path} already holds a run, which is not overwritten; choose another name, leave "
@@ -87,75 +99,95 @@ def claim_run_directory(
         )
     if answer == _FAILED:
         raise ConfigError(f"checkpointing.runs_dir: cannot write to {parent.absolute()}; choose a writable directory")
-    return RunDirectory(path)
-
-
-def is_restart(process: Process) -> bool:
-    """Whether a launcher (torchrun, SLURM) starts this very job again after a failure or a requeue. A collective.
-
-    With several nodes torchrun counts the restart on the node alone whose rank failed.
-    """
-    counts = (os.environ.get(name, "0") for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
-    return process.any_rank(any(int(count) > 0 for count in counts))
+    if process.any_rank(not _is_seen(path, launch.nonce)):
+        raise ConfigError(
+            f"checkpointing.runs_dir: {parent.absolute()} is not the same directory on every node; choose one on a "
+            "file system that all nodes share"
+        )
+    return Claim(RunDirectory(path), None if since == _ANEW else since)
 
 
 _TAKEN, _FAILED, _IN_USE, _FOREIGN = -1, -2, -3, -4
+_ANEW = -1
 #: a job that is restarted may overlap with its own end
 _RESTART_LOCK_SECONDS = 60.0
+#: a file made on one node may come late to another
+_SHARED_SECONDS = 10.0
 #: held until the process ends, by rank 0
 _locks: list[FileLock] = []
+_LOCK_NAME = ".lock"
 
 
 def _numbered(name: str, number: int) -> str:
     return f"{name}-{number:03d}"
 
 
-def _claim(config: CheckpointingConfig, default_name: str, restarted: bool) -> int:
-    """The number of the run (0 for a named one), or why there is none."""
+def _claim(config: CheckpointingConfig, default_name: str, launch: Launch) -> tuple[int, int]:
+    """The number of the run (0 for a named one), or why there is none; and the claim's `since`."""
     parent = Path(config.runs_dir)
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        if config.run_name is not None:
-            return _claim_named(parent / config.run_name, config.resume, restarted)
-        taken = [
-            int(match.group(1))
-            for path in parent.iterdir()
-            if (match := re.fullmatch(rf"{re.escape(default_name)}-(\d+)", path.name))
-        ]
-        if taken and restarted:
-            return max(taken) if _lock(parent / _numbered(default_name, max(taken)), restarted) else _IN_USE
-        number = max(taken, default=0) + 1
-        while True:
-            try:
-                (parent / _numbered(default_name, number)).mkdir()
-            except FileExistsError:
-                number += 1
-            else:
-                return number if _lock(parent / _numbered(default_name, number), restarted) else _IN_USE
+        if config.run_name is None:
+            number = _own_number(parent, default_name, launch)
+            path = parent / _numbered(default_name, number)
+        else:
+            number, path = 0, parent / config.run_name
+            path.mkdir(exist_ok=True)
+        earlier = Launch.read(path)
+        restarted = launch.continues(earlier)
+        if config.run_name is not None and not restarted and (refusal := _refusal(path, config.resume)):
+            return refusal, _ANEW
+        lock = FileLock(path / _LOCK_NAME)
+        try:
+            lock.acquire(timeout=_RESTART_LOCK_SECONDS if restarted else 0)
+        except Timeout:
+            return _IN_USE, _ANEW
+        _locks.append(lock)
+        since = CheckpointStore(RunDirectory(path).checkpoints).next_save_number()
+        if restarted and earlier is not None:
+            since = earlier.first_save_number
+        launch.model_copy(update={"first_save_number": since}).write(path)
+        return number, since if restarted else _ANEW
     except OSError:
-        return _FAILED
+        return _FAILED, _ANEW
 
 
-def _claim_named(path: Path, resume: int | str, restarted: bool) -> int:
-    path.mkdir(exist_ok=True)
-    used = any(child.name != _LOCK_NAME for child in path.iterdir())
-    if used and not restarted:
-        if not RunDirectory(path).training_config.exists():
-            return _FOREIGN
-        own = resume == "auto" or isinstance(resume, int) or Path(resume).resolve().is_relative_to(path.resolve())
-        if not own:
-            return _TAKEN
-    return 0 if _lock(path, restarted) else _IN_USE
+def _own_number(parent: Path, default_name: str, launch: Launch) -> int:
+    """The number of the run that this job had before it was started again; else of one that it makes."""
+    taken = sorted(
+        int(match.group(1))
+        for path in parent.iterdir()
+        if (match := re.fullmatch(rf"{re.escape(default_name)}-(\d+)", path.name))
+    )
+    for number in reversed(taken):
+        if launch.continues(Launch.read(parent / _numbered(default_name, number))):
+            return number
+    number = taken[-1] if taken else 0
+    while True:
+        number += 1
+        try:
+            (parent / _numbered(default_name, number)).mkdir()
+        except FileExistsError:
+            continue
+        return number
 
 
-_LOCK_NAME = ".lock"
+def _refusal(path: Path, resume: int | str) -> int | None:
+    """Why a named directory is not to be written to."""
+    found = {child.name for child in path.iterdir()}
+    if found <= {_LOCK_NAME, CLAIM_NAME}:
+        return None
+    if RunDirectory(path).training_config.name not in found and CLAIM_NAME not in found:
+        return _FOREIGN
+    own = resume == "auto" or isinstance(resume, int) or Path(resume).resolve().is_relative_to(path.resolve())
+    return None if own else _TAKEN
 
 
-def _lock(path: Path, restarted: bool) -> bool:
-    lock = FileLock(path / _LOCK_NAME)
-    try:
-        lock.acquire(timeout=_RESTART_LOCK_SECONDS if restarted else 0)
-    except Timeout:
-        return False
-    _locks.append(lock)
+def _is_seen(run: Path, nonce: int) -> bool:
+    """Whether this rank sees what rank 0 wrote."""
+    end = time.monotonic() + _SHARED_SECONDS
+    while (launch := Launch.read(run)) is None or launch.nonce != nonce:
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.1)
     return True

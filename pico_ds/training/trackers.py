@@ -16,6 +16,9 @@ class Tracker(Protocol):
     def log(self, step: int, metrics: dict[str, Any]) -> None:
         """Take the metrics of one log line."""
 
+    def sync(self) -> None:
+        """Bring what was logged to the disk; from any thread."""
+
     def close(self) -> None:
         """Write what is pending."""
 
@@ -34,6 +37,10 @@ class JsonLinesTracker:
             for name, value in metrics.items()
         }
         self._file.write(json.dumps({"step": step, **finite}) + "\n")
+
+    def sync(self) -> None:
+        """Bring the lines to the disk: a checkpoint must not outlive the metrics that led to it."""
+        os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Close the file."""
@@ -74,6 +81,9 @@ class WandbTracker:
             self._run.log(metrics, step=step)
         except Exception as error:  # noqa: BLE001
             self._give_up(error)
+
+    def sync(self) -> None:
+        """Wandb does as it likes."""
 
     def close(self) -> None:
         """Finish the run."""

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,7 +30,9 @@ class Trainer:
 
     def restore(self, progress: dict[str, int], callbacks: dict[str, Any]) -> None:
         """Stand where a checkpoint stood, its weights being in the engine already."""
-        self.state = TrainingState(**progress)
+        known = TrainingState.__dataclass_fields__
+        # a counter that a newer version added is left alone
+        self.state = TrainingState(**{name: value for name, value in progress.items() if name in known})
         for callback in self.callbacks:
             if (found := callbacks.get(type(callback).__name__)) is not None:
                 callback.restore(found)
@@ -41,7 +44,9 @@ class Trainer:
             TrainingError: too many steps in a row had a loss or gradient that is not finite.
             CheckpointError: a checkpoint could not be saved.
         """
-        try:
+        with ExitStack() as stack:
+            for callback in self.callbacks:
+                stack.callback(callback.on_exit)
             for callback in self.callbacks:
                 callback.on_train_start(self)
             while self.state.step < self.config.training.max_steps and not self.stopping:
@@ -49,11 +54,8 @@ class Trainer:
                 for callback in self.callbacks:
                     callback.on_step_end(self, metrics)
                 self._stop_if_diverged()
-            for callback in self.callbacks if not self.stopping else ():
-                callback.on_train_end(self)
-        finally:
             for callback in self.callbacks:
-                callback.on_exit()
+                callback.on_stop(self) if self.stopping else callback.on_train_end(self)
 
     def take_step(self) -> StepMetrics:
         """One outer step: read theta, compute this rank's share, agree, apply one gradient."""

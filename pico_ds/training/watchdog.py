@@ -1,10 +1,11 @@
-"""Ends a job that makes no progress: a hung rank leaves the others waiting in a collective without end."""
+"""Ends a job that makes no progress: a rank that hangs or dies leaves the others waiting in a collective."""
 
 import faulthandler
 import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
 
@@ -12,26 +13,40 @@ from typing import TextIO
 HANG_EXIT_CODE = 75
 #: for the other ranks to write their stacks, before the launcher kills them because one has ended
 _GRACE_SECONDS = 3.0
+#: for a rank that lost another one to notice by itself, and to let go of its save; launchers kill it after 30 s
+_LOST_SECONDS = 15.0
 
 
 class Watchdog:
     """After `timeout_seconds` without `beat`: writes the stacks of all threads, and ends the process.
 
-    The ranks wait for each other in every step, so all of them notice within moments. A second timer, which needs no
-    interpreter lock, covers a hang inside of native code that holds the lock.
+    The same where another rank of the node has died and this one does not notice: a collective of NCCL waits on, and
+    with it the thread that would act upon the launcher's SIGTERM. The ranks wait for each other in every step, so all
+    of them notice within moments. A second timer, which needs no interpreter lock, covers a hang inside of native code
+    that holds the lock.
     """
 
-    def __init__(self, timeout_seconds: float, rank: int, directory: Path) -> None:
+    def __init__(
+        self, timeout_seconds: float, rank: int, directory: Path, lost_ranks: Callable[[], list[int]] = list
+    ) -> None:
         """
         Args:
+            lost_ranks: gives the ranks of this node that have died.
             directory: for `stacks_rank_<rank>.txt`.
         """
-        self._timeout, self._rank = timeout_seconds, rank
+        self._timeout, self._rank, self._lost_ranks = timeout_seconds, rank, lost_ranks
         self._path = directory / f"stacks_rank_{rank}.txt"
         self._last = time.monotonic()
         self._stopped = threading.Event()
         self._file: TextIO | None = None
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+
+    def __enter__(self) -> "Watchdog":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
 
     def start(self) -> None:
         """Watch from now on."""
@@ -61,18 +76,20 @@ class Watchdog:
                 self._path.unlink()
 
     def _watch(self) -> None:
+        lost_since: float | None = None
         while not self._stopped.wait(min(1.0, self._timeout / 10)):
-            if time.monotonic() - self._last > self._timeout:
-                self._end()
+            now = time.monotonic()
+            if now - self._last > self._timeout:
+                self._end(f"no progress for {self._timeout:g} s (training.hang_timeout_seconds)")
+            if not (lost := self._lost_ranks()):
+                continue
+            lost_since = lost_since or now
+            if now - max(lost_since, self._last) > _LOST_SECONDS:
+                self._end(f"rank {', '.join(map(str, lost))} of this node has died, and this one waits for it")
 
-    def _end(self) -> None:
+    def _end(self, reason: str) -> None:
         assert self._file is not None
-        print(
-            f"rank {self._rank}: no progress for {self._timeout:g} s (training.hang_timeout_seconds); stacks are "
-            f"in {self._path}; ending",
-            file=sys.stderr,
-            flush=True,
-        )
+        print(f"rank {self._rank}: {reason}; stacks are in {self._path}; ending", file=sys.stderr, flush=True)
         faulthandler.dump_traceback(file=self._file, all_threads=True)
         self._file.flush()
         faulthandler.dump_traceback(file=sys.stderr, all_threads=True)

@@ -38,5 +38,8 @@ class Callback:
     def on_train_end(self, trainer: Trainer) -> None:
         """After the last step."""
 
+    def on_stop(self, trainer: Trainer) -> None:
+        """Instead of `on_train_end`, where the job was told to stop."""
+
     def on_exit(self) -> None:
-        """When training is over, well or not: close what is open."""
+        """When training is over, well or not, in reverse order: close what is open."""

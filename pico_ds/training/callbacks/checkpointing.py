@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from pico_ds.checkpoint.index import Index
+from pico_ds.checkpoint.index import Index, ScheduleRecord
 from pico_ds.checkpoint.saver import CheckpointSaver
 from pico_ds.engine.optimizer import learning_rate
 from pico_ds.training.callbacks.base import Callback
@@ -26,15 +26,18 @@ class Checkpointing(Callback):
         self,
         saver: CheckpointSaver,
         signals: StopSignals,
-        first_save_number: int,
+        next_save_number: int,
+        last: Index | None,
         optimizer_steps: Callable[[], int],
         facts: Mapping[str, Any],
     ) -> None:
         """
         Args:
+            last: checkpoint of this run that the state is that of.
             facts: fields of the index that do not change as training goes.
         """
-        self._saver, self._signals, self._save_number = saver, signals, first_save_number
+        self._saver, self._signals, self._save_number = saver, signals, next_save_number
+        self._last = last
         self._optimizer_steps, self._facts = optimizer_steps, facts
 
     def flags(self) -> dict[str, bool]:
@@ -51,11 +54,8 @@ class Checkpointing(Callback):
             self._saver.raise_failure()
         step, every = trainer.state.step, trainer.config.checkpointing.save_every_n_steps
         trainer.stopping = _STOP in metrics.raised
-        if trainer.stopping or step == trainer.config.training.max_steps or (every is not None and step % every == 0):
-            self._saver.start(self._index(trainer))
-        if trainer.stopping:
-            self._saver.finish()
-            logger.info("%s: stopping after step %d", self._signals.received or "a signal on another rank", step)
+        if step == trainer.config.training.max_steps or (every is not None and step % every == 0):
+            self._save(trainer)
 
     def before_update(self) -> None:
         """The state is about to change."""
@@ -65,29 +65,40 @@ class Checkpointing(Callback):
         """Wait for the last save."""
         self._saver.finish()
 
+    def on_stop(self, trainer: Trainer) -> None:
+        """Save what was not saved yet."""
+        if self._last is None or self._last.step != trainer.state.step:
+            self._save(trainer)
+        self._saver.finish()
+        reason = self._signals.received or "a signal on another rank"
+        logger.info("%s: stopping after step %d", reason, trainer.state.step)
+
     def on_exit(self) -> None:
         """Nothing is in flight any more, but where training failed."""
         self._saver.abandon()
 
+    def _save(self, trainer: Trainer) -> None:
+        self._last = self._index(trainer)
+        self._save_number += 1
+        self._saver.start(self._last)
+
     def _index(self, trainer: Trainer) -> Index:
         config, state = trainer.config, trainer.state
-        index = Index(
+        return Index(
             step=state.step,
             save_number=self._save_number,
+            previous_save_number=None if self._last is None else self._last.save_number,
             world_size=trainer.engine.process.world_size,
             zero_stage=trainer.engine.stage,
             precision=config.training.precision,
             optimizer_steps=self._optimizer_steps(),
             progress=vars(state).copy(),
             callbacks={type(callback).__name__: found for callback in trainer.callbacks if (found := callback.state())},
-            schedule={
-                "lr_schedule": config.training.lr_schedule,
-                "next_lr": learning_rate(state.step, config.training),
-            },
+            schedule=ScheduleRecord(
+                lr_schedule=config.training.lr_schedule, next_lr=learning_rate(state.step, config.training)
+            ),
             config=config.model_dump(),
             files={},
             parameters={},
             **self._facts,
         )
-        self._save_number += 1
-        return index

@@ -30,14 +30,14 @@ class Evaluation(Callback):
         initial_parameters: Callable[[], Parameters],
         run: RunDirectory,
         trackers: list[Tracker],
-        on_progress: Callable[[], None],
+        go_on: Callable[[], bool],
     ) -> None:
         """
         Args:
-            on_progress: called again and again as an evaluation goes.
+            go_on: called again and again as an evaluation goes; where it says False on some rank, it is given up.
         """
         self._evaluator, self._initial_parameters = evaluator, initial_parameters
-        self._run, self._trackers, self._on_progress = run, trackers, on_progress
+        self._run, self._trackers, self._go_on = run, trackers, go_on
         self._done: set[int] = set()
         self.results: dict[int, EvaluationResult] = {}
 
@@ -50,8 +50,12 @@ class Evaluation(Callback):
         self._done = set(state["done"])
         for step in state["done"]:
             path = self._run.eval_results / f"step_{step}.json"
-            if path.exists():
+            if not path.exists():
+                continue
+            try:
                 self.results[step] = EvaluationResult.read(path)
+            except (ValueError, KeyError, TypeError, OSError) as error:
+                logger.warning("warning: %s is not in the report: it cannot be read (%s)", path, error)
 
     def on_train_start(self, trainer: Trainer) -> None:
         """Make up for an evaluation that was due at the step of the checkpoint."""
@@ -76,11 +80,16 @@ class Evaluation(Callback):
         self._evaluate(trainer, 0, self._initial_parameters)
 
     def _evaluate(self, trainer: Trainer, step: int, parameters: Callable[[], Parameters]) -> None:
-        if step in self._done:
+        if step in self._done or trainer.stopping:
+            return
+        logger.info("evaluating step %d", step)
+        result = self._evaluator.evaluate(parameters(), step, self._go_on)
+        if result is None:
+            logger.info("the evaluation of step %d is given up, and made up for when the run goes on", step)
+            trainer.stopping = True
             return
         self._done.add(step)
-        logger.info("evaluating step %d", step)
-        result = self.results[step] = self._evaluator.evaluate(parameters(), step, self._on_progress)
+        self.results[step] = result
         if not trainer.engine.process.is_main:
             return
         if step:

@@ -18,14 +18,6 @@ class Heartbeat(Callback):
     def __init__(self, watchdog: Watchdog) -> None:
         self._watchdog = watchdog
 
-    def on_train_start(self, trainer: Trainer) -> None:
-        """Start to watch."""
-        self._watchdog.start()
-
     def on_step_end(self, trainer: Trainer, metrics: StepMetrics) -> None:
         """The step came to its end on this rank."""
         self._watchdog.beat()
-
-    def on_exit(self) -> None:
-        """Watch no more."""
-        self._watchdog.stop()

@@ -31,7 +31,8 @@ class MetricsLog(Callback):
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on with the window that was open."""
-        self._window = Window(**state)
+        known = Window.__dataclass_fields__
+        self._window = Window(**{name: value for name, value in state.items() if name in known})
 
     def on_step_end(self, trainer: Trainer, metrics: StepMetrics) -> None:
         """Take in the step; at the end of a window write a line."""

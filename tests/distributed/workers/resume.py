@@ -72,7 +72,7 @@ def resume(
     engine = an_engine(name, config, process)
     asked = config.model_copy(update={"checkpointing": CheckpointingConfig(resume="auto")})
     state = OptimizerState(engine)
-    point = Resumer(asked, {}, CheckpointStore(directory), state, process, restarted=False).resume()
+    point = Resumer(asked, {}, CheckpointStore(directory), state, process).resume()
     assert point is not None
     assert point.index.step == state.steps == SAVED_AFTER
     with StateReader(point.checkpoint) as reader:

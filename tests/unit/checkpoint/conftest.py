@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pico_ds.checkpoint.index import Index
+from pico_ds.checkpoint.index import Index, ScheduleRecord
 from pico_ds.checkpoint.saver import CheckpointSaver
 from pico_ds.checkpoint.state_reader import StateReader
 from pico_ds.checkpoint.store import CheckpointStore
@@ -51,22 +51,27 @@ class PlayedState:
                 pieces.append(Fragment(name, shape, first, end - first))
         return pieces
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return dict(SHAPES)
+
     def read(self, fragment: Fragment, kind: StateKind) -> torch.Tensor:
         flat = self.values[kind][fragment.name].flatten()
         return flat[fragment.offset : fragment.offset + fragment.length]
 
 
-def an_index(step: int, world_size: int, save_number: int = 1) -> Index:
+def an_index(step: int, world_size: int, save_number: int = 1, previous: int | None = None) -> Index:
     return Index(
         step=step,
         save_number=save_number,
+        previous_save_number=previous,
         world_size=world_size,
         zero_stage=1,
         precision="fp32",
         optimizer_steps=3,
         progress={"step": step},
         callbacks={},
-        schedule={"lr_schedule": "cosine", "next_lr": 1e-3},
+        schedule=ScheduleRecord(lr_schedule="cosine", next_lr=1e-3),
         config=RunConfig().model_dump(),
         corpus={},
         environment={"versions": {}},
@@ -92,11 +97,21 @@ def a_saver(
     return CheckpointSaver(store, state, process, launch, complete, lambda *_: None)  # type: ignore[arg-type]
 
 
-def save(store: CheckpointStore, step: int, world_size: int = 2, seed: int = 0, save_number: int = 1) -> Path:
-    """Save with as many played ranks; rank 0 last, for it waits for the others."""
-    savers = [a_saver(store, rank, world_size, seed) for rank in reversed(range(world_size))]
+def save(
+    store: CheckpointStore,
+    step: int,
+    world_size: int = 2,
+    seed: int = 0,
+    save_number: int | None = None,
+    previous: int | None = -1,
+    launch: int = 7,
+) -> Path:
+    """Save with as many played ranks; rank 0 last, for it waits for the others. By default it follows the last save."""
+    number = store.next_save_number() if save_number is None else save_number
+    before = (number - 1 or None) if previous == -1 else previous
+    savers = [a_saver(store, rank, world_size, seed, launch) for rank in reversed(range(world_size))]
     for saver in savers:
-        saver.start(an_index(step, world_size, save_number))
+        saver.start(an_index(step, world_size, number, before))
     for saver in savers:
         saver.finish()
         saver.abandon()

@@ -1,6 +1,7 @@
 """The index: what it says is checked before anything is read by it."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,7 @@ def test_a_link_that_leads_out_is_refused(checkpoint: Path, tmp_path: Path) -> N
         (lambda fragments: fragments[1].update(offset=16), "are held by no fragment, or by two"),
         (lambda fragments: fragments[1].update(length=19), "36 of 35 elements"),
         (lambda fragments: fragments[0].update(file="other.safetensors"), "which is not listed"),
-        (lambda fragments: fragments.append({"file": fragments[0]["file"], "offset": 35, "length": 0}), "are held by"),
+        (lambda fragments: fragments.append({"file": fragments[0]["file"], "offset": 35, "length": 0}), "length"),
     ],
 )
 def test_gaps_and_overlaps_are_found(checkpoint: Path, change: Callable[[Any], None], message: str) -> None:
@@ -116,4 +117,35 @@ def test_a_key_that_is_not_known_is_left_alone(checkpoint: Path) -> None:
 def test_what_is_no_index_is_refused(checkpoint: Path, change: dict[str, Any]) -> None:
     rewrite(checkpoint, lambda content: content.update(change))
     with pytest.raises(CheckpointError, match=r"index\.json"):
+        Index.read(checkpoint)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda content: content["parameters"]["head.bias"].update(shape=[-1]),
+        lambda content: content["parameters"]["head.bias"].update(shape=[2**62, 2**62]),
+        lambda content: content["parameters"]["head.bias"]["fragments"][0].update(offset=-1),
+        lambda content: content["parameters"]["head.bias"]["fragments"][0].update(length=0),
+        lambda content: content["parameters"].update(
+            {"head.bias": {"shape": [2**50], "fragments": [{**_FRAGMENT, "offset": 0, "length": 2**50}]}}
+        ),
+    ],
+)
+def test_hostile_shapes_are_refused_before_memory_is_asked_for(
+    checkpoint: Path, change: Callable[[dict[str, Any]], None]
+) -> None:
+    rewrite(checkpoint, change)
+    with pytest.raises(CheckpointError, match=r"index\.json"):
+        Index.read(checkpoint)
+
+
+_FRAGMENT = {"file": f"{STATE_DIRECTORY}/shard_0.safetensors"}
+
+
+def test_an_index_that_is_a_pipe_is_not_waited_for(checkpoint: Path) -> None:
+    path = checkpoint / STATE_DIRECTORY / INDEX_NAME
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(CheckpointError, match="is not a complete checkpoint"):
         Index.read(checkpoint)

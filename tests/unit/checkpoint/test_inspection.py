@@ -162,3 +162,13 @@ def test_consolidate_holds_one_tensor_at_a_time(store: CheckpointStore, tmp_path
     with Watched(save(store, 4)) as reader:
         write_parameters(reader, reader.index.parameters, tmp_path / "out.safetensors", torch.float32)
     assert len(held) == len(SHAPES)
+
+
+def test_a_checkpoint_without_index_counts_and_a_save_that_was_cut_off_does_not(store: CheckpointStore) -> None:
+    """A user who verifies a run must hear of it."""
+    (save(store, 4) / STATE_DIRECTORY / INDEX_NAME).unlink()
+    save(store, 6)
+    store.staging(8, 5).mkdir()
+    found = find_checkpoints(store.directory.parent)
+    assert found == [store.path(4), store.path(6)]
+    assert any("is not a complete checkpoint" in problem for problem in verify(found[0]))

@@ -2,6 +2,8 @@
 
 import errno
 import math
+import time
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from pico_ds.checkpoint.index import STATE_DIRECTORY, Index
 from pico_ds.checkpoint.state_reader import StateReader
 from pico_ds.checkpoint.store import CheckpointStore
 from pico_ds.config import CheckpointingConfig
-from tests.unit.checkpoint.conftest import a_saver, an_index, save, values_of
+from tests.unit.checkpoint.conftest import PlayedState, a_saver, an_index, save, values_of
 
 
 def names(store: CheckpointStore) -> set[str]:
@@ -35,7 +37,7 @@ def test_a_save_whose_other_shard_never_comes_is_not_published(store: Checkpoint
     with pytest.raises(CheckpointError, match="another rank's shard never came"):
         saver.finish()
     assert store.steps() == []
-    assert [path.name for path in store.incomplete()] == [".step_4.7.partial"]
+    assert [path.name for path in store.cut_off()] == [".step_4.7.partial"]
 
 
 def test_what_changes_after_the_copy_is_not_saved(store: CheckpointStore) -> None:
@@ -72,10 +74,11 @@ def test_what_could_not_be_copied_is_not_written(store: CheckpointStore, monkeyp
     saver = a_saver(store, rank=0, world_size=1)
     monkeypatch.setattr(saver._state, "read", fail)
     saver.start(an_index(4, 1))
-    with pytest.raises(RuntimeError, match="the device is gone"):
-        saver.before_update()
+    saver.before_update()  # on this rank alone an error here would leave the others waiting
     saver.abandon()
     assert saver.failed
+    with pytest.raises(RuntimeError, match="the device is gone"):
+        saver.raise_failure()
     assert not store.directory.exists()
 
 
@@ -108,15 +111,16 @@ def test_what_a_dead_launch_left_is_not_built_upon(store: CheckpointStore) -> No
 def test_a_checkpoint_in_the_way_is_moved_aside(store: CheckpointStore) -> None:
     damaged = save(store, 4)
     (damaged / STATE_DIRECTORY / "shard_0.safetensors").write_bytes(b"broken")
-    save(store, 4, save_number=2)
+    save(store, 4)
     assert Index.read(store.path(4)).save_number == 2
     aside = store.directory / "step_4.replaced-7"
     assert (aside / STATE_DIRECTORY / "shard_0.safetensors").read_bytes() == b"broken"
     assert store.steps() == [4]
 
 
-def settings(**others: object) -> CheckpointingConfig:
-    return CheckpointingConfig.model_validate(others)
+def retain(store: CheckpointStore, newest: int, protected: Collection[int] = (), **settings: object) -> None:
+    config = CheckpointingConfig.model_validate(settings)
+    store.retain(Index.read(store.path(newest)), config, launch=7, protected=protected)
 
 
 def test_nothing_is_removed_unless_asked(store: CheckpointStore) -> None:
@@ -124,25 +128,25 @@ def test_nothing_is_removed_unless_asked(store: CheckpointStore) -> None:
         save(store, step)
     store.staging(9, 5).mkdir()
     before = names(store)
-    store.retain(settings(), launch=7)
+    retain(store, 3)
     assert names(store) == before
 
 
 def test_the_newest_and_the_multiples_stay_resumable(store: CheckpointStore) -> None:
     for step in range(1, 8):
         save(store, step)
-    store.retain(settings(keep_last_n=2, keep_every_n_steps=3), launch=7)
+    retain(store, 7, keep_last_n=2, keep_every_n_steps=3)
     assert store.steps() == [3, 6, 7]
     assert names(store) == {"latest", *(f"step_{step}" for step in range(1, 8))}
     assert {path.name for path in store.path(1).iterdir()} == {"config.json"}
-    assert store.incomplete() == []
+    assert store.cut_off() == []
     assert Index.read(store.path(3)).step == 3
 
 
 def test_whole_checkpoints_go_where_weights_are_not_kept(store: CheckpointStore) -> None:
     for step in (1, 2, 3):
         save(store, step)
-    store.retain(settings(keep_last_n=1, keep_weights=False), launch=7)
+    retain(store, 3, keep_last_n=1, keep_weights=False)
     assert names(store) == {"step_3", "latest"}
 
 
@@ -152,5 +156,89 @@ def test_what_was_cut_off_goes_with_what_is_not_kept(store: CheckpointStore) -> 
         store.staging(9, launch).mkdir()
     (store.directory / ".step_0.removed").mkdir()
     (store.directory / ".step_0.removed" / "half").write_text("")
-    store.retain(settings(keep_last_n=1), launch=7)
+    retain(store, 1, keep_last_n=1)
     assert names(store) == {"step_1", "latest", store.staging(9, 7).name}
+
+
+def test_a_save_after_going_back_removes_its_own_line_alone(store: CheckpointStore) -> None:
+    """Steps 10 to 40; resumed from 10, then 20 anew: what was given up is not removed, nor counted."""
+    for step in (10, 20, 30, 40):
+        save(store, step)
+    save(store, 12, save_number=5, previous=1)
+    retain(store, 12, keep_last_n=2)
+    assert store.steps() == [10, 12, 20, 30, 40]
+    save(store, 14, save_number=6, previous=5)
+    retain(store, 14, keep_last_n=2)
+    assert store.steps() == [12, 14, 20, 30, 40]
+
+
+def test_a_damaged_checkpoint_that_was_skipped_does_not_push_out_a_sound_one(store: CheckpointStore) -> None:
+    for step in (2, 4, 6):
+        save(store, step)
+    shard = store.path(6) / STATE_DIRECTORY / "shard_0.safetensors"
+    shard.write_bytes(b"broken")
+    save(store, 5, save_number=4, previous=2)
+    retain(store, 5, keep_last_n=2)
+    assert store.steps() == [4, 5, 6]
+    assert shard.read_bytes() == b"broken"
+
+
+def test_what_the_run_was_resumed_from_stays(store: CheckpointStore) -> None:
+    for step in (2, 4, 6):
+        save(store, step)
+    retain(store, 6, keep_last_n=1, protected={1})
+    assert store.steps() == [2, 6]
+
+
+def test_a_replacement_that_was_cut_off_is_undone(store: CheckpointStore) -> None:
+    """The old checkpoint had been moved aside, and the machine died before the new one took its place."""
+    save(store, 4, seed=1)
+    aside = store.directory / "step_4.replaced-5"
+    store.path(4).rename(aside)
+    store.staging(4, 5).mkdir()
+    store.finish_replacements()
+    assert store.steps() == [4]
+    with StateReader(store.path(4)) as reader:
+        assert torch.equal(reader.read_whole("head.bias", "master"), values_of(1)["master"]["head.bias"])
+    save(store, 4, launch=9)
+    store.finish_replacements()
+    assert {"step_4", "step_4.replaced-9"} <= names(store)
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_gap_in_the_shards_is_not_published(
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch, world_size: int
+) -> None:
+    """A parameter that no rank holds, or holds in part."""
+    whole = PlayedState.fragments.fget  # type: ignore[attr-defined]
+    monkeypatch.setattr(PlayedState, "fragments", property(lambda self: whole(self)[1:]))
+    with pytest.raises(CheckpointError, match=r"elements are held by a fragment; nothing was published"):
+        save(store, 4, world_size)
+    assert store.steps() == []
+
+
+def test_a_second_interrupt_does_not_hang(store: CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rank 0 waits for a shard that never comes, and the user presses Ctrl-C once more."""
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    saver = a_saver(store, rank=0, world_size=2)
+    saver.start(an_index(4, 2))
+    saver._pending[0].result(timeout=10)
+    monkeypatch.setattr("pico_ds.checkpoint.saver.wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        saver.abandon()
+    assert all(future.done() for future in saver._pending)
+
+
+def test_who_waits_for_a_save_says_so(store: CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A save that takes longer than training.hang_timeout_seconds is not a hang."""
+    monkeypatch.setattr("pico_ds.checkpoint.saver._WAIT_SECONDS", 0.01)
+    beats: list[int] = []
+    saver = a_saver(store, rank=0, world_size=1, complete=lambda *_: time.sleep(0.3))
+    saver._on_progress = lambda: beats.append(1)
+    saver.start(an_index(4, 1))
+    saver.finish()
+    saver.abandon()
+    assert len(beats) > 3

@@ -1,5 +1,6 @@
 """Files written as streams: the library reads them, and no altered byte is handed out."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from pico_ds.checkpoint.stream import (
     SafetensorsWriter,
     VerifiedFile,
     read_header,
-    record_of,
+    settled_record_of,
 )
 
 BIG = CHUNK_BYTES // 4 + 1000  # fp32 values: a little more than one chunk
@@ -50,7 +51,7 @@ def test_what_the_library_writes_is_read(tmp_path: Path) -> None:
     path = tmp_path / "b.safetensors"
     tensors = {"x": torch.randn(4, 3), "y": torch.randn(2)}
     save_file(tensors, path, {"k": "v"})
-    file = VerifiedFile(path, record_of(path))
+    file = VerifiedFile(path, settled_record_of(path))
     places, metadata = read_header(file)
     assert metadata == {"k": "v"}
     for name, tensor in tensors.items():
@@ -66,7 +67,7 @@ def test_hashes_are_those_of_the_file(written: tuple[Path, FileRecord, dict[str,
     chunks = [content[start : start + CHUNK_BYTES] for start in range(0, len(content), CHUNK_BYTES)]
     assert len(chunks) == 2
     assert list(record.chunk_hashes) == [xxhash.xxh3_128_hexdigest(chunk) for chunk in chunks]
-    assert record_of(path) == record
+    assert settled_record_of(path) == record
 
 
 @settings(max_examples=60, deadline=None)
@@ -132,7 +133,33 @@ def test_what_is_no_safetensors_file_is_refused(tmp_path: Path, content: bytes) 
     path = tmp_path / "d.safetensors"
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match=r"d\.safetensors"):
-        read_header(VerifiedFile(path, record_of(path)))
+        read_header(VerifiedFile(path, settled_record_of(path)))
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        '{"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}',
+        '{"a": {"dtype": "F32", "shape": [1], "data_offsets": [-4, 0]}}',
+        '{"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]}}',
+        '{"a": {"dtype": "F32", "shape": [1.5], "data_offsets": [0, 4]}}',
+        '{"a": {"dtype": "F32", "shape": [1], "data_offsets": ["0", "4"]}}',
+        "[" * 100_000,
+        '{"a":' * 100_000,
+    ],
+)
+def test_a_hostile_header_is_refused(tmp_path: Path, header: str) -> None:
+    path = tmp_path / "h.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header.encode())
+    with pytest.raises(CheckpointError, match=r"h\.safetensors: is not a safetensors file"):
+        read_header(VerifiedFile(path, settled_record_of(path)))
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "p.safetensors"
+    os.mkfifo(path)
+    with pytest.raises(CheckpointError, match=r"p\.safetensors: cannot be read"):
+        VerifiedFile(path, FileRecord(0, ()))
 
 
 def test_an_existing_file_is_not_overwritten(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from pico_ds.checkpoint.store import CheckpointStore
 from pico_ds.config import ConfigError, RunConfig, parse_config
 from pico_ds.engine.distributed import Process
 from pico_ds.engine.optimizer_state import Fragment, StateKind
-from pico_ds.training.resume import Resumer, next_save_number, rewind_metrics
+from pico_ds.training.resume import Resumer, rewind_metrics
 from pico_ds.training.terminal import logger
 from tests.unit.checkpoint.conftest import SHAPES, PlayedState, save, values_of
 
@@ -73,10 +73,10 @@ def said() -> Iterator[list[str]]:
 
 
 def resumer(
-    store: CheckpointStore, engine: Engine, *overrides: str, corpus: Any = None, restarted: bool = False
+    store: CheckpointStore, engine: Engine, *overrides: str, corpus: Any = None, since: int | None = None
 ) -> Resumer:
     config: RunConfig = parse_config("{}", overrides)
-    return Resumer(config, corpus or {}, store, engine, ALONE, restarted)  # type: ignore[arg-type]
+    return Resumer(config, corpus or {}, store, engine, ALONE, since)  # type: ignore[arg-type]
 
 
 def shard(rank: int) -> Callable[[Path], Path]:
@@ -118,7 +118,7 @@ def test_the_newest_is_the_last_saved_not_the_furthest(store: CheckpointStore) -
     assert point is not None
     assert point.index.step == 4
     assert engine.holds(seed=40)
-    assert next_save_number(store) == 5
+    assert store.next_save_number() == 5
 
 
 @pytest.mark.parametrize("damage", [truncate, flip, Path.unlink])
@@ -174,13 +174,40 @@ def test_without_a_checkpoint_the_run_begins(tmp_path: Path, said: list[str]) ->
     assert cut_off.exists()
 
 
-def test_never_takes_none_but_a_restart_goes_on(store: CheckpointStore) -> None:
+def test_never_takes_none(store: CheckpointStore) -> None:
+    assert resumer(store, Engine(), "checkpointing.resume=never").resume() is None
+
+
+@pytest.mark.parametrize("asked", ["never", "2"])
+def test_a_restart_goes_on_from_what_the_job_itself_saved(store: CheckpointStore, asked: str) -> None:
     engine = Engine()
-    assert resumer(store, engine, "checkpointing.resume=never").resume() is None
-    assert resumer(store, engine, "checkpointing.resume=never", restarted=True).resume() is not None
-    point = resumer(store, engine, "checkpointing.resume=2", restarted=True).resume()
+    point = resumer(store, engine, f"checkpointing.resume={asked}", since=3).resume()
     assert point is not None
     assert point.index.step == 6
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_restart_before_the_first_save_does_again_what_was_asked_for(store: CheckpointStore, damaged: bool) -> None:
+    """The newer checkpoints are those that the user went back from."""
+    if damaged:
+        flip(shard(0)(save(store, 3, save_number=4, previous=1)))
+    engine = Engine()
+    assert resumer(store, engine, "checkpointing.resume=never", since=4).resume() is None
+    resumer(store, engine, "checkpointing.resume=2", since=4).resume()
+    assert engine.holds(seed=2)
+
+
+def test_a_checkpoint_under_another_name_is_not_taken(store: CheckpointStore, said: list[str]) -> None:
+    store.path(6).rename(store.path(8))
+    point = resumer(store, Engine()).resume()
+    assert point is not None
+    assert point.index.step == 4
+    assert any("step_8: is the checkpoint of step 6" in line for line in said)
+
+
+def test_a_learning_rate_that_jumps_is_warned_of(store: CheckpointStore, said: list[str]) -> None:
+    resumer(store, Engine()).resume()
+    assert any("the learning rate goes on at" in line and "1.000e-03" in line for line in said)
 
 
 def test_a_step_or_a_path_is_taken_as_asked(store: CheckpointStore, tmp_path: Path) -> None:
@@ -221,6 +248,21 @@ def test_another_model_is_refused(store: CheckpointStore, monkeypatch: pytest.Mo
     monkeypatch.setitem(SHAPES, "decoder.output_norm.weight", (6,))
     with pytest.raises(CheckpointError, match=r"the model has shape \[6\], the checkpoint shape \[5\]"):
         resumer(store, Engine(), "checkpointing.resume=6").resume()
+
+
+def test_a_parameter_that_the_model_lacks_is_not_dropped(
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(SHAPES, "head.bias")
+    with pytest.raises(CheckpointError, match=r"head\.bias: the model has no such parameter, the checkpoint"):
+        resumer(store, Engine(), "checkpointing.resume=6").resume()
+
+
+def test_bytes_that_are_no_text_do_not_stop_a_resume(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1, "lr": 0.1}\n\xff\xfe\0\0')
+    rewind_metrics(path, 1)
+    assert path.read_text() == '{"step": 1, "lr": 0.1}\n'
 
 
 def test_metrics_are_rewound_to_the_checkpoint(tmp_path: Path) -> None:

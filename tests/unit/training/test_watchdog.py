@@ -23,6 +23,34 @@ def run_code(code: str, directory: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
 
 
+def test_a_rank_that_waits_for_a_dead_one_is_ended(tmp_path: Path) -> None:
+    """A collective of NCCL waits on when a rank has died, and no signal gets through to it."""
+    code = """
+        import signal
+        import pico_ds.training.watchdog
+        dog.stop()
+        pico_ds.training.watchdog._LOST_SECONDS = 1.0
+        dog = Watchdog(60.0, 3, dog._path.parent, lambda: [1])
+        dog.start()
+        signal.signal(signal.SIGTERM, lambda *_: None)
+        ctypes.CDLL(None).sleep(60)
+    """
+    done = run_code(textwrap.dedent(code), tmp_path)
+    assert done.returncode == HANG_EXIT_CODE
+    assert "rank 3: rank 1 of this node has died, and this one waits for it" in done.stderr
+
+
+def test_a_rank_that_goes_on_is_not_ended_for_a_dead_one(tmp_path: Path) -> None:
+    code = """
+        import pico_ds.training.watchdog
+        dog.stop()
+        pico_ds.training.watchdog._LOST_SECONDS = 0.5
+        with Watchdog(60.0, 3, dog._path.parent, lambda: [1]) as dog:
+            for _ in range(20): time.sleep(0.1); dog.beat()
+    """
+    assert run_code(textwrap.dedent(code), tmp_path).returncode == 0
+
+
 def test_progress_keeps_it_quiet(tmp_path: Path) -> None:
     done = run_code("for _ in range(8): time.sleep(0.3); dog.beat()\ndog.stop()\ntime.sleep(2)", tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
