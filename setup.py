@@ -18,6 +18,7 @@ DEV = [
     "pre-commit>=3.7",
     "pytest>=8",
     "pytest-timeout>=2.3",
+    "pytest-xdist>=3.5",
     "ruff>=0.6",
     "types-PyYAML",
     "types-psutil",

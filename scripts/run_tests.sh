@@ -8,4 +8,5 @@ ruff check .
 ruff format --check --quiet .
 mypy
 lint-imports --no-logo
-python -m pytest "$@"
+# by file: the tests of one share what they trained
+python -m pytest -n logical --maxprocesses 4 --dist loadfile "$@"

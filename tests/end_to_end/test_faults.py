@@ -11,7 +11,7 @@ from tests.conftest import write_text_corpus
 from tests.end_to_end.commands import TINY, deepspeed, metrics_of, run, torchrun, two_agents
 from tests.end_to_end.test_resume import assert_same_course
 
-HANG_SECONDS = 5
+HANG_SECONDS = 10
 SETTINGS = ["training.max_steps=12", "checkpointing.save_every_n_steps=2"]
 
 

@@ -40,8 +40,10 @@ def adapted(command: str, place: Path) -> list[str]:
     words = shlex.split(command)
     if "=" in words[0]:
         words.insert(0, "env")
-    if words[0] == "deepspeed" or (words[0] == "torchrun" and "--rdzv_backend" not in words):
-        words[1:1] = ["--master_port", str(free_port())]
+    for launcher in ("deepspeed", "torchrun"):
+        if launcher in words and "--rdzv_backend" not in words:
+            after = words.index(launcher) + 1
+            words[after:after] = ["--master_port", str(free_port())]
     if words[:2] == ["bash", "scripts/run_tests.sh"]:
         # CI runs it whole: this test is a part of it
         return [*words, "--collect-only", "-q", "tests/unit/config"]

@@ -179,6 +179,37 @@ def test_a_signal_to_one_rank_stops_all_after_the_same_step(arguments: Callable[
     }
 
 
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGKILL])
+def test_ranks_save_when_their_launcher_is_told_to_stop_or_dies(
+    arguments: Callable[..., list[str]], place: Path, number: signal.Signals
+) -> None:
+    """SLURM signals the launcher, too; one that is killed must not leave ranks behind that train on."""
+    name = f"launcher-{number.name}"
+    options = ["--signals-to-handle", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"]
+    launcher = ["torchrun", "--nproc_per_node", "2", "--master_port", str(free_port()), *options]
+    process = start(*launcher, *arguments(name, "training.max_steps=100000", "checkpointing.save_every_n_steps=50000"))
+    wait_for(process, "step 5/")
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)  # the ranks hold the pipe, too
+    reason = "SIGUSR1" if number == signal.SIGUSR1 else "the launcher has gone"
+    assert f"{reason}: stopping after step" in output
+    run("python", "scripts/checkpoint.py", "verify", str(place / name))
+
+
+def test_a_stop_signal_ends_an_evaluation_which_is_made_up_for(
+    arguments: Callable[..., list[str]], place: Path
+) -> None:
+    process = start("python", *arguments("evaluating", "evaluation.n_tasks=500"))
+    wait_for(process, "evaluating step 3")
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert "the evaluation of step 3 is given up" in output
+    assert "SIGTERM: stopping after step 3" in output
+    assert "evaluating step 3" in run("python", *arguments("evaluating", "training.max_steps=4"))
+    assert (place / "evaluating/eval_results/step_3.json").exists()
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of its own with room for one checkpoint."""
