@@ -40,7 +40,7 @@ class MetaEngine:
         self.parameters: dict[str, nn.Parameter] = dict(self._engine.module.named_parameters())
 
     def full_parameters(self, for_update: bool = False) -> dict[str, Tensor]:
-        """All parameters, fp32, whole, rank-local. A collective under ZeRO-3: every rank must call it.
+        """All parameters, whole, rank-local, in the run's precision. A collective under ZeRO-3: all ranks must call it.
 
         The tensors may share storage with the model's: they are valid until the next `apply_gradient`, and must not be
         written to.
@@ -49,14 +49,14 @@ class MetaEngine:
             for_update: `apply_gradient` will follow. ZeRO-3 lets gradients be assigned while parameters are whole only.
         """
         if self.stage < 3:
-            return {name: weight.detach().float() for name, weight in self.parameters.items()}
+            return {name: weight.detach() for name, weight in self.parameters.items()}
         import deepspeed
 
         with deepspeed.zero.GatheredParameters(list(self.parameters.values())):
             if for_update:
                 for weight in self.parameters.values():
                     weight.grad = torch.zeros_like(weight.data)
-            return {name: weight.detach().to(torch.float32, copy=True) for name, weight in self.parameters.items()}
+            return {name: weight.detach().clone() for name, weight in self.parameters.items()}
 
     def apply_gradient(self, gradient: Mapping[str, Tensor], lr: float) -> float:
         """Sum a gradient over ranks and take one optimizer step.

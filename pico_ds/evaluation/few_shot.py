@@ -78,7 +78,7 @@ def evaluate_few_shot(
         )
         with torch.no_grad():
             before = adapted.initial_head.logits(network.features(theta, episode.query, tasks.readout))
-            after = adapted.head.logits(network.features(adapted.fast, episode.query, tasks.readout))
+            after = adapted.head.logits(network.features(adapted.leaves, episode.query, tasks.readout))
             accuracies[0, i] = accuracy(before, episode.query)
             accuracies[1, i] = accuracy(after, episode.query)
     before_all, after_all = process.sum_over_ranks(accuracies).tolist()

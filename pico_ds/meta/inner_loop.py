@@ -1,6 +1,6 @@
 """The inner loop: adapt a copy of the weights to one task. Pure, rank-local, no collective."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -31,7 +31,8 @@ class Adapted:
     """The outcome of the inner loop.
 
     Attributes:
-        fast: the decoder's adapted weights, leaves that require gradients.
+        fast: the decoder's adapted weights; fp32 from the first step on.
+        leaves: the same as the network computes with them, leaves that require gradients.
         head: the adapted head, leaves that require gradients.
         initial_head: the head at the start; for prototypes still attached to the graph of the leaves it came from.
         first_logits: support logits before the first step.
@@ -39,6 +40,7 @@ class Adapted:
     """
 
     fast: dict[str, Tensor]
+    leaves: dict[str, Tensor]
     head: Head
     initial_head: Head
     first_logits: Float[Tensor, "contexts n_way"]
@@ -70,8 +72,11 @@ def descend(
     rates: Mapping[str, float],
     steps: int,
     keep_first_graph: bool = False,
-) -> tuple[dict[str, Tensor], Float[Tensor, ""]]:
+) -> tuple[dict[str, Tensor], dict[str, Tensor], Float[Tensor, ""]]:
     """Plain SGD: fast_{t+1} = fast_t - rate * grad loss(fast_t, t); the weights given are never written to.
+
+    The weights are kept in fp32, so that small steps are not lost; the loss sees them in the type of `start`, cast once
+    a step, and its gradients come in that type.
 
     Args:
         loss: of the weights and the step.
@@ -80,25 +85,42 @@ def descend(
         keep_first_graph: step 0 keeps the graph of its loss, which the caller needs again.
 
     Returns:
-        the weights after the last step, leaves that require gradients, and the norm of the first gradient.
+        the weights after the last step; the same in the type of `start`, leaves that require gradients; and the norm of
+        the first gradient.
     """
-    fast = dict(start)
-    names = list(fast)
+    names, dtypes = list(start), [weight.dtype for weight in start.values()]
     negative_rates = [-rates[name] for name in names]
-    first_norm = next(iter(fast.values())).new_zeros(())
+    fast, leaves = list(start.values()), list(start.values())
+    first_norm = torch.zeros((), device=fast[0].device)
     for step in range(steps):
-        gradients = torch.autograd.grad(
-            loss(fast, step), list(fast.values()), retain_graph=keep_first_graph and step == 0
-        )
+        inner_loss = loss(dict(zip(names, leaves, strict=True)), step)
+        gradients = torch.autograd.grad(inner_loss, leaves, retain_graph=keep_first_graph and step == 0)
+        del inner_loss, leaves
         with torch.no_grad():
             if step == 0:
-                first_norm = torch.nn.utils.get_total_norm(gradients)
-            # the gradients' own storage becomes the new weights: no third copy of the model
-            torch._foreach_mul_(gradients, negative_rates)
-            torch._foreach_add_(gradients, list(fast.values()))
-        fast = {name: weight.requires_grad_() for name, weight in zip(names, gradients, strict=True)}
+                first_norm = total_norm(gradients)
+            fast, leaves = _sgd(fast, gradients, negative_rates, dtypes)
         del gradients
-    return fast, first_norm
+        leaves = [weight.detach().requires_grad_() for weight in leaves]
+    return dict(zip(names, fast, strict=True)), dict(zip(names, leaves, strict=True)), first_norm
+
+
+def _sgd(
+    weights: Sequence[Tensor], gradients: Sequence[Tensor], negative_rates: list[float], dtypes: list[torch.dtype]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """New weights, at least in fp32, and the same in the types that are computed with."""
+    # in fp32 the gradients' own storage becomes the new weights: no third copy of the model
+    fast = [gradient.to(torch.promote_types(gradient.dtype, torch.float32)) for gradient in gradients]
+    torch._foreach_mul_(fast, negative_rates)
+    torch._foreach_add_(fast, list(weights))
+    return fast, [weight.to(dtype) for weight, dtype in zip(fast, dtypes, strict=True)]
+
+
+def total_norm(tensors: Iterable[Tensor]) -> Float[Tensor, ""]:
+    """The norm of all tensors together, fp32 at least, whatever their type."""
+    found = list(tensors)
+    dtype = torch.promote_types(found[0].dtype, torch.float32)
+    return torch.stack(torch._foreach_norm(found, 2, dtype=dtype)).norm()
 
 
 def adapt(
@@ -124,7 +146,7 @@ def adapt(
     if config.head == "prototype":
         initial_head = prototype_head(first_features, support.labels, n_way)
     else:
-        initial_head = Head(theta[HEAD_WEIGHT], theta[HEAD_BIAS])
+        initial_head = Head(theta[HEAD_WEIGHT].float(), theta[HEAD_BIAS].float())
     start_head = Head(*(weight.detach().requires_grad_() for weight in initial_head))
     first_logits = start_head.logits(first_features)
 
@@ -136,9 +158,9 @@ def adapt(
 
     rates = dict.fromkeys(leaves, config.inner_lr) | dict.fromkeys((HEAD_WEIGHT, HEAD_BIAS), config.head_inner_lr)
     start = {**leaves, HEAD_WEIGHT: start_head.weight, HEAD_BIAS: start_head.bias}
-    fast, first_gradient_norm = descend(support_loss, start, rates, steps, keep_first_graph=keep_graph)
-    body, head = _split(fast)
-    return Adapted(body, head, initial_head, first_logits.detach(), first_gradient_norm)
+    fast, adapted, first_gradient_norm = descend(support_loss, start, rates, steps, keep_first_graph=keep_graph)
+    (body, _), (body_leaves, head) = _split(fast), _split(adapted)
+    return Adapted(body, body_leaves, head, initial_head, first_logits.detach(), first_gradient_norm)
 
 
 def _split(fast: Parameters) -> tuple[dict[str, Tensor], Head]:

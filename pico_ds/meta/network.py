@@ -12,15 +12,14 @@ from pico_ds.config import Readout
 from pico_ds.model.meta_model import OUTPUT_PROJECTION, MetaModel
 from pico_ds.tasks.episode import Contexts
 
-#: full parameters by name, fp32
+#: full parameters by name, in fp32 or in the compute type
 Parameters = Mapping[str, Tensor]
 
 
 class Network:
     """A model whose parameters are given at every call.
 
-    Parameters are fp32 and cast to `compute_dtype` inside, so that small updates of fast weights are not lost to
-    rounding while the arithmetic runs in bf16.
+    What is not in `compute_dtype` yet is cast inside.
     """
 
     def __init__(self, twin: MetaModel, compute_dtype: torch.dtype, feature_squared_norm: float) -> None:

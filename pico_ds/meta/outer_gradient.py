@@ -62,11 +62,11 @@ def add_task_gradient(
         steps=config.inner_steps,
         keep_graph=prototypes,
     )
-    logits = adapted.head.logits(network.features(adapted.fast, episode.query, readout))
+    logits = adapted.head.logits(network.features(adapted.leaves, episode.query, readout))
     loss = F.cross_entropy(logits, episode.query.labels)
     *body, weight_gradient, bias_gradient = torch.autograd.grad(
         loss,
-        [*adapted.fast.values(), *adapted.head],
+        [*adapted.leaves.values(), *adapted.head],
     )
     accumulate(total, leaves, body, scale)
     del body

@@ -10,7 +10,7 @@ from torch import Tensor
 from pico_ds.config import RunConfig
 from pico_ds.data.rows import ShuffledRows
 from pico_ds.engine.distributed import Process
-from pico_ds.meta.inner_loop import Adapted
+from pico_ds.meta.inner_loop import Adapted, total_norm
 from pico_ds.meta.network import Network, Parameters
 from pico_ds.meta.outer_gradient import (
     Gradient,
@@ -79,8 +79,10 @@ class OuterStep:
         local = self._meta(theta, step, measure, by_layer) if kind == "meta" else self._rows_step(theta, first_row)
         if by_layer:
             for name, layer in self._layers(theta):
-                local.contributions[f"layers/weight_norm/{layer}"] = theta[name].norm() / self._process.world_size
-        local.contributions["local_gradient_norm"] = torch.nn.utils.get_total_norm(local.gradient.values())
+                local.contributions[f"layers/weight_norm/{layer}"] = (
+                    theta[name].norm(dtype=torch.float32) / self._process.world_size
+                )
+        local.contributions["local_gradient_norm"] = total_norm(local.gradient.values())
         return local
 
     def _rows_step(self, theta: Parameters, first_row: int) -> LocalStep:
@@ -130,7 +132,7 @@ class OuterStep:
     ) -> dict[str, Tensor]:
         assert self._tasks is not None
         readout = self._tasks.readout
-        support_after = adapted.head.logits(self._network.features(adapted.fast, episode.support, readout))
+        support_after = adapted.head.logits(self._network.features(adapted.leaves, episode.support, readout))
         query_before = adapted.initial_head.logits(self._network.features(theta, episode.query, readout))
         values = (
             *_loss_and_accuracy(adapted.first_logits, episode.support),
@@ -156,7 +158,7 @@ def _displacement(theta: Parameters, fast: Mapping[str, Tensor]) -> Tensor:
     """||fast - theta|| / ||theta|| over the adapted weights."""
     start = [theta[name] for name in fast]
     moved = torch._foreach_sub(list(fast.values()), start)
-    return torch.nn.utils.get_total_norm(moved) / torch.nn.utils.get_total_norm(start)
+    return total_norm(moved) / total_norm(start)
 
 
 def _loss_and_accuracy(logits: Tensor, contexts: Contexts) -> tuple[Tensor, Tensor]:

@@ -52,9 +52,9 @@ def test_fomaml_on_a_quadratic_equals_the_closed_form() -> None:
     def support_loss(weights: dict, step: int) -> torch.Tensor:
         return 0.5 * (weights["w"] - a) @ matrix_a @ (weights["w"] - a)
 
-    fast, first_norm = descend(support_loss, {"w": w0.clone().requires_grad_()}, {"w": lr}, steps)
-    query_loss = 0.5 * (fast["w"] - b) @ matrix_b @ (fast["w"] - b)
-    (outer,) = torch.autograd.grad(query_loss, [fast["w"]])
+    fast, leaves, first_norm = descend(support_loss, {"w": w0.clone().requires_grad_()}, {"w": lr}, steps)
+    query_loss = 0.5 * (leaves["w"] - b) @ matrix_b @ (leaves["w"] - b)
+    (outer,) = torch.autograd.grad(query_loss, [leaves["w"]])
 
     adapted = a + torch.linalg.matrix_power(torch.eye(4) - lr * matrix_a, steps) @ (w0 - a)
     torch.testing.assert_close(fast["w"].detach(), adapted, rtol=1e-12, atol=1e-12)
@@ -168,3 +168,20 @@ def test_accumulate_scales_and_adds() -> None:
     accumulate(total, ["b"], [torch.full((3,), 4.0)], scale=0.5)
     assert torch.equal(total["a"], torch.ones(2))
     assert torch.equal(total["b"], torch.full((3,), 3.0))
+
+
+@pytest.mark.parametrize("head", ["prototype", "linear"])
+@pytest.mark.parametrize("inner_steps", [0, 1, 3])
+def test_weights_in_the_compute_type_give_the_gradient_of_their_fp32_copies(head: str, inner_steps: int) -> None:
+    """bf16 leaves and fp32 fast weights: bit for bit what a cast of fp32 leaves inside the graph gives."""
+    meta = MetaConfig(head=head, inner_steps=inner_steps, inner_lr=0.05, head_inner_lr=0.5)
+    module, _ = make(meta)
+    network = Network(build_twin(SHAPE, meta, N_WAY, vocab_size=61), torch.bfloat16, meta.feature_squared_norm)
+    theta = {name: weight.detach().bfloat16() for name, weight in module.named_parameters()}
+    copies = {name: weight.float() for name, weight in theta.items()}
+    got, wanted = zero_gradient(theta), zero_gradient(copies)
+    for weights, total in ((theta, got), (copies, wanted)):
+        add_task_gradient(network, weights, random_episode(0), "fim", meta, total, scale=1.0)
+        rows = torch.randint(0, 61, (3, 9), generator=torch.Generator().manual_seed(1))
+        add_language_model_gradient(network, weights, rows, total, scale=0.1, micro_batch_size=2)
+    assert all(torch.equal(got[name], wanted[name]) for name in wanted)
