@@ -129,6 +129,8 @@ class TrainingConfig(Section):
     """outer steps"""
     precision: Precision = "fp32"
     """type of the computation; master weights, moments and fast weights are fp32 in both"""
+    compile: Literal["auto", "none", "block", "model"] = "auto"
+    """torch.compile of the network: whole (model), or block by block, which compiles faster; auto is model on a GPU"""
     seed: NonNegativeInt = 0
     """key of the initial weights, row order, training tasks, and the choice between meta and autoregressive steps"""
     global_batch_size: PositiveInt = 8

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pico_ds.config import MetaConfig, Readout
 from pico_ds.meta.network import Network, Parameters
-from pico_ds.model.meta_model import DECODER, HEAD_BIAS, HEAD_WEIGHT, OUTPUT_PROJECTION
+from pico_ds.model.meta_model import HEAD_BIAS, HEAD_WEIGHT, is_of_the_body
 from pico_ds.tasks.episode import Contexts
 
 
@@ -59,11 +59,7 @@ def prototype_head(features: Float[Tensor, "contexts width"], labels: Int[Tensor
 
 def task_leaves(theta: Parameters) -> dict[str, Tensor]:
     """The parameters that a task loss depends on through the decoder, as leaves that share storage with `theta`."""
-    return {
-        name: weight.detach().requires_grad_()
-        for name, weight in theta.items()
-        if name.startswith(DECODER) and name != OUTPUT_PROJECTION
-    }
+    return {name: weight.detach().requires_grad_() for name, weight in theta.items() if is_of_the_body(name)}
 
 
 def descend(

@@ -1,6 +1,9 @@
 """Losses and features as pure functions of the parameters."""
 
-from collections.abc import Mapping
+import logging
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -9,8 +12,14 @@ from torch import Tensor
 from torch.func import functional_call
 
 from pico_ds.config import Readout
-from pico_ds.model.meta_model import OUTPUT_PROJECTION, MetaModel
+from pico_ds.model.loss import chunk_loss_and_gradients, linear_cross_entropy
+from pico_ds.model.meta_model import OUTPUT_PROJECTION, MetaModel, is_of_the_body
 from pico_ds.tasks.episode import Contexts
+
+CompileMode = Literal["none", "block", "model"]
+#: that torch.compile may make of one function before it gives up
+_MOST_GRAPHS = 64
+logger = logging.getLogger(__name__)
 
 #: full parameters by name, in fp32 or in the compute type
 Parameters = Mapping[str, Tensor]
@@ -22,15 +31,61 @@ class Network:
     What is not in `compute_dtype` yet is cast inside.
     """
 
-    def __init__(self, twin: MetaModel, compute_dtype: torch.dtype, feature_squared_norm: float) -> None:
+    def __init__(
+        self,
+        twin: MetaModel,
+        compute_dtype: torch.dtype,
+        feature_squared_norm: float,
+        compile_mode: CompileMode = "none",
+        compile_backend: str = "inductor",
+    ) -> None:
+        """
+        Args:
+            compile_mode: model: the whole network is one graph; block: every decoder block is one.
+            compile_backend: of torch.compile.
+        """
         self.twin = twin
         self.compute_dtype = compute_dtype
         self.feature_length = feature_squared_norm**0.5
+        #: what the states depend on, in one order whatever else a caller has: another set would be another graph
+        self._names = [name for name, _ in twin.named_parameters() if is_of_the_body(name)]
+        self._run: Callable[..., Tensor] = self._call
+        self._on_chunk = chunk_loss_and_gradients
+        self._compiled: set[tuple[object, ...]] | None = None if compile_mode == "none" else set()
+        if compile_mode == "none":
+            return
+        # one graph for every length of contexts and rows, with gradients and without
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _MOST_GRAPHS)
+        options: dict[str, Any] = {"fullgraph": True, "dynamic": False, "backend": compile_backend}
+        self._on_chunk = torch.compile(chunk_loss_and_gradients, **options)
+        if compile_mode == "model":
+            self._run = torch.compile(self._call, **options)
+        else:
+            for block in twin.decoder.layers:
+                block.compile(**options)
+
+    def _call(self, weights: dict[str, Tensor], input_ids: Tensor) -> Tensor:
+        return functional_call(self.twin, weights, (input_ids,))
 
     def hidden(self, parameters: Parameters, input_ids: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch seq width"]:
         """States of the decoder's last block, in the compute type."""
-        cast = {name: weight.to(self.compute_dtype) for name, weight in parameters.items()}
-        return functional_call(self.twin, cast, (input_ids,))
+        cast = {name: parameters[name].to(self.compute_dtype) for name in self._names}
+        if self._compiled is None:
+            return self._run(cast, input_ids)
+        # whether a graph has gradients is a property of the weights; one of them stands for all
+        key = (tuple(input_ids.shape), torch.is_grad_enabled() and cast[self._names[0]].requires_grad)
+        if key in self._compiled:
+            return self._run(cast, input_ids)
+        started = time.perf_counter()
+        hidden = self._run(cast, input_ids)
+        self._compiled.add(key)
+        logger.info(
+            "compiled for %s %s gradients in %.1f s",
+            list(key[0]),
+            "with" if key[1] else "without",
+            time.perf_counter() - started,
+        )
+        return hidden
 
     def features(self, parameters: Parameters, contexts: Contexts, readout: Readout) -> Float[Tensor, "contexts width"]:
         """Features of each context, fp32, scaled to a fixed length."""
@@ -44,6 +99,6 @@ class Network:
 
     def language_model_loss(self, parameters: Parameters, rows: Int[Tensor, "rows length"]) -> Float[Tensor, ""]:
         """SUM of the next-token cross-entropies of the rows, in nats, fp32."""
-        hidden = self.hidden(parameters, rows[:, :-1])
-        logits = F.linear(hidden, parameters[OUTPUT_PROJECTION].to(self.compute_dtype))
-        return F.cross_entropy(logits.flatten(0, 1).float(), rows[:, 1:].flatten(), reduction="sum")
+        hidden = self.hidden(parameters, rows[:, :-1]).flatten(0, 1)
+        projection = parameters[OUTPUT_PROJECTION].to(self.compute_dtype)
+        return linear_cross_entropy(hidden, projection, rows[:, 1:].flatten(), on_chunk=self._on_chunk)

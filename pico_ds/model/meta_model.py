@@ -17,6 +17,11 @@ OUTPUT_PROJECTION = "decoder.de_embedding_proj.weight"
 HEAD_WEIGHT, HEAD_BIAS = "head.weight", "head.bias"
 
 
+def is_of_the_body(name: str) -> bool:
+    """Whether the states of the last block depend on a parameter, and with them every task loss."""
+    return name.startswith(DECODER) and name != OUTPUT_PROJECTION
+
+
 class MetaModel(nn.Module):
     """A decoder, with a linear head of `n_way` classes where the head is meta-learned."""
 

@@ -10,7 +10,7 @@ from pico_ds.data.corpus import Corpus, open_corpus
 from pico_ds.data.rows import ShuffledRows, TokenRows
 from pico_ds.engine.distributed import Process
 from pico_ds.evaluation.evaluator import Evaluator
-from pico_ds.meta.network import Network
+from pico_ds.meta.network import CompileMode, Network
 from pico_ds.model.meta_model import build_twin
 from pico_ds.tasks.lexicon import Lexicon, TokenClasses
 from pico_ds.tasks.smlmt import SMLMT
@@ -47,6 +47,7 @@ def gather_ingredients(config: RunConfig, process: Process) -> Ingredients:
         build_twin(config.model, config.meta, config.smlmt.n_way, vocab_size),
         COMPUTE_DTYPE[config.training.precision],
         config.meta.feature_squared_norm,
+        compile_mode=_compile_mode(config, process),
     )
     length = config.data.sequence_length
     train_tasks, held_out_tasks = _build_tasks(config, corpus)
@@ -59,6 +60,12 @@ def gather_ingredients(config: RunConfig, process: Process) -> Ingredients:
     )
     rows = ShuffledRows(TokenRows(corpus.train, length), config.training.seed)
     return Ingredients(config, vocab_size, corpus, network, rows, train_tasks, evaluator)
+
+
+def _compile_mode(config: RunConfig, process: Process) -> CompileMode:
+    if config.training.compile == "auto":
+        return "model" if process.device.type == "cuda" else "none"
+    return config.training.compile
 
 
 def _vocab_size(config: RunConfig, corpus: Corpus) -> int:

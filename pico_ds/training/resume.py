@@ -28,6 +28,7 @@ _FREE = (
     "data.cache_dir",
     "training.max_steps",
     "training.micro_batch_size",
+    "training.compile",
     "training.max_consecutive_skipped_steps",
     "training.hang_timeout_seconds",
 )

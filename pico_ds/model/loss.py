@@ -1,0 +1,85 @@
+"""Cross-entropy of a linear projection, without ever holding all of its logits."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+#: logits that exist at a time [elements]; in fp32 1 GiB
+CHUNK_LOGITS = 2**28
+
+#: loss, and gradients with respect to the states and the weight, of one chunk of tokens
+ChunkFunction = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+
+
+def chunk_loss_and_gradients(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Sum of the cross-entropies, and its gradients: softmax minus one-hot, times the other factor.
+
+    Args:
+        hidden: `[tokens, width]`.
+        weight: `[vocab, width]`, in the type of `hidden`.
+        targets: `[tokens]`.
+    """
+    logits = F.linear(hidden, weight).float()
+    normaliser = torch.logsumexp(logits, dim=-1, keepdim=True)
+    at_target = logits.gather(1, targets[:, None])
+    is_target = torch.arange(len(weight), device=targets.device) == targets[:, None]
+    gradient = ((logits - normaliser).exp() - is_target.float()).to(hidden.dtype)
+    return (normaliser - at_target).sum(), gradient @ weight, gradient.T @ hidden
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """Gradients are computed with the loss, chunk by chunk; the products are those of a plain forward and backward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk_logits: int, on_chunk: ChunkFunction
+    ) -> Tensor:
+        loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        hidden_gradient = torch.empty_like(hidden)
+        # the sum over chunks in fp32, whatever the type of a chunk's part
+        weight_gradient = torch.zeros_like(weight, dtype=torch.float32)
+        count = -(-len(targets) * len(weight) // chunk_logits)
+        parts = (part.chunk(count) for part in (hidden, targets, hidden_gradient))
+        for states, labels, out in zip(*parts, strict=True):
+            part_loss, to_states, to_weight = on_chunk(states, weight, labels)
+            loss += part_loss
+            out.copy_(to_states)
+            weight_gradient += to_weight
+        ctx.save_for_backward(hidden_gradient, weight_gradient.to(weight.dtype))
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        hidden_gradient, weight_gradient = ctx.saved_tensors
+        scale = upstream[0]
+        return hidden_gradient * scale, weight_gradient * scale, None, None, None
+
+
+def linear_cross_entropy(
+    hidden: Float[Tensor, "tokens width"],
+    weight: Float[Tensor, "vocab width"],
+    targets: Int[Tensor, " tokens"],
+    chunk_logits: int = CHUNK_LOGITS,
+    on_chunk: ChunkFunction = chunk_loss_and_gradients,
+) -> Float[Tensor, ""]:
+    """SUM over tokens of the cross-entropy of `hidden weight^T`, fp32 [nats].
+
+    Equals `F.cross_entropy(F.linear(hidden, weight).float(), targets, reduction="sum")`, whose logits, their fp32 copy
+    and its gradient would be the largest tensors of a training step by far.
+
+    Args:
+        chunk_logits: most logits that exist at a time [elements].
+        on_chunk: `chunk_loss_and_gradients`, possibly compiled.
+    """
+    if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
+        return _LinearCrossEntropy.apply(hidden, weight, targets, chunk_logits, on_chunk)
+    count = -(-len(targets) * len(weight) // chunk_logits)
+    losses = [
+        F.cross_entropy(F.linear(states, weight).float(), labels, reduction="sum")
+        for states, labels in zip(hidden.chunk(count), targets.chunk(count), strict=True)
+    ]
+    return torch.stack(losses).sum()

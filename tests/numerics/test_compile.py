@@ -1,0 +1,77 @@
+"""The compiled network computes what the eager one does, in few graphs, each of them whole."""
+
+from collections.abc import Iterator
+
+import jaxtyping
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from pico_ds.config import MetaConfig
+from pico_ds.meta.network import CompileMode, Network, Parameters
+from pico_ds.meta.outer_gradient import Gradient, add_language_model_gradient, add_task_gradient, zero_gradient
+from pico_ds.model.meta_model import build_meta_model, build_twin
+from tests.reference import SHAPE, random_episode, relative_error
+
+META = MetaConfig(inner_steps=3, inner_lr=0.05, head_inner_lr=0.5)
+N_WAY = 3
+
+
+def network_of(mode: CompileMode, backend: str = "aot_eager", dtype: torch.dtype = torch.float32) -> Network:
+    twin = build_twin(SHAPE, META, N_WAY, vocab_size=61)
+    return Network(twin, dtype, META.feature_squared_norm, mode, backend)
+
+
+@pytest.fixture
+def theta() -> Parameters:
+    module = build_meta_model(SHAPE, META, N_WAY, vocab_size=61, seed=0)
+    return {name: weight.detach() for name, weight in module.named_parameters()}
+
+
+@pytest.fixture(autouse=True)
+def _from_scratch() -> Iterator[None]:
+    torch._dynamo.reset()
+    counters.clear()
+    # the checks of shapes that the tests put around every function have a state, on which graphs would depend
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+def gradient_of(network: Network, theta: Parameters, seed: int = 0) -> Gradient:
+    """Of a task, of rows in two micro-batches, and a forward pass without gradients: all that a step does."""
+    total = zero_gradient(theta)
+    add_task_gradient(network, theta, random_episode(seed), "fim", META, total, scale=1.0)
+    rows = torch.randint(0, 61, (4, 9), generator=torch.Generator().manual_seed(seed))
+    add_language_model_gradient(network, theta, rows, total, scale=0.1, micro_batch_size=2)
+    with torch.no_grad():
+        network.features(theta, random_episode(seed).query, "fim")
+    return total
+
+
+@pytest.mark.parametrize("mode", ["block", "model"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_equal_the_eager_ones(theta: Parameters, mode: CompileMode, dtype: torch.dtype) -> None:
+    weights = {name: weight.to(dtype) for name, weight in theta.items()}
+    wanted = gradient_of(network_of("none", dtype=dtype), weights)
+    got = gradient_of(network_of(mode, dtype=dtype), weights)
+    assert relative_error(got, wanted) < (1e-6 if dtype == torch.float32 else 2e-2)
+
+
+def test_gradients_equal_the_eager_ones_through_inductor(theta: Parameters) -> None:
+    got = gradient_of(network_of("model", backend="inductor"), theta)
+    assert relative_error(got, gradient_of(network_of("none"), theta)) < 1e-5
+
+
+@pytest.mark.parametrize("mode", ["block", "model"])
+def test_nothing_is_compiled_again_after_the_first_step(theta: Parameters, mode: CompileMode) -> None:
+    network = network_of(mode)
+    gradient_of(network, theta)
+    graphs = counters["stats"]["unique_graphs"]
+    # support and rows, with gradients; query without; and the loss: support and query have one shape
+    assert graphs == 4
+    for seed in range(1, 4):
+        moved = {name: weight + 0.01 * seed for name, weight in theta.items()}
+        gradient_of(network, moved, seed)
+    assert counters["stats"]["unique_graphs"] == graphs
+    assert not counters["graph_break"]

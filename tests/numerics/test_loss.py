@@ -1,0 +1,71 @@
+"""The chunked loss is the plain one."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from pico_ds.model.loss import linear_cross_entropy
+
+TOKENS, WIDTH, VOCAB = 23, 8, 61
+
+
+def inputs(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(TOKENS, WIDTH, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+    weight = torch.randn(VOCAB, WIDTH, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+    return hidden, weight, torch.randint(0, VOCAB, (TOKENS,), generator=generator)
+
+
+@pytest.mark.parametrize("chunk_logits", [1, VOCAB, 5 * VOCAB, 7 * VOCAB + 3, 10**9])
+def test_loss_and_gradients_equal_plain_cross_entropy(chunk_logits: int) -> None:
+    hidden, weight, targets = inputs(torch.float32)
+    got = linear_cross_entropy(hidden, weight, targets, chunk_logits)
+    wanted = F.cross_entropy(F.linear(hidden, weight), targets, reduction="sum")
+    torch.testing.assert_close(got, wanted)
+    for scale in (1.0, 0.3):
+        for mine, plain in zip(
+            torch.autograd.grad(scale * got, [hidden, weight], retain_graph=True),
+            torch.autograd.grad(scale * wanted, [hidden, weight], retain_graph=True),
+            strict=True,
+        ):
+            torch.testing.assert_close(mine, plain)
+
+
+def test_bf16_is_as_near_to_fp32_as_the_plain_loss() -> None:
+    """The oracle is fp64 at the rounded inputs; a chunk's part is rounded to bf16, their sum is not."""
+    hidden, weight, targets = inputs(torch.bfloat16)
+    exact = [tensor.detach().double().requires_grad_() for tensor in (hidden, weight)]
+    wanted = torch.autograd.grad(F.cross_entropy(F.linear(*exact), targets, reduction="sum"), exact)
+    plain = torch.autograd.grad(
+        F.cross_entropy(F.linear(hidden, weight).float(), targets, reduction="sum"), [hidden, weight]
+    )
+    got = torch.autograd.grad(linear_cross_entropy(hidden, weight, targets, 5 * VOCAB), [hidden, weight])
+    for mine, theirs, truth in zip(got, plain, wanted, strict=True):
+        assert mine.dtype == torch.bfloat16
+        assert (mine - truth).norm() <= 1.5 * (theirs - truth).norm()
+
+
+def test_without_gradients_it_is_the_same_number() -> None:
+    hidden, weight, targets = inputs(torch.float32)
+    wanted = linear_cross_entropy(hidden, weight, targets, 5 * VOCAB)
+    with torch.no_grad():
+        torch.testing.assert_close(linear_cross_entropy(hidden, weight, targets, 5 * VOCAB), wanted)
+
+
+def test_logits_never_exist_as_a_whole() -> None:
+    tokens, vocab = 512, 4096
+    hidden, weight = torch.randn(tokens, 4, requires_grad=True), torch.randn(vocab, 4, requires_grad=True)
+    targets = torch.randint(0, vocab, (tokens,))
+    largest = 0
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            nonlocal largest
+            out = function(*args, **(kwargs or {}))
+            if isinstance(out, torch.Tensor):
+                largest = max(largest, out.numel())
+            return out
+
+    with Watch():
+        torch.autograd.grad(linear_cross_entropy(hidden, weight, targets, chunk_logits=32 * vocab), [hidden, weight])
+    assert largest == 32 * vocab
