@@ -46,6 +46,9 @@ class ModelConfig(Section):
     """epsilon of RMSNorm"""
     position_emb_theta: PositiveFloat = 10000.0
     """base of the rotary position embedding"""
+    attention: Literal["auto", "cudnn", "flash_attn_3", "flash_attn_4", "flash_attn", "sdpa_flash", "math"] = "auto"
+    """kernel; auto takes the fastest that works with the device, type and head width: cudnn and sdpa_flash are torch's,
+    flash_attn_* are packages of their own"""
     initializer_std: PositiveFloat = 0.02
     """standard deviation of the initial weights; over sqrt(2 n_layers) for projections into the residual stream"""
 

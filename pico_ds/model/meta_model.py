@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pico_ds.config import MetaConfig, ModelConfig
+from pico_ds.model.attention import Attend, causal_attention
 from pico_ds.model.decoder import PicoDecoder, initialize_weights
 
 #: prefix of the decoder's parameters in a MetaModel
@@ -25,15 +26,18 @@ def is_of_the_body(name: str) -> bool:
 class MetaModel(nn.Module):
     """A decoder, with a linear head of `n_way` classes where the head is meta-learned."""
 
-    def __init__(self, shape: ModelConfig, vocab_size: int, head_classes: int | None) -> None:
+    def __init__(
+        self, shape: ModelConfig, vocab_size: int, head_classes: int | None, attend: Attend = causal_attention
+    ) -> None:
         super().__init__()
+        self._attend = attend
         self.decoder = PicoDecoder(shape, vocab_size)
         if head_classes is not None:
             self.head = nn.Linear(shape.d_model, head_classes)
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """Hidden states `[batch, seq, d_model]` of `[batch, seq]` token ids."""
-        return self.decoder.hidden(input_ids)
+        return self.decoder.hidden(input_ids, attend=self._attend)
 
 
 def build_meta_model(model: ModelConfig, meta: MetaConfig, n_way: int, vocab_size: int, seed: int) -> MetaModel:
@@ -48,7 +52,9 @@ def build_meta_model(model: ModelConfig, meta: MetaConfig, n_way: int, vocab_siz
     return module
 
 
-def build_twin(model: ModelConfig, meta: MetaConfig, n_way: int, vocab_size: int) -> MetaModel:
+def build_twin(
+    model: ModelConfig, meta: MetaConfig, n_way: int, vocab_size: int, attend: Attend = causal_attention
+) -> MetaModel:
     """The same module without storage, for `torch.func.functional_call`: DeepSpeed's hooks never see it."""
     with torch.device("meta"):
-        return MetaModel(model, vocab_size, n_way if meta.head == "linear" else None)
+        return MetaModel(model, vocab_size, n_way if meta.head == "linear" else None, attend)

@@ -6,11 +6,14 @@ from typing import Any
 import torch
 
 from pico_ds.config import ConfigError, RunConfig
+from pico_ds.config.validation import LAYOUT_EXTRA_TOKENS
 from pico_ds.data.corpus import Corpus, open_corpus
 from pico_ds.data.rows import ShuffledRows, TokenRows
 from pico_ds.engine.distributed import Process
 from pico_ds.evaluation.evaluator import Evaluator
 from pico_ds.meta.network import CompileMode, Network
+from pico_ds.model.attention import Attend
+from pico_ds.model.attention_backends import choose_attention
 from pico_ds.model.meta_model import build_twin
 from pico_ds.tasks.lexicon import Lexicon, TokenClasses
 from pico_ds.tasks.smlmt import SMLMT
@@ -44,7 +47,7 @@ def gather_ingredients(config: RunConfig, process: Process) -> Ingredients:
     vocab_size = _vocab_size(config, corpus)
     config = config.model_copy(update={"model": config.model.model_copy(update={"vocab_size": vocab_size})})
     network = Network(
-        build_twin(config.model, config.meta, config.smlmt.n_way, vocab_size),
+        build_twin(config.model, config.meta, config.smlmt.n_way, vocab_size, _attention(config, process)),
         COMPUTE_DTYPE[config.training.precision],
         config.meta.feature_squared_norm,
         compile_mode=_compile_mode(config, process),
@@ -60,6 +63,21 @@ def gather_ingredients(config: RunConfig, process: Process) -> Ingredients:
     )
     rows = ShuffledRows(TokenRows(corpus.train, length), config.training.seed)
     return Ingredients(config, vocab_size, corpus, network, rows, train_tasks, evaluator)
+
+
+def _attention(config: RunConfig, process: Process) -> Attend:
+    model = config.model
+    lengths = {config.data.sequence_length, config.smlmt.context_tokens + LAYOUT_EXTRA_TOKENS}
+    _, attend = choose_attention(
+        model.attention,
+        process.device,
+        COMPUTE_DTYPE[config.training.precision],
+        model.attention_n_heads,
+        model.attention_n_kv_heads,
+        model.d_model // model.attention_n_heads,
+        sorted(lengths),
+    )
+    return attend
 
 
 def _compile_mode(config: RunConfig, process: Process) -> CompileMode:

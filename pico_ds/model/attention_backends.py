@@ -1,0 +1,191 @@
+"""The choice of an attention kernel: every one that is there computes the same, at another speed."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from pico_ds.config import ConfigError
+from pico_ds.model.attention import Attend
+
+logger = logging.getLogger(__name__)
+
+Backend = Literal["cudnn", "flash_attn_3", "flash_attn_4", "flash_attn", "sdpa_flash", "math"]
+#: by speed of a forward and backward pass on an H100 (docs/performance.md); auto takes the first that works
+BACKENDS: tuple[Backend, ...] = get_args(Backend)
+_SDPA = {
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "sdpa_flash": SDPBackend.FLASH_ATTENTION,
+    "math": SDPBackend.MATH,
+}
+#: module, and how to install it
+_PACKAGES = {
+    "flash_attn": ("flash_attn", "pip install flash-attn --no-build-isolation (needs nvcc)"),
+    "flash_attn_3": ("flash_attn_interface", "build `hopper` of github.com/Dao-AILab/flash-attention (needs nvcc)"),
+    "flash_attn_4": ("flash_attn.cute", "pip install --pre flash-attn-4"),
+}
+#: largest difference from fp32 arithmetic, over the largest value; bf16 has 8 bits
+_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 4e-2, torch.float16: 1e-2}
+
+
+class UnavailableError(Exception):
+    """A kernel that is not installed, or does not run here."""
+
+
+def choose_attention(
+    wanted: Backend | Literal["auto"],
+    device: torch.device,
+    dtype: torch.dtype,
+    n_heads: int,
+    n_kv_heads: int,
+    head_dim: int,
+    lengths: Sequence[int],
+) -> tuple[Backend, Attend]:
+    """The kernel asked for, or with auto the fastest that works here; the choice is logged.
+
+    A kernel works when its output and gradients are those of fp32 arithmetic, on random inputs of the lengths given.
+
+    Raises:
+        ConfigError: the kernel asked for is not there; the message says how to get it.
+    """
+    problems = []
+    for name in BACKENDS if wanted == "auto" else (wanted,):
+        for repeat_keys in (False, True) if name in _SDPA and n_kv_heads < n_heads else (False,):
+            try:
+                attend = load_backend(name, device, repeat_keys)
+                for length in lengths:
+                    _probe(attend, device, dtype, n_heads, n_kv_heads, head_dim, length)
+            except UnavailableError as problem:
+                problems.append(f"{name}: {problem}")
+                continue
+            how = "keys and values repeated for each query head" if repeat_keys else f"model.attention: {wanted}"
+            logger.info("attention: %s (%s)%s", name, how, "".join(f"; not {problem}" for problem in problems))
+            return name, attend
+    raise ConfigError(
+        f"model.attention: {'; '.join(problems)}. Take another one of auto, {', '.join(BACKENDS)}; auto finds the "
+        "fastest that is there"
+    )
+
+
+def load_backend(name: Backend, device: torch.device, repeat_keys: bool = False) -> Attend:
+    """A kernel by name.
+
+    Args:
+        repeat_keys: give every query head a copy of its keys and values, for kernels of torch that want one.
+
+    Raises:
+        UnavailableError: it is not installed, or not for this kind of device.
+    """
+    if name in _SDPA:
+        if name == "cudnn" and device.type != "cuda":
+            raise UnavailableError(f"needs an NVIDIA GPU, this is {device.type}")
+        return _sdpa(_SDPA[name], repeat_keys)
+    if device.type != "cuda":
+        raise UnavailableError(f"needs an NVIDIA GPU, this is {device.type}")
+    module, how = _PACKAGES[name]
+    try:
+        package: Any = importlib.import_module(module)
+        function = package.flash_attn_func
+    except (ImportError, AttributeError, OSError) as error:
+        raise UnavailableError(f"{module} cannot be imported ({error}); {how}") from error
+    if name == "flash_attn_4":
+        return _direct(_opaque(importlib.import_module("flash_attn.cute.interface")))
+    return _direct(lambda queries, keys, values: function(queries, keys, values, causal=True))
+
+
+def _sdpa(backend: SDPBackend, repeat_keys: bool = False) -> Attend:
+    def attend(queries: Tensor, keys: Tensor, values: Tensor, layer: int = 0) -> Tensor:
+        groups = queries.shape[-3] // keys.shape[-3]
+        if repeat_keys:
+            keys, values = (x.repeat_interleave(groups, dim=-3) for x in (keys, values))
+        grouped = groups > 1 and not repeat_keys
+        with sdpa_kernel(backend):
+            return F.scaled_dot_product_attention(queries, keys, values, is_causal=True, enable_gqa=grouped)
+
+    return attend
+
+
+def _direct(function: Callable[[Tensor, Tensor, Tensor], Any]) -> Attend:
+    """A package's own function, which wants `[batch, seq, heads, head_dim]` and takes fewer key heads as they are."""
+
+    def attend(queries: Tensor, keys: Tensor, values: Tensor, layer: int = 0) -> Tensor:
+        mixed = function(queries.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2))
+        # some versions give the logarithm of the normaliser, too
+        return (mixed[0] if isinstance(mixed, tuple) else mixed).transpose(1, 2)
+
+    return attend
+
+
+def _opaque(interface: Any) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """FlashAttention-4 as an operator that torch.compile takes as it is; its own is Python that cannot be traced.
+
+    Private functions of the package; `_probe` compares what they compute before they are used.
+    """
+
+    @torch.library.custom_op("pico_ds::flash_attn_4", mutates_args=())
+    def forward(queries: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        out, normaliser, *_ = interface._flash_attn_fwd(queries, keys, values, causal=True, return_lse=True)
+        return out, normaliser
+
+    @forward.register_fake
+    def _(queries: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        batch, seq, heads, _ = queries.shape
+        normaliser = torch.empty((batch, heads, seq), device=queries.device, dtype=torch.float32)
+        return torch.empty(queries.shape, device=queries.device, dtype=queries.dtype), normaliser
+
+    @torch.library.custom_op("pico_ds::flash_attn_4_backward", mutates_args=())
+    def backward(
+        gradient: Tensor, queries: Tensor, keys: Tensor, values: Tensor, out: Tensor, normaliser: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        found = interface._flash_attn_bwd(queries, keys, values, out, gradient, normaliser, causal=True)
+        return found[0], found[1], found[2]
+
+    @backward.register_fake
+    def _(
+        gradient: Tensor, queries: Tensor, keys: Tensor, values: Tensor, out: Tensor, normaliser: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return tuple(torch.empty(x.shape, device=x.device, dtype=x.dtype) for x in (queries, keys, values))  # type: ignore[return-value]
+
+    def keep(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
+        ctx.save_for_backward(*inputs, *output)
+
+    def differentiate(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return backward(gradient.contiguous(), *ctx.saved_tensors)
+
+    forward.register_autograd(differentiate, setup_context=keep)
+    return lambda queries, keys, values: forward(queries, keys, values)[0]
+
+
+def _probe(
+    attend: Attend, device: torch.device, dtype: torch.dtype, n_heads: int, n_kv_heads: int, head_dim: int, length: int
+) -> None:
+    """Compare a kernel with fp32 arithmetic.
+
+    Raises:
+        UnavailableError: it refuses these inputs, or its output or gradients are wrong.
+    """
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(2, heads, length, head_dim) for heads in (n_heads, n_kv_heads, n_kv_heads, n_heads)]
+    *inputs, upstream = (torch.randn(shape, generator=generator).to(device, dtype) for shape in shapes)
+
+    def outcome(function: Attend, to: torch.dtype) -> list[Tensor]:
+        leaves = queries, keys, values = [tensor.to(to).requires_grad_() for tensor in inputs]
+        out = function(queries, keys, values, 0)
+        return [out.detach(), *torch.autograd.grad(out, leaves, upstream.to(to))]
+
+    try:
+        with torch.enable_grad():
+            got, wanted = outcome(attend, dtype), outcome(_sdpa(SDPBackend.MATH), torch.float32)
+    except Exception as error:
+        raise UnavailableError(f"refuses {tuple(shapes[0])} in {dtype}: {type(error).__name__}: {error}") from error
+    for mine, reference in zip(got, wanted, strict=True):
+        difference = (mine.float() - reference).abs().max() / reference.abs().max()
+        if not difference <= _TOLERANCE[dtype]:
+            raise UnavailableError(f"is wrong by {difference:.1e} at {tuple(shapes[0])} in {dtype}")

@@ -1,0 +1,147 @@
+"""Every attention kernel that is here computes what fp32 arithmetic does; one that is not is an error that helps."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from pico_ds.config import ConfigError, MetaConfig
+from pico_ds.meta.network import Network
+from pico_ds.model import attention_backends
+from pico_ds.model.attention import Attend, causal_attention
+from pico_ds.model.attention_backends import BACKENDS, Backend, UnavailableError, choose_attention, load_backend
+from pico_ds.model.meta_model import build_meta_model, build_twin
+from tests.reference import SHAPE, random_episode, relative_error
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def textbook(queries: Tensor, keys: Tensor, values: Tensor, layer: int = 0) -> Tensor:
+    """softmax(Q K^T / sqrt(d) + mask) V in fp64, with keys and values repeated."""
+    groups = queries.shape[1] // keys.shape[1]
+    keys, values = (x.repeat_interleave(groups, dim=1) for x in (keys, values))
+    scores = queries @ keys.transpose(-1, -2) / math.sqrt(queries.shape[-1])
+    later = torch.ones(scores.shape[-2:], device=scores.device).triu(1).bool()
+    return scores.masked_fill(later, -math.inf).softmax(-1) @ values
+
+
+def here(name: Backend, dtype: torch.dtype, head_dim: int) -> Attend:
+    try:
+        attend = load_backend(name, DEVICE)
+        attention_backends._probe(attend, DEVICE, dtype, 4, 2, head_dim, 9)
+    except UnavailableError as problem:
+        pytest.skip(str(problem))
+    return attend
+
+
+@pytest.mark.parametrize("name", [*BACKENDS, "default"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2), (4, 1)])
+@pytest.mark.parametrize("length", [1, 17, 64])
+def test_forward_and_gradients(name: str, dtype: torch.dtype, heads: int, kv_heads: int, length: int) -> None:
+    attend = causal_attention if name == "default" else here(name, dtype, head_dim=16)  # type: ignore[arg-type]
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(3, count, length, 16) for count in (heads, kv_heads, kv_heads, heads)]
+    *inputs, upstream = (torch.randn(shape, generator=generator).to(DEVICE, dtype) for shape in shapes)
+
+    def outcome(function: Callable[..., Tensor], to: torch.dtype) -> list[Tensor]:
+        leaves = [tensor.to(to).requires_grad_() for tensor in inputs]
+        out = function(*leaves, 0)
+        return [out, *torch.autograd.grad(out, leaves, upstream.to(to))]
+
+    for got, wanted in zip(outcome(attend, dtype), outcome(textbook, torch.float64), strict=True):
+        tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+        # at length 1 the gradients of queries and keys are zero
+        assert (got.double() - wanted).abs().max() <= tolerance * max(1.0, float(wanted.detach().abs().max()))
+
+
+def test_keys_are_repeated_where_a_kernel_wants_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    sdpa = torch.nn.functional.scaled_dot_product_attention
+
+    def without_groups(*tensors: Tensor, is_causal: bool, enable_gqa: bool) -> Tensor:
+        if enable_gqa and torch.nn.attention._cur_sdpa_kernel_backends()[0] != torch.nn.attention.SDPBackend.MATH:
+            raise RuntimeError("no kernel")
+        return sdpa(*tensors, is_causal=is_causal, enable_gqa=enable_gqa)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", without_groups)
+    _, attend = choose_attention("sdpa_flash", torch.device("cpu"), torch.float32, 4, 2, 16, [9])
+    queries, keys, values = (torch.randn(1, heads, 9, 16) for heads in (4, 2, 2))
+    wanted = textbook(queries.double(), keys.double(), values.double())
+    torch.testing.assert_close(attend(queries, keys, values, 0), wanted.float())
+
+
+def test_auto_takes_the_first_that_works(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="pico_ds")
+    name, _ = choose_attention("auto", torch.device("cpu"), torch.float32, 4, 2, 16, [9])
+    assert name == "sdpa_flash"
+    monkeypatch.setitem(attention_backends._SDPA, "sdpa_flash", attention_backends.SDPBackend.CUDNN_ATTENTION)
+    name, _ = choose_attention("auto", torch.device("cpu"), torch.float32, 4, 2, 16, [9])
+    assert name == "math"
+
+
+def test_a_kernel_that_computes_something_else_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        attention_backends, "load_backend", lambda *_: lambda q, k, v, *_: causal_attention(q, k, v) * 1.001
+    )
+    with pytest.raises(ConfigError, match=r"model\.attention: math: is wrong by 1\.0e-03"):
+        choose_attention("math", torch.device("cpu"), torch.float32, 4, 2, 16, [9])
+
+
+@pytest.mark.parametrize("name", ["cudnn", "flash_attn", "flash_attn_3", "flash_attn_4"])
+def test_a_kernel_that_is_not_there_is_named(name: Backend) -> None:
+    with pytest.raises(ConfigError, match=rf"model\.attention: {name}: needs an NVIDIA GPU.*auto finds the fastest"):
+        choose_attention(name, torch.device("cpu"), torch.float32, 4, 2, 16, [9])
+
+
+def test_a_package_that_is_missing_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(attention_backends._PACKAGES, "flash_attn_4", ("no_such_package", "pip install it"))
+    with pytest.raises(UnavailableError, match=r"no_such_package cannot be imported .*; pip install it"):
+        load_backend("flash_attn_4", torch.device("cuda"))
+
+
+class PlayedInterface:
+    """The two functions of FlashAttention-4 that are used, on CPU."""
+
+    @staticmethod
+    def _flash_attn_fwd(q: Tensor, k: Tensor, v: Tensor, causal: bool, return_lse: bool) -> tuple[Tensor, ...]:
+        assert causal
+        assert return_lse
+        out = causal_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2).contiguous()
+        return out, torch.zeros(q.shape[0], q.shape[2], q.shape[1]), None, None, None  # type: ignore[return-value]
+
+    @staticmethod
+    def _flash_attn_bwd(
+        q: Tensor, k: Tensor, v: Tensor, out: Tensor, dout: Tensor, lse: Tensor, causal: bool
+    ) -> tuple[Tensor, ...]:
+        groups, scale = q.shape[2] // k.shape[2], q.shape[-1] ** -0.5
+        q, k, v, dout = (x.transpose(1, 2) for x in (q, k, v, dout))
+        k, v = (x.repeat_interleave(groups, dim=1) for x in (k, v))
+        later = torch.ones(q.shape[-2], q.shape[-2]).triu(1).bool()
+        p = (q @ k.mT * scale).masked_fill(later, -math.inf).softmax(-1)
+        dp = dout @ v.mT
+        ds = p * (dp - (dp * p).sum(-1, keepdim=True)) * scale
+        dk, dv = (x.unflatten(1, (-1, groups)).sum(2) for x in (ds.mT @ q, p.mT @ dout))
+        return tuple(x.transpose(1, 2).contiguous() for x in (ds @ k, dk, dv))
+
+
+@pytest.mark.parametrize("mode", ["none", "model"])
+def test_the_network_runs_with_any_kernel_compiled_or_not(mode: str) -> None:
+    """Under functional_call and torch.compile: SDPA with a forced kernel, and an opaque operator."""
+    meta = MetaConfig()
+    module = build_meta_model(SHAPE, meta, 3, vocab_size=61, seed=0)
+    theta = {name: weight.detach().requires_grad_() for name, weight in module.named_parameters()}
+    contexts = random_episode(0).support
+
+    def gradient(attend: Attend | None, mode: str) -> dict[str, Tensor]:
+        twin = build_twin(SHAPE, meta, 3, 61, *([attend] if attend else []))
+        network = Network(twin, torch.float32, 4.0, mode, "aot_eager")  # type: ignore[arg-type]
+        loss = network.features(theta, contexts, "fim").pow(3).sum()
+        found = torch.autograd.grad(loss, list(theta.values()), allow_unused=True)
+        return {name: value for name, value in zip(theta, found, strict=True) if value is not None}
+
+    wanted = gradient(None, "none")
+    opaque = attention_backends._direct(attention_backends._opaque(PlayedInterface))
+    for attend in (load_backend("math", DEVICE), load_backend("sdpa_flash", DEVICE), opaque):
+        assert relative_error(gradient(attend, mode), wanted) < 1e-5
