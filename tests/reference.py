@@ -4,6 +4,7 @@ Shares no code with `pico_ds.meta`, so that the two can check each other.
 """
 
 import copy
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -52,7 +53,9 @@ def class_means(z: torch.Tensor, labels: torch.Tensor, n_way: int) -> torch.Tens
     return torch.stack([z[labels == label].mean(0) for label in range(n_way)])
 
 
-def task_gradients(model: MetaModel, episode: Episode, config: MetaConfig) -> dict[str, torch.Tensor]:
+def task_gradients(
+    model: MetaModel, episode: Episode, config: MetaConfig, adapts: Callable[[str], bool] = lambda _: True
+) -> dict[str, torch.Tensor]:
     """The outer gradient of one task, by deep copies and `backward`."""
     fast = copy.deepcopy(model)
     support, query, n_way, s = episode.support, episode.query, episode.n_way, config.feature_squared_norm
@@ -68,8 +71,8 @@ def task_gradients(model: MetaModel, episode: Episode, config: MetaConfig) -> di
         weight.grad = bias.grad = None
         F.cross_entropy(features(fast, support, s) @ weight.T + bias, support.labels).backward()
         with torch.no_grad():
-            for parameter in fast.decoder.parameters():
-                if parameter.grad is not None:
+            for name, parameter in fast.decoder.named_parameters():
+                if parameter.grad is not None and adapts(name):
                     parameter -= config.inner_lr * parameter.grad
             weight -= config.head_inner_lr * weight.grad
             bias -= config.head_inner_lr * bias.grad

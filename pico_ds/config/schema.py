@@ -113,6 +113,9 @@ class MetaConfig(Section):
 
     head: Literal["prototype", "linear"] = "prototype"
     """prototype: initialised from the support features of each task (ProtoMAML); linear: meta-learned weights"""
+    adapt: str = "all"
+    """weights of the decoder that the inner loop changes beside the head: all, head (none of them), last_<k>_blocks, or
+    a regular expression over their names; all of them are trained"""
     inner_lr: NonNegativeFloat = 0.02
     """SGD rate of the decoder's weights in the inner loop"""
     head_inner_lr: NonNegativeFloat = 1.0

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from pico_ds.config import MetaConfig, Readout
+from pico_ds.meta.adaptation import adapted_names
 from pico_ds.meta.network import Network, Parameters
 from pico_ds.model.meta_model import HEAD_BIAS, HEAD_WEIGHT, is_of_the_body
 from pico_ds.tasks.episode import Contexts
@@ -138,7 +139,9 @@ def adapt(
         leaves: `task_leaves(theta)`, passed in so that the caller can differentiate with respect to them.
         keep_graph: keep the graph from `leaves` to `initial_head`, for the outer gradient through the prototypes.
     """
-    first_features = network.features(leaves, support, readout)
+    chosen = adapted_names(config.adapt, tuple(leaves), network.n_layers)
+    frozen = {name: weight.detach() for name, weight in leaves.items() if name not in chosen}
+    first_features = network.features(leaves if keep_graph else {**leaves, **frozen}, support, readout)
     if config.head == "prototype":
         initial_head = prototype_head(first_features, support.labels, n_way)
     else:
@@ -150,12 +153,20 @@ def adapt(
         if step == 0:
             return F.cross_entropy(first_logits, support.labels)
         body, head = _split(fast)
-        return F.cross_entropy(head.logits(network.features(body, support, readout)), support.labels)
+        # where the head alone is adapted, the features of the first step are those of all
+        features = network.features({**frozen, **body}, support, readout) if body else first_features.detach()
+        return F.cross_entropy(head.logits(features), support.labels)
 
-    rates = dict.fromkeys(leaves, config.inner_lr) | dict.fromkeys((HEAD_WEIGHT, HEAD_BIAS), config.head_inner_lr)
-    start = {**leaves, HEAD_WEIGHT: start_head.weight, HEAD_BIAS: start_head.bias}
+    rates = dict.fromkeys(chosen, config.inner_lr) | dict.fromkeys((HEAD_WEIGHT, HEAD_BIAS), config.head_inner_lr)
+    start = {
+        **{name: leaves[name] for name in leaves if name in chosen},
+        HEAD_WEIGHT: start_head.weight,
+        HEAD_BIAS: start_head.bias,
+    }
     fast, adapted, first_gradient_norm = descend(support_loss, start, rates, steps, keep_first_graph=keep_graph)
     (body, _), (body_leaves, head) = _split(fast), _split(adapted)
+    # what is not adapted stays as it was, in the order of the leaves
+    body, body_leaves = ({name: part.get(name, leaves[name]) for name in leaves} for part in (body, body_leaves))
     return Adapted(body, body_leaves, head, initial_head, first_logits.detach(), first_gradient_norm)
 
 

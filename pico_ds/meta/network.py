@@ -47,6 +47,7 @@ class Network:
         self.twin = twin
         self.compute_dtype = compute_dtype
         self.feature_length = feature_squared_norm**0.5
+        self.n_layers = len(twin.decoder.layers)
         #: what the states depend on, in one order whatever else a caller has: another set would be another graph
         self._names = [name for name, _ in twin.named_parameters() if is_of_the_body(name)]
         self._run: Callable[..., Tensor] = self._call

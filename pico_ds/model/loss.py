@@ -24,11 +24,14 @@ def chunk_loss_and_gradients(hidden: Tensor, weight: Tensor, targets: Tensor) ->
         targets: `[tokens]`.
     """
     logits = F.linear(hidden, weight).float()
+    labels = targets[:, None]
     normaliser = torch.logsumexp(logits, dim=-1, keepdim=True)
-    at_target = logits.gather(1, targets[:, None])
-    is_target = torch.arange(len(weight), device=targets.device) == targets[:, None]
-    gradient = ((logits - normaliser).exp() - is_target.float()).to(hidden.dtype)
-    return (normaliser - at_target).sum(), gradient @ weight, gradient.T @ hidden
+    loss = (normaliser - logits.gather(1, labels)).sum()
+    # in place: softmax minus one-hot
+    logits.sub_(normaliser).exp_().scatter_add_(1, labels, logits.new_full(labels.shape, -1.0))
+    gradient = logits.to(hidden.dtype)
+    del logits
+    return loss, gradient @ weight, gradient.T @ hidden
 
 
 class _LinearCrossEntropy(torch.autograd.Function):

@@ -11,6 +11,7 @@ from pico_ds.data.corpus import Corpus, open_corpus
 from pico_ds.data.rows import ShuffledRows, TokenRows
 from pico_ds.engine.distributed import Process
 from pico_ds.evaluation.evaluator import Evaluator
+from pico_ds.meta.adaptation import adapted_names
 from pico_ds.meta.network import CompileMode, Network
 from pico_ds.model.attention import Attend
 from pico_ds.model.attention_backends import choose_attention
@@ -52,6 +53,8 @@ def gather_ingredients(config: RunConfig, process: Process) -> Ingredients:
         config.meta.feature_squared_norm,
         compile_mode=_compile_mode(config, process),
     )
+    # an expression that finds nothing is an error now, not at the first meta step
+    adapted_names(config.meta.adapt, tuple(name for name, _ in network.twin.named_parameters()), config.model.n_layers)
     length = config.data.sequence_length
     train_tasks, held_out_tasks = _build_tasks(config, corpus)
     evaluator = Evaluator(

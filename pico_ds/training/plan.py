@@ -10,7 +10,9 @@ from torch import Tensor
 from pico_ds.config import RunConfig
 from pico_ds.config.deepspeed import offloads, zero_stage
 from pico_ds.config.validation import LAYOUT_EXTRA_TOKENS
-from pico_ds.model.meta_model import DECODER, OUTPUT_PROJECTION, MetaModel, build_twin
+from pico_ds.meta.adaptation import adapted_names
+from pico_ds.model.loss import CHUNK_LOGITS
+from pico_ds.model.meta_model import MetaModel, build_twin, is_of_the_body
 from pico_ds.training.assembly import COMPUTE_DTYPE
 from pico_ds.training.state import StepKind
 
@@ -43,7 +45,6 @@ def make_plan(config: RunConfig, deepspeed_json: dict[str, Any], vocab_size: int
     twin = build_twin(config.model, config.meta, config.smlmt.n_way, vocab_size)
     sizes = {name: weight.numel() for name, weight in twin.named_parameters()}
     total = sum(sizes.values())
-    adapted = sum(size for name, size in sizes.items() if name.startswith(DECODER) and name != OUTPUT_PROJECTION)
     stage, compute_bytes = zero_stage(deepspeed_json), COMPUTE_DTYPE[config.training.precision].itemsize
     smlmt, training, meta = config.smlmt, config.training, config.meta
     rows_per_rank = math.ceil(training.global_batch_size / world_size)
@@ -53,11 +54,11 @@ def make_plan(config: RunConfig, deepspeed_json: dict[str, Any], vocab_size: int
     weights = total * compute_bytes
     working: dict[StepKind, dict[str, int]] = {"ar": _ar_step(twin, config, total, rows_per_rank)}
     if smlmt.hybrid_ratio > 0:
-        working["meta"] = _meta_step(twin, config, adapted)
+        working["meta"] = _meta_step(twin, config, sizes)
     lasting = {
         "weights": round(weights * share) if stage == 3 else weights,
-        # in fp32 below stage 3 the outer loop reads the weights in place
-        "full fp32 copy of the weights": FP32_BYTES * total if stage == 3 or compute_bytes < FP32_BYTES else 0,
+        # below stage 3 the outer loop reads the weights in place
+        "full copy of the weights": weights if stage == 3 else 0,
         "outer gradient, fp32": FP32_BYTES * total,
         "gradient handed to DeepSpeed": weights,
         "reduced gradient": round(weights * share) if stage else 0,
@@ -87,42 +88,46 @@ def make_plan(config: RunConfig, deepspeed_json: dict[str, Any], vocab_size: int
 def _ar_step(twin: MetaModel, config: RunConfig, total: int, rows_per_rank: int) -> dict[str, int]:
     dtype, length = COMPUTE_DTYPE[config.training.precision], config.data.sequence_length
     rows = min(config.training.micro_batch_size, rows_per_rank)
-    vocab_size = twin.decoder.de_embedding_proj.out_features
-    # the backward of log-softmax holds the fp32 gradients of its output and of its input at once
-    logit_gradients = 2 * FP32_BYTES * rows * length * vocab_size
-    activations = saved_bytes(twin, (rows, length), dtype, with_logits=True) + logit_gradients
-    return _graph(activations, _cast(total, dtype), FP32_BYTES * total)
+    vocab_size, width = twin.decoder.de_embedding_proj.weight.shape
+    activations = saved_bytes(twin, (rows, length), dtype) + dtype.itemsize * rows * length * width
+    logits = min(rows * length * vocab_size, CHUNK_LOGITS)
+    projection = vocab_size * width
+    # a chunk's logits in fp32 with the temporary of their normaliser, or with what is computed from them
+    chunk = max(2 * FP32_BYTES * logits, (FP32_BYTES + _extra(dtype)) * logits + dtype.itemsize * projection)
+    loss = FP32_BYTES * projection + chunk
+    return {
+        "activations (estimate)": activations,
+        "logits of a chunk, and the gradient of the output projection": loss,
+        "gradient beyond what it replaces": max(0, dtype.itemsize * (total + projection) - activations - loss),
+    }
 
 
-def _meta_step(twin: MetaModel, config: RunConfig, adapted: int) -> dict[str, int]:
+def _meta_step(twin: MetaModel, config: RunConfig, sizes: dict[str, int]) -> dict[str, int]:
     dtype, smlmt, meta = COMPUTE_DTYPE[config.training.precision], config.smlmt, config.meta
     length = smlmt.context_tokens + LAYOUT_EXTRA_TOKENS
     support, query = (
-        saved_bytes(twin, (smlmt.n_way * per_class, length), dtype, with_logits=False)
-        for per_class in (smlmt.k_shot, smlmt.q_query)
+        saved_bytes(twin, (smlmt.n_way * per_class, length), dtype) for per_class in (smlmt.k_shot, smlmt.q_query)
     )
-    cast = _cast(adapted, dtype)
+    activations = max(support, query)
+    body = sum(size for name, size in sizes.items() if is_of_the_body(name))
+    adapted = sum(sizes[name] for name in adapted_names(meta.adapt, tuple(sizes), config.model.n_layers))
+    # in bf16 a step makes new fp32 weights beside the old ones; in fp32 the gradient becomes the new weights
+    old = FP32_BYTES * adapted if meta.inner_steps > 1 and dtype != torch.float32 else 0
     # the graph of the first support pass outlives the inner loop: the prototypes are differentiated through it
     keeps = meta.head == "prototype" and meta.inner_steps > 0
     return {
-        # a step's gradient becomes the next fast weights in place, so there is one copy
         "fast weights, fp32": FP32_BYTES * adapted if meta.inner_steps else 0,
-        "graph of the prototypes (estimate)": support + cast if keeps else 0,
-        **_graph(max(support, query), cast, FP32_BYTES * adapted),
-    }
-
-
-def _graph(activations: int, cast: int, gradient: int) -> dict[str, int]:
-    """A graph and the gradient taken from it: a backward pass frees the one as it fills the other."""
-    return {
+        "fast weights cast for compute": _extra(dtype) * adapted if meta.inner_steps else 0,
+        "graph of the prototypes (estimate)": support if keeps else 0,
         "activations (estimate)": activations,
-        "weights cast for compute": cast,
-        "gradient beyond the graph it replaces, fp32": max(0, gradient - activations - cast),
+        # a backward pass frees the graph as it fills the gradient
+        "gradient and update beyond the graph they replace": max(0, dtype.itemsize * body + old - activations),
     }
 
 
-def _cast(count: int, dtype: torch.dtype) -> int:
-    return count * dtype.itemsize if dtype != torch.float32 else 0
+def _extra(dtype: torch.dtype) -> int:
+    """Bytes of a copy in the compute type, where that is not fp32."""
+    return dtype.itemsize if dtype != torch.float32 else 0
 
 
 def _communication(stage: int, weight_bytes: int, world_size: int) -> dict[str, int]:
@@ -149,7 +154,7 @@ class _SavedByFlash(torch.autograd.Function):
         raise AssertionError("only the forward pass is traced")
 
 
-def saved_bytes(twin: MetaModel, shape: tuple[int, int], dtype: torch.dtype, with_logits: bool) -> int:
+def saved_bytes(twin: MetaModel, shape: tuple[int, int], dtype: torch.dtype) -> int:
     """Bytes of the tensors that autograd saves in one forward pass of a meta-device model, parameters left out."""
     twin = twin.to(dtype)
     parameters = {weight.untyped_storage()._cdata for weight in twin.parameters()}
@@ -167,7 +172,6 @@ def saved_bytes(twin: MetaModel, shape: tuple[int, int], dtype: torch.dtype, wit
     tokens = torch.zeros(shape, dtype=torch.int64, device="meta")
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         hidden = twin.decoder.hidden(tokens, attend=attend)
-        if with_logits:
-            logits = twin.decoder.de_embedding_proj(hidden).flatten(0, 1).float()
-            torch.nn.functional.cross_entropy(logits, tokens.flatten(), reduction="sum")
+    # kept alive until here: what is freed would give its address to another
+    del hidden
     return sum(size for size, _ in kept.values())

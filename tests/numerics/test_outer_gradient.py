@@ -1,12 +1,14 @@
 """The inner loop and the outer gradient against closed forms and an independent reference."""
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from pico_ds.config import MetaConfig
+from pico_ds.config import ConfigError, MetaConfig
+from pico_ds.meta.adaptation import adapted_names
 from pico_ds.meta.inner_loop import adapt, descend, prototype_head, task_leaves
 from pico_ds.meta.network import Network
 from pico_ds.meta.outer_gradient import (
@@ -185,3 +187,49 @@ def test_weights_in_the_compute_type_give_the_gradient_of_their_fp32_copies(head
         rows = torch.randint(0, 61, (3, 9), generator=torch.Generator().manual_seed(1))
         add_language_model_gradient(network, weights, rows, total, scale=0.1, micro_batch_size=2)
     assert all(torch.equal(got[name], wanted[name]) for name in wanted)
+
+
+@pytest.mark.parametrize("head", ["prototype", "linear"])
+@pytest.mark.parametrize("inner_steps", [1, 3])
+@pytest.mark.parametrize(
+    ("adapt", "adapts"),
+    [
+        ("all", lambda _: True),
+        ("head", lambda _: False),
+        ("last_1_blocks", lambda name: name.startswith(("layers.1.", "output_norm"))),
+        (r"attention\.[qv]_proj", lambda name: "q_proj" in name or "v_proj" in name),
+    ],
+)
+def test_the_outer_gradient_is_of_all_weights_whichever_are_adapted(
+    head: str, inner_steps: int, adapt: str, adapts: Callable[[str], bool]
+) -> None:
+    meta = MetaConfig(head=head, inner_steps=inner_steps, inner_lr=0.05, head_inner_lr=0.5, adapt=adapt)
+    module, network = make(meta)
+    theta = {name: weight.detach() for name, weight in module.named_parameters()}
+    got = zero_gradient(theta)
+    adapted, _ = add_task_gradient(network, theta, random_episode(1), "fim", meta, got, scale=1.0)
+    assert relative_error(got, task_gradients(module, random_episode(1), meta, adapts)) < 1e-5
+    moved = {name for name in adapted.fast if not torch.equal(adapted.fast[name], theta[name])}
+    assert moved == {name for name in adapted.fast if adapts(name.removeprefix("decoder."))}
+
+
+def test_head_alone_computes_the_features_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    meta = MetaConfig(inner_steps=10, adapt="head")
+    module, network = make(meta)
+    theta = {name: weight.detach() for name, weight in module.named_parameters()}
+    calls: list[int] = []
+    hidden = network.hidden
+    monkeypatch.setattr(network, "hidden", lambda *rest: calls.append(1) or hidden(*rest))
+    add_task_gradient(network, theta, random_episode(0), "fim", meta, zero_gradient(theta), scale=1.0)
+    assert len(calls) == 2, "support, and query"
+
+
+def test_adapt_is_checked() -> None:
+    names = tuple(name for name, _ in build_twin(SHAPE, MetaConfig(), N_WAY, 61).named_parameters())
+    for wrong, message in [
+        ("last_3_blocks", r"meta\.adapt: got last_3_blocks, but the model has 2 blocks; take 1 to 2"),
+        ("bodyy", r"meta\.adapt: 'bodyy' is found in no name such as 'layers\.0\..*take all, head, last_<k>_blocks"),
+        ("(", r"meta\.adapt: '\(' is no regular expression"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            adapted_names(wrong, names, SHAPE.n_layers)
