@@ -85,7 +85,7 @@ class CheckpointBenchmark:
         }
         results = {name: _medians([way() for _ in range(repeats + 1)][1:]) for name, way in ways.items()}
         self.saver.abandon()
-        total = int(self.process.sum_over_ranks(torch.tensor([self.bytes], dtype=torch.int64)).item())
+        total = sum(held for (held,) in self.process.gather([self.bytes]))
         return {
             "world_size": self.process.world_size,
             "zero_stage": self.engine.stage,
@@ -102,7 +102,7 @@ class CheckpointBenchmark:
         return self._slowest(time.perf_counter() - started)
 
     def _slowest(self, seconds: float) -> float:
-        each = torch.zeros(self.process.world_size, dtype=torch.float64)
+        each = torch.zeros(self.process.world_size, dtype=torch.float64, device=self.process.device)
         each[self.process.rank] = seconds
         return float(self.process.sum_over_ranks(each).max())
 

@@ -1,0 +1,72 @@
+"""Counted operations, against a count by hand and torch's own counter."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from pico_ds.config import MetaConfig, ModelConfig, parse_config
+from pico_ds.meta.network import Network
+from pico_ds.meta.outer_gradient import add_language_model_gradient, add_task_gradient, zero_gradient
+from pico_ds.model.flops import forward_flops_per_token, language_model_flops, peak_flops, task_flops
+from pico_ds.model.meta_model import build_meta_model, build_twin
+from tests.reference import random_episode
+
+SHAPE = ModelConfig(d_model=32, n_layers=3, attention_n_heads=4, attention_n_kv_heads=2, activation_hidden_dim=64)
+VOCAB = 61
+
+
+def test_one_token_by_hand() -> None:
+    """Of pico-1b: 14 blocks of q, o (d^2), k, v (d^2 / 4 each), three d x 4d, two norms; a final norm; T 2048."""
+    shape = parse_config(
+        "model: {d_model: 2048, n_layers: 14, attention_n_heads: 16, attention_n_kv_heads: 4, "
+        "activation_hidden_dim: 8192}"
+    ).model
+    d = 2048
+    body = 14 * (2.5 * d * d + 3 * d * 4 * d + 2 * d) + d
+    assert forward_flops_per_token(shape, 50304, 2048, with_logits=True) == 2 * (body + 50304 * d) + 2 * 14 * 2048 * d
+    assert forward_flops_per_token(shape, 50304, 2048, with_logits=False) == 2 * body + 2 * 14 * 2048 * d
+
+
+@pytest.fixture
+def network() -> Network:
+    return Network(build_twin(SHAPE, MetaConfig(), 3, VOCAB), torch.float32, 4.0)
+
+
+@pytest.fixture
+def theta() -> dict[str, torch.Tensor]:
+    module = build_meta_model(SHAPE, MetaConfig(), 3, VOCAB, seed=0)
+    return {name: weight.detach() for name, weight in module.named_parameters()}
+
+
+def not_counted(rows: int, length: int) -> int:
+    """Norms are no matrix products, and torch's counter does not know the attention kernel of the CPU."""
+    norms = 2 * (2 * SHAPE.n_layers + 1) * SHAPE.d_model
+    return rows * length * (norms + 2 * SHAPE.n_layers * length * SHAPE.d_model)
+
+
+def test_rows_are_what_a_counter_counts(network: Network, theta: dict[str, torch.Tensor]) -> None:
+    rows = torch.randint(0, VOCAB, (4, 17))
+    with FlopCounterMode(display=False) as counter:
+        add_language_model_gradient(network, theta, rows, zero_gradient(theta), 1.0, micro_batch_size=4)
+    wanted = language_model_flops(SHAPE, VOCAB, rows=4, length=16)
+    assert counter.get_total_flops() == wanted - 3 * not_counted(4, 16)
+
+
+@pytest.mark.parametrize(("adapt", "inner_steps"), [("all", 0), ("all", 1), ("all", 3), ("head", 5)])
+@pytest.mark.parametrize("head", ["prototype", "linear"])
+def test_tasks_are_what_a_counter_counts(
+    network: Network, theta: dict[str, torch.Tensor], adapt: str, inner_steps: int, head: str
+) -> None:
+    meta = MetaConfig(head=head, inner_steps=inner_steps, adapt=adapt)
+    module = build_meta_model(SHAPE, meta, 3, VOCAB, seed=0)
+    theta = {name: weight.detach() for name, weight in module.named_parameters()}
+    with FlopCounterMode(display=False) as counter:
+        add_task_gradient(network, theta, random_episode(0), "fim", meta, zero_gradient(theta), 1.0)
+    wanted = task_flops(SHAPE, VOCAB, 6, 6, 9, inner_steps, adapt == "all", head == "prototype")
+    passes = wanted / task_flops(SHAPE, VOCAB, 1, 0, 9, 0, False, False)
+    # the head's products are a hundredth
+    assert counter.get_total_flops() == pytest.approx(wanted - passes * not_counted(1, 9), rel=0.015)
+
+
+def test_the_peak_of_a_device_that_is_not_known_is_none() -> None:
+    assert peak_flops(torch.device("cpu")) is None
