@@ -1,7 +1,8 @@
 #!/usr/bin/env python
-"""Measure the product beside the floor that the machine sets; prints a table and writes JSON.
+"""Measure the product beside the floor that the machine sets; prints tables and writes JSON.
 
-python scripts/benchmark.py checkpoint                      1, 2 and 4 ranks on this machine
+python scripts/benchmark.py all                             on a GPU the 1B models, on CPU small ones
+python scripts/benchmark.py fomaml --stages 1 --tasks 4     one of them
 python scripts/benchmark.py checkpoint --size 1b --ranks 8  one GPU a rank
 """
 
@@ -22,88 +23,113 @@ from rich.console import Console
 from rich.table import Table
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+STEPS = ("lm", "fomaml", "head", "memory", "tasks")
+COMMANDS = {
+    "attention": "forward and backward of every attention kernel that is there",
+    "lm": "step of the language model under each ZeRO stage, against plain passes",
+    "fomaml": "first-order MAML, all weights adapted, under each ZeRO stage, against as many plain passes",
+    "head": "a meta-batch of which the head alone is adapted, 10 inner steps",
+    "memory": "peak memory of a step of both kinds",
+    "tasks": "many small tasks of a small model",
+    "comm": "collectives of an outer step: stages, inner steps, tasks a rank",
+    "sampling": "tasks and rows per second on one core",
+    "checkpoint": "save, verify and load against raw disk, DeepSpeed and DCP",
+}
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    checkpoint = commands.add_parser("checkpoint", help="save, verify and load against raw disk, DeepSpeed and DCP")
-    checkpoint.add_argument("--size", default="small", help="the model of configs/pico-<size>.yaml")
-    checkpoint.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4], help="world sizes, one after another")
-    checkpoint.add_argument("--deepspeed_config", type=Path, default=REPOSITORY / "ds_configs" / "zero1.json")
-    checkpoint.add_argument("--repeats", type=int, default=3, help="after one that is not counted; medians are shown")
-    checkpoint.add_argument("--directory", type=Path, help="on the disk to measure; default: a temporary directory")
-    checkpoint.add_argument("--json", type=Path, default=Path("benchmark-checkpoint.json"), help="results")
-    checkpoint.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
+    for name, text in {**COMMANDS, "all": "all of them but checkpoint"}.items():
+        command = commands.add_parser(name, help=text)
+        command.add_argument("--size", help="the model of configs/pico-<size>.yaml; default 1b on a GPU, tiny on CPU")
+        command.add_argument("--ranks", type=int, nargs="+", help="world sizes, one after another")
+        command.add_argument("--repeats", type=int, default=3, help="after those not counted; medians are shown")
+        command.add_argument("--json", type=Path, default=Path(f"benchmark-{name}.json"), help="results")
+        command.add_argument("--directory", type=Path, help="on the disk to measure; default: a temporary directory")
+        command.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
+        command.add_argument("--measured", default=name, help=argparse.SUPPRESS)
+        command.add_argument("--stages", type=int, nargs="+", default=[1, 2, 3], help="ZeRO stages")
+        command.add_argument("--rows", type=int, help="rows of a step on each rank, or contexts of a set")
+        command.add_argument("--length", type=int, help="of a row or context [tokens]")
+        command.add_argument("--tasks", type=int, default=4, help="of a step on each rank")
+        command.add_argument("--inner_steps", type=int, default=3)
+        command.add_argument("--steps", type=int, help="timed together; default 5 on a GPU, 1 on CPU")
+        command.add_argument("--against", choices=["plain", "nothing"], default="plain", help="the floor")
+        command.add_argument("--set", nargs="*", default=[], metavar="section.key=value", help="override the config")
+        command.add_argument(
+            "--deepspeed_config", type=Path, default=REPOSITORY / "ds_configs" / "zero1.json", help="of checkpoint"
+        )
     return parser.parse_args()
 
 
-def measure_checkpoint(arguments: argparse.Namespace) -> None:
-    """One rank's part; rank 0 writes what was found."""
-    from pico_ds.benchmark.checkpoint import CheckpointBenchmark
-    from pico_ds.config import load_config
-    from pico_ds.config.deepspeed import load_deepspeed_config
-    from pico_ds.engine.distributed import start_process, stop_process
-
-    process = start_process()
-    config = load_config(REPOSITORY / "configs" / f"pico-{arguments.size}.yaml")
-    deepspeed_json = load_deepspeed_config(arguments.deepspeed_config)
-    assert config.model.vocab_size is not None
-    benchmark = CheckpointBenchmark(config, deepspeed_json, config.model.vocab_size, process, arguments.directory)
-    found = benchmark.run(arguments.repeats)
-    if process.is_main:
-        arguments.worker.write_text(json.dumps(found))
-    stop_process()
+def launch(arguments: argparse.Namespace, command: str, ranks: int, *others: str) -> list[dict[str, Any]]:
+    """Run a measurement in processes of its own; returns what rank 0 wrote."""
+    with tempfile.TemporaryDirectory(prefix="benchmark-", dir=arguments.directory) as directory:
+        out = Path(directory) / "result.json"
+        line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
+        line += [__file__, *sys.argv[1:], "--directory", directory, "--worker", str(out), "--measured", command]
+        done = subprocess.run([*line, *others], check=False, env={"OMP_NUM_THREADS": "1", **os.environ})
+        if done.returncode:
+            # one that does not fit into memory must not cost the figures of the others
+            return [{"command": command, "failed": f"exit code {done.returncode}, see above", "options": list(others)}]
+        return json.loads(out.read_text())
 
 
-def launch_checkpoint(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Run the measurement for every world size."""
+def launch_all(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    names = [name for name in COMMANDS if name != "checkpoint"] if arguments.command == "all" else [arguments.command]
     results = []
-    for ranks in arguments.ranks:
-        with tempfile.TemporaryDirectory(prefix="benchmark-", dir=arguments.directory) as directory:
-            out = Path(directory) / "result.json"
-            command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
-            command += [__file__, *sys.argv[1:], "--directory", directory, "--worker", str(out)]
-            subprocess.run(command, check=True, env={"OMP_NUM_THREADS": "1", **os.environ})
-            results.append(json.loads(out.read_text()))
+    for name in names:
+        ranks = arguments.ranks or {"checkpoint": [1, 2, 4], "comm": [2]}.get(name, [1])
+        for world_size in ranks:
+            if name in ("lm", "fomaml"):
+                for stage in arguments.stages:
+                    results += launch(arguments, name, world_size, "--stages", str(stage))
+            else:
+                results += launch(arguments, name, world_size)
     return results
 
 
-def print_checkpoint(console: Console, results: list[dict[str, Any]]) -> None:
-    table = Table(
-        "ranks", "way", "GB", "stall [s]", "save [s]", "save [GB/s]", "load [s]", "load [GB/s]", "verify [GB/s]"
+def print_results(console: Console, results: list[dict[str, Any]]) -> None:
+    """One table for each command, a column for each figure."""
+    for command in dict.fromkeys(row["command"] for row in results):
+        rows = [row for row in results if row["command"] == command]
+        columns = [name for name in dict.fromkeys(name for row in rows for name in row) if name != "command"]
+        columns = [name for name in columns if any(row.get(name) is not None for row in rows)]
+        table = Table(*columns, title=command)
+        for row in rows:
+            table.add_row(*(_shown(row.get(name)) for name in columns))
+        console.print(table)
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return ""
+    return (
+        f"{value:,.4g}"
+        if isinstance(value, float) and abs(value) < 1000
+        else f"{value:,.0f}"
+        if isinstance(value, float)
+        else str(value)
     )
-    for result in results:
-        gigabytes = result["bytes"] / 1e9
-        for way, seconds in result["seconds"].items():
-            checked = seconds.get("verify_seconds")
-            table.add_row(
-                str(result["world_size"]),
-                way,
-                f"{gigabytes:.3f}",
-                f"{seconds['stall_seconds']:.3f}",
-                f"{seconds['save_seconds']:.3f}",
-                f"{gigabytes / seconds['save_seconds']:.2f}",
-                f"{seconds['load_seconds']:.3f}",
-                f"{gigabytes / seconds['load_seconds']:.2f}",
-                f"{gigabytes / checked:.2f}" if checked else "",
-            )
-    console.print(table)
 
 
-def main() -> None:
+def main() -> int:
     arguments = parse_arguments()
     if arguments.worker is not None:
-        measure_checkpoint(arguments)
-        return
+        from pico_ds.benchmark.worker import measure
+
+        measure(arguments, REPOSITORY)
+        return 0
     from pico_ds.benchmark.provenance import provenance
 
-    results = launch_checkpoint(arguments)
-    print_checkpoint(Console(width=120), results)
+    results = launch_all(arguments)
+    print_results(Console(width=max(160, Console().width)), results)
     settings = {name: str(value) for name, value in vars(arguments).items()}
     arguments.json.write_text(json.dumps({"settings": settings, **provenance(), "results": results}, indent=1) + "\n")
     print(f"written to {arguments.json}")
+    return int(any("failed" in row for row in results))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -75,8 +75,8 @@ class CheckpointBenchmark:
         gradient = {name: torch.full_like(weight, 1e-3) for name, weight in theta.items()}
         self.engine.apply_gradient(gradient, lr=1e-4)
 
-    def run(self, repeats: int) -> dict[str, Any]:
-        """Seconds by way, and bytes over all ranks. A collective."""
+    def run(self, repeats: int) -> list[dict[str, Any]]:
+        """A row for each way, of bytes over all ranks. A collective."""
         ways: dict[str, Callable[[], Timing]] = {
             "raw disk": self._raw,
             "pico_ds": self._pico_ds,
@@ -86,13 +86,15 @@ class CheckpointBenchmark:
         results = {name: _medians([way() for _ in range(repeats + 1)][1:]) for name, way in ways.items()}
         self.saver.abandon()
         total = sum(held for (held,) in self.process.gather([self.bytes]))
-        return {
-            "world_size": self.process.world_size,
-            "zero_stage": self.engine.stage,
-            "bytes": total,
-            "repeats": repeats,
-            "seconds": results,
-        }
+        rows = []
+        for name, seconds in results.items():
+            row: dict[str, Any] = {"ranks": self.process.world_size, "stage": self.engine.stage, "way": name}
+            row |= {"bytes": total, **seconds}
+            for what in ("save", "load", "verify"):
+                if (taken := seconds.get(f"{what}_seconds")) is not None:
+                    row[f"{what}_gb_per_second"] = total / 1e9 / taken
+            rows.append(row)
+        return rows
 
     def _timed(self, action: Callable[[], object]) -> float:
         """Seconds of the slowest rank."""

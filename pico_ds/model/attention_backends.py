@@ -61,7 +61,7 @@ def choose_attention(
             try:
                 attend = load_backend(name, device, repeat_keys)
                 for length in lengths:
-                    _probe(attend, device, dtype, n_heads, n_kv_heads, head_dim, length)
+                    probe(attend, device, dtype, n_heads, n_kv_heads, head_dim, length)
             except UnavailableError as problem:
                 problems.append(f"{name}: {problem}")
                 continue
@@ -126,7 +126,7 @@ def _direct(function: Callable[[Tensor, Tensor, Tensor], Any]) -> Attend:
 def _opaque(interface: Any) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     """FlashAttention-4 as an operator that torch.compile takes as it is; its own is Python that cannot be traced.
 
-    Private functions of the package; `_probe` compares what they compute before they are used.
+    Private functions of the package; `probe` compares what they compute before they are used.
     """
 
     @torch.library.custom_op("pico_ds::flash_attn_4", mutates_args=())
@@ -163,7 +163,7 @@ def _opaque(interface: Any) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     return lambda queries, keys, values: forward(queries, keys, values)[0]
 
 
-def _probe(
+def probe(
     attend: Attend, device: torch.device, dtype: torch.dtype, n_heads: int, n_kv_heads: int, head_dim: int, length: int
 ) -> None:
     """Compare a kernel with fp32 arithmetic.

@@ -47,12 +47,7 @@ def gather_ingredients(config: RunConfig, process: Process) -> Ingredients:
     corpus = open_corpus(config.data)
     vocab_size = _vocab_size(config, corpus)
     config = config.model_copy(update={"model": config.model.model_copy(update={"vocab_size": vocab_size})})
-    network = Network(
-        build_twin(config.model, config.meta, config.smlmt.n_way, vocab_size, _attention(config, process)),
-        COMPUTE_DTYPE[config.training.precision],
-        config.meta.feature_squared_norm,
-        compile_mode=_compile_mode(config, process),
-    )
+    network = build_network(config, vocab_size, process)
     # an expression that finds nothing is an error now, not at the first meta step
     adapted_names(config.meta.adapt, tuple(name for name, _ in network.twin.named_parameters()), config.model.n_layers)
     length = config.data.sequence_length
@@ -66,6 +61,20 @@ def gather_ingredients(config: RunConfig, process: Process) -> Ingredients:
     )
     rows = ShuffledRows(TokenRows(corpus.train, length), config.training.seed)
     return Ingredients(config, vocab_size, corpus, network, rows, train_tasks, evaluator)
+
+
+def build_network(config: RunConfig, vocab_size: int, process: Process) -> Network:
+    """The twin with the attention kernel and the compilation that the configuration asks for.
+
+    Raises:
+        ConfigError: an attention kernel that is not there.
+    """
+    return Network(
+        build_twin(config.model, config.meta, config.smlmt.n_way, vocab_size, _attention(config, process)),
+        COMPUTE_DTYPE[config.training.precision],
+        config.meta.feature_squared_norm,
+        compile_mode=_compile_mode(config, process),
+    )
 
 
 def _attention(config: RunConfig, process: Process) -> Attend:

@@ -30,7 +30,7 @@ def textbook(queries: Tensor, keys: Tensor, values: Tensor, layer: int = 0) -> T
 def here(name: Backend, dtype: torch.dtype, head_dim: int) -> Attend:
     try:
         attend = load_backend(name, DEVICE)
-        attention_backends._probe(attend, DEVICE, dtype, 4, 2, head_dim, 9)
+        attention_backends.probe(attend, DEVICE, dtype, 4, 2, head_dim, 9)
     except UnavailableError as problem:
         pytest.skip(str(problem))
     return attend

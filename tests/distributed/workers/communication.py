@@ -1,15 +1,12 @@
-"""Collectives of one outer step, counted at the dispatcher, below DeepSpeed and torch.distributed."""
+"""Collectives of one outer step, by stage, inner steps and tasks a rank."""
 
 import json
 import sys
-from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
+from pico_ds.benchmark.communication import CountCollectives
 from pico_ds.config import parse_config
 from pico_ds.config.deepspeed import load_deepspeed_config, resolve_deepspeed_config
 from pico_ds.engine.distributed import start_process, stop_process
@@ -18,24 +15,6 @@ from pico_ds.meta.network import Network
 from pico_ds.meta.outer_gradient import add_task_gradient, zero_gradient
 from pico_ds.model.meta_model import build_meta_model, build_twin
 from tests.reference import SHAPE, random_episode
-
-
-class CountCollectives(TorchDispatchMode):
-    """Calls and input bytes of every c10d operation."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: Counter[str] = Counter()
-        self.bytes: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.namespace == "c10d":
-            name = func.__name__.split(".")[0].strip("_")
-            self.calls[name] += 1
-            self.bytes[name] += max(
-                (leaf.nbytes for leaf in tree_leaves(args) if isinstance(leaf, torch.Tensor)), default=0
-            )
-        return func(*args, **(kwargs or {}))
 
 
 def main() -> None:

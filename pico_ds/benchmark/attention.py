@@ -1,0 +1,51 @@
+"""Every attention kernel that is here, forward and backward."""
+
+import time
+from statistics import median
+from typing import Any
+
+import torch
+
+from pico_ds.model.attention_backends import BACKENDS, UnavailableError, load_backend, probe
+
+
+def measure_attention(
+    device: torch.device,
+    dtype: torch.dtype,
+    batch: int,
+    length: int,
+    n_heads: int,
+    n_kv_heads: int,
+    head_dim: int,
+    repeats: int,
+) -> list[dict[str, Any]]:
+    """Seconds and FLOP/s by kernel; or why there are none."""
+    shapes = [(batch, heads, length, head_dim) for heads in (n_heads, n_kv_heads, n_kv_heads, n_heads)]
+    *inputs, upstream = (torch.randn(shape, device=device, dtype=dtype) for shape in shapes)
+    leaves = [tensor.requires_grad_() for tensor in inputs]
+    # two products forward and five backward, of which the causal mask leaves half
+    flops = 7 * batch * n_heads * length * length * head_dim
+    found: list[dict[str, Any]] = []
+    for name in BACKENDS:
+        row: dict[str, Any] = {"kernel": name, "batch": batch, "length": length, "head_dim": head_dim}
+        try:
+            attend = load_backend(name, device)
+            probe(attend, device, dtype, n_heads, n_kv_heads, head_dim, min(length, 128))
+        except UnavailableError as problem:
+            found.append({**row, "why_not": str(problem)})
+            continue
+        seconds = []
+        for _ in range(repeats + 2):
+            _wait(device)
+            started = time.perf_counter()
+            torch.autograd.grad(attend(leaves[0], leaves[1], leaves[2], 0), leaves, upstream)
+            _wait(device)
+            seconds.append(time.perf_counter() - started)
+        taken = median(seconds[2:])
+        found.append({**row, "milliseconds": 1e3 * taken, "tflops_per_second": flops / taken / 1e12})
+    return found
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,157 @@
+"""One rank's part of a benchmark: from the command's arguments to rows of figures."""
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pico_ds.benchmark.attention import measure_attention
+from pico_ds.benchmark.checkpoint import CheckpointBenchmark
+from pico_ds.benchmark.communication import CountCollectives
+from pico_ds.benchmark.sampling import measure_sampling
+from pico_ds.benchmark.steps import StepBenchmark, Workload
+from pico_ds.config import load_config
+from pico_ds.config.deepspeed import load_deepspeed_config
+from pico_ds.engine.distributed import Process, start_process, stop_process
+
+Rows = list[dict[str, Any]]
+
+
+def measure(arguments: argparse.Namespace, repository: Path) -> None:
+    """Measure `arguments.measured`; rank 0 writes the rows to `arguments.worker`."""
+    process = start_process()
+    found = _MEASUREMENTS[arguments.measured](arguments, repository, process)
+    if process.is_main:
+        rows = [{"command": arguments.measured, **row} for row in found]
+        arguments.worker.write_text(json.dumps(rows))
+    stop_process()
+
+
+def _on_gpu(process: Process) -> bool:
+    return process.device.type == "cuda"
+
+
+def _steps(
+    arguments: argparse.Namespace, repository: Path, process: Process, workload: Workload, stage: int, plain: bool
+) -> dict[str, Any]:
+    """Figures of one workload under one stage."""
+    size = arguments.size or ("1b" if _on_gpu(process) else "tiny")
+    precision = ["training.precision=bf16"] if _on_gpu(process) else ["training.precision=fp32"]
+    family = "pico" if workload.kind == "lm" else "pico-maml"
+    overrides = [*workload.overrides(process.world_size), *precision, *arguments.set]
+    config = load_config(repository / "configs" / f"{family}-{size}.yaml", overrides)
+    deepspeed_json = load_deepspeed_config(repository / "ds_configs" / f"zero{stage}.json")
+    benchmark = StepBenchmark(config, deepspeed_json, workload, process)
+    steps = arguments.steps or (5 if _on_gpu(process) else 1)
+    row: dict[str, Any] = {"size": size, "rows": workload.rows, "length": workload.length}
+    if workload.kind == "task":
+        row |= {"tasks": workload.tasks, "inner_steps": workload.inner_steps, "adapt": workload.adapt}
+    row |= benchmark.measure(steps, arguments.repeats)
+    if plain:
+        row |= benchmark.measure_plain(steps, arguments.repeats)
+        row["over_plain"] = row["seconds_per_step"] / (workload.passes * row["plain_seconds_per_pass"])
+    return row
+
+
+def _shape(arguments: argparse.Namespace, process: Process, rows: int) -> tuple[int, int]:
+    """Rows and length; short on CPU."""
+    gpu = _on_gpu(process)
+    return arguments.rows or (rows if gpu else 4), arguments.length or (2048 if gpu else 128)
+
+
+def _lm(arguments: argparse.Namespace, repository: Path, process: Process) -> Rows:
+    workload = Workload("lm", *_shape(arguments, process, rows=8))
+    plain = arguments.against == "plain"
+    return [_steps(arguments, repository, process, workload, arguments.stages[-1], plain)]
+
+
+def _fomaml(arguments: argparse.Namespace, repository: Path, process: Process) -> Rows:
+    shape = _shape(arguments, process, rows=4)
+    workload = Workload("task", *shape, tasks=arguments.tasks, inner_steps=arguments.inner_steps)
+    plain = arguments.against == "plain"
+    return [_steps(arguments, repository, process, workload, arguments.stages[-1], plain)]
+
+
+def _head(arguments: argparse.Namespace, repository: Path, process: Process) -> Rows:
+    workload = Workload("task", *_shape(arguments, process, rows=4), tasks=1, inner_steps=10, adapt="head")
+    return [_steps(arguments, repository, process, workload, stage=1, plain=False)]
+
+
+def _memory(arguments: argparse.Namespace, repository: Path, process: Process) -> Rows:
+    shape = _shape(arguments, process, rows=4)
+    # in this order: what the first allocated is freed, but its fragments are not the second's to pay for
+    task = Workload("task", *shape, tasks=1, inner_steps=arguments.inner_steps)
+    rows = []
+    for kind, workload in {"fomaml": task, "lm": Workload("lm", *shape)}.items():
+        rows.append({"step": kind, **_steps(arguments, repository, process, workload, stage=1, plain=False)})
+        if _on_gpu(process):
+            torch.cuda.empty_cache()
+    return rows
+
+
+def _tasks(arguments: argparse.Namespace, repository: Path, process: Process) -> Rows:
+    arguments.size = arguments.size or "tiny"
+    contexts = (arguments.rows or 128, arguments.length or 64)
+    tasks = 16 if _on_gpu(process) else 2
+    workload = Workload("task", *contexts, tasks=tasks, inner_steps=5)
+    return [_steps(arguments, repository, process, workload, stage=1, plain=False)]
+
+
+def _communication(arguments: argparse.Namespace, repository: Path, process: Process) -> Rows:
+    rows = []
+    for stage in range(4):
+        for inner_steps, tasks in ((1, 1), (8, 1), (1, 4)):
+            workload = Workload("task", rows=4, length=16, tasks=tasks, inner_steps=inner_steps)
+            overrides = [*workload.overrides(process.world_size), "training.precision=fp32", "training.compile=none"]
+            config = load_config(repository / "configs" / "pico-maml-tiny.yaml", overrides)
+            deepspeed_json = load_deepspeed_config(repository / "ds_configs" / f"zero{stage}.json")
+            benchmark = StepBenchmark(config, deepspeed_json, workload, process)
+            benchmark.trainer.take_step()  # the first may set things up
+            with CountCollectives() as counted:
+                benchmark.trainer.take_step()
+            row: dict[str, Any] = {"stage": stage, "inner_steps": inner_steps, "tasks_per_rank": tasks}
+            weight_bytes = 4 * sum(weight.numel() for weight in benchmark.network.twin.parameters())
+            for name in counted.calls:
+                row[name] = f"{counted.calls[name]} x, {counted.bytes[name] / weight_bytes:.3f} P"
+            rows.append(row)
+    return rows
+
+
+def _attention(arguments: argparse.Namespace, repository: Path, process: Process) -> Rows:
+    gpu = _on_gpu(process)
+    dtype = torch.bfloat16 if gpu else torch.float32
+    shapes = [(8, 2048, 16, 4, 128), (8, 2048, 12, 4, 64), (128, 64, 12, 4, 8)] if gpu else [(2, 256, 16, 4, 128)]
+    repeats = 20 if gpu else arguments.repeats
+    return [
+        row
+        for batch, length, heads, kv_heads, head_dim in shapes
+        for row in measure_attention(process.device, dtype, batch, length, heads, kv_heads, head_dim, repeats)
+    ]
+
+
+def _sampling(arguments: argparse.Namespace, repository: Path, process: Process) -> Rows:
+    return measure_sampling(arguments.directory, seconds=float(arguments.repeats))
+
+
+def _checkpoint(arguments: argparse.Namespace, repository: Path, process: Process) -> Rows:
+    config = load_config(repository / "configs" / f"pico-{arguments.size or 'small'}.yaml", arguments.set)
+    assert config.model.vocab_size is not None
+    deepspeed_json = load_deepspeed_config(arguments.deepspeed_config)
+    benchmark = CheckpointBenchmark(config, deepspeed_json, config.model.vocab_size, process, arguments.directory)
+    return benchmark.run(arguments.repeats)
+
+
+_MEASUREMENTS: dict[str, Callable[[argparse.Namespace, Path, Process], Rows]] = {
+    "attention": _attention,
+    "lm": _lm,
+    "fomaml": _fomaml,
+    "head": _head,
+    "memory": _memory,
+    "tasks": _tasks,
+    "comm": _communication,
+    "sampling": _sampling,
+    "checkpoint": _checkpoint,
+}
