@@ -45,7 +45,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         hidden_gradient = torch.empty_like(hidden)
         # the sum over chunks in fp32, whatever the type of a chunk's part
         weight_gradient = torch.zeros_like(weight, dtype=torch.float32)
-        count = -(-len(targets) * len(weight) // chunk_logits)
+        count = _chunks(targets, weight, chunk_logits)
         parts = (part.chunk(count) for part in (hidden, targets, hidden_gradient))
         for states, labels, out in zip(*parts, strict=True):
             part_loss, to_states, to_weight = on_chunk(states, weight, labels)
@@ -60,6 +60,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
         hidden_gradient, weight_gradient = ctx.saved_tensors
         scale = upstream[0]
         return hidden_gradient * scale, weight_gradient * scale, None, None, None
+
+
+def _chunks(targets: Tensor, weight: Tensor, chunk_logits: int) -> int:
+    # a rank's share of the rows may be empty: one chunk of nothing
+    return max(1, -(-len(targets) * len(weight) // chunk_logits))
 
 
 def linear_cross_entropy(
@@ -80,7 +85,7 @@ def linear_cross_entropy(
     """
     if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
         return _LinearCrossEntropy.apply(hidden, weight, targets, chunk_logits, on_chunk)
-    count = -(-len(targets) * len(weight) // chunk_logits)
+    count = _chunks(targets, weight, chunk_logits)
     losses = [
         F.cross_entropy(F.linear(states, weight).float(), labels, reduction="sum")
         for states, labels in zip(hidden.chunk(count), targets.chunk(count), strict=True)

@@ -69,3 +69,16 @@ def test_logits_never_exist_as_a_whole() -> None:
     with Watch():
         torch.autograd.grad(linear_cross_entropy(hidden, weight, targets, chunk_logits=32 * vocab), [hidden, weight])
     assert largest == 32 * vocab
+
+
+def test_no_tokens_are_no_loss() -> None:
+    """A rank's share of the rows may be empty."""
+    hidden, weight, targets = inputs(torch.float32)
+    empty = hidden[:0].detach().requires_grad_()
+    loss = linear_cross_entropy(empty, weight, targets[:0])
+    assert loss == 0
+    to_hidden, to_weight = torch.autograd.grad(loss, [empty, weight])
+    assert to_hidden.shape == (0, WIDTH)
+    assert not to_weight.any()
+    with torch.no_grad():
+        assert linear_cross_entropy(empty, weight, targets[:0]) == 0
