@@ -106,6 +106,7 @@ def _communication(arguments: argparse.Namespace, repository: Path, process: Pro
         for inner_steps, tasks in ((1, 1), (8, 1), (1, 4)):
             workload = Workload("task", rows=4, length=16, tasks=tasks, inner_steps=inner_steps)
             overrides = [*workload.overrides(process.world_size), "training.precision=fp32", "training.compile=none"]
+            overrides += arguments.set
             config = load_config(repository / "configs" / "pico-maml-tiny.yaml", overrides)
             deepspeed_json = load_deepspeed_config(repository / "ds_configs" / f"zero{stage}.json")
             benchmark = StepBenchmark(config, deepspeed_json, workload, process)

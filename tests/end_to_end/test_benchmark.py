@@ -1,23 +1,62 @@
-"""The benchmark's one command, small; what it measures here is not looked at."""
+"""The benchmark's commands, small; what they measure here is not looked at, what they count is."""
 
 import json
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from tests.end_to_end.commands import run
 
+SMALL = ["model.vocab_size=512", "model.n_layers=2"]
 
-def test_checkpoint_table_and_json(tmp_path: Path) -> None:
+
+def benchmark(tmp_path: Path, command: str, *options: str) -> tuple[str, list[dict[str, Any]]]:
     out = tmp_path / "result.json"
-    place = ["--directory", str(tmp_path), "--json", str(out)]
-    text = run(
-        "python", "scripts/benchmark.py", "checkpoint", "--size", "tiny", "--ranks", "2", "--repeats", "1", *place
-    )
-    assert "verify [GB/s]" in text
+    text = run("python", "scripts/benchmark.py", command, "--repeats", "1", "--json", str(out), *options)
     found = json.loads(out.read_text())
     assert {"processor", "cores", "versions", "commit", "settings"} <= found.keys()
-    (result,) = found["results"]
-    assert result["bytes"] == 12 * 11_282_784
-    assert result["seconds"].keys() == {"raw disk", "pico_ds", "deepspeed", "torch dcp"}
-    assert result["seconds"]["pico_ds"].keys() == {"stall_seconds", "save_seconds", "load_seconds", "verify_seconds"}
-    assert all(value >= 0 for seconds in result["seconds"].values() for value in seconds.values())
-    assert list(tmp_path.iterdir()) == [out], "nothing else is left behind"
+    return text, found["results"]
+
+
+def test_checkpoint(tmp_path: Path) -> None:
+    text, results = benchmark(tmp_path, "checkpoint", "--size", "tiny", "--ranks", "2", "--directory", str(tmp_path))
+    assert "verify_gb_per" in text
+    assert [row["way"] for row in results] == ["raw disk", "pico_ds", "deepspeed", "torch dcp"]
+    assert all(row["bytes"] == 12 * 11_282_784 for row in results)
+    seconds = [value for row in results for name, value in row.items() if name.endswith("_seconds")]
+    assert len(seconds) == 3 * 4 + 1
+    assert min(seconds) >= 0
+    assert [path.name for path in tmp_path.iterdir()] == ["result.json"], "nothing else is left behind"
+
+
+def test_all(tmp_path: Path) -> None:
+    """The one command that is run on a GPU."""
+    options = ["--size", "tiny", "--rows", "4", "--length", "32", "--tasks", "2", "--inner_steps", "1"]
+    text, results = benchmark(tmp_path, "all", *options, "--stages", "1", "3", "--set", *SMALL)
+    assert "failed" not in text
+    by_command = {name: [row for row in results if row["command"] == name] for name in {r["command"] for r in results}}
+    assert by_command.keys() == {"attention", "lm", "fomaml", "head", "memory", "tasks", "comm", "sampling"}
+    for name in ("lm", "fomaml"):
+        assert [row["stage"] for row in by_command[name]] == [1, 3]
+        assert all(row["over_plain"] > 0.5 for row in by_command[name])
+    (lm, _), (fomaml, _) = by_command["lm"], by_command["fomaml"]
+    assert lm["tokens_per_second"] * lm["seconds_per_step"] == pytest.approx(4 * 32)
+    # two tasks, support and query
+    assert fomaml["tokens_per_second"] * fomaml["seconds_per_step"] == pytest.approx(2 * 2 * 4 * 32)
+    assert {row["kernel"] for row in by_command["attention"] if "milliseconds" in row} == {"sdpa_flash", "math"}
+    for stage in range(4):
+        # neither inner steps nor tasks are seen in what is communicated
+        rows = [row for row in by_command["comm"] if row["stage"] == stage]
+        kept = [{k: v for k, v in row.items() if k not in ("inner_steps", "tasks_per_rank")} for row in rows]
+        assert len(kept) == 3
+        assert kept[0] == kept[1] == kept[2]
+
+
+def test_a_measurement_that_fails_does_not_cost_the_others(tmp_path: Path) -> None:
+    out = tmp_path / "result.json"
+    command = ["scripts/benchmark.py", "lm", "--size", "none", "--stages", "1", "--repeats", "1", "--json", str(out)]
+    text = run("python", *command, check=False)
+    assert "failed" in text
+    (row,) = json.loads(out.read_text())["results"]
+    assert row["failed"].startswith("exit code")
