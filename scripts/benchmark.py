@@ -49,7 +49,7 @@ def parse_arguments() -> argparse.Namespace:
         command.add_argument("--directory", type=Path, help="on the disk to measure; default: a temporary directory")
         command.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
         command.add_argument("--measured", default=name, help=argparse.SUPPRESS)
-        command.add_argument("--stages", type=int, nargs="+", default=[1, 2, 3], help="ZeRO stages")
+        command.add_argument("--stages", type=int, nargs="+", help="ZeRO stages; default 1 2 3, of comm 0 1 2 3")
         command.add_argument("--rows", type=int, help="rows of a step on each rank, or contexts of a set")
         command.add_argument("--length", type=int, help="of a row or context [tokens]")
         command.add_argument("--tasks", type=int, default=4, help="of a step on each rank")
@@ -83,7 +83,7 @@ def launch_all(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         ranks = arguments.ranks or {"checkpoint": [1, 2, 4], "comm": [2]}.get(name, [1])
         for world_size in ranks:
             if name in ("lm", "fomaml"):
-                for stage in arguments.stages:
+                for stage in arguments.stages or (1, 2, 3):
                     results += launch(arguments, name, world_size, "--stages", str(stage))
             else:
                 results += launch(arguments, name, world_size)

@@ -45,7 +45,7 @@ def test_all(tmp_path: Path) -> None:
     # two tasks, support and query
     assert fomaml["tokens_per_second"] * fomaml["seconds_per_step"] == pytest.approx(2 * 2 * 4 * 32)
     assert {row["kernel"] for row in by_command["attention"] if "milliseconds" in row} == {"sdpa_flash", "math"}
-    for stage in range(4):
+    for stage in (1, 3):
         # neither inner steps nor tasks are seen in what is communicated
         rows = [row for row in by_command["comm"] if row["stage"] == stage]
         kept = [{k: v for k, v in row.items() if k not in ("inner_steps", "tasks_per_rank")} for row in rows]
