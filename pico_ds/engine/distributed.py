@@ -78,6 +78,10 @@ class Process:
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
 
+    def pinned(self, values: torch.Tensor) -> torch.Tensor:
+        """A copy from which a GPU reads beside the computation; the tensor itself on CPU."""
+        return values.pin_memory() if self.device.type == "cuda" else values
+
     def pin(self, values: torch.Tensor) -> None:
         """Lock host memory, so that a GPU copies into it beside the computation; does nothing on CPU.
 

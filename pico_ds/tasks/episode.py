@@ -1,5 +1,6 @@
 """A task: labelled contexts to adapt on and labelled contexts to judge the adaptation by."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -25,12 +26,12 @@ class Contexts:
 
     def to(self, device: torch.device) -> "Contexts":
         """A copy on `device` (the same tensors where they are there already)."""
-        return Contexts(
-            input_ids=self.input_ids.to(device, non_blocking=True),
-            lengths=self.lengths.to(device, non_blocking=True),
-            readout_index=self.readout_index.to(device, non_blocking=True),
-            labels=self.labels.to(device, non_blocking=True),
-        )
+        return self.map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Contexts":
+        """What a function makes of every tensor."""
+        tensors = (self.input_ids, self.lengths, self.readout_index, self.labels)
+        return Contexts(*(function(tensor) for tensor in tensors))
 
 
 @dataclass(frozen=True)
@@ -60,3 +61,7 @@ class Episode:
     def to(self, device: torch.device) -> "Episode":
         """A copy on `device`."""
         return Episode(self.support.to(device), self.query.to(device), self.words)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Episode":
+        """What a function makes of every tensor."""
+        return Episode(self.support.map(function), self.query.map(function), self.words)

@@ -21,7 +21,8 @@ class StepMetrics:
         values: metric by name, the same on every rank.
         applied: whether the optimizer stepped; False where the loss or gradient was not finite.
         seconds: wall time of the step.
-        tokens, tasks: work of all ranks.
+        tokens, tasks, flops: work of all ranks.
+        data_wait_seconds: for which this rank waited for its data.
         raised: flags of callbacks that any rank raised.
     """
 
@@ -32,6 +33,8 @@ class StepMetrics:
     tokens: int
     tasks: int
     raised: frozenset[str] = frozenset()
+    flops: float = 0.0
+    data_wait_seconds: float = 0.0
 
 
 def reduce_contributions(
@@ -62,6 +65,8 @@ class Window:
     meta_seconds: float = 0.0
     tokens: int = 0
     tasks: int = 0
+    flops: float = 0.0
+    data_wait_seconds: float = 0.0
 
     def add(self, metrics: StepMetrics) -> None:
         """Take in one step."""
@@ -71,11 +76,17 @@ class Window:
         self.seconds += metrics.seconds
         self.tokens += metrics.tokens
         self.tasks += metrics.tasks
+        self.flops += metrics.flops
+        self.data_wait_seconds += metrics.data_wait_seconds
         if metrics.kind == "meta":
             self.meta_seconds += metrics.seconds
 
-    def summary(self) -> dict[str, Any]:
-        """Mean of each metric over its finite values, the last learning rate, and throughput over all ranks."""
+    def summary(self, peak_flops: float | None = None) -> dict[str, Any]:
+        """Mean of each metric over its finite values, the last learning rate, and throughput over all ranks.
+
+        Args:
+            peak_flops: of all devices together [FLOP/s]; None where it is not known.
+        """
         means: dict[str, Any] = {}
         for name, values in self.values.items():
             means[name] = sum(values) / len(values) if values else None
@@ -83,6 +94,9 @@ class Window:
             means["lr"] = self.values["lr"][-1]
         means["seconds_per_step"] = self.seconds / max(1, len(self.values.get("lr", ())))
         means["tokens_per_second"] = self.tokens / self.seconds if self.seconds else None
+        means["data_wait_fraction"] = self.data_wait_seconds / self.seconds if self.seconds else None
+        if peak_flops is not None and self.seconds:
+            means["model_flops_utilization"] = self.flops / self.seconds / peak_flops
         if self.tasks:
             means["tasks_per_second"] = self.tasks / self.meta_seconds
         return means

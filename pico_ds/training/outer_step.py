@@ -1,7 +1,7 @@
 """This rank's share of one outer step: a gradient, and its contributions to the metrics."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -19,9 +19,11 @@ from pico_ds.meta.outer_gradient import (
     add_task_gradient,
     zero_gradient,
 )
+from pico_ds.model.flops import language_model_flops, task_flops
 from pico_ds.model.meta_model import DECODER
 from pico_ds.tasks.episode import Contexts, Episode
 from pico_ds.tasks.smlmt import SMLMT
+from pico_ds.training.feed import Batch, Feed
 from pico_ds.training.state import StepKind
 
 #: metrics of every meta step; the query's are at the adapted weights
@@ -49,6 +51,8 @@ class LocalStep:
         contributions: this rank's part of each metric; the sum over ranks is the metric. The keys are the same on
             every rank, whatever its share of the work.
         tokens, tasks, rows: work of ALL ranks.
+        flops: of the model's mathematics, of ALL ranks.
+        data_wait_seconds: for which this rank waited for its data.
     """
 
     gradient: Gradient
@@ -56,6 +60,8 @@ class LocalStep:
     tokens: int
     tasks: int
     rows: int
+    flops: float = 0.0
+    data_wait_seconds: float = 0.0
 
 
 class OuterStep:
@@ -64,7 +70,25 @@ class OuterStep:
     def __init__(
         self, config: RunConfig, network: Network, rows: ShuffledRows, tasks: SMLMT | None, process: Process
     ) -> None:
-        self._config, self._network, self._rows, self._tasks, self._process = config, network, rows, tasks, process
+        self._config, self._network, self._tasks, self._process = config, network, tasks, process
+        self._feed = Feed(config, rows, tasks, process)
+        vocab_size = network.twin.decoder.de_embedding_proj.out_features
+        training, smlmt, meta, length = config.training, config.smlmt, config.meta, config.data.sequence_length
+        #: of all ranks, by kind of step
+        self._flops: dict[StepKind, float] = {
+            "ar": language_model_flops(config.model, vocab_size, training.global_batch_size, length),
+            "meta": meta.tasks_per_step
+            * task_flops(
+                config.model,
+                vocab_size,
+                support=smlmt.n_way * smlmt.k_shot,
+                query=smlmt.n_way * smlmt.q_query,
+                length=tasks.sequence_length if tasks is not None else 0,
+                inner_steps=meta.inner_steps,
+                adapts_body=meta.adapt != "head",
+                prototypes=meta.head == "prototype",
+            ),
+        }
 
     def compute(
         self, kind: StepKind, theta: Parameters, step: int, first_row: int, measure: bool, by_layer: bool
@@ -76,7 +100,9 @@ class OuterStep:
             measure: take the metrics that cost extra forward passes as well.
             by_layer: take the weight norm and displacement of the layers of learning_dynamics as well.
         """
-        local = self._meta(theta, step, measure, by_layer) if kind == "meta" else self._rows_step(theta, first_row)
+        batch, waited = self._feed.take(step, first_row)
+        local = self._meta(theta, batch, measure, by_layer) if kind == "meta" else self._rows_step(theta, batch)
+        local = replace(local, flops=self._flops[kind], data_wait_seconds=waited)
         if by_layer:
             for name, layer in self._layers(theta):
                 local.contributions[f"layers/weight_norm/{layer}"] = (
@@ -85,18 +111,18 @@ class OuterStep:
         local.contributions["local_gradient_norm"] = total_norm(local.gradient.values())
         return local
 
-    def _rows_step(self, theta: Parameters, first_row: int) -> LocalStep:
+    def _rows_step(self, theta: Parameters, batch: Batch) -> LocalStep:
         training = self._config.training
         count, length = training.global_batch_size, self._config.data.sequence_length
-        mine = self._rows.indices(first_row, count, self._process.rank, self._process.world_size)
-        rows = self._rows.rows.read(mine).to(self._process.device)
+        assert batch.rows is not None
+        rows = batch.rows.to(self._process.device, non_blocking=True)
         gradient, tokens = zero_gradient(theta), count * length
         loss_sum = add_language_model_gradient(
             self._network, theta, rows, gradient, scale=1 / tokens, micro_batch_size=training.micro_batch_size
         )
         return LocalStep(gradient, {"ar/loss": loss_sum / tokens}, tokens=tokens, tasks=0, rows=count)
 
-    def _meta(self, theta: Parameters, step: int, measure: bool, by_layer: bool) -> LocalStep:
+    def _meta(self, theta: Parameters, batch: Batch, measure: bool, by_layer: bool) -> LocalStep:
         assert self._tasks is not None
         config, process = self._config.meta, self._process
         n_tasks = config.tasks_per_step
@@ -104,8 +130,8 @@ class OuterStep:
         names = [*_ALWAYS, *(_MEASURED if measure else ())]
         names += [f"layers/displacement/{layer}" for _, layer in self._layers(theta)] if by_layer else []
         totals = {name: torch.zeros((), device=process.device) for name in names}
-        for i in range(process.rank, n_tasks, process.world_size):
-            episode = self._tasks.sample(step, i).to(process.device)
+        for task in batch.episodes:
+            episode = task.to(process.device)
             adapted, query_logits = add_task_gradient(
                 self._network, theta, episode, self._tasks.readout, config, gradient, scale=1 / n_tasks
             )

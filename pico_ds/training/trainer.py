@@ -78,7 +78,17 @@ class Trainer:
             self.engine.drop_gradient()
         self._advance(kind, local, applied)
         values["lr"] = lr
-        return StepMetrics(kind, values, applied, time.perf_counter() - started, local.tokens, local.tasks, raised)
+        return StepMetrics(
+            kind,
+            values,
+            applied,
+            time.perf_counter() - started,
+            local.tokens,
+            local.tasks,
+            raised,
+            local.flops,
+            local.data_wait_seconds,
+        )
 
     def _flags(self) -> dict[str, bool]:
         return {name: flag for callback in self.callbacks for name, flag in callback.flags().items()}

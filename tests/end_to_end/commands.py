@@ -75,7 +75,7 @@ def two_agents(arguments: list[str], *options: str, timeout_seconds: float = 200
 
 
 #: metrics of the machine, not of the mathematics
-TIMINGS = {"seconds_per_step", "tokens_per_second", "tasks_per_second", "peak_memory_gib"}
+TIMINGS = {"seconds_per_step", "tokens_per_second", "tasks_per_second", "peak_memory_gib", "data_wait_fraction"}
 
 
 def course_of(run_directory: Path) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from pico_ds.model.flops import peak_flops
 from pico_ds.training.callbacks.base import Callback
 from pico_ds.training.metrics import StepMetrics, Window, peak_memory_gib
 from pico_ds.training.terminal import logger
@@ -43,8 +44,10 @@ class MetricsLog(Callback):
         diverged = state.consecutive_skipped_steps >= trainer.config.training.max_consecutive_skipped_steps
         if state.step % self._every and state.step != trainer.config.training.max_steps and not diverged:
             return
-        summary = self._window.summary() | {
-            "peak_memory_gib": peak_memory_gib(trainer.engine.process.device),
+        process = trainer.engine.process
+        peak = peak_flops(process.device)
+        summary = self._window.summary(None if peak is None else peak * process.world_size) | {
+            "peak_memory_gib": peak_memory_gib(process.device),
             "rows": state.rows,
             "tasks": state.tasks,
             "tokens": state.tokens,

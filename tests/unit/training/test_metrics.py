@@ -32,6 +32,16 @@ def test_window_means_and_throughput_by_hand() -> None:
     assert summary["tasks_per_second"] == pytest.approx(6 / 3.0)
 
 
+def test_utilization_and_data_wait_by_hand() -> None:
+    """300 TFLOP in 2 s on devices that could do 500 TFLOP/s together: 0.3."""
+    window = Window()
+    for seconds, flops, waited in ((0.5, 1e14, 0.1), (1.5, 2e14, 0.3)):
+        window.add(StepMetrics("ar", {"lr": 1.0}, True, seconds, 1, 0, flops=flops, data_wait_seconds=waited))
+    assert window.summary(peak_flops=5e14)["model_flops_utilization"] == pytest.approx(0.3)
+    assert window.summary()["data_wait_fraction"] == pytest.approx(0.2)
+    assert "model_flops_utilization" not in window.summary()
+
+
 def test_values_that_are_not_finite_are_left_out_of_means() -> None:
     window = Window()
     window.add(step("ar", 1.0, 1, loss=math.nan))
