@@ -231,6 +231,8 @@ class MonitoringConfig(Section):
 
     log_every_n_steps: PositiveInt = 10
     """outer steps between lines of logs/metrics.jsonl"""
+    profile_steps: Annotated[list[PositiveInt], Field(min_length=2, max_length=2)] | None = None
+    """first and last outer step of a torch.profiler trace, logs/trace_rank_<rank>.json.gz; null writes none"""
     wandb: WandbConfig = WandbConfig()
     """Weights & Biases"""
 

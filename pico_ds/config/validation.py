@@ -14,6 +14,7 @@ def check_combinations(config: RunConfig) -> Iterator[str]:
     yield from _check_data(config)
     yield from _check_tasks(config)
     yield from _check_checkpointing(config)
+    yield from _check_monitoring(config)
     yield from _check_names(config)
 
 
@@ -103,6 +104,12 @@ def _check_checkpointing(config: RunConfig) -> Iterator[str]:
         )
     if settings.resume == "":
         yield "checkpointing.resume: got ''; write auto, never, a step, or the path of a checkpoint"
+
+
+def _check_monitoring(config: RunConfig) -> Iterator[str]:
+    steps = config.monitoring.profile_steps
+    if steps is not None and steps[0] > steps[1]:
+        yield f"monitoring.profile_steps: got {steps}; write the first step before the last"
 
 
 def _check_names(config: RunConfig) -> Iterator[str]:

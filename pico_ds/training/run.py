@@ -30,6 +30,7 @@ from pico_ds.training.callbacks.checkpointing import Checkpointing
 from pico_ds.training.callbacks.evaluation import Evaluation
 from pico_ds.training.callbacks.heartbeat import Heartbeat
 from pico_ds.training.callbacks.metrics_log import FirstStepClock, MetricsLog, ProgressBar
+from pico_ds.training.callbacks.profile import Profile
 from pico_ds.training.errors import TrainingError
 from pico_ds.training.outer_step import OuterStep
 from pico_ds.training.report import print_report
@@ -141,6 +142,7 @@ def _train_in(
             {"corpus": corpus, "environment": environment},
         ),
         evaluation,
+        *([Profile(config.monitoring.profile_steps, run.logs)] if config.monitoring.profile_steps else []),
         Heartbeat(watchdog),
     ]
     outer_step = OuterStep(config, ingredients.network, ingredients.rows, ingredients.tasks, process)

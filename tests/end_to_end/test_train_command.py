@@ -272,3 +272,23 @@ def test_the_control_is_printed_as_it_must_be_typed(capsys: pytest.CaptureFixtur
     result = EvaluationResult(0, 1.0, {}, "")
     print_report(Console(), RunConfig(), "demo.yaml", {0: result}, TrainingState(), run_directory, 1.0)
     assert "'evaluation.readouts=[pre, fimpre, fim]'" in capsys.readouterr().out
+
+
+def test_a_compiled_run_in_bf16_with_a_trace(train: Callable[..., str], corpus: Path) -> None:
+    """The path that a GPU takes by default."""
+    output = train(
+        "checkpointing.run_name=compiled",
+        "training.compile=model",
+        "training.precision=bf16",
+        "training.max_steps=4",
+        "monitoring.profile_steps=[3, 4]",
+        "evaluation.n_tasks=0",
+        "evaluation.n_rows=0",
+    )
+    assert "attention: sdpa_flash (model.attention: auto)" in output
+    assert "compiled for [" in output
+    logs = corpus.parent / "compiled" / "logs"
+    assert f"steps 3 to 4 are profiled in {logs}/trace_rank_0.json.gz" in output
+    assert (logs / "trace_rank_0.json.gz").stat().st_size > 1000
+    lines = metrics_of(corpus.parent / "compiled")
+    assert all(line["data_wait_fraction"] >= 0 for line in lines if "lr" in line)
