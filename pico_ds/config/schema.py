@@ -124,6 +124,9 @@ class MetaConfig(Section):
     """SGD steps on the support set; 0 trains the head's initialisation alone (a prototypical network)"""
     tasks_per_step: PositiveInt = 8
     """tasks of one outer step over ALL ranks"""
+    tasks_per_batch: PositiveInt | Literal["auto"] = "auto"
+    """tasks of a rank that are computed together, each at its own weights, which takes the memory of as many; auto: on
+    a GPU as many as have 2 GiB of weights, on a CPU one by one"""
     feature_squared_norm: PositiveFloat = 4.0
     """squared length to which features are scaled before the head"""
 

@@ -17,14 +17,16 @@ from pico_ds.tasks.episode import Contexts
 
 
 class Head(NamedTuple):
-    """A linear classifier of features: logits = z weight^T + bias."""
+    """A linear classifier of features: logits = z weight^T + bias; one, or one for each task."""
 
-    weight: Float[Tensor, "n_way width"]
-    bias: Float[Tensor, " n_way"]
+    weight: Float[Tensor, "*tasks n_way width"]
+    bias: Float[Tensor, "*tasks n_way"]
 
-    def logits(self, features: Float[Tensor, "contexts width"]) -> Float[Tensor, "contexts n_way"]:
+    def logits(self, features: Float[Tensor, "*tasks contexts width"]) -> Float[Tensor, "*tasks contexts n_way"]:
         """Class scores of each context."""
-        return F.linear(features, self.weight, self.bias)
+        if self.weight.ndim == 2:
+            return F.linear(features, self.weight, self.bias)
+        return torch.baddbmm(self.bias[:, None], features, self.weight.mT)
 
 
 @dataclass(frozen=True)
@@ -44,23 +46,40 @@ class Adapted:
     leaves: dict[str, Tensor]
     head: Head
     initial_head: Head
-    first_logits: Float[Tensor, "contexts n_way"]
-    first_gradient_norm: Float[Tensor, ""]
+    first_logits: Float[Tensor, "*tasks contexts n_way"]
+    first_gradient_norm: Float[Tensor, "*tasks"]
 
 
-def prototype_head(features: Float[Tensor, "contexts width"], labels: Int[Tensor, " contexts"], n_way: int) -> Head:
+def prototype_head(
+    features: Float[Tensor, "*tasks contexts width"], labels: Int[Tensor, "*tasks contexts"], n_way: int
+) -> Head:
     """The linear form of nearest-prototype classification: weight = 2 c, bias = -|c|^2 for class means c.
 
     Source: Triantafillou et al. 2020 (Proto-MAML), arXiv 1903.03096, section 3.
     """
     members = F.one_hot(labels, n_way).to(features.dtype)
-    prototypes = (members.T @ features) / members.sum(0)[:, None]
+    prototypes = (members.mT @ features) / members.sum(-2)[..., None]
     return Head(weight=2 * prototypes, bias=-prototypes.pow(2).sum(-1))
 
 
-def task_leaves(theta: Parameters) -> dict[str, Tensor]:
-    """The parameters that a task loss depends on through the decoder, as leaves that share storage with `theta`."""
-    return {name: weight.detach().requires_grad_() for name, weight in theta.items() if is_of_the_body(name)}
+def task_leaves(theta: Parameters, n_tasks: int | None = None) -> dict[str, Tensor]:
+    """The parameters that a task loss depends on through the decoder, as leaves that share storage with `theta`.
+
+    Args:
+        n_tasks: give each of so many tasks leaves of its own, along a first axis.
+    """
+    leaves = {name: weight.detach() for name, weight in theta.items() if is_of_the_body(name)}
+    if n_tasks is not None:
+        leaves = {name: weight.expand(n_tasks, *weight.shape) for name, weight in leaves.items()}
+    return {name: weight.requires_grad_() for name, weight in leaves.items()}
+
+
+def task_loss(
+    logits: Float[Tensor, "*tasks contexts n_way"], labels: Int[Tensor, "*tasks contexts"]
+) -> Float[Tensor, "*tasks"]:
+    """Mean cross-entropy over the contexts of each task."""
+    losses = F.cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction="none")
+    return losses.unflatten(0, labels.shape).mean(-1)
 
 
 def descend(
@@ -69,7 +88,8 @@ def descend(
     rates: Mapping[str, float],
     steps: int,
     keep_first_graph: bool = False,
-) -> tuple[dict[str, Tensor], dict[str, Tensor], Float[Tensor, ""]]:
+    n_tasks: int | None = None,
+) -> tuple[dict[str, Tensor], dict[str, Tensor], Float[Tensor, "*tasks"]]:
     """Plain SGD: fast_{t+1} = fast_t - rate * grad loss(fast_t, t); the weights given are never written to.
 
     The weights are kept in fp32, so that small steps are not lost; the loss sees them in the type of `start`, cast once
@@ -80,6 +100,7 @@ def descend(
         start: leaves that require gradients; used as they are in step 0, without a copy.
         rates: learning rate by name.
         keep_first_graph: step 0 keeps the graph of its loss, which the caller needs again.
+        n_tasks: of the first axis of all weights; None where there is no such axis.
 
     Returns:
         the weights after the last step; the same in the type of `start`, leaves that require gradients; and the norm of
@@ -88,14 +109,15 @@ def descend(
     names, dtypes = list(start), [weight.dtype for weight in start.values()]
     negative_rates = [-rates[name] for name in names]
     fast, leaves = list(start.values()), list(start.values())
-    first_norm = torch.zeros((), device=fast[0].device)
+    first_norm = torch.zeros(() if n_tasks is None else (n_tasks,), device=fast[0].device)
     for step in range(steps):
-        inner_loss = loss(dict(zip(names, leaves, strict=True)), step)
+        # no weight is of two tasks: the gradient of the sum holds that of each
+        inner_loss = loss(dict(zip(names, leaves, strict=True)), step).sum()
         gradients = torch.autograd.grad(inner_loss, leaves, retain_graph=keep_first_graph and step == 0)
         del inner_loss, leaves
         with torch.no_grad():
             if step == 0:
-                first_norm = total_norm(gradients)
+                first_norm = total_norm(gradients, by_task=n_tasks is not None)
             fast, leaves = _sgd(fast, gradients, negative_rates, dtypes)
         del gradients
         leaves = [weight.detach().requires_grad_() for weight in leaves]
@@ -113,10 +135,14 @@ def _sgd(
     return fast, [weight.to(dtype) for weight, dtype in zip(fast, dtypes, strict=True)]
 
 
-def total_norm(tensors: Iterable[Tensor]) -> Float[Tensor, ""]:
-    """The norm of all tensors together, fp32 at least, whatever their type."""
+def total_norm(tensors: Iterable[Tensor], by_task: bool = False) -> Float[Tensor, "*tasks"]:
+    """The norm of all tensors together, fp32 at least, whatever their type; or of each task's, along the first axis."""
     found = list(tensors)
     dtype = torch.promote_types(found[0].dtype, torch.float32)
+    if by_task:
+        return torch.stack([torch.linalg.vector_norm(part.flatten(1), dim=1, dtype=dtype) for part in found]).norm(
+            dim=0
+        )
     return torch.stack(torch._foreach_norm(found, 2, dtype=dtype)).norm()
 
 
@@ -136,9 +162,10 @@ def adapt(
     The prototypes are a start: constant for the inner gradient (as in Proto-MAML).
 
     Args:
-        leaves: `task_leaves(theta)`, passed in so that the caller can differentiate with respect to them.
+        leaves: `task_leaves(theta, n_tasks)`, passed in so that the caller can differentiate with respect to them.
         keep_graph: keep the graph from `leaves` to `initial_head`, for the outer gradient through the prototypes.
     """
+    n_tasks = len(support.labels) if support.labels.ndim > 1 else None
     chosen = adapted_names(config.adapt, tuple(leaves), network.n_layers)
     frozen = {name: weight.detach() for name, weight in leaves.items() if name not in chosen}
     first_features = network.features(leaves if keep_graph else {**leaves, **frozen}, support, readout)
@@ -146,16 +173,18 @@ def adapt(
         initial_head = prototype_head(first_features, support.labels, n_way)
     else:
         initial_head = Head(theta[HEAD_WEIGHT].float(), theta[HEAD_BIAS].float())
+        if n_tasks is not None:
+            initial_head = Head(*(part.expand(n_tasks, *part.shape) for part in initial_head))
     start_head = Head(*(weight.detach().requires_grad_() for weight in initial_head))
     first_logits = start_head.logits(first_features)
 
     def support_loss(fast: Parameters, step: int) -> Tensor:
         if step == 0:
-            return F.cross_entropy(first_logits, support.labels)
+            return task_loss(first_logits, support.labels)
         body, head = _split(fast)
         # where the head alone is adapted, the features of the first step are those of all
         features = network.features({**frozen, **body}, support, readout) if body else first_features.detach()
-        return F.cross_entropy(head.logits(features), support.labels)
+        return task_loss(head.logits(features), support.labels)
 
     rates = dict.fromkeys(chosen, config.inner_lr) | dict.fromkeys((HEAD_WEIGHT, HEAD_BIAS), config.head_inner_lr)
     start = {
@@ -163,7 +192,7 @@ def adapt(
         HEAD_WEIGHT: start_head.weight,
         HEAD_BIAS: start_head.bias,
     }
-    fast, adapted, first_gradient_norm = descend(support_loss, start, rates, steps, keep_first_graph=keep_graph)
+    fast, adapted, first_gradient_norm = descend(support_loss, start, rates, steps, keep_graph, n_tasks)
     (body, _), (body_leaves, head) = _split(fast), _split(adapted)
     # what is not adapted stays as it was, in the order of the leaves
     body, body_leaves = ({name: part.get(name, leaves[name]) for name in leaves} for part in (body, body_leaves))

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from pico_ds.config import Readout
+from pico_ds.model.attention_backends import math_attention
 from pico_ds.model.loss import chunk_loss_and_gradients, linear_cross_entropy
 from pico_ds.model.meta_model import OUTPUT_PROJECTION, MetaModel, is_of_the_body
 from pico_ds.tasks.episode import Contexts
@@ -50,6 +51,9 @@ class Network:
         self.n_layers = len(twin.decoder.layers)
         #: what the states depend on, in one order whatever else a caller has: another set would be another graph
         self._names = [name for name, _ in twin.named_parameters() if is_of_the_body(name)]
+        self._ndim = twin.get_parameter(self._names[0]).ndim
+        # the flash kernel of the CPU has no rule for vmap: it would run task by task
+        self._math_twin = twin.with_attention(math_attention)
         self._run: Callable[..., Tensor] = self._call
         self._on_chunk = chunk_loss_and_gradients
         self._compiled: set[tuple[object, ...]] | None = None if compile_mode == "none" else set()
@@ -66,10 +70,22 @@ class Network:
                 block.compile(**options)
 
     def _call(self, weights: dict[str, Tensor], input_ids: Tensor) -> Tensor:
-        return functional_call(self.twin, weights, (input_ids,))
+        if input_ids.ndim == 2:
+            return functional_call(self.twin, weights, (input_ids,))
+        twin = self._math_twin if input_ids.device.type == "cpu" else self.twin
+        # every matrix product becomes one over all tasks
+        return torch.func.vmap(lambda task, ids: functional_call(twin, task, (ids,)))(weights, input_ids)
 
-    def hidden(self, parameters: Parameters, input_ids: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch seq width"]:
-        """States of the decoder's last block, in the compute type."""
+    def hidden(
+        self, parameters: Parameters, input_ids: Int[Tensor, "*tasks batch seq"]
+    ) -> Float[Tensor, "*tasks batch seq width"]:
+        """States of the decoder's last block, in the compute type; of every task at its own weights, where they differ.
+
+        Args:
+            parameters: as the model has them, or all with a first axis of tasks.
+        """
+        if input_ids.ndim == 3 and parameters[self._names[0]].ndim == self._ndim:
+            return self.hidden(parameters, input_ids.flatten(0, 1)).unflatten(0, input_ids.shape[:2])
         cast = {name: parameters[name].to(self.compute_dtype) for name in self._names}
         if self._compiled is None:
             return self._run(cast, input_ids)
@@ -88,14 +104,16 @@ class Network:
         )
         return hidden
 
-    def features(self, parameters: Parameters, contexts: Contexts, readout: Readout) -> Float[Tensor, "contexts width"]:
+    def features(
+        self, parameters: Parameters, contexts: Contexts, readout: Readout
+    ) -> Float[Tensor, "*tasks contexts width"]:
         """Features of each context, fp32, scaled to a fixed length."""
         hidden = self.hidden(parameters, contexts.input_ids).float()
         if readout == "mean":
-            real = torch.arange(hidden.shape[1], device=hidden.device) < contexts.lengths[:, None]
-            pooled = (hidden * real[..., None]).sum(1) / contexts.lengths[:, None]
+            real = torch.arange(hidden.shape[-2], device=hidden.device) < contexts.lengths[..., None]
+            pooled = (hidden * real[..., None]).sum(-2) / contexts.lengths[..., None]
         else:
-            pooled = hidden[torch.arange(len(hidden), device=hidden.device), contexts.readout_index]
+            pooled = hidden.take_along_dim(contexts.readout_index[..., None, None], dim=-2).squeeze(-2)
         return self.feature_length * F.normalize(pooled, dim=-1)
 
     def language_model_loss(self, parameters: Parameters, rows: Int[Tensor, "rows length"]) -> Float[Tensor, ""]:

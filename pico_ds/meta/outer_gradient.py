@@ -3,12 +3,11 @@
 from collections.abc import Iterable
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from pico_ds.config import MetaConfig, Readout
-from pico_ds.meta.inner_loop import Adapted, adapt, task_leaves
+from pico_ds.meta.inner_loop import Adapted, adapt, task_leaves, task_loss
 from pico_ds.meta.network import Network, Parameters
 from pico_ds.model.meta_model import HEAD_BIAS, HEAD_WEIGHT
 from pico_ds.tasks.episode import Contexts, Episode
@@ -35,8 +34,8 @@ def add_task_gradient(
     config: MetaConfig,
     total: Gradient,
     scale: float,
-) -> tuple[Adapted, Float[Tensor, "contexts n_way"]]:
-    """Add `scale` times the first-order outer gradient of one task to `total`.
+) -> tuple[Adapted, Float[Tensor, "*tasks contexts n_way"]]:
+    """Add `scale` times the first-order outer gradient of one task, or the sum over several, to `total`.
 
     With phi the adapted weights and h the adapted head, FOMAML (Finn et al. 2017, arXiv 1703.03400, section 5.2) takes
     d L_query(phi, h) / d phi for the decoder. A linear head is adapted like every weight and gets d L_query / d h. A
@@ -49,7 +48,8 @@ def add_task_gradient(
     Returns:
         the adapted weights, and the query logits at them (detached).
     """
-    leaves = task_leaves(theta)
+    n_tasks = episode.n_tasks
+    leaves = task_leaves(theta, n_tasks)
     prototypes = config.head == "prototype"
     adapted = adapt(
         network,
@@ -63,21 +63,27 @@ def add_task_gradient(
         keep_graph=prototypes,
     )
     logits = adapted.head.logits(network.features(adapted.leaves, episode.query, readout))
-    loss = F.cross_entropy(logits, episode.query.labels)
+    loss = task_loss(logits, episode.query.labels).sum()
     *body, weight_gradient, bias_gradient = torch.autograd.grad(
         loss,
         [*adapted.leaves.values(), *adapted.head],
     )
-    accumulate(total, leaves, body, scale)
+    accumulate(total, leaves, _over_tasks(body, n_tasks), scale)
     del body
     if prototypes:
         through = torch.autograd.grad(
             adapted.initial_head, list(leaves.values()), grad_outputs=(weight_gradient, bias_gradient)
         )
-        accumulate(total, leaves, through, scale)
+        accumulate(total, leaves, _over_tasks(through, n_tasks), scale)
     else:
-        accumulate(total, (HEAD_WEIGHT, HEAD_BIAS), (weight_gradient, bias_gradient), scale)
+        of_head = _over_tasks((weight_gradient, bias_gradient), n_tasks)
+        accumulate(total, (HEAD_WEIGHT, HEAD_BIAS), of_head, scale)
     return adapted, logits.detach()
+
+
+def _over_tasks(gradients: Iterable[Tensor], n_tasks: int | None) -> list[Tensor]:
+    """The sum over the first axis, where that is one of tasks."""
+    return [gradient if n_tasks is None else gradient.sum(0, dtype=torch.float32) for gradient in gradients]
 
 
 def add_language_model_gradient(
@@ -100,6 +106,6 @@ def add_language_model_gradient(
     return loss_sum
 
 
-def accuracy(logits: Float[Tensor, "contexts n_way"], contexts: Contexts) -> Float[Tensor, ""]:
+def accuracy(logits: Float[Tensor, "*tasks contexts n_way"], contexts: Contexts) -> Float[Tensor, "*tasks"]:
     """Share of the contexts whose largest logit is the label's."""
-    return (logits.argmax(-1) == contexts.labels).float().mean()
+    return (logits.argmax(-1) == contexts.labels).float().mean(-1)

@@ -112,6 +112,10 @@ def _sdpa(backend: SDPBackend, repeat_keys: bool = False) -> Attend:
     return attend
 
 
+#: of torch's own operations alone, which every transformation of functions knows
+math_attention = _sdpa(SDPBackend.MATH)
+
+
 def _direct(function: Callable[[Tensor, Tensor, Tensor], Any]) -> Attend:
     """A package's own function, which wants `[batch, seq, heads, head_dim]` and takes fewer key heads as they are."""
 

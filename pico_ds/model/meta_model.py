@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import torch
@@ -34,6 +35,12 @@ class MetaModel(nn.Module):
         self.decoder = PicoDecoder(shape, vocab_size)
         if head_classes is not None:
             self.head = nn.Linear(shape.d_model, head_classes)
+
+    def with_attention(self, attend: Attend) -> MetaModel:
+        """The same module, parameters and all, with another attention."""
+        other = copy.copy(self)
+        other._attend = attend
+        return other
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """Hidden states `[batch, seq, d_model]` of `[batch, seq]` token ids."""

@@ -1,6 +1,6 @@
 """A task: labelled contexts to adapt on and labelled contexts to judge the adaptation by."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Contexts:
-    """Labelled, right-padded contexts.
+    """Labelled, right-padded contexts, of one task or of several alike.
 
     Attributes:
         input_ids: token ids; a row's real tokens come first.
@@ -19,14 +19,20 @@ class Contexts:
         labels: class of each row, 0 to n_way - 1.
     """
 
-    input_ids: Int[Tensor, "contexts seq"]
-    lengths: Int[Tensor, " contexts"]
-    readout_index: Int[Tensor, " contexts"]
-    labels: Int[Tensor, " contexts"]
+    input_ids: Int[Tensor, "*tasks contexts seq"]
+    lengths: Int[Tensor, "*tasks contexts"]
+    readout_index: Int[Tensor, "*tasks contexts"]
+    labels: Int[Tensor, "*tasks contexts"]
 
     def to(self, device: torch.device) -> "Contexts":
         """A copy on `device` (the same tensors where they are there already)."""
         return self.map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    @staticmethod
+    def stack(parts: Sequence["Contexts"]) -> "Contexts":
+        """Those of several tasks of one shape, along a first axis."""
+        names = ("input_ids", "lengths", "readout_index", "labels")
+        return Contexts(*(torch.stack([getattr(part, name) for part in parts]) for name in names))
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Contexts":
         """What a function makes of every tensor."""
@@ -36,12 +42,12 @@ class Contexts:
 
 @dataclass(frozen=True)
 class Episode:
-    """One few-shot classification task.
+    """One few-shot classification task, or several of one shape that are computed together.
 
     Attributes:
         support: n_way * k_shot contexts.
         query: n_way * q_query contexts.
-        words: the masked word of each class, by label.
+        words: the masked word of each class, by label, task after task.
     """
 
     support: Contexts
@@ -50,8 +56,20 @@ class Episode:
 
     @property
     def n_way(self) -> int:
-        """Number of classes."""
-        return len(self.words)
+        """Number of classes of a task."""
+        return len(self.words) // (self.n_tasks or 1)
+
+    @property
+    def n_tasks(self) -> int | None:
+        """Number of tasks along the first axis; None where there is no such axis."""
+        labels = self.support.labels
+        return len(labels) if labels.ndim > 1 else None
+
+    @staticmethod
+    def stack(tasks: Sequence["Episode"]) -> "Episode":
+        """Several tasks of one shape as one, along a first axis."""
+        support, query = (Contexts.stack([getattr(task, part) for task in tasks]) for part in ("support", "query"))
+        return Episode(support, query, tuple(word for task in tasks for word in task.words))
 
     @property
     def n_tokens(self) -> int:

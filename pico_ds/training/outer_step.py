@@ -4,13 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from pico_ds.config import RunConfig
 from pico_ds.data.rows import ShuffledRows
 from pico_ds.engine.distributed import Process
-from pico_ds.meta.inner_loop import Adapted, total_norm
+from pico_ds.meta.inner_loop import Adapted, task_loss, total_norm
 from pico_ds.meta.network import Network, Parameters
 from pico_ds.meta.outer_gradient import (
     Gradient,
@@ -20,11 +19,12 @@ from pico_ds.meta.outer_gradient import (
     zero_gradient,
 )
 from pico_ds.model.flops import language_model_flops, task_flops
-from pico_ds.model.meta_model import DECODER
+from pico_ds.model.meta_model import DECODER, is_of_the_body
 from pico_ds.tasks.episode import Contexts, Episode
 from pico_ds.tasks.smlmt import SMLMT
 from pico_ds.training.feed import Batch, Feed
 from pico_ds.training.state import StepKind
+from pico_ds.training.task_batches import batched, tasks_per_batch
 
 #: metrics of every meta step; the query's are at the adapted weights
 _ALWAYS = ("meta/query_loss", "meta/query_accuracy", "meta/inner_gradient_norm")
@@ -74,6 +74,8 @@ class OuterStep:
         self._feed = Feed(config, rows, tasks, process)
         vocab_size = network.twin.decoder.de_embedding_proj.out_features
         training, smlmt, meta, length = config.training, config.smlmt, config.meta, config.data.sequence_length
+        body = sum(weight.numel() for name, weight in network.twin.named_parameters() if is_of_the_body(name))
+        self._tasks_per_batch = tasks_per_batch(config.meta, body, on_gpu=process.device.type == "cuda")
         #: of all ranks, by kind of step
         self._flops: dict[StepKind, float] = {
             "ar": language_model_flops(config.model, vocab_size, training.global_batch_size, length),
@@ -130,8 +132,8 @@ class OuterStep:
         names = [*_ALWAYS, *(_MEASURED if measure else ())]
         names += [f"layers/displacement/{layer}" for _, layer in self._layers(theta)] if by_layer else []
         totals = {name: torch.zeros((), device=process.device) for name in names}
-        for task in batch.episodes:
-            episode = task.to(process.device)
+        episodes = [episode.to(process.device) for episode in batch.episodes]
+        for episode in batched(episodes, self._tasks_per_batch):
             adapted, query_logits = add_task_gradient(
                 self._network, theta, episode, self._tasks.readout, config, gradient, scale=1 / n_tasks
             )
@@ -145,8 +147,8 @@ class OuterStep:
                         {name: theta[name]}, {name: adapted.fast[name]}
                     )
             for name, value in found.items():
-                totals[name] += value / n_tasks
-            # the adapted weights of this task must not outlive it
+                totals[name] += value.sum() / n_tasks
+            # the adapted weights of these tasks must not outlive them
             del adapted, query_logits, found
         smlmt = self._config.smlmt
         contexts = n_tasks * smlmt.n_way * (smlmt.k_shot + smlmt.q_query)
@@ -181,11 +183,11 @@ class OuterStep:
 
 @torch.no_grad()
 def _displacement(theta: Parameters, fast: Mapping[str, Tensor]) -> Tensor:
-    """||fast - theta|| / ||theta|| over the adapted weights."""
+    """||fast - theta|| / ||theta|| over the adapted weights, of each task where there are several."""
     start = [theta[name] for name in fast]
-    moved = torch._foreach_sub(list(fast.values()), start)
-    return total_norm(moved) / total_norm(start)
+    moved = [weight - before for weight, before in zip(fast.values(), start, strict=True)]
+    return total_norm(moved, by_task=moved[0].ndim > start[0].ndim) / total_norm(start)
 
 
 def _loss_and_accuracy(logits: Tensor, contexts: Contexts) -> tuple[Tensor, Tensor]:
-    return F.cross_entropy(logits, contexts.labels), accuracy(logits, contexts)
+    return task_loss(logits, contexts.labels), accuracy(logits, contexts)

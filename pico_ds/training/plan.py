@@ -15,6 +15,7 @@ from pico_ds.model.loss import CHUNK_LOGITS
 from pico_ds.model.meta_model import MetaModel, build_twin, is_of_the_body
 from pico_ds.training.assembly import COMPUTE_DTYPE
 from pico_ds.training.state import StepKind
+from pico_ds.training.task_batches import tasks_per_batch
 
 FP32_BYTES = 4
 
@@ -54,7 +55,7 @@ def make_plan(config: RunConfig, deepspeed_json: dict[str, Any], vocab_size: int
     weights = total * compute_bytes
     working: dict[StepKind, dict[str, int]] = {"ar": _ar_step(twin, config, total, rows_per_rank)}
     if smlmt.hybrid_ratio > 0:
-        working["meta"] = _meta_step(twin, config, sizes)
+        working["meta"] = _meta_step(twin, config, sizes, world_size)
     lasting = {
         "weights": round(weights * share) if stage == 3 else weights,
         # below stage 3 the outer loop reads the weights in place
@@ -102,7 +103,7 @@ def _ar_step(twin: MetaModel, config: RunConfig, total: int, rows_per_rank: int)
     }
 
 
-def _meta_step(twin: MetaModel, config: RunConfig, sizes: dict[str, int]) -> dict[str, int]:
+def _meta_step(twin: MetaModel, config: RunConfig, sizes: dict[str, int], world_size: int) -> dict[str, int]:
     dtype, smlmt, meta = COMPUTE_DTYPE[config.training.precision], config.smlmt, config.meta
     length = smlmt.context_tokens + LAYOUT_EXTRA_TOKENS
     support, query = (
@@ -111,11 +112,12 @@ def _meta_step(twin: MetaModel, config: RunConfig, sizes: dict[str, int]) -> dic
     activations = max(support, query)
     body = sum(size for name, size in sizes.items() if is_of_the_body(name))
     adapted = sum(sizes[name] for name in adapted_names(meta.adapt, tuple(sizes), config.model.n_layers))
+    tasks = min(tasks_per_batch(meta, body, on_gpu=True), math.ceil(meta.tasks_per_step / world_size))
     # in bf16 a step makes new fp32 weights beside the old ones; in fp32 the gradient becomes the new weights
     old = FP32_BYTES * adapted if meta.inner_steps > 1 and dtype != torch.float32 else 0
     # the graph of the first support pass outlives the inner loop: the prototypes are differentiated through it
     keeps = meta.head == "prototype" and meta.inner_steps > 0
-    return {
+    parts = {
         "fast weights, fp32": FP32_BYTES * adapted if meta.inner_steps else 0,
         "fast weights cast for compute": _extra(dtype) * adapted if meta.inner_steps else 0,
         "graph of the prototypes (estimate)": support if keeps else 0,
@@ -123,6 +125,7 @@ def _meta_step(twin: MetaModel, config: RunConfig, sizes: dict[str, int]) -> dic
         # a backward pass frees the graph as it fills the gradient
         "gradient and update beyond the graph they replace": max(0, dtype.itemsize * body + old - activations),
     }
+    return {name: tasks * size for name, size in parts.items()}
 
 
 def _extra(dtype: torch.dtype) -> int:

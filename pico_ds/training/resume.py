@@ -29,6 +29,7 @@ _FREE = (
     "training.max_steps",
     "training.micro_batch_size",
     "training.compile",
+    "meta.tasks_per_batch",
     "model.attention",
     "training.max_consecutive_skipped_steps",
     "training.hang_timeout_seconds",

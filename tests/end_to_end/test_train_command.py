@@ -19,7 +19,7 @@ from pico_ds.training.report import print_report
 from pico_ds.training.run_directory import RunDirectory
 from pico_ds.training.state import TrainingState
 from tests.conftest import write_text_corpus
-from tests.end_to_end.commands import TINY, environment, metrics_of, run, start
+from tests.end_to_end.commands import TINY, course_of, environment, metrics_of, run, start
 from tests.launching import REPOSITORY
 
 
@@ -272,6 +272,20 @@ def test_the_control_is_printed_as_it_must_be_typed(capsys: pytest.CaptureFixtur
     result = EvaluationResult(0, 1.0, {}, "")
     print_report(Console(), RunConfig(), "demo.yaml", {0: result}, TrainingState(), run_directory, 1.0)
     assert "'evaluation.readouts=[pre, fimpre, fim]'" in capsys.readouterr().out
+
+
+def test_tasks_together_are_the_same_run(train: Callable[..., str], corpus: Path, finished: tuple[Path, str]) -> None:
+    """Every metric, those by layer included, to rounding."""
+    settings = ["learning_dynamics.log_every_n_steps=1", "evaluation.n_tasks=0", "evaluation.n_rows=0"]
+    train("checkpointing.run_name=together", "meta.tasks_per_batch=3", *settings)
+    got, wanted = (
+        [line for line in course_of(path) if "lr" in line] for path in (corpus.parent / "together", finished[0])
+    )
+    assert any("meta/query_loss" in line for line in got)
+    for mine, theirs in zip(got, wanted, strict=True):
+        assert mine.keys() == theirs.keys()
+        for name, value in theirs.items():
+            assert mine[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
 
 
 def test_a_compiled_run_in_bf16_with_a_trace(train: Callable[..., str], corpus: Path) -> None:

@@ -19,6 +19,7 @@ from pico_ds.meta.outer_gradient import (
     zero_gradient,
 )
 from pico_ds.model.meta_model import MetaModel, build_meta_model, build_twin
+from pico_ds.tasks.episode import Episode
 from tests.reference import (
     SHAPE,
     features,
@@ -233,3 +234,25 @@ def test_adapt_is_checked() -> None:
     ]:
         with pytest.raises(ConfigError, match=message):
             adapted_names(wrong, names, SHAPE.n_layers)
+
+
+@pytest.mark.parametrize("head", ["prototype", "linear"])
+@pytest.mark.parametrize(("adapt", "inner_steps"), [("all", 0), ("all", 3), ("head", 3), ("last_1_blocks", 2)])
+@pytest.mark.parametrize("readout", ["fim", "mean"])
+def test_tasks_together_are_tasks_one_by_one(head: str, adapt: str, inner_steps: int, readout: str) -> None:
+    meta = MetaConfig(head=head, inner_steps=inner_steps, inner_lr=0.05, head_inner_lr=0.5, adapt=adapt)
+    module, network = make(meta)
+    theta = {name: weight.detach() for name, weight in module.named_parameters()}
+    got, wanted = zero_gradient(theta), zero_gradient(theta)
+    episodes = [random_episode(i) for i in range(4)]
+    together = Episode.stack(episodes)
+    assert (together.n_tasks, together.n_way) == (4, N_WAY)
+    adapted, logits = add_task_gradient(network, theta, together, readout, meta, got, scale=0.25)
+    for i, episode in enumerate(episodes):
+        alone, its_logits = add_task_gradient(network, theta, episode, readout, meta, wanted, scale=0.25)
+        torch.testing.assert_close(logits[i], its_logits, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(adapted.first_gradient_norm[i], alone.first_gradient_norm, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(accuracy(logits, together.query)[i], accuracy(its_logits, episode.query))
+        for name in alone.fast:
+            torch.testing.assert_close(adapted.fast[name][i], alone.fast[name], rtol=1e-4, atol=1e-6)
+    assert relative_error(got, wanted) < 1e-5

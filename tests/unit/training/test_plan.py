@@ -120,7 +120,7 @@ def test_the_plan_of_a_step_is_what_the_step_allocates(precision: str, kind: str
     config = parse_config(f"""
         model: {{d_model: 96, n_layers: 3, attention_n_heads: 6, attention_n_kv_heads: 2, activation_hidden_dim: 384}}
         smlmt: {{n_way: 3, k_shot: 2, q_query: 2, context_tokens: 8, hybrid_ratio: {ratio}}}
-        meta: {{inner_steps: 2, tasks_per_step: 2}}
+        meta: {{inner_steps: 2, tasks_per_step: 2, tasks_per_batch: 1}}
         data: {{sequence_length: 64}}
         training: {{precision: {precision}, global_batch_size: 4, micro_batch_size: 2}}
         """)

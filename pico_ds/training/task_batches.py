@@ -1,0 +1,31 @@
+"""Which tasks of a rank are computed together."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from pico_ds.config import MetaConfig
+from pico_ds.tasks.episode import Episode
+
+#: fp32 weights of tasks that auto lets stand beside each other on a GPU [bytes]
+_AUTO_BYTES = 2 * 2**30
+
+
+def tasks_per_batch(config: MetaConfig, body_parameters: int, on_gpu: bool) -> int:
+    """`meta.tasks_per_batch`, auto resolved.
+
+    Small models are bound by the launches of kernels on a GPU, which a batch of tasks shares; on a CPU they are not.
+
+    Args:
+        body_parameters: that a task may adapt.
+    """
+    if config.tasks_per_batch != "auto":
+        return config.tasks_per_batch
+    return max(1, _AUTO_BYTES // (4 * body_parameters)) if on_gpu else 1
+
+
+def batched(episodes: Sequence[Episode], largest: int) -> list[Episode]:
+    """The tasks in batches of one size, give or take one; a batch of one has no axis of tasks."""
+    count = max(1, -(-len(episodes) // largest))
+    bounds = [len(episodes) * part // count for part in range(count + 1)]
+    groups = [episodes[first:end] for first, end in pairwise(bounds) if end > first]
+    return [group[0] if len(group) == 1 else Episode.stack(group) for group in groups]

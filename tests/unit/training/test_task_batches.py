@@ -1,0 +1,23 @@
+import pytest
+
+from pico_ds.config import MetaConfig
+from pico_ds.training.task_batches import batched, tasks_per_batch
+from tests.reference import random_episode
+
+
+@pytest.mark.parametrize(
+    ("count", "largest", "sizes"), [(0, 3, []), (1, 3, [None]), (3, 3, [3]), (7, 3, [2, 2, 3]), (4, 1, [None] * 4)]
+)
+def test_batches_are_of_one_size_give_or_take_one(count: int, largest: int, sizes: list[int | None]) -> None:
+    episodes = [random_episode(i) for i in range(count)]
+    batches = batched(episodes, largest)
+    assert [batch.n_tasks for batch in batches] == sizes
+    assert sum((batch.words for batch in batches), ()) == sum((episode.words for episode in episodes), ())
+
+
+def test_auto_batches_small_models_on_a_gpu() -> None:
+    auto, body = MetaConfig(), 2**20
+    assert tasks_per_batch(auto, body, on_gpu=False) == 1
+    assert tasks_per_batch(auto, body, on_gpu=True) == 512
+    assert tasks_per_batch(auto, 951 * 2**20, on_gpu=True) == 1
+    assert tasks_per_batch(MetaConfig(tasks_per_batch=3), body, on_gpu=False) == 3
