@@ -63,7 +63,7 @@ class MetaEngine:
 
         Args:
             gradient: this rank's part of the outer gradient, already divided by the number of tasks (or tokens) of ALL
-                ranks; ranks may hold unequal shares, or none.
+                ranks; ranks may hold unequal shares, or none. Not to be used again: DeepSpeed writes to it.
 
         Returns:
             the norm of the summed gradient before clipping.
@@ -101,8 +101,9 @@ class MetaEngine:
         # DeepSpeed divides by the world size; the gradient is a share of a sum
         world_size = self.process.world_size
         for name, weight in self.parameters.items():
+            scaled = gradient[name] if world_size == 1 else gradient[name] * world_size
             if self.stage == 3:
                 assert weight.grad is not None, "full_parameters(for_update=True) must come before apply_gradient"
-                weight.grad.copy_(gradient[name] * world_size)
+                weight.grad.copy_(scaled)
             else:
-                weight.grad = (gradient[name] * world_size).to(weight.dtype)
+                weight.grad = scaled.to(weight.dtype)

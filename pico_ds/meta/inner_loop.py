@@ -1,6 +1,6 @@
 """The inner loop: adapt a copy of the weights to one task. Pure, rank-local, no collective."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from pico_ds.config import MetaConfig, Readout
 from pico_ds.meta.adaptation import adapted_names
 from pico_ds.meta.network import Network, Parameters
+from pico_ds.meta.sgd import Update, sgd
 from pico_ds.model.meta_model import HEAD_BIAS, HEAD_WEIGHT, is_of_the_body
 from pico_ds.tasks.episode import Contexts
 
@@ -89,6 +90,7 @@ def descend(
     steps: int,
     keep_first_graph: bool = False,
     n_tasks: int | None = None,
+    update: Update = sgd,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], Float[Tensor, "*tasks"]]:
     """Plain SGD: fast_{t+1} = fast_t - rate * grad loss(fast_t, t); the weights given are never written to.
 
@@ -101,6 +103,7 @@ def descend(
         rates: learning rate by name.
         keep_first_graph: step 0 keeps the graph of its loss, which the caller needs again.
         n_tasks: of the first axis of all weights; None where there is no such axis.
+        update: `sgd`, possibly compiled.
 
     Returns:
         the weights after the last step; the same in the type of `start`, leaves that require gradients; and the norm of
@@ -108,7 +111,7 @@ def descend(
     """
     names, dtypes = list(start), [weight.dtype for weight in start.values()]
     negative_rates = [-rates[name] for name in names]
-    fast, leaves = list(start.values()), list(start.values())
+    fast, leaves = [weight.detach() for weight in start.values()], list(start.values())
     first_norm = torch.zeros(() if n_tasks is None else (n_tasks,), device=fast[0].device)
     for step in range(steps):
         # no weight is of two tasks: the gradient of the sum holds that of each
@@ -118,21 +121,10 @@ def descend(
         with torch.no_grad():
             if step == 0:
                 first_norm = total_norm(gradients, by_task=n_tasks is not None)
-            fast, leaves = _sgd(fast, gradients, negative_rates, dtypes)
+            fast, leaves = update(fast, list(gradients), negative_rates, dtypes)
         del gradients
         leaves = [weight.detach().requires_grad_() for weight in leaves]
     return dict(zip(names, fast, strict=True)), dict(zip(names, leaves, strict=True)), first_norm
-
-
-def _sgd(
-    weights: Sequence[Tensor], gradients: Sequence[Tensor], negative_rates: list[float], dtypes: list[torch.dtype]
-) -> tuple[list[Tensor], list[Tensor]]:
-    """New weights, at least in fp32, and the same in the types that are computed with."""
-    # in fp32 the gradients' own storage becomes the new weights: no third copy of the model
-    fast = [gradient.to(torch.promote_types(gradient.dtype, torch.float32)) for gradient in gradients]
-    torch._foreach_mul_(fast, negative_rates)
-    torch._foreach_add_(fast, list(weights))
-    return fast, [weight.to(dtype) for weight, dtype in zip(fast, dtypes, strict=True)]
 
 
 def total_norm(tensors: Iterable[Tensor], by_task: bool = False) -> Float[Tensor, "*tasks"]:
@@ -192,7 +184,7 @@ def adapt(
         HEAD_WEIGHT: start_head.weight,
         HEAD_BIAS: start_head.bias,
     }
-    fast, adapted, first_gradient_norm = descend(support_loss, start, rates, steps, keep_graph, n_tasks)
+    fast, adapted, first_gradient_norm = descend(support_loss, start, rates, steps, keep_graph, n_tasks, network.update)
     (body, _), (body_leaves, head) = _split(fast), _split(adapted)
     # what is not adapted stays as it was, in the order of the leaves
     body, body_leaves = ({name: part.get(name, leaves[name]) for name in leaves} for part in (body, body_leaves))
