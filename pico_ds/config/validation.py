@@ -13,6 +13,7 @@ def check_combinations(config: RunConfig) -> Iterator[str]:
     yield from _check_model(config)
     yield from _check_data(config)
     yield from _check_tasks(config)
+    yield from _check_speed(config)
     yield from _check_checkpointing(config)
     yield from _check_monitoring(config)
     yield from _check_names(config)
@@ -92,6 +93,15 @@ def _check_tasks(config: RunConfig) -> Iterator[str]:
         yield (
             f"evaluation.word_split: got {config.evaluation.word_split!r}, but smlmt."
             f"{config.evaluation.word_split}_word_fraction is 0; raise it, or set evaluation.n_tasks to 0"
+        )
+
+
+def _check_speed(config: RunConfig) -> Iterator[str]:
+    together = config.meta.tasks_per_batch
+    if config.training.compile == "block" and together not in ("auto", 1):
+        yield (
+            f"meta.tasks_per_batch: got {together} with training.compile: block; tasks are computed together by the "
+            "whole network: write training.compile: model or none, or leave tasks_per_batch out"
         )
 
 

@@ -13,6 +13,7 @@ from torch.func import functional_call
 
 from pico_ds.config import Readout
 from pico_ds.meta.sgd import Update, sgd
+from pico_ds.model.attention import Attend
 from pico_ds.model.attention_backends import math_attention
 from pico_ds.model.loss import chunk_loss_and_gradients, linear_cross_entropy
 from pico_ds.model.meta_model import OUTPUT_PROJECTION, MetaModel, is_of_the_body
@@ -40,9 +41,11 @@ class Network:
         feature_squared_norm: float,
         compile_mode: CompileMode = "none",
         compile_backend: str = "inductor",
+        attend_together: Attend = math_attention,
     ) -> None:
         """
         Args:
+            attend_together: attention where several tasks are computed together, under `torch.func.vmap`.
             compile_mode: model: the whole network is one graph; block: every decoder block is one.
             compile_backend: of torch.compile.
         """
@@ -53,8 +56,7 @@ class Network:
         #: what the states depend on, in one order whatever else a caller has: another set would be another graph
         self._names = [name for name, _ in twin.named_parameters() if is_of_the_body(name)]
         self._ndim = twin.get_parameter(self._names[0]).ndim
-        # the flash kernel of the CPU has no rule for vmap: it would run task by task
-        self._math_twin = twin.with_attention(math_attention)
+        self._twin_of_tasks = twin.with_attention(attend_together)
         self._run: Callable[..., Tensor] = self._call
         self._on_chunk = chunk_loss_and_gradients
         #: of the inner loop; compiled, one pass over the weights makes the new ones and their cast
@@ -76,7 +78,7 @@ class Network:
     def _call(self, weights: dict[str, Tensor], input_ids: Tensor) -> Tensor:
         if input_ids.ndim == 2:
             return functional_call(self.twin, weights, (input_ids,))
-        twin = self._math_twin if input_ids.device.type == "cpu" else self.twin
+        twin = self._twin_of_tasks
         # every matrix product becomes one over all tasks
         return torch.func.vmap(lambda task, ids: functional_call(twin, task, (ids,)))(weights, input_ids)
 

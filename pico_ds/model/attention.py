@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch.nn.functional as F
 from torch import Tensor
 
 
+@runtime_checkable
 class Attend(Protocol):
     """Attention over already rotated queries and keys.
 

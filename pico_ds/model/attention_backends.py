@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
@@ -72,6 +73,28 @@ def choose_attention(
         f"model.attention: {'; '.join(problems)}. Take another one of auto, {', '.join(BACKENDS)}; auto finds the "
         "fastest that is there"
     )
+
+
+def attention_of_several_tasks(
+    attend: Attend, device: torch.device, dtype: torch.dtype, n_heads: int, n_kv_heads: int, head_dim: int, length: int
+) -> Attend:
+    """The kernel itself where it knows `torch.func.vmap`, by which tasks run together; else plain operations."""
+
+    def together(queries: Tensor, keys: Tensor, values: Tensor, layer: int) -> Tensor:
+        def alone(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+            return attend(queries, keys, values, layer)
+
+        return torch.func.vmap(alone)(queries[:, None], keys[:, None], values[:, None])[:, 0]
+
+    try:
+        with warnings.catch_warnings():
+            # a kernel without a rule runs task by task, and says so
+            warnings.simplefilter("error")
+            probe(together, device, dtype, n_heads, n_kv_heads, head_dim, length)
+    except UnavailableError as problem:
+        logger.info("attention of tasks that are computed together: plain operations (%s)", problem)
+        return math_attention
+    return attend
 
 
 def load_backend(name: Backend, device: torch.device, repeat_keys: bool = False) -> Attend:
@@ -156,6 +179,14 @@ def _opaque(interface: Any) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
         gradient: Tensor, queries: Tensor, keys: Tensor, values: Tensor, out: Tensor, normaliser: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         return tuple(torch.empty(x.shape, device=x.device, dtype=x.dtype) for x in (queries, keys, values))  # type: ignore[return-value]
+
+    @forward.register_vmap
+    def _(info: Any, in_dims: tuple[int, ...], *inputs: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
+        """Tasks become a part of the batch, of which attention is independent."""
+        tasks_first = (tensor.movedim(dim, 0) for tensor, dim in zip(inputs, in_dims, strict=True))
+        found = forward(*(tensor.flatten(0, 1) for tensor in tasks_first))
+        out, normaliser = (tensor.unflatten(0, (info.batch_size, -1)) for tensor in found)
+        return (out, normaliser), (0, 0)
 
     def keep(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
         ctx.save_for_backward(*inputs, *output)

@@ -13,12 +13,12 @@ from pico_ds.engine.distributed import Process
 from pico_ds.evaluation.evaluator import Evaluator
 from pico_ds.meta.adaptation import adapted_names
 from pico_ds.meta.network import CompileMode, Network
-from pico_ds.model.attention import Attend
-from pico_ds.model.attention_backends import choose_attention
-from pico_ds.model.meta_model import build_twin
+from pico_ds.model.attention_backends import attention_of_several_tasks, choose_attention, math_attention
+from pico_ds.model.meta_model import build_twin, is_of_the_body
 from pico_ds.tasks.lexicon import Lexicon, TokenClasses
 from pico_ds.tasks.smlmt import SMLMT
 from pico_ds.tasks.word_index import WordIndex
+from pico_ds.training.task_batches import tasks_per_batch
 
 COMPUTE_DTYPE = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -69,27 +69,23 @@ def build_network(config: RunConfig, vocab_size: int, process: Process) -> Netwo
     Raises:
         ConfigError: an attention kernel that is not there.
     """
+    model, dtype = config.model, COMPUTE_DTYPE[config.training.precision]
+    heads = (model.attention_n_heads, model.attention_n_kv_heads, model.d_model // model.attention_n_heads)
+    contexts = config.smlmt.context_tokens + LAYOUT_EXTRA_TOKENS
+    lengths = sorted({config.data.sequence_length, contexts})
+    _, attend = choose_attention(model.attention, process.device, dtype, *heads, lengths)
+    twin = build_twin(model, config.meta, config.smlmt.n_way, vocab_size, attend)
+    body = sum(weight.numel() for name, weight in twin.named_parameters() if is_of_the_body(name))
+    together = math_attention
+    if config.smlmt.hybrid_ratio and tasks_per_batch(config, body, process.device.type == "cuda") > 1:
+        together = attention_of_several_tasks(attend, process.device, dtype, *heads, contexts)
     return Network(
-        build_twin(config.model, config.meta, config.smlmt.n_way, vocab_size, _attention(config, process)),
-        COMPUTE_DTYPE[config.training.precision],
+        twin,
+        dtype,
         config.meta.feature_squared_norm,
         compile_mode=_compile_mode(config, process),
+        attend_together=together,
     )
-
-
-def _attention(config: RunConfig, process: Process) -> Attend:
-    model = config.model
-    lengths = {config.data.sequence_length, config.smlmt.context_tokens + LAYOUT_EXTRA_TOKENS}
-    _, attend = choose_attention(
-        model.attention,
-        process.device,
-        COMPUTE_DTYPE[config.training.precision],
-        model.attention_n_heads,
-        model.attention_n_kv_heads,
-        model.d_model // model.attention_n_heads,
-        sorted(lengths),
-    )
-    return attend
 
 
 def _compile_mode(config: RunConfig, process: Process) -> CompileMode:

@@ -75,7 +75,7 @@ class OuterStep:
         vocab_size = network.twin.decoder.de_embedding_proj.out_features
         training, smlmt, meta, length = config.training, config.smlmt, config.meta, config.data.sequence_length
         body = sum(weight.numel() for name, weight in network.twin.named_parameters() if is_of_the_body(name))
-        self._tasks_per_batch = tasks_per_batch(config.meta, body, on_gpu=process.device.type == "cuda")
+        self._tasks_per_batch = tasks_per_batch(config, body, on_gpu=process.device.type == "cuda")
         #: of all ranks, by kind of step
         self._flops: dict[StepKind, float] = {
             "ar": language_model_flops(config.model, vocab_size, training.global_batch_size, length),

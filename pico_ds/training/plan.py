@@ -112,7 +112,7 @@ def _meta_step(twin: MetaModel, config: RunConfig, sizes: dict[str, int], world_
     activations = max(support, query)
     body = sum(size for name, size in sizes.items() if is_of_the_body(name))
     adapted = sum(sizes[name] for name in adapted_names(meta.adapt, tuple(sizes), config.model.n_layers))
-    tasks = min(tasks_per_batch(meta, body, on_gpu=True), math.ceil(meta.tasks_per_step / world_size))
+    tasks = min(tasks_per_batch(config, body, on_gpu=True), math.ceil(meta.tasks_per_step / world_size))
     # in bf16 a step makes new fp32 weights beside the old ones; in fp32 the gradient becomes the new weights
     old = FP32_BYTES * adapted if meta.inner_steps > 1 and dtype != torch.float32 else 0
     # the graph of the first support pass outlives the inner loop: the prototypes are differentiated through it

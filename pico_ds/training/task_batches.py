@@ -3,24 +3,25 @@
 from collections.abc import Sequence
 from itertools import pairwise
 
-from pico_ds.config import MetaConfig
+from pico_ds.config import RunConfig
 from pico_ds.tasks.episode import Episode
 
 #: fp32 weights of tasks that auto lets stand beside each other on a GPU [bytes]
 _AUTO_BYTES = 2 * 2**30
 
 
-def tasks_per_batch(config: MetaConfig, body_parameters: int, on_gpu: bool) -> int:
+def tasks_per_batch(config: RunConfig, body_parameters: int, on_gpu: bool) -> int:
     """`meta.tasks_per_batch`, auto resolved.
 
-    Small models are bound by the launches of kernels on a GPU, which a batch of tasks shares; on a CPU they are not.
+    Small models are bound by the launches of kernels on a GPU, which a batch of tasks shares; on a CPU they are not. A
+    block that is compiled on its own cannot be run for several tasks.
 
     Args:
         body_parameters: that a task may adapt.
     """
-    if config.tasks_per_batch != "auto":
-        return config.tasks_per_batch
-    return max(1, _AUTO_BYTES // (4 * body_parameters)) if on_gpu else 1
+    if config.meta.tasks_per_batch != "auto":
+        return config.meta.tasks_per_batch
+    return max(1, _AUTO_BYTES // (4 * body_parameters)) if on_gpu and config.training.compile != "block" else 1
 
 
 def batched(episodes: Sequence[Episode], largest: int) -> list[Episode]:

@@ -11,7 +11,14 @@ from pico_ds.config import ConfigError, MetaConfig
 from pico_ds.meta.network import Network
 from pico_ds.model import attention_backends
 from pico_ds.model.attention import Attend, causal_attention
-from pico_ds.model.attention_backends import BACKENDS, Backend, UnavailableError, choose_attention, load_backend
+from pico_ds.model.attention_backends import (
+    BACKENDS,
+    Backend,
+    UnavailableError,
+    attention_of_several_tasks,
+    choose_attention,
+    load_backend,
+)
 from pico_ds.model.meta_model import build_meta_model, build_twin
 from tests.reference import SHAPE, random_episode, relative_error
 
@@ -145,3 +152,16 @@ def test_the_network_runs_with_any_kernel_compiled_or_not(mode: str) -> None:
     opaque = attention_backends._direct(attention_backends._opaque(PlayedInterface))
     for attend in (load_backend("math", DEVICE), load_backend("sdpa_flash", DEVICE), opaque):
         assert relative_error(gradient(attend, mode), wanted) < 1e-5
+
+
+def test_tasks_together_take_a_kernel_that_knows_vmap(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="pico_ds")
+    shape = (torch.device("cpu"), torch.float32, 4, 2, 16, 9)
+    plain = load_backend("math", DEVICE)
+    assert attention_of_several_tasks(plain, *shape) is plain
+    opaque = attention_backends._direct(attention_backends._opaque(PlayedInterface))
+    assert attention_of_several_tasks(opaque, *shape) is opaque
+    # the CPU's flash kernel has no rule: it would run task by task
+    flash = load_backend("sdpa_flash", torch.device("cpu"))
+    assert attention_of_several_tasks(flash, *shape) is attention_backends.math_attention
+    assert "computed together: plain operations" in caplog.text

@@ -1,6 +1,6 @@
 import pytest
 
-from pico_ds.config import MetaConfig
+from pico_ds.config import ConfigError, RunConfig, parse_config
 from pico_ds.training.task_batches import batched, tasks_per_batch
 from tests.reference import random_episode
 
@@ -16,8 +16,11 @@ def test_batches_are_of_one_size_give_or_take_one(count: int, largest: int, size
 
 
 def test_auto_batches_small_models_on_a_gpu() -> None:
-    auto, body = MetaConfig(), 2**20
+    auto, body = RunConfig(), 2**20
     assert tasks_per_batch(auto, body, on_gpu=False) == 1
     assert tasks_per_batch(auto, body, on_gpu=True) == 512
     assert tasks_per_batch(auto, 951 * 2**20, on_gpu=True) == 1
-    assert tasks_per_batch(MetaConfig(tasks_per_batch=3), body, on_gpu=False) == 3
+    assert tasks_per_batch(parse_config("{meta: {tasks_per_batch: 3}}"), body, on_gpu=False) == 3
+    assert tasks_per_batch(parse_config("{training: {compile: block}}"), body, on_gpu=True) == 1
+    with pytest.raises(ConfigError, match=r"got 3 with training\.compile: block"):
+        parse_config("{meta: {tasks_per_batch: 3}, training: {compile: block}}")
