@@ -34,6 +34,8 @@ def fail(name: str) -> None:
     elif name == "hang":
         time.sleep(600)
     elif name == "hang_locked":
+        # the SIGTERM of a launcher would end the sleep, and with it the hang
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         ctypes.PyDLL(None).sleep(600)
     else:
         raise OSError("the disk of the data is gone")
