@@ -21,8 +21,9 @@ from pico_ds.engine.distributed import Process
 from pico_ds.engine.meta_engine import MetaEngine
 from pico_ds.engine.optimizer import learning_rate
 from pico_ds.engine.optimizer_state import STATE_KINDS, OptimizerState
+from pico_ds.meta.gradient import GradientSum
 from pico_ds.meta.network import Network
-from pico_ds.meta.outer_gradient import add_language_model_gradient, zero_gradient
+from pico_ds.meta.outer_gradient import add_language_model_gradient
 from pico_ds.model.meta_model import build_meta_model, build_twin
 from pico_ds.training.assembly import COMPUTE_DTYPE
 from pico_ds.training.resume import Resumer
@@ -173,7 +174,7 @@ class CheckpointBenchmark:
         self.saver.start(bare_index(_STEP, self.state, self.config))
         theta = self.engine.full_parameters()
         rows = torch.zeros(1, _ROW_TOKENS + 1, dtype=torch.int64, device=self.process.device)
-        add_language_model_gradient(self.network, theta, rows, zero_gradient(theta), scale=1.0, micro_batch_size=1)
+        add_language_model_gradient(self.network, theta, rows, GradientSum(theta), scale=1.0, micro_batch_size=1)
         self.saver.before_update()
         stall = self.saver.stall_seconds
         self.saver.finish()

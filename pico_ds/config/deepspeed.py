@@ -62,6 +62,8 @@ def resolve_deepspeed_config(
     """The complete dictionary for `deepspeed.initialize`.
 
     One engine step is one outer step: gradients are accumulated by the outer loop, so DeepSpeed sees one micro-batch.
+    The engine clips, and decides about gradients that are not finite, without DeepSpeed (`MetaEngine.apply_gradient`):
+    DeepSpeed's way passes over the gradient in fp64 and waits for the device.
 
     Raises:
         ConfigError: an unknown top-level key, a key that the YAML decides with another value, or stage 0 with bf16.
@@ -101,9 +103,15 @@ def resolve_deepspeed_config(
             f"training.precision: bf16 with ZeRO stage 0 ({name}) trains wrongly in DeepSpeed (it takes an optimizer "
             "step while it initialises); use stage 1 (ds_configs/zero1.json), which costs no more memory"
         )
+    zero = dict(deepspeed_json["zero_optimization"])
+    if zero["stage"] in (1, 2) and not offloads(deepspeed_json):
+        zero["compute_grad_norm"] = False
     return {
         **deepspeed_json,
         **from_yaml,
+        "zero_optimization": zero,
+        "gradient_clipping": 0.0,
+        "bf16": {"enabled": bf16, "check_grad_overflow": False},
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**12,

@@ -1,14 +1,17 @@
 """The ZeRO-sharded model and optimizer, seen by the outer loop as: read all parameters, apply one gradient."""
 
 import logging
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from pico_ds.config import TrainingConfig
 from pico_ds.engine.distributed import Process
+from pico_ds.engine.gradient_norm import norm_before_step, norm_within_step
 from pico_ds.engine.optimizer import build_optimizer
 
 
@@ -32,10 +35,15 @@ class MetaEngine:
 
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         self.process = process
+        self._max_norm = training.max_grad_norm
+        #: of the step that is being applied
+        self._applying = False
+        self._sound: Tensor | None = None
+        self._norm: Tensor | None = None
         module.to(process.device)
-        self._engine, _, _, _ = deepspeed.initialize(
-            model=module, optimizer=build_optimizer(module, training), config=deepspeed_config
-        )
+        adamw = build_optimizer(module, training)
+        adamw.register_step_pre_hook(self._before_update)
+        self._engine, _, _, _ = deepspeed.initialize(model=module, optimizer=adamw, config=deepspeed_config)
         self.stage = int(self._engine.zero_optimization_stage())
         self.parameters: dict[str, nn.Parameter] = dict(self._engine.module.named_parameters())
 
@@ -55,37 +63,59 @@ class MetaEngine:
         with deepspeed.zero.GatheredParameters(list(self.parameters.values())):
             if for_update:
                 for weight in self.parameters.values():
-                    weight.grad = torch.zeros_like(weight.data)
+                    # a slot of the right shape, which takes no memory until the gradient comes
+                    weight.grad = weight.data.new_zeros(()).expand_as(weight.data)
             return {name: weight.detach().clone() for name, weight in self.parameters.items()}
 
-    def apply_gradient(self, gradient: Mapping[str, Tensor], lr: float) -> float:
-        """Sum a gradient over ranks and take one optimizer step.
+    def apply_gradient(
+        self, gradient: Mapping[str, Tensor], lr: float, sound: Bool[Tensor, ""] | None = None
+    ) -> Float[Tensor, ""]:
+        """Average a gradient over ranks, clip it, and take one optimizer step.
+
+        Where the gradient is not finite the optimizer changes nothing, moments included. The device decides that: the
+        host does not wait for it (but under ZeRO-3 and with offloading, where DeepSpeed does).
 
         Args:
-            gradient: this rank's part of the outer gradient, already divided by the number of tasks (or tokens) of ALL
-                ranks; ranks may hold unequal shares, or none. Not to be used again: DeepSpeed writes to it.
+            gradient: this rank's, in the run's precision; ranks with unequal shares of the work, or with none, have
+                weighted theirs so that the MEAN over ranks is the outer gradient. Not to be used again: DeepSpeed
+                writes to it.
+            sound: False changes nothing; the same on every rank.
 
         Returns:
-            the norm of the summed gradient before clipping.
+            the norm of the averaged gradient before clipping.
         """
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
+        self._sound, self._norm = sound, None
         if self.stage == 0:
             self._set_gradients(gradient)
             self._engine.allreduce_gradients()
             reduced = [weight.grad for weight in self.parameters.values() if weight.grad is not None]
-            norm = torch.nn.utils.get_total_norm(reduced)
+            self._norm = torch.nn.utils.get_total_norm(reduced)
         else:
             # entered without a backward pass: leaving the block reduces whatever stands in .grad, once
             with self._engine.coalesce_grad_reduction():
                 self._set_gradients(gradient)
+            self._norm = norm_before_step(self._engine.optimizer, self.stage, self.process)
+        self._applying = True
         self._engine.step()
-        return float(norm if self.stage == 0 else self._engine.get_global_grad_norm())
+        self._applying = False
+        # none where DeepSpeed did not come to the update: the gradient was not finite
+        return torch.tensor(math.inf) if self._norm is None else self._norm
 
-    def drop_gradient(self) -> None:
-        """Forget the slots that `full_parameters(for_update=True)` made: the step is skipped."""
-        for weight in self.parameters.values():
-            weight.grad = None
+    def _before_update(self, adamw: Any, *_: object) -> None:
+        """Give AdamW what torch's gradient scalers would: a divisor, and whether to leave everything as it is."""
+        if not self._applying:
+            return  # DeepSpeed makes the moments by a step of its own
+        if self._norm is None:
+            self._norm = norm_within_step(self._engine.optimizer)
+        # ZeRO-3 steps through a part of the parameters at a time, the other groups being empty
+        device = next(weight.device for group in adamw.param_groups for weight in group["params"])
+        norm = self._norm.to(device, torch.float32)
+        sound = norm.isfinite() if self._sound is None else norm.isfinite() & self._sound.to(device)
+        adamw.found_inf = (~sound).float()
+        if self._max_norm:
+            adamw.grad_scale = ((norm + 1e-6) / self._max_norm).clamp(min=1.0)
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
@@ -98,12 +128,9 @@ class MetaEngine:
         self._engine.global_samples = steps * self.process.world_size
 
     def _set_gradients(self, gradient: Mapping[str, Tensor]) -> None:
-        # DeepSpeed divides by the world size; the gradient is a share of a sum
-        world_size = self.process.world_size
         for name, weight in self.parameters.items():
-            scaled = gradient[name] if world_size == 1 else gradient[name] * world_size
             if self.stage == 3:
                 assert weight.grad is not None, "full_parameters(for_update=True) must come before apply_gradient"
-                weight.grad.copy_(scaled)
+                weight.grad.data = gradient[name]
             else:
-                weight.grad = scaled.to(weight.dtype)
+                weight.grad = gradient[name]

@@ -75,6 +75,7 @@ def evaluate_few_shot(
             tasks.readout,
             config,
             steps=adaptation_steps,
+            measure=False,
         )
         with torch.no_grad():
             before = adapted.initial_head.logits(network.features(theta, episode.query, tasks.readout))

@@ -12,7 +12,7 @@ from torch import Tensor
 from pico_ds.config import MetaConfig, Readout
 from pico_ds.meta.adaptation import adapted_names
 from pico_ds.meta.network import Network, Parameters
-from pico_ds.meta.sgd import Update, sgd
+from pico_ds.meta.sgd import SGD, Update
 from pico_ds.model.meta_model import HEAD_BIAS, HEAD_WEIGHT, is_of_the_body
 from pico_ds.tasks.episode import Contexts
 
@@ -35,16 +35,17 @@ class Adapted:
     """The outcome of the inner loop.
 
     Attributes:
-        fast: the decoder's adapted weights; fp32 from the first step on.
-        leaves: the same as the network computes with them, leaves that require gradients.
+        leaves: the decoder's adapted weights as the network computes with them, leaves that require gradients.
+        fast: the same in fp32 from the first step on; None where they were not asked for.
         head: the adapted head, leaves that require gradients.
         initial_head: the head at the start; for prototypes still attached to the graph of the leaves it came from.
         first_logits: support logits before the first step.
-        first_gradient_norm: norm of the first inner gradient (decoder and head), 0 without a step.
+        first_gradient_norm: norm of the first inner gradient (decoder and head), 0 without a step or where it was not
+            asked for.
     """
 
-    fast: dict[str, Tensor]
     leaves: dict[str, Tensor]
+    fast: dict[str, Tensor] | None
     head: Head
     initial_head: Head
     first_logits: Float[Tensor, "*tasks contexts n_way"]
@@ -90,8 +91,9 @@ def descend(
     steps: int,
     keep_first_graph: bool = False,
     n_tasks: int | None = None,
-    update: Update = sgd,
-) -> tuple[dict[str, Tensor], dict[str, Tensor], Float[Tensor, "*tasks"]]:
+    update: Update = SGD,
+    measure: bool = True,
+) -> tuple[dict[str, Tensor], dict[str, Tensor] | None, Float[Tensor, "*tasks"]]:
     """Plain SGD: fast_{t+1} = fast_t - rate * grad loss(fast_t, t); the weights given are never written to.
 
     The weights are kept in fp32, so that small steps are not lost; the loss sees them in the type of `start`, cast once
@@ -103,14 +105,16 @@ def descend(
         rates: learning rate by name.
         keep_first_graph: step 0 keeps the graph of its loss, which the caller needs again.
         n_tasks: of the first axis of all weights; None where there is no such axis.
-        update: `sgd`, possibly compiled.
+        update: SGD, possibly compiled.
+        measure: give the fp32 weights and the norm as well.
 
     Returns:
-        the weights after the last step; the same in the type of `start`, leaves that require gradients; and the norm of
-        the first gradient.
+        the weights after the last step in the type of `start`, leaves that require gradients; the same in fp32; and the
+        norm of the first gradient.
     """
-    names, dtypes = list(start), [weight.dtype for weight in start.values()]
+    names = list(start)
     negative_rates = [-rates[name] for name in names]
+    narrow = any(weight.dtype.itemsize < torch.float32.itemsize for weight in start.values())
     fast, leaves = [weight.detach() for weight in start.values()], list(start.values())
     first_norm = torch.zeros(() if n_tasks is None else (n_tasks,), device=fast[0].device)
     for step in range(steps):
@@ -119,12 +123,18 @@ def descend(
         gradients = torch.autograd.grad(inner_loss, leaves, retain_graph=keep_first_graph and step == 0)
         del inner_loss, leaves
         with torch.no_grad():
-            if step == 0:
+            if step == 0 and measure:
                 first_norm = total_norm(gradients, by_task=n_tasks is not None)
-            fast, leaves = update(fast, list(gradients), negative_rates, dtypes)
+            if step == steps - 1 and narrow and not measure:
+                leaves = update.last(fast, list(gradients), negative_rates)
+            elif step == 0:
+                fast, leaves = update.first(fast, list(gradients), negative_rates)
+            else:
+                leaves = update.next(fast, list(gradients), negative_rates)
         del gradients
         leaves = [weight.detach().requires_grad_() for weight in leaves]
-    return dict(zip(names, fast, strict=True)), dict(zip(names, leaves, strict=True)), first_norm
+    found = dict(zip(names, fast, strict=True)) if measure else None
+    return dict(zip(names, leaves, strict=True)), found, first_norm
 
 
 def total_norm(tensors: Iterable[Tensor], by_task: bool = False) -> Float[Tensor, "*tasks"]:
@@ -148,6 +158,7 @@ def adapt(
     config: MetaConfig,
     steps: int,
     keep_graph: bool = False,
+    measure: bool = True,
 ) -> Adapted:
     """`steps` of SGD on the support loss, starting at `theta`.
 
@@ -156,6 +167,7 @@ def adapt(
     Args:
         leaves: `task_leaves(theta, n_tasks)`, passed in so that the caller can differentiate with respect to them.
         keep_graph: keep the graph from `leaves` to `initial_head`, for the outer gradient through the prototypes.
+        measure: give what only metrics need as well, the fp32 weights and the norm of the first gradient.
     """
     n_tasks = len(support.labels) if support.labels.ndim > 1 else None
     chosen = adapted_names(config.adapt, tuple(leaves), network.n_layers)
@@ -184,11 +196,19 @@ def adapt(
         HEAD_WEIGHT: start_head.weight,
         HEAD_BIAS: start_head.bias,
     }
-    fast, adapted, first_gradient_norm = descend(support_loss, start, rates, steps, keep_graph, n_tasks, network.update)
-    (body, _), (body_leaves, head) = _split(fast), _split(adapted)
+    adapted, fast, first_gradient_norm = descend(
+        support_loss, start, rates, steps, keep_graph, n_tasks, network.update, measure
+    )
+    body, head = _split(adapted)
     # what is not adapted stays as it was, in the order of the leaves
-    body, body_leaves = ({name: part.get(name, leaves[name]) for name in leaves} for part in (body, body_leaves))
-    return Adapted(body, body_leaves, head, initial_head, first_logits.detach(), first_gradient_norm)
+    return Adapted(
+        {name: body.get(name, leaves[name]) for name in leaves},
+        None if fast is None else {name: fast.get(name, leaves[name]) for name in leaves},
+        head,
+        initial_head,
+        first_logits.detach(),
+        first_gradient_norm,
+    )
 
 
 def _split(fast: Parameters) -> tuple[dict[str, Tensor], Head]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from pico_ds.config import Readout
-from pico_ds.meta.sgd import Update, sgd
+from pico_ds.meta.sgd import SGD, Update
 from pico_ds.model.attention import Attend
 from pico_ds.model.attention_backends import math_attention
 from pico_ds.model.loss import chunk_loss_and_gradients, linear_cross_entropy
@@ -60,7 +60,7 @@ class Network:
         self._run: Callable[..., Tensor] = self._call
         self._on_chunk = chunk_loss_and_gradients
         #: of the inner loop; compiled, one pass over the weights makes the new ones and their cast
-        self.update: Update = sgd
+        self.update = SGD
         self._compiled: set[tuple[object, ...]] | None = None if compile_mode == "none" else set()
         if compile_mode == "none":
             return
@@ -68,7 +68,9 @@ class Network:
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _MOST_GRAPHS)
         options: dict[str, Any] = {"fullgraph": True, "dynamic": False, "backend": compile_backend}
         self._on_chunk = torch.compile(chunk_loss_and_gradients, **options)
-        self.update = torch.compile(sgd, **options)
+        self.update = Update(
+            torch.compile(SGD.first, **options), torch.compile(SGD.next, **options), torch.compile(SGD.last, **options)
+        )
         if compile_mode == "model":
             self._run = torch.compile(self._call, **options)
         else:

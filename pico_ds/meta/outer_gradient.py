@@ -7,23 +7,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from pico_ds.config import MetaConfig, Readout
+from pico_ds.meta.gradient import GradientSum
 from pico_ds.meta.inner_loop import Adapted, adapt, task_leaves, task_loss
 from pico_ds.meta.network import Network, Parameters
 from pico_ds.model.meta_model import HEAD_BIAS, HEAD_WEIGHT
 from pico_ds.tasks.episode import Contexts, Episode
-
-#: an fp32 accumulator by parameter name
-Gradient = dict[str, Tensor]
-
-
-def zero_gradient(theta: Parameters) -> Gradient:
-    """Zeros in the shape of the parameters."""
-    return {name: torch.zeros_like(weight, dtype=torch.float32) for name, weight in theta.items()}
-
-
-def accumulate(total: Gradient, names: Iterable[str], gradients: Iterable[Tensor], scale: float) -> None:
-    """Total += scale * gradient, in place."""
-    torch._foreach_add_([total[name] for name in names], list(gradients), alpha=scale)
 
 
 def add_task_gradient(
@@ -32,8 +20,9 @@ def add_task_gradient(
     episode: Episode,
     readout: Readout,
     config: MetaConfig,
-    total: Gradient,
+    total: GradientSum,
     scale: float,
+    measure: bool = True,
 ) -> tuple[Adapted, Float[Tensor, "*tasks contexts n_way"]]:
     """Add `scale` times the first-order outer gradient of one task, or the sum over several, to `total`.
 
@@ -44,6 +33,9 @@ def add_task_gradient(
         outer = d L_query / d phi + (d h_0 / d theta)^T d L_query / d h
 
     At inner_steps = 0 this is the exact gradient of a prototypical network.
+
+    Args:
+        measure: see `adapt`.
 
     Returns:
         the adapted weights, and the query logits at them (detached).
@@ -61,23 +53,25 @@ def add_task_gradient(
         config,
         steps=config.inner_steps,
         keep_graph=prototypes,
+        measure=measure,
     )
     logits = adapted.head.logits(network.features(adapted.leaves, episode.query, readout))
-    loss = task_loss(logits, episode.query.labels).sum()
+    # scaled here, not after: the gradients are as many bytes as the model
+    loss = scale * task_loss(logits, episode.query.labels).sum()
     *body, weight_gradient, bias_gradient = torch.autograd.grad(
         loss,
         [*adapted.leaves.values(), *adapted.head],
     )
-    accumulate(total, leaves, _over_tasks(body, n_tasks), scale)
+    total.add(leaves, _over_tasks(body, n_tasks))
     del body
     if prototypes:
         through = torch.autograd.grad(
             adapted.initial_head, list(leaves.values()), grad_outputs=(weight_gradient, bias_gradient)
         )
-        accumulate(total, leaves, _over_tasks(through, n_tasks), scale)
+        total.add(leaves, _over_tasks(through, n_tasks))
     else:
         of_head = _over_tasks((weight_gradient, bias_gradient), n_tasks)
-        accumulate(total, (HEAD_WEIGHT, HEAD_BIAS), of_head, scale)
+        total.add((HEAD_WEIGHT, HEAD_BIAS), of_head)
     return adapted, logits.detach()
 
 
@@ -90,7 +84,7 @@ def add_language_model_gradient(
     network: Network,
     theta: Parameters,
     rows: Int[Tensor, "rows length"],
-    total: Gradient,
+    total: GradientSum,
     scale: float,
     micro_batch_size: int,
 ) -> Float[Tensor, ""]:
@@ -101,7 +95,7 @@ def add_language_model_gradient(
     loss_sum = torch.zeros((), device=rows.device)
     for micro_batch in rows.split(micro_batch_size):
         loss = network.language_model_loss(leaves, micro_batch)
-        accumulate(total, leaves, torch.autograd.grad(loss, list(leaves.values())), scale)
+        total.add(leaves, torch.autograd.grad(scale * loss, list(leaves.values())))
         loss_sum += loss.detach()
     return loss_sum
 

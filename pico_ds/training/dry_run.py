@@ -40,7 +40,8 @@ def print_plan(config: RunConfig, deepspeed_json: dict[str, Any], name: str, wor
     for warning in warn_of(config):
         console.print(f"warning: {warning}", highlight=False, soft_wrap=True)
     console.print(_work(config, plan, zero_stage(deepspeed_json), name), highlight=False, soft_wrap=True)
-    steps = {f"{'AR' if kind == 'ar' else 'meta'} step": parts for kind, parts in plan.memory.items()}
+    titles = {"ar": "AR step", "meta": "meta step", "update": "update"}
+    steps = {titles[phase]: parts for phase, parts in plan.memory.items()}
     console.print(_bytes_table("memory per rank, an upper bound [GiB]", steps))
     console.print(_bytes_table("host memory per rank [GiB]", {"any step": plan.host_memory}))
     if plan.communication:

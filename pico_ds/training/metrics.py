@@ -3,57 +3,113 @@
 import math
 import resource
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
 
 from pico_ds.engine.distributed import Process
-from pico_ds.training.outer_step import LocalStep
 from pico_ds.training.state import StepKind
 
 
-@dataclass(frozen=True)
+class Reading:
+    """Numbers that a device is still to compute, on their way to the host."""
+
+    def __init__(self, values: Float[Tensor, " count"]) -> None:
+        self._event: torch.cuda.Event | None = None
+        self._host = values
+        if values.device.type == "cuda":
+            self._host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+            self._host.copy_(values, non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record()
+
+    def wait(self) -> list[float]:
+        """The numbers, when the device has come to them."""
+        if self._event is not None:
+            self._event.synchronize()
+        return list(self._host.tolist())
+
+
+class Reduced:
+    """Every contribution summed over ranks, and what the hosts tell each other; all still on the device."""
+
+    def __init__(self, contributions: Mapping[str, Tensor], told: Mapping[str, float], process: Process) -> None:
+        """One all-reduce, and no sync.
+
+        Args:
+            told: numbers that the host of this rank has.
+        """
+        self._names, self._told = tuple(contributions), tuple(told)
+        packed = torch.stack([value.double() for value in contributions.values()])
+        host = process.pinned(torch.tensor(list(told.values()), dtype=torch.float64))
+        self._sums = process.sum_over_ranks(torch.cat([packed, host.to(packed.device, non_blocking=True)]))
+
+    @property
+    def finite(self) -> Bool[Tensor, ""]:
+        """Whether every contribution is a number; a NaN on one rank is a NaN in the sum that every rank holds."""
+        return self._sums[: len(self._names)].isfinite().all()
+
+    def read_with(self, gradient_norm: Float[Tensor, ""]) -> "Outcome":
+        """Begin to bring everything to the host."""
+        both = torch.cat([self._sums, gradient_norm.to(self._sums)[None]])
+        return Outcome(self._names, self._told, Reading(both))
+
+
+class Outcome:
+    """What came of a step; whoever asks waits for the device, once."""
+
+    def __init__(self, names: tuple[str, ...], told: tuple[str, ...], reading: Reading) -> None:
+        self._names, self._told, self._reading = names, told, reading
+
+    @cached_property
+    def _read(self) -> tuple[dict[str, float], dict[str, float]]:
+        *sums, norm = self._reading.wait()
+        count = len(self._names)
+        values = dict(zip(self._names, sums[:count], strict=True)) | {"outer_gradient_norm": norm}
+        return values, dict(zip(self._told, sums[count:], strict=True))
+
+    @property
+    def values(self) -> dict[str, float]:
+        """Metric by name, the same on every rank."""
+        return self._read[0]
+
+    @property
+    def applied(self) -> bool:
+        """Whether the optimizer stepped; not where the loss or the gradient is not finite."""
+        return all(math.isfinite(value) for value in self.values.values())
+
+    @property
+    def told(self) -> dict[str, float]:
+        """Sum over ranks of what their hosts told."""
+        return self._read[1]
+
+
+@dataclass
 class StepMetrics:
-    """What one outer step showed.
+    """One outer step.
 
     Attributes:
-        values: metric by name, the same on every rank.
-        applied: whether the optimizer stepped; False where the loss or gradient was not finite.
-        seconds: wall time of the step.
+        outcome: what came of it; on the device until somebody asks.
+        lr: of the step.
         tokens, tasks, flops: work of all ranks.
         data_wait_seconds: for which this rank waited for its data.
-        raised: flags of callbacks that any rank raised.
+        seconds: wall time of the step until it was settled, without what ran between; as the host runs ahead of the
+            device, a part of it may stand with the step before, and the sum over steps is right.
     """
 
     kind: StepKind
-    values: dict[str, float]
-    applied: bool
-    seconds: float
+    outcome: Outcome
+    lr: float
     tokens: int
     tasks: int
-    raised: frozenset[str] = frozenset()
     flops: float = 0.0
     data_wait_seconds: float = 0.0
-
-
-def reduce_contributions(
-    local: LocalStep, flags: dict[str, bool], process: Process
-) -> tuple[dict[str, float], frozenset[str]]:
-    """The sum of every contribution over ranks, and the flags that any rank raised.
-
-    One all-reduce and one device sync for all of them.
-    """
-    packed = torch.stack([value.double() for value in local.contributions.values()])
-    raised = torch.tensor([*map(float, flags.values())], dtype=torch.float64).to(packed.device, non_blocking=True)
-    sums = process.sum_over_ranks(torch.cat([packed, raised])).tolist()
-    values = dict(zip(local.contributions, sums, strict=False))
-    return values, frozenset(name for name, count in zip(flags, sums[len(values) :], strict=True) if count > 0)
-
-
-def all_finite(values: dict[str, float]) -> bool:
-    """Whether every reduced metric is a number; a NaN on one rank is a NaN in the sum that every rank holds."""
-    return all(math.isfinite(value) for value in values.values())
+    seconds: float = 0.0
 
 
 @dataclass
@@ -61,6 +117,8 @@ class Window:
     """Means of the metrics over the steps since the last log line; a metric is averaged over the steps that have it."""
 
     values: dict[str, list[float]] = field(default_factory=dict)
+    steps: int = 0
+    lr: float | None = None
     seconds: float = 0.0
     meta_seconds: float = 0.0
     tokens: int = 0
@@ -69,10 +127,12 @@ class Window:
     data_wait_seconds: float = 0.0
 
     def add(self, metrics: StepMetrics) -> None:
-        """Take in one step."""
-        for name, value in metrics.values.items():
+        """Take in one step; waits for its outcome."""
+        for name, value in metrics.outcome.values.items():
             # a metric that was never finite keeps its name
             self.values.setdefault(name, []).extend([value] if math.isfinite(value) else [])
+        self.steps += 1
+        self.lr = metrics.lr
         self.seconds += metrics.seconds
         self.tokens += metrics.tokens
         self.tasks += metrics.tasks
@@ -90,9 +150,8 @@ class Window:
         means: dict[str, Any] = {}
         for name, values in self.values.items():
             means[name] = sum(values) / len(values) if values else None
-        if "lr" in self.values:
-            means["lr"] = self.values["lr"][-1]
-        means["seconds_per_step"] = self.seconds / max(1, len(self.values.get("lr", ())))
+        means["lr"] = self.lr
+        means["seconds_per_step"] = self.seconds / max(1, self.steps)
         means["tokens_per_second"] = self.tokens / self.seconds if self.seconds else None
         means["data_wait_fraction"] = self.data_wait_seconds / self.seconds if self.seconds else None
         if peak_flops is not None and self.seconds:

@@ -9,15 +9,10 @@ from torch import Tensor
 from pico_ds.config import RunConfig
 from pico_ds.data.rows import ShuffledRows
 from pico_ds.engine.distributed import Process
+from pico_ds.meta.gradient import GradientSum
 from pico_ds.meta.inner_loop import Adapted, task_loss, total_norm
 from pico_ds.meta.network import Network, Parameters
-from pico_ds.meta.outer_gradient import (
-    Gradient,
-    accuracy,
-    add_language_model_gradient,
-    add_task_gradient,
-    zero_gradient,
-)
+from pico_ds.meta.outer_gradient import accuracy, add_language_model_gradient, add_task_gradient
 from pico_ds.model.flops import language_model_flops, task_flops
 from pico_ds.model.meta_model import DECODER, is_of_the_body
 from pico_ds.tasks.episode import Contexts, Episode
@@ -27,9 +22,11 @@ from pico_ds.training.state import StepKind
 from pico_ds.training.task_batches import batched, tasks_per_batch
 
 #: metrics of every meta step; the query's are at the adapted weights
-_ALWAYS = ("meta/query_loss", "meta/query_accuracy", "meta/inner_gradient_norm")
-#: before and after adaptation, always of the same tasks; two more forward passes a task, so taken on some steps
+_ALWAYS = ("meta/query_loss", "meta/query_accuracy")
+#: before and after adaptation, always of the same tasks; they cost two more forward passes and two more passes over the
+#: weights a task, so they are taken on some steps
 _MEASURED = (
+    "meta/inner_gradient_norm",
     "meta/support_loss_before",
     "meta/support_accuracy_before",
     "meta/support_loss_after",
@@ -47,7 +44,7 @@ class LocalStep:
     """What one rank computed.
 
     Attributes:
-        gradient: this rank's part of the outer gradient; the sum over ranks is the gradient of the mean loss.
+        gradient: this rank's part of the outer gradient; the MEAN over ranks is the gradient of the mean loss.
         contributions: this rank's part of each metric; the sum over ranks is the metric. The keys are the same on
             every rank, whatever its share of the work.
         tokens, tasks, rows: work of ALL ranks.
@@ -55,7 +52,7 @@ class LocalStep:
         data_wait_seconds: for which this rank waited for its data.
     """
 
-    gradient: Gradient
+    gradient: dict[str, Tensor]
     contributions: dict[str, Tensor]
     tokens: int
     tasks: int
@@ -110,7 +107,6 @@ class OuterStep:
                 local.contributions[f"layers/weight_norm/{layer}"] = (
                     theta[name].norm(dtype=torch.float32) / self._process.world_size
                 )
-        local.contributions["local_gradient_norm"] = total_norm(local.gradient.values())
         return local
 
     def _rows_step(self, theta: Parameters, batch: Batch) -> LocalStep:
@@ -118,30 +114,43 @@ class OuterStep:
         count, length = training.global_batch_size, self._config.data.sequence_length
         assert batch.rows is not None
         rows = batch.rows.to(self._process.device, non_blocking=True)
-        gradient, tokens = zero_gradient(theta), count * length
+        gradient, tokens = GradientSum(theta), count * length
         loss_sum = add_language_model_gradient(
-            self._network, theta, rows, gradient, scale=1 / tokens, micro_batch_size=training.micro_batch_size
+            self._network,
+            theta,
+            rows,
+            gradient,
+            scale=self._process.world_size / tokens,
+            micro_batch_size=training.micro_batch_size,
         )
-        return LocalStep(gradient, {"ar/loss": loss_sum / tokens}, tokens=tokens, tasks=0, rows=count)
+        return LocalStep(gradient.result(), {"ar/loss": loss_sum / tokens}, tokens=tokens, tasks=0, rows=count)
 
     def _meta(self, theta: Parameters, batch: Batch, measure: bool, by_layer: bool) -> LocalStep:
         assert self._tasks is not None
         config, process = self._config.meta, self._process
         n_tasks = config.tasks_per_step
-        gradient = zero_gradient(theta)
+        gradient = GradientSum(theta)
         names = [*_ALWAYS, *(_MEASURED if measure else ())]
         names += [f"layers/displacement/{layer}" for _, layer in self._layers(theta)] if by_layer else []
         totals = {name: torch.zeros((), device=process.device) for name in names}
         episodes = [episode.to(process.device) for episode in batch.episodes]
         for episode in batched(episodes, self._tasks_per_batch):
             adapted, query_logits = add_task_gradient(
-                self._network, theta, episode, self._tasks.readout, config, gradient, scale=1 / n_tasks
+                self._network,
+                theta,
+                episode,
+                self._tasks.readout,
+                config,
+                gradient,
+                scale=process.world_size / n_tasks,
+                measure=measure or by_layer,
             )
             query = _loss_and_accuracy(query_logits, episode.query)
-            found = dict(zip(_ALWAYS, (*query, adapted.first_gradient_norm), strict=True))
+            found = dict(zip(_ALWAYS, query, strict=True))
             if measure:
                 found |= self._measured(theta, episode, adapted, query)
             if by_layer:
+                assert adapted.fast is not None
                 for name, layer in self._layers(adapted.fast):
                     found[f"layers/displacement/{layer}"] = _displacement(
                         {name: theta[name]}, {name: adapted.fast[name]}
@@ -152,17 +161,21 @@ class OuterStep:
             del adapted, query_logits, found
         smlmt = self._config.smlmt
         contexts = n_tasks * smlmt.n_way * (smlmt.k_shot + smlmt.q_query)
-        return LocalStep(gradient, totals, tokens=contexts * self._tasks.sequence_length, tasks=n_tasks, rows=0)
+        return LocalStep(
+            gradient.result(), totals, tokens=contexts * self._tasks.sequence_length, tasks=n_tasks, rows=0
+        )
 
     @torch.no_grad()
     def _measured(
         self, theta: Parameters, episode: Episode, adapted: Adapted, query_after: tuple[Tensor, Tensor]
     ) -> dict[str, Tensor]:
         assert self._tasks is not None
+        assert adapted.fast is not None
         readout = self._tasks.readout
         support_after = adapted.head.logits(self._network.features(adapted.leaves, episode.support, readout))
         query_before = adapted.initial_head.logits(self._network.features(theta, episode.query, readout))
         values = (
+            adapted.first_gradient_norm,
             *_loss_and_accuracy(adapted.first_logits, episode.support),
             *_loss_and_accuracy(support_after, episode.support),
             *_loss_and_accuracy(query_before, episode.query),

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from pico_ds.training.state import StepKind
 from pico_ds.training.task_batches import tasks_per_batch
 
 FP32_BYTES = 4
+Phase = StepKind | Literal["update"]
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,8 @@ class Plan:
     """The figures of a dry run; bytes are per rank.
 
     Attributes:
-        memory: kind of step -> part of the device's memory -> bytes when the step needs most.
+        memory: phase -> part of the device's memory -> bytes when the phase needs most. The phases are the gradient of
+            a step of either kind (ar, meta), and the update that follows.
         host_memory: part that is kept in host memory -> bytes.
         communication: collective -> payload bytes per outer step; the inner loop adds none.
     """
@@ -36,7 +38,7 @@ class Plan:
     meta_tokens_per_step: int
     tasks_per_rank: int
     rows_per_rank: int
-    memory: dict[StepKind, dict[str, int]]
+    memory: dict[Phase, dict[str, int]]
     host_memory: dict[str, int]
     communication: dict[str, int]
 
@@ -53,16 +55,18 @@ def make_plan(config: RunConfig, deepspeed_json: dict[str, Any], vocab_size: int
     share = 1 / world_size
 
     weights = total * compute_bytes
-    working: dict[StepKind, dict[str, int]] = {"ar": _ar_step(twin, config, total, rows_per_rank)}
+    working: dict[Phase, dict[str, int]] = {"ar": _ar_step(twin, config, total, rows_per_rank)}
     if smlmt.hybrid_ratio > 0:
         working["meta"] = _meta_step(twin, config, sizes, world_size)
+    working["update"] = {
+        "gradient handed to DeepSpeed": weights,
+        "reduced gradient, flat": round(weights * share) if stage else 0,
+        "reduced gradient, fp32": round(FP32_BYTES * total * share) if stage else 0,
+    }
     lasting = {
         "weights": round(weights * share) if stage == 3 else weights,
         # below stage 3 the outer loop reads the weights in place
         "full copy of the weights": weights if stage == 3 else 0,
-        "outer gradient, fp32": FP32_BYTES * total,
-        "gradient handed to DeepSpeed": weights,
-        "reduced gradient": round(weights * share) if stage else 0,
     }
     optimizer = {
         "master weights": round(FP32_BYTES * total * share) if stage else 0,
@@ -80,7 +84,7 @@ def make_plan(config: RunConfig, deepspeed_json: dict[str, Any], vocab_size: int
         meta_tokens_per_step=meta.tasks_per_step * contexts * (smlmt.context_tokens + LAYOUT_EXTRA_TOKENS),
         tasks_per_rank=math.ceil(meta.tasks_per_step / world_size),
         rows_per_rank=rows_per_rank,
-        memory={kind: {**lasting, **parts} for kind, parts in working.items()},
+        memory={phase: {**lasting, **parts} for phase, parts in working.items()},
         host_memory=host_memory,
         communication=_communication(stage, weights, world_size),
     )
@@ -96,10 +100,14 @@ def _ar_step(twin: MetaModel, config: RunConfig, total: int, rows_per_rank: int)
     # a chunk's logits in fp32 with the temporary of their normaliser, or with what is computed from them
     chunk = max(2 * FP32_BYTES * logits, (FP32_BYTES + _extra(dtype)) * logits + dtype.itemsize * projection)
     loss = FP32_BYTES * projection + chunk
+    held = _held(dtype, math.ceil(rows_per_rank / rows)) * total
+    # the last micro-batch's gradient, and what it is added to, when the graph is gone
+    end = dtype.itemsize * (total + projection) + (FP32_BYTES * total if held else 0)
     return {
+        "sum of gradients": held,
         "activations (estimate)": activations,
         "logits of a chunk, and the gradient of the output projection": loss,
-        "gradient beyond what it replaces": max(0, dtype.itemsize * (total + projection) - activations - loss),
+        "gradient beyond what it replaces": max(0, end - held - activations - loss),
     }
 
 
@@ -117,6 +125,8 @@ def _meta_step(twin: MetaModel, config: RunConfig, sizes: dict[str, int], world_
     old = FP32_BYTES * adapted if meta.inner_steps > 1 and dtype != torch.float32 else 0
     # the graph of the first support pass outlives the inner loop: the prototypes are differentiated through it
     keeps = meta.head == "prototype" and meta.inner_steps > 0
+    batches = math.ceil(meta.tasks_per_step / world_size / tasks)
+    contributions = batches * (2 if meta.head == "prototype" else 1)
     parts = {
         "fast weights, fp32": FP32_BYTES * adapted if meta.inner_steps else 0,
         "fast weights cast for compute": _extra(dtype) * adapted if meta.inner_steps else 0,
@@ -125,7 +135,14 @@ def _meta_step(twin: MetaModel, config: RunConfig, sizes: dict[str, int], world_
         # a backward pass frees the graph as it fills the gradient
         "gradient and update beyond the graph they replace": max(0, dtype.itemsize * body + old - activations),
     }
-    return {name: tasks * size for name, size in parts.items()}
+    # several contributions are under way from the first task on: taken as if there were more
+    held = FP32_BYTES * sum(sizes.values()) if contributions > 1 or tasks > 1 else 0
+    return {"sum of gradients": held, **{name: tasks * size for name, size in parts.items()}}
+
+
+def _held(dtype: torch.dtype, contributions: int) -> int:
+    """Bytes a parameter of the sum of gradients while the last contribution is computed (`GradientSum`)."""
+    return (0, dtype.itemsize, FP32_BYTES)[min(contributions, 3) - 1]
 
 
 def _extra(dtype: torch.dtype) -> int:

@@ -11,14 +11,24 @@ from pico_ds.engine.meta_engine import MetaEngine
 from pico_ds.engine.optimizer import learning_rate
 from pico_ds.training.callbacks.base import Callback
 from pico_ds.training.errors import TrainingError
-from pico_ds.training.metrics import StepMetrics, all_finite, reduce_contributions
+from pico_ds.training.metrics import Reduced, StepMetrics
 from pico_ds.training.outer_step import LocalStep, OuterStep
 from pico_ds.training.state import StepKind, TrainingState, step_kind
+
+#: what the host of every rank tells the others beside its flags: how long its last step took
+_SECONDS = "seconds"
+#: a step that takes longer is waited for at once: what the device idles is nothing beside it, and a stop signal is
+#: heard a step earlier [s]
+_LONG_STEP = 1.0
 
 
 @dataclass
 class Trainer:
-    """Takes outer steps until `training.max_steps`; everything else is a callback."""
+    """Takes outer steps until `training.max_steps`; everything else is a callback.
+
+    The host does not wait for the step that it has just given to the device, but for the one before: the outcome of a
+    step is known one step later, or when somebody settles it.
+    """
 
     config: RunConfig
     engine: MetaEngine
@@ -27,6 +37,11 @@ class Trainer:
     state: TrainingState = field(default_factory=TrainingState)
     #: set by a callback, on all ranks alike, to end training after the step in flight
     stopping: bool = False
+    #: flags of callbacks that any rank had raised at the newest step that is settled; the same on every rank
+    raised: frozenset[str] = frozenset()
+    _unsettled: StepMetrics | None = None
+    _seconds: float = 0.0
+    _is_long: bool = False
 
     def restore(self, progress: dict[str, int], callbacks: dict[str, Any]) -> None:
         """Stand where a checkpoint stood, its weights being in the engine already."""
@@ -54,6 +69,8 @@ class Trainer:
                 for callback in self.callbacks:
                     callback.on_step_end(self, metrics)
                 self._stop_if_diverged()
+            self.settle()
+            self._stop_if_diverged()
             for callback in self.callbacks:
                 callback.on_stop(self) if self.stopping else callback.on_train_end(self)
 
@@ -67,33 +84,44 @@ class Trainer:
         local = self.outer_step.compute(
             kind, theta, step, self.state.rows, measure=self._is_measured(step), by_layer=self._is_by_layer(step)
         )
-        values, raised = reduce_contributions(local, self._flags(), self.engine.process)
-        applied = all_finite(values)
-        del values["local_gradient_norm"]
-        if applied:
-            for callback in self.callbacks:
-                callback.before_update()
-            values["outer_gradient_norm"] = self.engine.apply_gradient(local.gradient, lr)
-        else:
-            self.engine.drop_gradient()
-        self._advance(kind, local, applied)
-        values["lr"] = lr
-        return StepMetrics(
-            kind,
-            values,
-            applied,
-            time.perf_counter() - started,
-            local.tokens,
-            local.tasks,
-            raised,
-            local.flops,
-            local.data_wait_seconds,
-        )
+        reduced = Reduced(local.contributions, self._told(), self.engine.process)
+        for callback in self.callbacks:
+            callback.before_update()
+        norm = self.engine.apply_gradient(local.gradient, lr, sound=reduced.finite)
+        outcome = reduced.read_with(norm)
+        metrics = StepMetrics(kind, outcome, lr, local.tokens, local.tasks, local.flops, local.data_wait_seconds)
+        self._advance(kind, local)
+        # the device computes this step while the host waits for the one before
+        waited = self.settle()
+        metrics.seconds = time.perf_counter() - started - waited
+        self._unsettled = metrics
+        if self._is_long or self.state.step % self.config.monitoring.log_every_n_steps == 0:
+            self.settle()
+        return metrics
 
-    def _flags(self) -> dict[str, bool]:
-        return {name: flag for callback in self.callbacks for name, flag in callback.flags().items()}
+    def settle(self) -> float:
+        """Wait for the newest step, and take in what came of it. All ranks must do so after the same steps.
 
-    def _advance(self, kind: StepKind, local: LocalStep, applied: bool) -> None:
+        Returns:
+            the seconds that it took, which count as the step's.
+        """
+        if (metrics := self._unsettled) is None:
+            return 0.0
+        started, self._unsettled = time.perf_counter(), None
+        applied, told = metrics.outcome.applied, metrics.outcome.told
+        waited = time.perf_counter() - started
+        self._seconds = metrics.seconds = metrics.seconds + waited
+        self.raised = frozenset(name for name, count in told.items() if count > 0 and name != _SECONDS)
+        self._is_long = told[_SECONDS] > _LONG_STEP * self.engine.process.world_size
+        self.state.consecutive_skipped_steps = 0 if applied else self.state.consecutive_skipped_steps + 1
+        self.state.skipped_steps += not applied
+        return waited
+
+    def _told(self) -> dict[str, float]:
+        flags = {name: float(flag) for callback in self.callbacks for name, flag in callback.flags().items()}
+        return {**flags, _SECONDS: self._seconds}
+
+    def _advance(self, kind: StepKind, local: LocalStep) -> None:
         state = self.state
         state.step += 1
         state.meta_steps += kind == "meta"
@@ -101,16 +129,15 @@ class Trainer:
         state.rows += local.rows
         state.tokens += local.tokens
         state.tasks += local.tasks
-        state.consecutive_skipped_steps = 0 if applied else state.consecutive_skipped_steps + 1
-        state.skipped_steps += not applied
 
     def _stop_if_diverged(self) -> None:
         limit = self.config.training.max_consecutive_skipped_steps
         if self.state.consecutive_skipped_steps >= limit:
+            last = self.state.step - (self._unsettled is not None)
             raise TrainingError(
-                f"{limit} outer steps in a row (the last is step {self.state.step}) had a loss or gradient that is not "
-                "finite, on all ranks alike; the weights are those of the last good step. Lower training.lr or "
-                "meta.inner_lr, lengthen training.lr_warmup_steps, or lower training.max_grad_norm"
+                f"{limit} outer steps in a row (the last is step {last}) had a loss or gradient that is not finite, on "
+                "all ranks alike; the weights are those of the last good step. Lower training.lr or meta.inner_lr, "
+                "lengthen training.lr_warmup_steps, or lower training.max_grad_norm"
             )
 
     def _is_measured(self, step: int) -> bool:

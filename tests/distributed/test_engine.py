@@ -34,6 +34,14 @@ def test_the_inner_loop_leaves_engine_optimizer_and_parameters_bit_identical(
     assert all(result[ds_config]["untouched"] for result in equivalence)
 
 
+@pytest.mark.parametrize("ds_config", DS_CONFIGS)
+def test_a_gradient_that_is_not_finite_changes_neither_weights_nor_moments(
+    equivalence: list[dict[str, Any]], ds_config: str
+) -> None:
+    for result in equivalence:
+        assert result[ds_config]["kept"] == {"nan": True, "unsound": True, "good": False}
+
+
 @pytest.fixture(scope="module")
 def communication(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     results = run_ranks("tests.distributed.workers.communication", 2, tmp_path_factory.mktemp("communication"))

@@ -8,8 +8,9 @@ import torch
 from torch._dynamo.utils import counters
 
 from pico_ds.config import MetaConfig
+from pico_ds.meta.gradient import GradientSum
 from pico_ds.meta.network import CompileMode, Network, Parameters
-from pico_ds.meta.outer_gradient import Gradient, add_language_model_gradient, add_task_gradient, zero_gradient
+from pico_ds.meta.outer_gradient import add_language_model_gradient, add_task_gradient
 from pico_ds.model.meta_model import build_meta_model, build_twin
 from tests.reference import SHAPE, random_episode, relative_error
 
@@ -38,15 +39,15 @@ def _from_scratch() -> Iterator[None]:
     jaxtyping.config.update("jaxtyping_disable", False)
 
 
-def gradient_of(network: Network, theta: Parameters, seed: int = 0) -> Gradient:
+def gradient_of(network: Network, theta: Parameters, seed: int = 0) -> dict[str, torch.Tensor]:
     """Of a task, of rows in two micro-batches, and a forward pass without gradients: all that a step does."""
-    total = zero_gradient(theta)
+    total = GradientSum(theta)
     add_task_gradient(network, theta, random_episode(seed), "fim", META, total, scale=1.0)
     rows = torch.randint(0, 61, (4, 9), generator=torch.Generator().manual_seed(seed))
     add_language_model_gradient(network, theta, rows, total, scale=0.1, micro_batch_size=2)
     with torch.no_grad():
         network.features(theta, random_episode(seed).query, "fim")
-    return total
+    return total.result()
 
 
 @pytest.mark.parametrize("mode", ["block", "model"])

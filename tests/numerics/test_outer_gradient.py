@@ -9,14 +9,13 @@ import torch.nn.functional as F
 
 from pico_ds.config import ConfigError, MetaConfig
 from pico_ds.meta.adaptation import adapted_names
+from pico_ds.meta.gradient import GradientSum
 from pico_ds.meta.inner_loop import adapt, descend, prototype_head, task_leaves
 from pico_ds.meta.network import Network
 from pico_ds.meta.outer_gradient import (
-    accumulate,
     accuracy,
     add_language_model_gradient,
     add_task_gradient,
-    zero_gradient,
 )
 from pico_ds.model.meta_model import MetaModel, build_meta_model, build_twin
 from pico_ds.tasks.episode import Episode
@@ -55,7 +54,7 @@ def test_fomaml_on_a_quadratic_equals_the_closed_form() -> None:
     def support_loss(weights: dict, step: int) -> torch.Tensor:
         return 0.5 * (weights["w"] - a) @ matrix_a @ (weights["w"] - a)
 
-    fast, leaves, first_norm = descend(support_loss, {"w": w0.clone().requires_grad_()}, {"w": lr}, steps)
+    leaves, fast, first_norm = descend(support_loss, {"w": w0.clone().requires_grad_()}, {"w": lr}, steps)
     query_loss = 0.5 * (leaves["w"] - b) @ matrix_b @ (leaves["w"] - b)
     (outer,) = torch.autograd.grad(query_loss, [leaves["w"]])
 
@@ -71,12 +70,12 @@ def test_outer_gradient_equals_the_reference(head: str, inner_steps: int) -> Non
     meta = MetaConfig(head=head, inner_steps=inner_steps, inner_lr=0.05, head_inner_lr=0.5)
     module, network = make(meta)
     theta = {name: weight.detach() for name, weight in module.named_parameters()}
-    got = zero_gradient(theta)
+    got = GradientSum(theta)
     for i in range(3):
         add_task_gradient(network, theta, random_episode(i), "fim", meta, got, scale=1 / 3)
     each = [task_gradients(module, random_episode(i), meta) for i in range(3)]
     wanted = {name: sum(gradient[name] for gradient in each) / 3 for name in each[0]}
-    assert relative_error(got, wanted) < 1e-5
+    assert relative_error(got.result(), wanted) < 1e-5
 
 
 def test_without_inner_steps_prototypes_give_the_exact_gradient_of_a_prototypical_network() -> None:
@@ -84,7 +83,7 @@ def test_without_inner_steps_prototypes_give_the_exact_gradient_of_a_prototypica
     module, network = make(meta)
     theta = {name: weight.detach() for name, weight in module.named_parameters()}
     episode = random_episode(7)
-    got = zero_gradient(theta)
+    got = GradientSum(theta)
     add_task_gradient(network, theta, episode, "fim", meta, got, scale=1.0)
 
     support, query = (features(module, part, meta.feature_squared_norm) for part in (episode.support, episode.query))
@@ -95,7 +94,7 @@ def test_without_inner_steps_prototypes_give_the_exact_gradient_of_a_prototypica
         name: torch.zeros_like(weight) if gradient is None else gradient
         for (name, weight), gradient in zip(module.named_parameters(), exact, strict=True)
     }
-    assert relative_error(got, wanted) < 1e-5
+    assert relative_error(got.result(), wanted) < 1e-5
 
 
 def test_language_model_gradient_equals_the_reference_for_any_micro_batch() -> None:
@@ -104,9 +103,9 @@ def test_language_model_gradient_equals_the_reference_for_any_micro_batch() -> N
     rows = torch.randint(0, SHAPE.vocab_size, (5, 9), generator=torch.Generator().manual_seed(0))
     wanted = language_model_gradients(module, rows)
     for micro_batch_size in (1, 2, 5):
-        got = zero_gradient(theta)
+        got = GradientSum(theta)
         loss_sum = add_language_model_gradient(network, theta, rows, got, 1 / rows[:, 1:].numel(), micro_batch_size)
-        assert relative_error(got, wanted) < 1e-6
+        assert relative_error(got.result(), wanted) < 1e-6
         logits = module.decoder(rows[:, :-1]).flatten(0, 1)
         torch.testing.assert_close(loss_sum, F.cross_entropy(logits, rows[:, 1:].flatten(), reduction="sum").detach())
 
@@ -166,11 +165,37 @@ def test_mean_readout_averages_real_positions_only() -> None:
     torch.testing.assert_close(got, 2 * wanted / wanted.norm(dim=-1, keepdim=True))
 
 
-def test_accumulate_scales_and_adds() -> None:
-    total = {"a": torch.ones(2), "b": torch.ones(3)}
-    accumulate(total, ["b"], [torch.full((3,), 4.0)], scale=0.5)
-    assert torch.equal(total["a"], torch.ones(2))
-    assert torch.equal(total["b"], torch.full((3,), 3.0))
+def test_one_contribution_stays_as_it_came_and_more_are_summed_in_fp32() -> None:
+    theta = {name: torch.zeros(2, dtype=torch.bfloat16) for name in ("none", "one", "many")}
+    total = GradientSum(theta)
+    alone = torch.tensor([3.0, 4.0], dtype=torch.bfloat16)
+    total.add(["one"], [alone])
+    # in bf16 256 + 1 is 256: only a sum in fp32 comes to 384
+    for part in [256.0, *128 * [1.0]]:
+        total.add(["many"], [torch.full((2,), part, dtype=torch.bfloat16)])
+    result = total.result()
+    assert list(result) == list(theta)
+    assert result["one"] is alone
+    assert torch.equal(result["none"], torch.zeros(2, dtype=torch.bfloat16))
+    assert torch.equal(result["many"], torch.full((2,), 384.0, dtype=torch.bfloat16))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("inner_steps", [0, 1, 2, 3])
+@pytest.mark.parametrize("adapt", ["all", "head", "last_1_blocks"])
+def test_what_only_metrics_need_changes_no_gradient(dtype: torch.dtype, inner_steps: int, adapt: str) -> None:
+    meta = MetaConfig(inner_steps=inner_steps, inner_lr=0.05, adapt=adapt)
+    module, _ = make(meta)
+    network = Network(build_twin(SHAPE, meta, N_WAY, vocab_size=61), dtype, meta.feature_squared_norm)
+    theta = {name: weight.detach().to(dtype) for name, weight in module.named_parameters()}
+    results = []
+    for measure in (True, False):
+        total = GradientSum(theta)
+        adapted, _ = add_task_gradient(network, theta, random_episode(0), "fim", meta, total, 1.0, measure)
+        assert (adapted.fast is not None) is measure
+        results.append(total.result())
+    for name, gradient in results[0].items():
+        torch.testing.assert_close(results[1][name], gradient, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("head", ["prototype", "linear"])
@@ -182,12 +207,14 @@ def test_weights_in_the_compute_type_give_the_gradient_of_their_fp32_copies(head
     network = Network(build_twin(SHAPE, meta, N_WAY, vocab_size=61), torch.bfloat16, meta.feature_squared_norm)
     theta = {name: weight.detach().bfloat16() for name, weight in module.named_parameters()}
     copies = {name: weight.float() for name, weight in theta.items()}
-    got, wanted = zero_gradient(theta), zero_gradient(copies)
+    got, wanted = GradientSum(theta), GradientSum(copies)
     for weights, total in ((theta, got), (copies, wanted)):
         add_task_gradient(network, weights, random_episode(0), "fim", meta, total, scale=1.0)
         rows = torch.randint(0, 61, (3, 9), generator=torch.Generator().manual_seed(1))
         add_language_model_gradient(network, weights, rows, total, scale=0.1, micro_batch_size=2)
-    assert all(torch.equal(got[name], wanted[name]) for name in wanted)
+    in_fp32 = wanted.result()
+    # two contributions at least: their sum is fp32 until it is handed on
+    assert all(torch.equal(found, in_fp32[name].bfloat16()) for name, found in got.result().items())
 
 
 @pytest.mark.parametrize("head", ["prototype", "linear"])
@@ -207,9 +234,9 @@ def test_the_outer_gradient_is_of_all_weights_whichever_are_adapted(
     meta = MetaConfig(head=head, inner_steps=inner_steps, inner_lr=0.05, head_inner_lr=0.5, adapt=adapt)
     module, network = make(meta)
     theta = {name: weight.detach() for name, weight in module.named_parameters()}
-    got = zero_gradient(theta)
+    got = GradientSum(theta)
     adapted, _ = add_task_gradient(network, theta, random_episode(1), "fim", meta, got, scale=1.0)
-    assert relative_error(got, task_gradients(module, random_episode(1), meta, adapts)) < 1e-5
+    assert relative_error(got.result(), task_gradients(module, random_episode(1), meta, adapts)) < 1e-5
     moved = {name for name in adapted.fast if not torch.equal(adapted.fast[name], theta[name])}
     assert moved == {name for name in adapted.fast if adapts(name.removeprefix("decoder."))}
 
@@ -221,7 +248,7 @@ def test_head_alone_computes_the_features_once(monkeypatch: pytest.MonkeyPatch) 
     calls: list[int] = []
     hidden = network.hidden
     monkeypatch.setattr(network, "hidden", lambda *rest: calls.append(1) or hidden(*rest))
-    add_task_gradient(network, theta, random_episode(0), "fim", meta, zero_gradient(theta), scale=1.0)
+    add_task_gradient(network, theta, random_episode(0), "fim", meta, GradientSum(theta), scale=1.0)
     assert len(calls) == 2, "support, and query"
 
 
@@ -243,7 +270,7 @@ def test_tasks_together_are_tasks_one_by_one(head: str, adapt: str, inner_steps:
     meta = MetaConfig(head=head, inner_steps=inner_steps, inner_lr=0.05, head_inner_lr=0.5, adapt=adapt)
     module, network = make(meta)
     theta = {name: weight.detach() for name, weight in module.named_parameters()}
-    got, wanted = zero_gradient(theta), zero_gradient(theta)
+    got, wanted = GradientSum(theta), GradientSum(theta)
     episodes = [random_episode(i) for i in range(4)]
     together = Episode.stack(episodes)
     assert (together.n_tasks, together.n_way) == (4, N_WAY)
@@ -255,4 +282,4 @@ def test_tasks_together_are_tasks_one_by_one(head: str, adapt: str, inner_steps:
         torch.testing.assert_close(accuracy(logits, together.query)[i], accuracy(its_logits, episode.query))
         for name in alone.fast:
             torch.testing.assert_close(adapted.fast[name][i], alone.fast[name], rtol=1e-4, atol=1e-6)
-    assert relative_error(got, wanted) < 1e-5
+    assert relative_error(got.result(), wanted.result()) < 1e-5

@@ -22,7 +22,7 @@ class Callback:
     def flags(self) -> dict[str, bool]:
         """What the other ranks must know by the end of this step; the same names on every rank.
 
-        They travel with the step's metrics: `metrics.raised` has those that any rank raised.
+        They travel with the step's metrics: `trainer.raised` has those that any rank raised, one step later.
         """
         return {}
 
@@ -30,7 +30,7 @@ class Callback:
         """Before the first step."""
 
     def before_update(self) -> None:
-        """When the gradient of a step is known, before the optimizer changes anything."""
+        """When the gradient of a step is on its way, before the optimizer changes anything."""
 
     def on_step_end(self, trainer: Trainer, metrics: StepMetrics) -> None:
         """After every outer step; `trainer.state.step` counts it already."""

@@ -50,10 +50,10 @@ class Checkpointing(Callback):
         Raises:
             CheckpointError: the last save failed, on this rank or on another.
         """
-        if _SAVE_FAILED in metrics.raised:
+        if _SAVE_FAILED in trainer.raised:
             self._saver.raise_failure()
         step, every = trainer.state.step, trainer.config.checkpointing.save_every_n_steps
-        trainer.stopping = _STOP in metrics.raised
+        trainer.stopping = _STOP in trainer.raised
         if step == trainer.config.training.max_steps or (every is not None and step % every == 0):
             self._save(trainer)
 
@@ -78,6 +78,7 @@ class Checkpointing(Callback):
         self._saver.abandon()
 
     def _save(self, trainer: Trainer) -> None:
+        trainer.settle()
         self._last = self._index(trainer)
         self._save_number += 1
         self._saver.start(self._last)

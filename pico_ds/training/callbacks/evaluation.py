@@ -82,6 +82,7 @@ class Evaluation(Callback):
     def _evaluate(self, trainer: Trainer, step: int, parameters: Callable[[], Parameters]) -> None:
         if step in self._done or trainer.stopping:
             return
+        trainer.settle()
         logger.info("evaluating step %d", step)
         result = self._evaluator.evaluate(parameters(), step, self._go_on)
         if result is None:

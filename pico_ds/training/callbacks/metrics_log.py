@@ -25,9 +25,12 @@ class MetricsLog(Callback):
     def __init__(self, trackers: list[Tracker], every_n_steps: int) -> None:
         self.trackers, self._every = trackers, every_n_steps
         self._window = Window()
+        #: step by number, not in the window yet
+        self._unread: dict[int, StepMetrics] = {}
 
     def state(self) -> dict[str, Any]:
         """The window that is open."""
+        self._read_until(None)
         return asdict(self._window)
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -36,14 +39,15 @@ class MetricsLog(Callback):
         self._window = Window(**{name: value for name, value in state.items() if name in known})
 
     def on_step_end(self, trainer: Trainer, metrics: StepMetrics) -> None:
-        """Take in the step; at the end of a window write a line."""
-        self._window.add(metrics)
+        """Take in the steps that are settled; at the end of a window all of them, and write a line."""
         state = trainer.state
-        if not metrics.applied:
-            logger.warning("step %d skipped: the loss or gradient is not finite", state.step)
+        # the newest step's outcome is not known yet, and is not waited for
+        self._read_until(state.step)
+        self._unread[state.step] = metrics
         diverged = state.consecutive_skipped_steps >= trainer.config.training.max_consecutive_skipped_steps
         if state.step % self._every and state.step != trainer.config.training.max_steps and not diverged:
             return
+        self._read_until(None)
         process = trainer.engine.process
         peak = peak_flops(process.device)
         summary = self._window.summary(None if peak is None else peak * process.world_size) | {
@@ -57,6 +61,13 @@ class MetricsLog(Callback):
         for tracker in self.trackers:
             tracker.log(state.step, summary)
         logger.info("step %d/%d  %s", state.step, trainer.config.training.max_steps, _headline(summary))
+
+    def _read_until(self, step: int | None) -> None:
+        for number in [number for number in self._unread if step is None or number < step]:
+            metrics = self._unread.pop(number)
+            self._window.add(metrics)
+            if not metrics.outcome.applied:
+                logger.warning("step %d skipped: the loss or gradient is not finite", number)
 
     def on_exit(self) -> None:
         """Close the trackers."""

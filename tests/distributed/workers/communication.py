@@ -11,8 +11,9 @@ from pico_ds.config import parse_config
 from pico_ds.config.deepspeed import load_deepspeed_config, resolve_deepspeed_config
 from pico_ds.engine.distributed import start_process, stop_process
 from pico_ds.engine.meta_engine import MetaEngine
+from pico_ds.meta.gradient import GradientSum
 from pico_ds.meta.network import Network
-from pico_ds.meta.outer_gradient import add_task_gradient, zero_gradient
+from pico_ds.meta.outer_gradient import add_task_gradient
 from pico_ds.model.meta_model import build_meta_model, build_twin
 from tests.reference import SHAPE, random_episode
 
@@ -33,11 +34,11 @@ def main() -> None:
             for step in range(2):  # the first step may set things up
                 with CountCollectives() as counted:
                     theta = engine.full_parameters(for_update=True)
-                    gradient = zero_gradient(theta)
+                    gradient = GradientSum(theta)
                     for i in range(tasks_per_rank):
                         episode = random_episode(i + 10 * step + 100 * process.rank)
                         add_task_gradient(network, theta, episode, "fim", config.meta, gradient, scale=0.5)
-                    engine.apply_gradient(gradient, lr=1e-3)
+                    engine.apply_gradient(gradient.result(), lr=1e-3)
             table[f"zero{stage}/inner{inner_steps}/tasks{tasks_per_rank}"] = {
                 "calls": counted.calls,
                 "bytes": counted.bytes,

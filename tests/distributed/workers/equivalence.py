@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ from pico_ds.config import parse_config
 from pico_ds.config.deepspeed import load_deepspeed_config, resolve_deepspeed_config
 from pico_ds.engine.distributed import Process, start_process, stop_process
 from pico_ds.engine.meta_engine import MetaEngine
+from pico_ds.engine.optimizer_state import STATE_KINDS, OptimizerState
+from pico_ds.meta.gradient import GradientSum
 from pico_ds.meta.network import Network
-from pico_ds.meta.outer_gradient import add_language_model_gradient, add_task_gradient, zero_gradient
+from pico_ds.meta.outer_gradient import add_language_model_gradient, add_task_gradient
 from pico_ds.model.meta_model import MetaModel, build_meta_model, build_twin
 from tests.reference import (
     SHAPE,
@@ -84,16 +87,18 @@ def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
 def share_of_gradient(
     network: Network, theta: dict[str, torch.Tensor], step: int, process: Process
 ) -> dict[str, torch.Tensor]:
-    """This rank's part of the outer gradient of a step."""
-    gradient, n_tasks = zero_gradient(theta), TASKS_PER_STEP[step]
+    """This rank's part of the outer gradient of a step, weighted for a mean over ranks."""
+    gradient, n_tasks = GradientSum(theta), TASKS_PER_STEP[step]
     if n_tasks:
         for i in range(process.rank, n_tasks, process.world_size):
             episode = random_episode(100 * step + i)
-            add_task_gradient(network, theta, episode, "fim", CONFIG.meta, gradient, scale=1 / n_tasks)
+            add_task_gradient(network, theta, episode, "fim", CONFIG.meta, gradient, scale=process.world_size / n_tasks)
     else:
         rows = rows_of(step)[process.rank :: process.world_size]
-        add_language_model_gradient(network, theta, rows, gradient, scale=1 / (ROWS * 8), micro_batch_size=1)
-    return gradient
+        add_language_model_gradient(
+            network, theta, rows, gradient, scale=process.world_size / (ROWS * 8), micro_batch_size=1
+        )
+    return gradient.result()
 
 
 def train_engine(engine: MetaEngine, network: Network) -> tuple[dict[str, torch.Tensor], bool]:
@@ -106,6 +111,29 @@ def train_engine(engine: MetaEngine, network: Network) -> tuple[dict[str, torch.
         untouched &= all(torch.equal(theta_before[name], theta[name]) for name in theta)
         engine.apply_gradient(gradient, CONFIG.training.lr)
     return engine.full_parameters(), untouched
+
+
+def state_of(engine: MetaEngine) -> list[torch.Tensor]:
+    """Weights, master weights, moments, and the number of steps that these have seen."""
+    state = OptimizerState(engine)
+    held = [state.read(fragment, kind).clone() for fragment in state.fragments for kind in STATE_KINDS]
+    return [*(weight.clone() for weight in engine.full_parameters().values()), *held, torch.tensor(state.steps)]
+
+
+def keeps_everything_where_a_gradient_is_not_finite(engine: MetaEngine) -> dict[str, bool]:
+    """A NaN on one rank alone, and a loss that is not finite though the gradient is; then a step that is good."""
+    found = {}
+    cases = {"nan": (math.nan, None), "unsound": (1.0, False), "good": (1.0, True)}
+    for case, (value, sound) in cases.items():
+        before = state_of(engine)
+        theta = engine.full_parameters(for_update=True)
+        gradient = {name: torch.ones_like(weight) for name, weight in theta.items()}
+        if engine.process.is_main:
+            gradient["decoder.output_norm.weight"][0] = value
+        norm = engine.apply_gradient(gradient, 1e-3, None if sound is None else torch.tensor(sound))
+        assert bool(norm.isfinite()) is not math.isnan(value)
+        found[case] = all(torch.equal(x, y) for x, y in zip(before, state_of(engine), strict=True))
+    return found
 
 
 def main() -> None:
@@ -121,7 +149,12 @@ def main() -> None:
         settings = resolve_deepspeed_config(content, CONFIG, process.world_size)
         engine = MetaEngine(copy.deepcopy(initial), CONFIG.training, settings, process)
         got, untouched = train_engine(engine, network)
-        errors[name] = {"relative_error": relative_error(got, wanted), "untouched": untouched}
+        error = relative_error(got, wanted)
+        errors[name] = {
+            "relative_error": error,
+            "untouched": untouched,
+            "kept": keeps_everything_where_a_gradient_is_not_finite(engine),
+        }
     Path(sys.argv[1]).write_text(json.dumps(errors))
     stop_process()
 

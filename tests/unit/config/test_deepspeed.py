@@ -12,11 +12,27 @@ ZERO1 = {"zero_optimization": {"stage": 1}}
 
 def test_the_yaml_decides_batch_precision_and_clipping() -> None:
     settings = resolve_deepspeed_config(ZERO1, CONFIG, world_size=4)
-    assert settings["gradient_clipping"] == 0.7
-    assert settings["bf16"] == {"enabled": True}
+    assert settings["gradient_clipping"] == 0.0, "the engine clips"
+    assert settings["bf16"] == {"enabled": True, "check_grad_overflow": False}
     assert settings["train_batch_size"] == 4
     assert settings["gradient_accumulation_steps"] == 1
-    assert settings["zero_optimization"] == {"stage": 1}
+    assert settings["zero_optimization"] == {"stage": 1, "compute_grad_norm": False}
+
+
+@pytest.mark.parametrize(
+    ("zero", "expected"),
+    [
+        ({"stage": 2}, False),
+        # where DeepSpeed takes the norm whether it is wanted or not
+        ({"stage": 0}, None),
+        ({"stage": 3}, None),
+        ({"stage": 2, "offload_optimizer": {"device": "cpu"}}, None),
+    ],
+)
+def test_the_norm_is_taken_once(zero: dict, expected: bool | None) -> None:
+    settings = resolve_deepspeed_config({"zero_optimization": zero}, parse_config(""), world_size=1)
+    assert settings["zero_optimization"].get("compute_grad_norm") is expected
+    assert "compute_grad_norm" not in zero, "what was given is not changed"
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from pico_ds.config import MetaConfig, ModelConfig, parse_config
+from pico_ds.meta.gradient import GradientSum
 from pico_ds.meta.network import Network
-from pico_ds.meta.outer_gradient import add_language_model_gradient, add_task_gradient, zero_gradient
+from pico_ds.meta.outer_gradient import add_language_model_gradient, add_task_gradient
 from pico_ds.model.flops import forward_flops_per_token, language_model_flops, peak_flops, task_flops
 from pico_ds.model.meta_model import build_meta_model, build_twin
 from tests.reference import random_episode
@@ -47,7 +48,7 @@ def not_counted(rows: int, length: int) -> int:
 def test_rows_are_what_a_counter_counts(network: Network, theta: dict[str, torch.Tensor]) -> None:
     rows = torch.randint(0, VOCAB, (4, 17))
     with FlopCounterMode(display=False) as counter:
-        add_language_model_gradient(network, theta, rows, zero_gradient(theta), 1.0, micro_batch_size=4)
+        add_language_model_gradient(network, theta, rows, GradientSum(theta), 1.0, micro_batch_size=4)
     wanted = language_model_flops(SHAPE, VOCAB, rows=4, length=16)
     assert counter.get_total_flops() == wanted - 3 * not_counted(4, 16)
 
@@ -61,7 +62,7 @@ def test_tasks_are_what_a_counter_counts(
     module = build_meta_model(SHAPE, meta, 3, VOCAB, seed=0)
     theta = {name: weight.detach() for name, weight in module.named_parameters()}
     with FlopCounterMode(display=False) as counter:
-        add_task_gradient(network, theta, random_episode(0), "fim", meta, zero_gradient(theta), 1.0)
+        add_task_gradient(network, theta, random_episode(0), "fim", meta, GradientSum(theta), 1.0)
     wanted = task_flops(SHAPE, VOCAB, 6, 6, 9, inner_steps, adapt == "all", head == "prototype")
     passes = wanted / task_flops(SHAPE, VOCAB, 1, 0, 9, 0, False, False)
     # the head's products are a hundredth

@@ -1,21 +1,21 @@
 import json
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import torch
 
 from pico_ds.config import SmlmtConfig
 from pico_ds.engine.distributed import Process
-from pico_ds.training.metrics import StepMetrics, Window, all_finite, reduce_contributions
-from pico_ds.training.outer_step import LocalStep
-from pico_ds.training.state import step_kind
+from pico_ds.training.metrics import Outcome, Reading, Reduced, StepMetrics, Window
+from pico_ds.training.state import StepKind, step_kind
 
 ALONE = Process(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"))
 
 
-def step(kind: str, seconds: float, tokens: int, tasks: int = 0, **values: float) -> StepMetrics:
-    return StepMetrics(kind, {"lr": 1.0, **values}, True, seconds, tokens, tasks)
+def step(kind: StepKind, seconds: float, tokens: int, tasks: int = 0, **values: float) -> StepMetrics:
+    reading = Reading(torch.tensor([*values.values(), 1.0], dtype=torch.float64))
+    return StepMetrics(kind, Outcome(tuple(values), (), reading), 0.5, tokens, tasks, seconds=seconds)
 
 
 def test_window_means_and_throughput_by_hand() -> None:
@@ -27,6 +27,7 @@ def test_window_means_and_throughput_by_hand() -> None:
     assert summary["loss"] == 3.0
     assert summary["accuracy"] == 0.5
     assert summary["seconds_per_step"] == pytest.approx(6.0 / 3)
+    assert summary["lr"] == 0.5
     assert summary["tokens_per_second"] == pytest.approx(250 / 6.0)
     # tasks are counted against the time of meta steps alone
     assert summary["tasks_per_second"] == pytest.approx(6 / 3.0)
@@ -36,7 +37,7 @@ def test_utilization_and_data_wait_by_hand() -> None:
     """300 TFLOP in 2 s on devices that could do 500 TFLOP/s together: 0.3."""
     window = Window()
     for seconds, flops, waited in ((0.5, 1e14, 0.1), (1.5, 2e14, 0.3)):
-        window.add(StepMetrics("ar", {"lr": 1.0}, True, seconds, 1, 0, flops=flops, data_wait_seconds=waited))
+        window.add(replace(step("ar", seconds, 1), flops=flops, data_wait_seconds=waited))
     assert window.summary(peak_flops=5e14)["model_flops_utilization"] == pytest.approx(0.3)
     assert window.summary()["data_wait_fraction"] == pytest.approx(0.2)
     assert "model_flops_utilization" not in window.summary()
@@ -50,11 +51,24 @@ def test_values_that_are_not_finite_are_left_out_of_means() -> None:
     assert window.summary()["loss"] == 2.0
 
 
-def test_contributions_are_packed_in_order() -> None:
-    local = LocalStep({}, {"a": torch.tensor(1.5), "b": torch.tensor(2.0)}, tokens=0, tasks=0, rows=0)
-    values, raised = reduce_contributions(local, {"stop": True, "save_failed": False}, ALONE)
-    assert values == {"a": 1.5, "b": 2.0}
-    assert raised == {"stop"}
+def test_contributions_and_what_hosts_tell_travel_together() -> None:
+    contributions = {"a": torch.tensor(1.5), "b": torch.tensor(2.0)}
+    reduced = Reduced(contributions, {"stop": 1.0, "seconds": 0.25}, ALONE)
+    assert bool(reduced.finite)
+    outcome = reduced.read_with(torch.tensor(3.0))
+    assert outcome.values == {"a": 1.5, "b": 2.0, "outer_gradient_norm": 3.0}
+    assert outcome.told == {"stop": 1.0, "seconds": 0.25}
+    assert outcome.applied
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_host_and_device_agree_on_what_is_not_finite(bad: float) -> None:
+    reduced = Reduced({"a": torch.tensor(0.0), "b": torch.tensor(bad)}, {"seconds": 0.1}, ALONE)
+    assert not bool(reduced.finite)
+    assert not reduced.read_with(torch.tensor(1.0)).applied
+    good = Reduced({"a": torch.tensor(0.0)}, {"seconds": math.nan}, ALONE)
+    assert bool(good.finite), "what hosts tell is not judged"
+    assert not good.read_with(torch.tensor(bad)).applied
 
 
 def test_an_open_window_survives_json() -> None:
@@ -66,11 +80,6 @@ def test_an_open_window_survives_json() -> None:
         each.add(step("ar", 1.0, 10, loss=0.1))
     assert restored.summary() == window.summary()
     assert restored.summary()["other"] is None
-
-
-@pytest.mark.parametrize(("value", "expected"), [(1.0, True), (math.nan, False), (math.inf, False), (-math.inf, False)])
-def test_all_finite(value: float, expected: bool) -> None:
-    assert all_finite({"a": 0.0, "b": value}) is expected
 
 
 def test_step_kinds_follow_warmup_and_ratio() -> None:

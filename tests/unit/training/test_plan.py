@@ -8,8 +8,9 @@ import torch
 
 from pico_ds.config import parse_config
 from pico_ds.config.deepspeed import load_deepspeed_config
+from pico_ds.meta.gradient import GradientSum
 from pico_ds.meta.network import Network
-from pico_ds.meta.outer_gradient import add_language_model_gradient, add_task_gradient, zero_gradient
+from pico_ds.meta.outer_gradient import add_language_model_gradient, add_task_gradient
 from pico_ds.model.meta_model import build_meta_model, build_twin
 from pico_ds.training.assembly import COMPUTE_DTYPE
 from pico_ds.training.plan import make_plan, saved_bytes
@@ -46,7 +47,7 @@ def test_memory_by_zero_stage_by_hand(ds_config: str, weights: float, copy: int,
     memory = plan_of(ds_config, 8).memory["meta"]
     assert memory["weights"] == pytest.approx(weights)
     assert memory["full copy of the weights"] == copy
-    assert memory["outer gradient, fp32"] == 4 * N
+    assert memory["sum of gradients"] == 4 * N
     assert memory["fast weights, fp32"] == 4 * ADAPTED
     assert memory["fast weights cast for compute"] == 2 * ADAPTED
     assert memory["graph of the prototypes (estimate)"] > 2 * ADAPTED
@@ -126,7 +127,7 @@ def test_the_plan_of_a_step_is_what_the_step_allocates(precision: str, kind: str
         """)
     vocab_size = 61 if kind == "meta" else 2048
     plan = make_plan(config, {"zero_optimization": {"stage": 1}}, vocab_size, world_size=1)
-    engine_side = {"weights", "gradient handed to DeepSpeed", "reduced gradient", "master weights", "AdamW moments"}
+    engine_side = {"weights", "master weights", "AdamW moments"}
     planned = sum(size for part, size in plan.memory[kind].items() if part not in engine_side)
 
     module = build_meta_model(config.model, config.meta, 3, vocab_size, seed=0)
@@ -136,7 +137,7 @@ def test_the_plan_of_a_step_is_what_the_step_allocates(precision: str, kind: str
     rows = torch.randint(0, vocab_size, (4, 65))
 
     def work() -> object:
-        total = zero_gradient(theta)
+        total = GradientSum(theta)
         if kind == "meta":
             for episode in episodes:
                 add_task_gradient(network, theta, episode, "fim", config.meta, total, scale=0.5)
