@@ -140,6 +140,9 @@ class TrainingConfig(Section):
     """type of the computation; master weights, moments and fast weights are fp32 in both"""
     compile: Literal["auto", "none", "block", "model"] = "auto"
     """torch.compile of the network: whole (model), or block by block, which compiles faster; auto is model on a GPU"""
+    activation_checkpointing: Literal["none", "block", "selective"] = "none"
+    """what a backward pass computes again, for when memory is short: every block (block), which keeps the least, or
+    the feed-forward layers alone (selective)"""
     seed: NonNegativeInt = 0
     """key of the initial weights, row order, training tasks, and the choice between meta and autoregressive steps"""
     global_batch_size: PositiveInt = 8

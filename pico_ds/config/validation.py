@@ -103,6 +103,12 @@ def _check_speed(config: RunConfig) -> Iterator[str]:
             f"meta.tasks_per_batch: got {together} with training.compile: block; tasks are computed together by the "
             "whole network: write training.compile: model or none, or leave tasks_per_batch out"
         )
+    checkpointing = config.training.activation_checkpointing
+    if checkpointing != "none" and config.training.compile != "model" and together not in ("auto", 1):
+        yield (
+            f"meta.tasks_per_batch: got {together} with training.activation_checkpointing: {checkpointing}; that works "
+            "for tasks one by one, or with training.compile: model"
+        )
 
 
 def _check_checkpointing(config: RunConfig) -> Iterator[str]:

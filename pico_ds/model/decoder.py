@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .attention import Attend, causal_attention
 from .layers import DecoderBlock, DecoderShape, RMSNorm, rotary_angles
+from .recompute import Recompute
 
 
 class PicoDecoder(nn.Module):
@@ -24,13 +25,18 @@ class PicoDecoder(nn.Module):
         self.de_embedding_proj = nn.Linear(shape.d_model, vocab_size, bias=False)
 
     def hidden(
-        self, input_ids: Tensor, position_ids: Tensor | None = None, attend: Attend = causal_attention
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor | None = None,
+        attend: Attend = causal_attention,
+        recompute: Recompute = "none",
     ) -> Tensor:
         """Normalised states of the last block.
 
         Args:
             input_ids: `[batch, seq]` token ids, right-padded.
             position_ids: `[batch, seq]`; 0, 1, 2, ... when left out.
+            recompute: what a backward pass computes again, to keep less; as training.activation_checkpointing.
 
         Returns:
             `[batch, seq, d_model]`.
@@ -40,7 +46,7 @@ class PicoDecoder(nn.Module):
         angles = rotary_angles(position_ids, self.head_dim, self.theta)
         x = self.embedding_proj(input_ids)
         for block in self.layers:
-            x = block(x, angles, attend)
+            x = block(x, angles, attend, recompute)
         return self.output_norm(x)
 
     def forward(self, input_ids: Tensor) -> Tensor:

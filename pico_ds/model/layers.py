@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attention import Attend
+from .recompute import Recompute, recomputed
 
 
 class DecoderShape(Protocol):
@@ -112,7 +113,16 @@ class DecoderBlock(nn.Module):
         self.attention_norm = RMSNorm(shape)
         self.swiglu_norm = RMSNorm(shape)
 
-    def forward(self, x: Tensor, angles: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
-        """`[batch, seq, d_model]` to `[batch, seq, d_model]`."""
+    def forward(
+        self, x: Tensor, angles: tuple[Tensor, Tensor], attend: Attend, recompute: Recompute = "none"
+    ) -> Tensor:
+        """`[batch, seq, d_model]` to `[batch, seq, d_model]`.
+
+        Args:
+            recompute: what a backward pass computes again, to keep less.
+        """
+        if recompute == "block":
+            return recomputed(self, x, angles, attend)
         x = x + self.attention(self.attention_norm(x), angles, attend)
-        return x + self.swiglu(self.swiglu_norm(x))
+        normed = self.swiglu_norm(x)
+        return x + (recomputed(self.swiglu, normed) if recompute == "selective" else self.swiglu(normed))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from pico_ds.config import MetaConfig, ModelConfig
 from pico_ds.model.attention import Attend, causal_attention
 from pico_ds.model.decoder import PicoDecoder, initialize_weights
+from pico_ds.model.recompute import Recompute
 
 #: prefix of the decoder's parameters in a MetaModel
 DECODER = "decoder."
@@ -28,10 +29,15 @@ class MetaModel(nn.Module):
     """A decoder, with a linear head of `n_way` classes where the head is meta-learned."""
 
     def __init__(
-        self, shape: ModelConfig, vocab_size: int, head_classes: int | None, attend: Attend = causal_attention
+        self,
+        shape: ModelConfig,
+        vocab_size: int,
+        head_classes: int | None,
+        attend: Attend = causal_attention,
+        recompute: Recompute = "none",
     ) -> None:
         super().__init__()
-        self._attend = attend
+        self._attend, self._recompute = attend, recompute
         self.decoder = PicoDecoder(shape, vocab_size)
         if head_classes is not None:
             self.head = nn.Linear(shape.d_model, head_classes)
@@ -44,7 +50,7 @@ class MetaModel(nn.Module):
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """Hidden states `[batch, seq, d_model]` of `[batch, seq]` token ids."""
-        return self.decoder.hidden(input_ids, attend=self._attend)
+        return self.decoder.hidden(input_ids, attend=self._attend, recompute=self._recompute)
 
 
 def build_meta_model(model: ModelConfig, meta: MetaConfig, n_way: int, vocab_size: int, seed: int) -> MetaModel:
@@ -60,8 +66,13 @@ def build_meta_model(model: ModelConfig, meta: MetaConfig, n_way: int, vocab_siz
 
 
 def build_twin(
-    model: ModelConfig, meta: MetaConfig, n_way: int, vocab_size: int, attend: Attend = causal_attention
+    model: ModelConfig,
+    meta: MetaConfig,
+    n_way: int,
+    vocab_size: int,
+    attend: Attend = causal_attention,
+    recompute: Recompute = "none",
 ) -> MetaModel:
     """The same module without storage, for `torch.func.functional_call`: DeepSpeed's hooks never see it."""
     with torch.device("meta"):
-        return MetaModel(model, vocab_size, n_way if meta.head == "linear" else None, attend)
+        return MetaModel(model, vocab_size, n_way if meta.head == "linear" else None, attend, recompute)

@@ -71,10 +71,12 @@ def build_network(config: RunConfig, vocab_size: int, process: Process) -> Netwo
     """
     model, dtype = config.model, COMPUTE_DTYPE[config.training.precision]
     heads = (model.attention_n_heads, model.attention_n_kv_heads, model.d_model // model.attention_n_heads)
+    recompute = config.training.activation_checkpointing
+    recompute = config.training.activation_checkpointing
     contexts = config.smlmt.context_tokens + LAYOUT_EXTRA_TOKENS
     lengths = sorted({config.data.sequence_length, contexts})
     _, attend = choose_attention(model.attention, process.device, dtype, *heads, lengths)
-    twin = build_twin(model, config.meta, config.smlmt.n_way, vocab_size, attend)
+    twin = build_twin(model, config.meta, config.smlmt.n_way, vocab_size, attend, recompute)
     body = sum(weight.numel() for name, weight in twin.named_parameters() if is_of_the_body(name))
     together = math_attention
     if config.smlmt.hybrid_ratio and tasks_per_batch(config, body, process.device.type == "cuda") > 1:

@@ -13,6 +13,7 @@ from pico_ds.config.validation import LAYOUT_EXTRA_TOKENS
 from pico_ds.meta.adaptation import adapted_names
 from pico_ds.model.loss import CHUNK_LOGITS
 from pico_ds.model.meta_model import MetaModel, build_twin, is_of_the_body
+from pico_ds.model.recompute import Recompute
 from pico_ds.training.assembly import COMPUTE_DTYPE
 from pico_ds.training.state import StepKind
 from pico_ds.training.task_batches import tasks_per_batch
@@ -94,12 +95,15 @@ def _ar_step(twin: MetaModel, config: RunConfig, total: int, rows_per_rank: int)
     dtype, length = COMPUTE_DTYPE[config.training.precision], config.data.sequence_length
     rows = min(config.training.micro_batch_size, rows_per_rank)
     vocab_size, width = twin.decoder.de_embedding_proj.weight.shape
-    activations = saved_bytes(twin, (rows, length), dtype) + dtype.itemsize * rows * length * width
+    kept, layer = activation_bytes(twin, (rows, length), dtype, config)
+    activations = kept + dtype.itemsize * rows * length * width
     logits = min(rows * length * vocab_size, CHUNK_LOGITS)
     projection = vocab_size * width
     # a chunk's logits in fp32 with the temporary of their normaliser, or with what is computed from them
     chunk = max(2 * FP32_BYTES * logits, (FP32_BYTES + _extra(dtype)) * logits + dtype.itemsize * projection)
     loss = FP32_BYTES * projection + chunk
+    # the logits are gone when a layer is computed again, the gradient of the projection is not
+    again = max(0, layer + dtype.itemsize * projection - loss)
     held = _held(dtype, math.ceil(rows_per_rank / rows)) * total
     # the last micro-batch's gradient, and what it is added to, when the graph is gone
     end = dtype.itemsize * (total + projection) + (FP32_BYTES * total if held else 0)
@@ -107,17 +111,19 @@ def _ar_step(twin: MetaModel, config: RunConfig, total: int, rows_per_rank: int)
         "sum of gradients": held,
         "activations (estimate)": activations,
         "logits of a chunk, and the gradient of the output projection": loss,
-        "gradient beyond what it replaces": max(0, end - held - activations - loss),
+        "layer that is computed again": again,
+        "gradient beyond what it replaces": max(0, end - held - activations - loss - again),
     }
 
 
 def _meta_step(twin: MetaModel, config: RunConfig, sizes: dict[str, int], world_size: int) -> dict[str, int]:
     dtype, smlmt, meta = COMPUTE_DTYPE[config.training.precision], config.smlmt, config.meta
     length = smlmt.context_tokens + LAYOUT_EXTRA_TOKENS
-    support, query = (
-        saved_bytes(twin, (smlmt.n_way * per_class, length), dtype) for per_class in (smlmt.k_shot, smlmt.q_query)
+    (support, layer), (query, layer_of_query) = (
+        activation_bytes(twin, (smlmt.n_way * per_class, length), dtype, config)
+        for per_class in (smlmt.k_shot, smlmt.q_query)
     )
-    activations = max(support, query)
+    activations = max(support + layer, query + layer_of_query)
     body = sum(size for name, size in sizes.items() if is_of_the_body(name))
     adapted = sum(sizes[name] for name in adapted_names(meta.adapt, tuple(sizes), config.model.n_layers))
     tasks = min(tasks_per_batch(config, body, on_gpu=True), math.ceil(meta.tasks_per_step / world_size))
@@ -174,8 +180,22 @@ class _SavedByFlash(torch.autograd.Function):
         raise AssertionError("only the forward pass is traced")
 
 
-def saved_bytes(twin: MetaModel, shape: tuple[int, int], dtype: torch.dtype) -> int:
-    """Bytes of the tensors that autograd saves in one forward pass of a meta-device model, parameters left out."""
+def activation_bytes(twin: MetaModel, shape: tuple[int, int], dtype: torch.dtype, config: RunConfig) -> tuple[int, int]:
+    """Bytes that autograd holds after one forward pass, and those of a layer that the backward pass computes again."""
+    recompute, n_layers = config.training.activation_checkpointing, config.model.n_layers
+    whole = saved_bytes(twin, shape, dtype)
+    if recompute == "none":
+        return whole, 0
+    kept = saved_bytes(twin, shape, dtype, recompute)
+    inputs = n_layers * math.prod(shape) * config.model.d_model * dtype.itemsize
+    return kept + inputs, (whole - kept) // n_layers
+
+
+def saved_bytes(twin: MetaModel, shape: tuple[int, int], dtype: torch.dtype, recompute: Recompute = "none") -> int:
+    """Bytes of the tensors that autograd saves in one forward pass of a meta-device model, parameters left out.
+
+    Inputs of what is computed again are not among them.
+    """
     twin = twin.to(dtype)
     parameters = {weight.untyped_storage()._cdata for weight in twin.parameters()}
     kept: dict[int, tuple[int, Tensor]] = {}
@@ -191,7 +211,7 @@ def saved_bytes(twin: MetaModel, shape: tuple[int, int], dtype: torch.dtype) -> 
 
     tokens = torch.zeros(shape, dtype=torch.int64, device="meta")
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        hidden = twin.decoder.hidden(tokens, attend=attend)
+        hidden = twin.decoder.hidden(tokens, attend=attend, recompute=recompute)
     # kept alive until here: what is freed would give its address to another
     del hidden
     return sum(size for size, _ in kept.values())

@@ -14,14 +14,16 @@ def tasks_per_batch(config: RunConfig, body_parameters: int, on_gpu: bool) -> in
     """`meta.tasks_per_batch`, auto resolved.
 
     Small models are bound by the launches of kernels on a GPU, which a batch of tasks shares; on a CPU they are not. A
-    block that is compiled on its own cannot be run for several tasks.
+    block that is compiled on its own cannot be run for several tasks; and who recomputes activations has no memory for
+    more than one.
 
     Args:
         body_parameters: that a task may adapt.
     """
     if config.meta.tasks_per_batch != "auto":
         return config.meta.tasks_per_batch
-    return max(1, _AUTO_BYTES // (4 * body_parameters)) if on_gpu and config.training.compile != "block" else 1
+    alone = config.training.compile == "block" or config.training.activation_checkpointing != "none"
+    return max(1, _AUTO_BYTES // (4 * body_parameters)) if on_gpu and not alone else 1
 
 
 def batched(episodes: Sequence[Episode], largest: int) -> list[Episode]:

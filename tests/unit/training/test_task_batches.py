@@ -22,5 +22,10 @@ def test_auto_batches_small_models_on_a_gpu() -> None:
     assert tasks_per_batch(auto, 951 * 2**20, on_gpu=True) == 1
     assert tasks_per_batch(parse_config("{meta: {tasks_per_batch: 3}}"), body, on_gpu=False) == 3
     assert tasks_per_batch(parse_config("{training: {compile: block}}"), body, on_gpu=True) == 1
+    assert tasks_per_batch(parse_config("{training: {activation_checkpointing: block}}"), body, on_gpu=True) == 1
+    several = "{meta: {tasks_per_batch: 3}, training: {activation_checkpointing: block, compile: MODE}}"
+    assert tasks_per_batch(parse_config(several.replace("MODE", "model")), body, on_gpu=True) == 3
+    with pytest.raises(ConfigError, match=r"got 3 with training\.activation_checkpointing: block"):
+        parse_config(several.replace("MODE", "auto"))
     with pytest.raises(ConfigError, match=r"got 3 with training\.compile: block"):
         parse_config("{meta: {tasks_per_batch: 3}, training: {compile: block}}")
