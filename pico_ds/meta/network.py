@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,13 +15,12 @@ from pico_ds.config import Readout
 from pico_ds.meta.sgd import SGD, Update
 from pico_ds.model.attention import Attend
 from pico_ds.model.attention_backends import math_attention
+from pico_ds.model.compilation import compiled
 from pico_ds.model.loss import chunk_loss_and_gradients, linear_cross_entropy
 from pico_ds.model.meta_model import OUTPUT_PROJECTION, MetaModel, is_of_the_body
 from pico_ds.tasks.episode import Contexts
 
 CompileMode = Literal["none", "block", "model"]
-#: that torch.compile may make of one function before it gives up
-_MOST_GRAPHS = 64
 logger = logging.getLogger(__name__)
 
 #: full parameters by name, in fp32 or in the compute type
@@ -64,18 +63,13 @@ class Network:
         self._compiled: set[tuple[object, ...]] | None = None if compile_mode == "none" else set()
         if compile_mode == "none":
             return
-        # one graph for every length of contexts and rows, with gradients and without
-        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _MOST_GRAPHS)
-        options: dict[str, Any] = {"fullgraph": True, "dynamic": False, "backend": compile_backend}
-        self._on_chunk = torch.compile(chunk_loss_and_gradients, **options)
-        self.update = Update(
-            torch.compile(SGD.first, **options), torch.compile(SGD.next, **options), torch.compile(SGD.last, **options)
-        )
+        self._on_chunk = compiled(chunk_loss_and_gradients, compile_backend)
+        self.update = Update(*(compiled(step, compile_backend) for step in SGD))
         if compile_mode == "model":
-            self._run = torch.compile(self._call, **options)
+            self._run = compiled(self._call, compile_backend)
         else:
             for block in twin.decoder.layers:
-                block.compile(**options)
+                block.forward = compiled(block.forward, compile_backend)  # type: ignore[method-assign]
 
     def _call(self, weights: dict[str, Tensor], input_ids: Tensor) -> Tensor:
         if input_ids.ndim == 2:

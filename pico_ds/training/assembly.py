@@ -14,11 +14,13 @@ from pico_ds.evaluation.evaluator import Evaluator
 from pico_ds.meta.adaptation import adapted_names
 from pico_ds.meta.network import CompileMode, Network
 from pico_ds.model.attention_backends import attention_of_several_tasks, choose_attention, math_attention
+from pico_ds.model.compilation import why_not_compile
 from pico_ds.model.meta_model import build_twin, is_of_the_body
 from pico_ds.tasks.lexicon import Lexicon, TokenClasses
 from pico_ds.tasks.smlmt import SMLMT
 from pico_ds.tasks.word_index import WordIndex
 from pico_ds.training.task_batches import tasks_per_batch
+from pico_ds.training.terminal import logger
 
 COMPUTE_DTYPE = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -91,9 +93,14 @@ def build_network(config: RunConfig, vocab_size: int, process: Process) -> Netwo
 
 
 def _compile_mode(config: RunConfig, process: Process) -> CompileMode:
-    if config.training.compile == "auto":
-        return "model" if process.device.type == "cuda" else "none"
-    return config.training.compile
+    if config.training.compile != "auto":
+        return config.training.compile
+    if process.device.type != "cuda":
+        return "none"
+    if (missing := why_not_compile()) is not None:
+        logger.warning("warning: training.compile: auto compiles nothing, which is slower: %s", missing)
+        return "none"
+    return "model"
 
 
 def _vocab_size(config: RunConfig, corpus: Corpus) -> int:
