@@ -25,7 +25,7 @@ from pico_ds.meta.gradient import GradientSum
 from pico_ds.meta.network import Network
 from pico_ds.meta.outer_gradient import add_language_model_gradient
 from pico_ds.model.meta_model import build_meta_model, build_twin
-from pico_ds.training.assembly import COMPUTE_DTYPE
+from pico_ds.model.precision import COMPUTE_DTYPE
 from pico_ds.training.resume import Resumer
 
 _PIECE_BYTES = 8 * 2**20

@@ -46,9 +46,11 @@ class ModelConfig(Section):
     """epsilon of RMSNorm"""
     position_emb_theta: PositiveFloat = 10000.0
     """base of the rotary position embedding"""
-    attention: Literal["auto", "cudnn", "flash_attn_3", "flash_attn_4", "flash_attn", "sdpa_flash", "math"] = "auto"
-    """kernel; auto takes the fastest that works with the device, type and head width: cudnn and sdpa_flash are torch's,
-    flash_attn_* are packages of their own"""
+    attention: Literal[
+        "auto", "cudnn", "flash_attn_3", "flash_attn_4", "flash_attn", "sdpa_flash", "sdpa_efficient", "math"
+    ] = "auto"
+    """kernel; auto takes the fastest that works with the device, type and head width: cudnn, sdpa_* and math are
+    torch's, flash_attn* are packages of their own"""
     initializer_std: PositiveFloat = 0.02
     """standard deviation of the initial weights; over sqrt(2 n_layers) for projections into the residual stream"""
 
@@ -126,7 +128,7 @@ class MetaConfig(Section):
     """tasks of one outer step over ALL ranks"""
     tasks_per_batch: PositiveInt | Literal["auto"] = "auto"
     """tasks of a rank that are computed together, each at its own weights, which takes the memory of as many; auto: on
-    a GPU as many as have 2 GiB of weights, on a CPU one by one"""
+    a GPU as many as take 8 GiB, on a CPU one by one"""
     feature_squared_norm: PositiveFloat = 4.0
     """squared length to which features are scaled before the head"""
 

@@ -18,14 +18,20 @@ from pico_ds.model.attention import Attend
 
 logger = logging.getLogger(__name__)
 
-Backend = Literal["cudnn", "flash_attn_3", "flash_attn_4", "flash_attn", "sdpa_flash", "math"]
+Backend = Literal["cudnn", "flash_attn_3", "flash_attn_4", "flash_attn", "sdpa_flash", "sdpa_efficient", "math"]
 #: by speed of a forward and backward pass on an H100 (docs/performance.md); auto takes the first that works
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
 _SDPA = {
     "cudnn": SDPBackend.CUDNN_ATTENTION,
     "sdpa_flash": SDPBackend.FLASH_ATTENTION,
+    # the only fused kernel of a GPU for fp32
+    "sdpa_efficient": SDPBackend.EFFICIENT_ATTENTION,
     "math": SDPBackend.MATH,
 }
+#: Under vmap torch does not see that a gradient will be asked for, and these leave out what their backward pass needs.
+_NOT_UNDER_VMAP = {"cudnn", "sdpa_efficient"}
+#: last release that reads and writes beyond the end where a length is no multiple of 128 (pytorch issue 169849)
+_CUDNN_WRONG_UNTIL, _CUDNN_RIGHT_LENGTHS = 91500, 128
 #: module, and how to install it
 _PACKAGES = {
     "flash_attn": ("flash_attn", "pip install flash-attn --no-build-isolation (needs nvcc)"),
@@ -61,6 +67,8 @@ def choose_attention(
         for repeat_keys in (False, True) if name in _SDPA and n_kv_heads < n_heads else (False,):
             try:
                 attend = load_backend(name, device, repeat_keys)
+                if name == "cudnn":
+                    _check_cudnn(lengths)
                 for length in lengths:
                     probe(attend, device, dtype, n_heads, n_kv_heads, head_dim, length)
             except UnavailableError as problem:
@@ -76,25 +84,53 @@ def choose_attention(
 
 
 def attention_of_several_tasks(
-    attend: Attend, device: torch.device, dtype: torch.dtype, n_heads: int, n_kv_heads: int, head_dim: int, length: int
-) -> Attend:
-    """The kernel itself where it knows `torch.func.vmap`, by which tasks run together; else plain operations."""
+    chosen: Backend,
+    attend: Attend,
+    device: torch.device,
+    dtype: torch.dtype,
+    n_heads: int,
+    n_kv_heads: int,
+    head_dim: int,
+    length: int,
+) -> tuple[Backend, Attend]:
+    """The kernel chosen where it knows `torch.func.vmap`, by which tasks run together; else torch's flash kernel, and
+    where that does not know it either, plain operations.
+    """
+    candidates: list[tuple[Backend, Attend]] = [(chosen, attend)] if chosen not in _NOT_UNDER_VMAP else []
+    candidates += [("sdpa_flash", load_backend("sdpa_flash", device, repeat)) for repeat in (False, True)]
+    problems = []
+    for name, candidate in candidates:
+        try:
+            with warnings.catch_warnings():
+                # a kernel without a rule runs task by task, and says so
+                warnings.simplefilter("error")
+                probe(_under_vmap(candidate), device, dtype, n_heads, n_kv_heads, head_dim, length)
+        except UnavailableError as problem:
+            problems.append(f"{name}: {problem}")
+            continue
+        logger.info("attention of tasks that are computed together: %s", name)
+        return name, candidate
+    logger.info("attention of tasks that are computed together: plain operations (not %s)", "; not ".join(problems))
+    return "math", math_attention
 
+
+def _under_vmap(attend: Attend) -> Attend:
     def together(queries: Tensor, keys: Tensor, values: Tensor, layer: int) -> Tensor:
         def alone(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
             return attend(queries, keys, values, layer)
 
         return torch.func.vmap(alone)(queries[:, None], keys[:, None], values[:, None])[:, 0]
 
-    try:
-        with warnings.catch_warnings():
-            # a kernel without a rule runs task by task, and says so
-            warnings.simplefilter("error")
-            probe(together, device, dtype, n_heads, n_kv_heads, head_dim, length)
-    except UnavailableError as problem:
-        logger.info("attention of tasks that are computed together: plain operations (%s)", problem)
-        return math_attention
-    return attend
+    return together
+
+
+def _check_cudnn(lengths: Sequence[int]) -> None:
+    version = torch.backends.cudnn.version() or 0
+    if version <= _CUDNN_WRONG_UNTIL and any(length % _CUDNN_RIGHT_LENGTHS for length in lengths):
+        raise UnavailableError(
+            f"cuDNN {version} is wrong for lengths that are no multiple of {_CUDNN_RIGHT_LENGTHS} (here {lengths}); "
+            "install a newer torch, or nvidia-cudnn"
+        )
 
 
 def load_backend(name: Backend, device: torch.device, repeat_keys: bool = False) -> Attend:
@@ -116,10 +152,11 @@ def load_backend(name: Backend, device: torch.device, repeat_keys: bool = False)
     try:
         package: Any = importlib.import_module(module)
         function = package.flash_attn_func
-    except (ImportError, AttributeError, OSError) as error:
-        raise UnavailableError(f"{module} cannot be imported ({error}); {how}") from error
-    if name == "flash_attn_4":
-        return _direct(_opaque(importlib.import_module("flash_attn.cute.interface")))
+        interface: Any = importlib.import_module("flash_attn.cute.interface") if name == "flash_attn_4" else None
+    except Exception as error:  # whatever a package for another GPU, CUDA or torch does when it is imported
+        raise UnavailableError(f"{module} cannot be imported ({type(error).__name__}: {error}); {how}") from error
+    if interface is not None:
+        return _direct(_opaque(interface))
     return _direct(lambda queries, keys, values: function(queries, keys, values, causal=True))
 
 

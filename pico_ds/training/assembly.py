@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from pico_ds.config import ConfigError, RunConfig
 from pico_ds.config.validation import LAYOUT_EXTRA_TOKENS
 from pico_ds.data.corpus import Corpus, open_corpus
@@ -15,14 +13,13 @@ from pico_ds.meta.adaptation import adapted_names
 from pico_ds.meta.network import CompileMode, Network
 from pico_ds.model.attention_backends import attention_of_several_tasks, choose_attention, math_attention
 from pico_ds.model.compilation import why_not_compile
-from pico_ds.model.meta_model import build_twin, is_of_the_body
+from pico_ds.model.meta_model import build_twin
+from pico_ds.model.precision import COMPUTE_DTYPE
 from pico_ds.tasks.lexicon import Lexicon, TokenClasses
 from pico_ds.tasks.smlmt import SMLMT
 from pico_ds.tasks.word_index import WordIndex
 from pico_ds.training.task_batches import tasks_per_batch
 from pico_ds.training.terminal import logger
-
-COMPUTE_DTYPE = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -76,13 +73,13 @@ def build_network(config: RunConfig, vocab_size: int, process: Process) -> Netwo
     recompute = config.training.activation_checkpointing
     recompute = config.training.activation_checkpointing
     contexts = config.smlmt.context_tokens + LAYOUT_EXTRA_TOKENS
-    lengths = sorted({config.data.sequence_length, contexts})
-    _, attend = choose_attention(model.attention, process.device, dtype, *heads, lengths)
+    has_tasks = config.smlmt.hybrid_ratio > 0 or config.evaluation.n_tasks > 0
+    lengths = sorted({config.data.sequence_length, *([contexts] if has_tasks else [])})
+    chosen, attend = choose_attention(model.attention, process.device, dtype, *heads, lengths)
     twin = build_twin(model, config.meta, config.smlmt.n_way, vocab_size, attend, recompute)
-    body = sum(weight.numel() for name, weight in twin.named_parameters() if is_of_the_body(name))
     together = math_attention
-    if config.smlmt.hybrid_ratio and tasks_per_batch(config, body, process.device.type == "cuda") > 1:
-        together = attention_of_several_tasks(attend, process.device, dtype, *heads, contexts)
+    if config.smlmt.hybrid_ratio and tasks_per_batch(config, twin, process.device.type == "cuda") > 1:
+        _, together = attention_of_several_tasks(chosen, attend, process.device, dtype, *heads, contexts)
     return Network(
         twin,
         dtype,

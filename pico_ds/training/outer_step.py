@@ -14,7 +14,7 @@ from pico_ds.meta.inner_loop import Adapted, task_loss, total_norm
 from pico_ds.meta.network import Network, Parameters
 from pico_ds.meta.outer_gradient import accuracy, add_language_model_gradient, add_task_gradient
 from pico_ds.model.flops import language_model_flops, task_flops
-from pico_ds.model.meta_model import DECODER, is_of_the_body
+from pico_ds.model.meta_model import DECODER
 from pico_ds.tasks.episode import Contexts, Episode
 from pico_ds.tasks.smlmt import SMLMT
 from pico_ds.training.feed import Batch, Feed
@@ -71,8 +71,7 @@ class OuterStep:
         self._feed = Feed(config, rows, tasks, process)
         vocab_size = network.twin.decoder.de_embedding_proj.out_features
         training, smlmt, meta, length = config.training, config.smlmt, config.meta, config.data.sequence_length
-        body = sum(weight.numel() for name, weight in network.twin.named_parameters() if is_of_the_body(name))
-        self._tasks_per_batch = tasks_per_batch(config, body, on_gpu=process.device.type == "cuda")
+        self._tasks_per_batch = tasks_per_batch(config, network.twin, on_gpu=process.device.type == "cuda")
         #: of all ranks, by kind of step
         self._flops: dict[StepKind, float] = {
             "ar": language_model_flops(config.model, vocab_size, training.global_batch_size, length),

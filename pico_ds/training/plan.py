@@ -5,20 +5,17 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from pico_ds.config import RunConfig
 from pico_ds.config.deepspeed import offloads, zero_stage
 from pico_ds.config.validation import LAYOUT_EXTRA_TOKENS
-from pico_ds.meta.adaptation import adapted_names
 from pico_ds.model.loss import CHUNK_LOGITS
-from pico_ds.model.meta_model import MetaModel, build_twin, is_of_the_body
-from pico_ds.model.recompute import Recompute
-from pico_ds.training.assembly import COMPUTE_DTYPE
+from pico_ds.model.meta_model import MetaModel, build_twin
+from pico_ds.model.precision import COMPUTE_DTYPE
 from pico_ds.training.state import StepKind
+from pico_ds.training.step_memory import FP32_BYTES, activation_bytes, extra_bytes, task_bytes
 from pico_ds.training.task_batches import tasks_per_batch
 
-FP32_BYTES = 4
 Phase = StepKind | Literal["update"]
 
 
@@ -100,7 +97,7 @@ def _ar_step(twin: MetaModel, config: RunConfig, total: int, rows_per_rank: int)
     logits = min(rows * length * vocab_size, CHUNK_LOGITS)
     projection = vocab_size * width
     # a chunk's logits in fp32 with the temporary of their normaliser, or with what is computed from them
-    chunk = max(2 * FP32_BYTES * logits, (FP32_BYTES + _extra(dtype)) * logits + dtype.itemsize * projection)
+    chunk = max(2 * FP32_BYTES * logits, (FP32_BYTES + extra_bytes(dtype)) * logits + dtype.itemsize * projection)
     loss = FP32_BYTES * projection + chunk
     # the logits are gone when a layer is computed again, the gradient of the projection is not
     again = max(0, layer + dtype.itemsize * projection - loss)
@@ -117,43 +114,18 @@ def _ar_step(twin: MetaModel, config: RunConfig, total: int, rows_per_rank: int)
 
 
 def _meta_step(twin: MetaModel, config: RunConfig, sizes: dict[str, int], world_size: int) -> dict[str, int]:
-    dtype, smlmt, meta = COMPUTE_DTYPE[config.training.precision], config.smlmt, config.meta
-    length = smlmt.context_tokens + LAYOUT_EXTRA_TOKENS
-    (support, layer), (query, layer_of_query) = (
-        activation_bytes(twin, (smlmt.n_way * per_class, length), dtype, config)
-        for per_class in (smlmt.k_shot, smlmt.q_query)
-    )
-    activations = max(support + layer, query + layer_of_query)
-    body = sum(size for name, size in sizes.items() if is_of_the_body(name))
-    adapted = sum(sizes[name] for name in adapted_names(meta.adapt, tuple(sizes), config.model.n_layers))
-    tasks = min(tasks_per_batch(config, body, on_gpu=True), math.ceil(meta.tasks_per_step / world_size))
-    # in bf16 a step makes new fp32 weights beside the old ones; in fp32 the gradient becomes the new weights
-    old = FP32_BYTES * adapted if meta.inner_steps > 1 and dtype != torch.float32 else 0
-    # the graph of the first support pass outlives the inner loop: the prototypes are differentiated through it
-    keeps = meta.head == "prototype" and meta.inner_steps > 0
+    meta = config.meta
+    tasks = min(tasks_per_batch(config, twin, on_gpu=True), math.ceil(meta.tasks_per_step / world_size))
     batches = math.ceil(meta.tasks_per_step / world_size / tasks)
     contributions = batches * (2 if meta.head == "prototype" else 1)
-    parts = {
-        "fast weights, fp32": FP32_BYTES * adapted if meta.inner_steps else 0,
-        "fast weights cast for compute": _extra(dtype) * adapted if meta.inner_steps else 0,
-        "graph of the prototypes (estimate)": support if keeps else 0,
-        "activations (estimate)": activations,
-        # a backward pass frees the graph as it fills the gradient
-        "gradient and update beyond the graph they replace": max(0, dtype.itemsize * body + old - activations),
-    }
     # several contributions are under way from the first task on: taken as if there were more
     held = FP32_BYTES * sum(sizes.values()) if contributions > 1 or tasks > 1 else 0
-    return {"sum of gradients": held, **{name: tasks * size for name, size in parts.items()}}
+    return {"sum of gradients": held, **{part: tasks * size for part, size in task_bytes(twin, config).items()}}
 
 
 def _held(dtype: torch.dtype, contributions: int) -> int:
     """Bytes a parameter of the sum of gradients while the last contribution is computed (`GradientSum`)."""
     return (0, dtype.itemsize, FP32_BYTES)[min(contributions, 3) - 1]
-
-
-def _extra(dtype: torch.dtype) -> int:
-    """Bytes of a copy in the compute type, where that is not fp32."""
-    return dtype.itemsize if dtype != torch.float32 else 0
 
 
 def _communication(stage: int, weight_bytes: int, world_size: int) -> dict[str, int]:
@@ -164,54 +136,3 @@ def _communication(stage: int, weight_bytes: int, world_size: int) -> dict[str, 
     if stage < 3:
         return {"all-reduce of the gradient": weight_bytes, "all-gather of the updated weights": weight_bytes}
     return {"all-gather of the weights": weight_bytes, "reduce-scatter of the gradient": weight_bytes}
-
-
-class _SavedByFlash(torch.autograd.Function):
-    """Stands for a flash kernel: saves queries, keys, values, the output and one fp32 number a head and position."""
-
-    @staticmethod
-    def forward(ctx: Any, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        output = torch.empty_like(queries)
-        ctx.save_for_backward(queries, keys, values, output, queries.new_empty(queries.shape[:-1], dtype=torch.float32))
-        return output
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Any:
-        raise AssertionError("only the forward pass is traced")
-
-
-def activation_bytes(twin: MetaModel, shape: tuple[int, int], dtype: torch.dtype, config: RunConfig) -> tuple[int, int]:
-    """Bytes that autograd holds after one forward pass, and those of a layer that the backward pass computes again."""
-    recompute, n_layers = config.training.activation_checkpointing, config.model.n_layers
-    whole = saved_bytes(twin, shape, dtype)
-    if recompute == "none":
-        return whole, 0
-    kept = saved_bytes(twin, shape, dtype, recompute)
-    inputs = n_layers * math.prod(shape) * config.model.d_model * dtype.itemsize
-    return kept + inputs, (whole - kept) // n_layers
-
-
-def saved_bytes(twin: MetaModel, shape: tuple[int, int], dtype: torch.dtype, recompute: Recompute = "none") -> int:
-    """Bytes of the tensors that autograd saves in one forward pass of a meta-device model, parameters left out.
-
-    Inputs of what is computed again are not among them.
-    """
-    twin = twin.to(dtype)
-    parameters = {weight.untyped_storage()._cdata for weight in twin.parameters()}
-    kept: dict[int, tuple[int, Tensor]] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in parameters:
-            kept[storage._cdata] = (storage.nbytes(), tensor)
-        return tensor
-
-    def attend(queries: Tensor, keys: Tensor, values: Tensor, layer: int) -> Tensor:
-        return _SavedByFlash.apply(queries, keys, values)
-
-    tokens = torch.zeros(shape, dtype=torch.int64, device="meta")
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        hidden = twin.decoder.hidden(tokens, attend=attend, recompute=recompute)
-    # kept alive until here: what is freed would give its address to another
-    del hidden
-    return sum(size for size, _ in kept.values())

@@ -24,7 +24,8 @@ from pico_ds.engine.zero_settings import check_zero_settings
 from pico_ds.files import replace_text
 from pico_ds.meta.network import Parameters
 from pico_ds.model.meta_model import MetaModel, build_meta_model
-from pico_ds.training.assembly import COMPUTE_DTYPE, Ingredients, gather_ingredients
+from pico_ds.model.precision import COMPUTE_DTYPE
+from pico_ds.training.assembly import Ingredients, gather_ingredients
 from pico_ds.training.callbacks.base import Callback
 from pico_ds.training.callbacks.checkpointing import Checkpointing
 from pico_ds.training.callbacks.evaluation import Evaluation

@@ -9,7 +9,8 @@ from pico_ds.checkpoint.state_reader import StateReader
 from pico_ds.checkpoint.store import CheckpointStore
 from pico_ds.checkpoint.weights import export_weights
 from pico_ds.engine.optimizer_state import OptimizerState
-from pico_ds.training.assembly import COMPUTE_DTYPE, Ingredients
+from pico_ds.model.precision import COMPUTE_DTYPE
+from pico_ds.training.assembly import Ingredients
 from pico_ds.training.terminal import logger
 from pico_ds.training.trackers import Tracker
 from pico_ds.training.watchdog import Watchdog

@@ -158,10 +158,40 @@ def test_tasks_together_take_a_kernel_that_knows_vmap(caplog: pytest.LogCaptureF
     caplog.set_level("INFO", logger="pico_ds")
     shape = (torch.device("cpu"), torch.float32, 4, 2, 16, 9)
     plain = load_backend("math", DEVICE)
-    assert attention_of_several_tasks(plain, *shape) is plain
+    assert attention_of_several_tasks("math", plain, *shape) == ("math", plain)
     opaque = attention_backends._direct(attention_backends._opaque(PlayedInterface))
-    assert attention_of_several_tasks(opaque, *shape) is opaque
+    assert attention_of_several_tasks("flash_attn_4", opaque, *shape) == ("flash_attn_4", opaque)
     # the CPU's flash kernel has no rule: it would run task by task
     flash = load_backend("sdpa_flash", torch.device("cpu"))
-    assert attention_of_several_tasks(flash, *shape) is attention_backends.math_attention
+    assert attention_of_several_tasks("sdpa_flash", flash, *shape) == ("math", attention_backends.math_attention)
     assert "computed together: plain operations" in caplog.text
+
+
+@pytest.mark.parametrize("chosen", ["cudnn", "sdpa_efficient"])
+def test_a_kernel_whose_backward_fails_under_vmap_is_not_even_tried(
+    monkeypatch: pytest.MonkeyPatch, chosen: Backend
+) -> None:
+    """cuDNN leaves out the normaliser; tasks together then take the flash kernel."""
+
+    def untouchable(*_: object) -> Tensor:
+        raise AssertionError("was called")
+
+    opaque = attention_backends._direct(attention_backends._opaque(PlayedInterface))
+    monkeypatch.setattr(attention_backends, "load_backend", lambda *_: opaque)
+    shape = (torch.device("cpu"), torch.float32, 4, 2, 16, 9)
+    assert attention_of_several_tasks(chosen, untouchable, *shape) == ("sdpa_flash", opaque)
+
+
+@pytest.mark.parametrize(
+    ("version", "lengths", "allowed"),
+    [(91500, [2048], True), (91500, [64, 2048], False), (91501, [64, 2048], True), (None, [64], False)],
+)
+def test_cudnn_releases_that_write_beyond_the_end_are_not_taken(
+    monkeypatch: pytest.MonkeyPatch, version: int | None, lengths: list[int], allowed: bool
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: version)
+    if allowed:
+        attention_backends._check_cudnn(lengths)
+    else:
+        with pytest.raises(UnavailableError, match="no multiple of 128"):
+            attention_backends._check_cudnn(lengths)

@@ -1,6 +1,8 @@
 import pytest
 
 from pico_ds.config import ConfigError, RunConfig, parse_config
+from pico_ds.model.meta_model import build_twin
+from pico_ds.training.step_memory import task_bytes
 from pico_ds.training.task_batches import batched, tasks_per_batch
 from tests.reference import random_episode
 
@@ -16,10 +18,17 @@ def test_batches_are_of_one_size_give_or_take_one(count: int, largest: int, size
 
 
 def test_auto_batches_small_models_on_a_gpu() -> None:
-    auto, body = RunConfig(), 2**20
+    auto = RunConfig()
+    body = build_twin(auto.model, auto.meta, auto.smlmt.n_way, vocab_size=5000)
     assert tasks_per_batch(auto, body, on_gpu=False) == 1
-    assert tasks_per_batch(auto, body, on_gpu=True) == 512
-    assert tasks_per_batch(auto, 951 * 2**20, on_gpu=True) == 1
+    count = tasks_per_batch(auto, body, on_gpu=True)
+    each = sum(task_bytes(body, auto).values())
+    assert count * each <= 8 * 2**30 < (count + 1) * each
+    assert count > 16
+    wide = parse_config("{model: {d_model: 2048, activation_hidden_dim: 8192, attention_n_heads: 16}}")
+    assert tasks_per_batch(wide, build_twin(wide.model, wide.meta, 5, vocab_size=50304), on_gpu=True) == 1
+    many = parse_config("{smlmt: {n_way: 32, k_shot: 100}}")
+    assert tasks_per_batch(many, body, on_gpu=True) < count / 32, "activations count as well as weights"
     assert tasks_per_batch(parse_config("{meta: {tasks_per_batch: 3}}"), body, on_gpu=False) == 3
     assert tasks_per_batch(parse_config("{training: {compile: block}}"), body, on_gpu=True) == 1
     assert tasks_per_batch(parse_config("{training: {activation_checkpointing: block}}"), body, on_gpu=True) == 1
