@@ -2,17 +2,22 @@
 
 import logging
 import math
+import re
 from collections.abc import Mapping
+from importlib.metadata import version
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from pico_ds.config import TrainingConfig
+from pico_ds.config import ConfigError, TrainingConfig
 from pico_ds.engine.distributed import Process
 from pico_ds.engine.gradient_norm import norm_before_step, norm_within_step
 from pico_ds.engine.optimizer import build_optimizer
+
+#: releases of DeepSpeed whose private state is known to look as this package expects
+_FIRST_DEEPSPEED, _NEXT_DEEPSPEED = (0, 19, 8), (0, 20)
 
 
 class MetaEngine:
@@ -33,6 +38,7 @@ class MetaEngine:
         """
         import deepspeed
 
+        _check_deepspeed(version("deepspeed"))
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         self.process = process
         self._max_norm = training.max_grad_norm
@@ -134,3 +140,12 @@ class MetaEngine:
                 weight.grad.data = gradient[name]
             else:
                 weight.grad = gradient[name]
+
+
+def _check_deepspeed(found: str) -> None:
+    numbers = tuple(int(part) for part in re.findall(r"\d+", found)[:3])
+    if not _FIRST_DEEPSPEED <= numbers < _NEXT_DEEPSPEED:
+        raise ConfigError(
+            f"DeepSpeed {found} is installed, and its private state may differ from what is expected here; "
+            "pip install 'deepspeed>=0.19.8,<0.20'"
+        )
