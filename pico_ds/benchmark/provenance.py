@@ -3,13 +3,13 @@
 import os
 import platform
 import subprocess
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-_PACKAGES = ("torch", "deepspeed", "transformers", "safetensors", "xxhash", "numpy")
+_PACKAGES = ("torch", "triton", "deepspeed", "flash-attn", "flash-attn-4", "transformers", "safetensors", "numpy")
 
 
 def provenance() -> dict[str, Any]:
@@ -21,7 +21,8 @@ def provenance() -> dict[str, Any]:
         "processor": _processor(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in _PACKAGES},
+        "cudnn": torch.backends.cudnn.version() if cuda else None,
+        "versions": {name: _version(name) for name in _PACKAGES},
         "commit": _commit(),
     }
 
@@ -36,5 +37,15 @@ def _processor() -> str:
 
 def _commit() -> str:
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-    done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    except OSError:  # no git
+        return "unknown"
     return done.stdout.strip() or "unknown"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,6 +1,7 @@
 """How fast tasks and rows are made, on one core."""
 
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pico_ds.config import parse_config
-from pico_ds.data.corpus import open_corpus
+from pico_ds.data.corpus import Corpus, open_corpus
 from pico_ds.data.rows import ShuffledRows, TokenRows
 from pico_ds.tasks.lexicon import Lexicon, TokenClasses
 from pico_ds.tasks.smlmt import SMLMT
@@ -21,31 +22,15 @@ def measure_sampling(directory: Path, seconds: float) -> list[dict[str, Any]]:
     """Tasks, tokens and rows per second, for tasks of the demo and of the pico-maml family.
 
     Args:
-        directory: for a corpus of random words whose frequencies fall as in text (Zipf).
+        directory: for a corpus.
         seconds: for which each is measured.
     """
-    path = directory / "corpus.jsonl"
-    rng = np.random.default_rng(0)
-    words = np.array([_word(rank) for rank in range(_VOCABULARY)])
-    weights = 1 / np.arange(1, _VOCABULARY + 1)
-    with path.open("w") as file:
-        for _ in range(_DOCUMENTS):
-            text = " ".join(rng.choice(words, size=_WORDS_PER_DOCUMENT, p=weights / weights.sum()))
-            file.write(json.dumps({"text": text}) + "\n")
     found = []
     for name, shape in {
         "5-way 5-shot, 16 tokens": "n_way: 5, k_shot: 5, q_query: 5, context_tokens: 16",
         "32-way 4-shot, 63 tokens": "n_way: 32, k_shot: 4, q_query: 4, context_tokens: 63",
     }.items():
-        config = parse_config(
-            f"data: {{source: files, paths: [{path}], cache_dir: {directory}/cache}}\n"
-            f"smlmt: {{{shape}, min_word_freq: 20, max_word_freq: 3000}}"
-        )
-        corpus = open_corpus(config.data)
-        classes = TokenClasses.of(corpus.tokenizer)
-        lexicon = Lexicon.build(corpus.train, corpus.validation, corpus.tokenizer, classes)
-        index = WordIndex(corpus.train, lexicon, classes, config.smlmt)
-        tasks = SMLMT(index, lexicon, corpus.tokenizer, config.smlmt, "train", split_seed=0, seed=0)
+        corpus, tasks = random_tasks(directory, shape)
         count, elapsed, tokens = 0, 0.0, 0
         started = time.perf_counter()
         while elapsed < seconds:
@@ -62,6 +47,38 @@ def measure_sampling(directory: Path, seconds: float) -> list[dict[str, Any]]:
     length = rows.rows.sequence_length
     found.append({"what": f"rows of {length} tokens", "tokens_per_second": position * length / elapsed})
     return found
+
+
+def random_tasks(directory: Path, smlmt: str) -> tuple[Corpus, SMLMT]:
+    """Tasks over a corpus of random words whose frequencies fall as in text (Zipf).
+
+    Args:
+        smlmt: shape of the tasks, as in the configuration.
+    """
+    path = directory / "corpus.jsonl"
+    if not path.exists():
+        _write_corpus(path)
+    config = parse_config(
+        f"data: {{source: files, paths: [{path}], cache_dir: {directory}/cache}}\n"
+        f"smlmt: {{{smlmt}, min_word_freq: 20, max_word_freq: 3000}}"
+    )
+    corpus = open_corpus(config.data)
+    classes = TokenClasses.of(corpus.tokenizer)
+    lexicon = Lexicon.build(corpus.train, corpus.validation, corpus.tokenizer, classes)
+    index = WordIndex(corpus.train, lexicon, classes, config.smlmt)
+    return corpus, SMLMT(index, lexicon, corpus.tokenizer, config.smlmt, "train", split_seed=0, seed=0)
+
+
+def _write_corpus(path: Path) -> None:
+    rng = np.random.default_rng(0)
+    words = np.array([_word(rank) for rank in range(_VOCABULARY)])
+    weights = 1 / np.arange(1, _VOCABULARY + 1)
+    partial = path.with_suffix(f".{os.getpid()}")
+    with partial.open("w") as file:
+        for _ in range(_DOCUMENTS):
+            text = " ".join(rng.choice(words, size=_WORDS_PER_DOCUMENT, p=weights / weights.sum()))
+            file.write(json.dumps({"text": text}) + "\n")
+    partial.replace(path)
 
 
 def _word(rank: int) -> str:

@@ -17,12 +17,15 @@ from pico_ds.data.corpus import TokenStream
 from pico_ds.data.rows import ShuffledRows, TokenRows
 from pico_ds.engine.distributed import Process
 from pico_ds.engine.meta_engine import MetaEngine
+from pico_ds.meta.gradient import GradientSum
 from pico_ds.meta.inner_loop import task_leaves
+from pico_ds.meta.outer_gradient import add_task_gradient
 from pico_ds.model.flops import language_model_flops, peak_flops, task_flops
 from pico_ds.model.meta_model import build_meta_model
 from pico_ds.tasks.episode import Contexts, Episode
 from pico_ds.tasks.smlmt import SMLMT
 from pico_ds.training.assembly import build_network
+from pico_ds.training.metrics import StepMetrics
 from pico_ds.training.outer_step import OuterStep
 from pico_ds.training.trainer import Trainer
 
@@ -36,11 +39,13 @@ class Workload:
 
     Attributes:
         kind: lm: rows of a language model; task: contexts of tasks.
-        rows: rows of a step, or contexts of a support and of a query set.
+        rows: rows of a micro-batch, or contexts of a support and of a query set.
         length: of each [tokens].
         tasks: of a step.
         inner_steps: of each.
-        adapt: as meta.adapt.
+        adapt, head: as meta.adapt and meta.head.
+        micro_batches: of rows, of a step.
+        k_shot: contexts of a class, in the support and in the query set.
     """
 
     kind: Literal["lm", "task"]
@@ -49,22 +54,30 @@ class Workload:
     tasks: int = 1
     inner_steps: int = 1
     adapt: str = "all"
+    head: str = "linear"
+    micro_batches: int = 1
+    k_shot: int = 1
 
     def overrides(self, world_size: int) -> list[str]:
         """The configuration that has these steps, and no metrics that cost extra passes."""
         common = ["monitoring.log_every_n_steps=1000000", "training.max_steps=1000000", "evaluation.n_tasks=0"]
         if self.kind == "lm":
-            count = [f"training.global_batch_size={self.rows * world_size}", f"training.micro_batch_size={self.rows}"]
+            rows = self.rows * self.micro_batches * world_size
+            count = [f"training.global_batch_size={rows}", f"training.micro_batch_size={self.rows}"]
             return [*common, *count, "smlmt.hybrid_ratio=0", f"data.sequence_length={self.length}"]
-        sets = [f"smlmt.n_way={self.rows}", "smlmt.k_shot=1", "smlmt.q_query=1"]
-        task = [f"meta.inner_steps={self.inner_steps}", f"meta.adapt={self.adapt}", "meta.head=linear"]
+        sets = [
+            f"smlmt.n_way={self.rows // self.k_shot}",
+            f"smlmt.k_shot={self.k_shot}",
+            f"smlmt.q_query={self.k_shot}",
+        ]
+        task = [f"meta.inner_steps={self.inner_steps}", f"meta.adapt={self.adapt}", f"meta.head={self.head}"]
         task += [f"meta.tasks_per_step={self.tasks * world_size}", "smlmt.hybrid_ratio=1", "smlmt.warmup_steps=0"]
         return [*common, *sets, *task, f"smlmt.context_tokens={self.length - LAYOUT_EXTRA_TOKENS}"]
 
     @property
     def passes(self) -> int:
         """Forward and backward passes of a step over a set, were the inner loop nothing but that."""
-        return 1 if self.kind == "lm" else self.tasks * (self.inner_steps + 1)
+        return self.micro_batches if self.kind == "lm" else self.tasks * (self.inner_steps + 1)
 
 
 class _RandomTasks:
@@ -79,9 +92,9 @@ class _RandomTasks:
         def contexts() -> Contexts:
             ids = torch.from_numpy(rng.integers(0, vocab_size, (workload.rows, workload.length)))
             lengths = torch.full((workload.rows,), workload.length)
-            return Contexts(ids, lengths, lengths - 1, torch.arange(workload.rows))
+            return Contexts(ids, lengths, lengths - 1, torch.arange(workload.rows) // workload.k_shot)
 
-        words = tuple(map(str, range(workload.rows)))
+        words = tuple(map(str, range(workload.rows // workload.k_shot)))
         self._episodes = [Episode(contexts(), contexts(), words) for _ in range(4)]
 
     def sample(self, step: int, index: int) -> Episode:
@@ -91,45 +104,63 @@ class _RandomTasks:
 class StepBenchmark:
     """One model in one engine, and the same network without an engine."""
 
-    def __init__(self, config: RunConfig, deepspeed_json: dict[str, Any], workload: Workload, process: Process) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        deepspeed_json: dict[str, Any],
+        workload: Workload,
+        process: Process,
+        tasks: SMLMT | None = None,
+    ) -> None:
         """
         Args:
             config: with `workload.overrides`.
+            tasks: instead of random tokens.
         """
         self.config, self.workload, self.process = config, workload, process
         vocab_size = config.model.vocab_size
         assert vocab_size is not None
         self.vocab_size = vocab_size
-        module = build_meta_model(config.model, config.meta, config.smlmt.n_way, vocab_size, seed=0)
+        module = build_meta_model(
+            config.model, config.meta, config.smlmt.n_way, vocab_size, seed=0, device=process.device
+        )
         settings = resolve_deepspeed_config(deepspeed_json, config, process.world_size)
         self.network = build_network(config, vocab_size, process)
         self.engine = MetaEngine(module, config.training, settings, process)
-        tokens = np.random.default_rng(0).integers(0, vocab_size, 64 * workload.rows * workload.length + 1)
+        count = 64 * workload.rows * workload.micro_batches * workload.length + 1
+        tokens = np.random.default_rng(0).integers(0, vocab_size, count)
         self._rows = TokenRows(TokenStream(tokens, np.array([len(tokens)])), config.data.sequence_length)
-        tasks = cast(SMLMT, _RandomTasks(workload, vocab_size))
-        outer_step = OuterStep(config, self.network, ShuffledRows(self._rows, seed=0), tasks, process)
+        self._tasks = tasks if tasks is not None else cast(SMLMT, _RandomTasks(workload, vocab_size))
+        outer_step = OuterStep(config, self.network, ShuffledRows(self._rows, seed=0), self._tasks, process)
         self.trainer = Trainer(config, self.engine, outer_step, [])
+        # the first step of a log window takes metrics that cost extra passes
+        self.trainer.state.step = 1
 
     def measure(self, steps: int, repeats: int) -> dict[str, Any]:
         """Medians of `repeats` times `steps` steps. A collective."""
-        seconds, peak_memory_gib = self._timed(self.trainer.take_step, steps, repeats)
+        taken: list[StepMetrics] = []
+        seconds, peak_memory_gib = self._timed(lambda: taken.append(self.trainer.take_step()), steps, repeats)
+        self.trainer.settle()
+        skipped = self.trainer.state.skipped_steps
+        assert skipped == 0, f"{skipped} of {len(taken)} steps were not finite: what was timed is no training"
         workload, world_size = self.workload, self.process.world_size
         tokens = workload.rows * workload.length
-        if workload.kind == "task":
-            tokens *= 2 * workload.tasks
+        tokens *= 2 * workload.tasks if workload.kind == "task" else workload.micro_batches
+        timed = taken[_WARM_UP:]
         found: dict[str, Any] = {
             "stage": self.engine.stage,
             "world_size": world_size,
             "seconds_per_step": seconds,
             "tokens_per_second": tokens * world_size / seconds,
             "tasks_per_second": workload.tasks * world_size / seconds if workload.kind == "task" else None,
+            "data_wait_fraction": sum(m.data_wait_seconds for m in timed) / sum(m.seconds for m in timed),
             "peak_memory_gib": peak_memory_gib,
         }
         peak = peak_flops(self.process.device)
         found["model_flops_utilization"] = self._flops() / seconds / peak if peak else None
         return found
 
-    def measure_plain(self, steps: int, repeats: int) -> dict[str, Any]:
+    def measure_plain(self, steps: int, repeats: int, step_seconds: float) -> dict[str, Any]:
         """Forward and backward passes alone, with the same kernels: no engine, no update, no accumulation."""
         theta = self.engine.full_parameters()
         if self.workload.kind == "lm":
@@ -150,13 +181,35 @@ class StepBenchmark:
 
         weights = list(leaves.values())
         seconds, peak_memory_gib = self._timed(lambda: torch.autograd.grad(loss(), weights), steps, repeats)
-        return {"plain_seconds_per_pass": seconds, "plain_peak_memory_gib": peak_memory_gib}
+        return {
+            "plain_seconds_per_pass": seconds,
+            "plain_peak_memory_gib": peak_memory_gib,
+            "over_plain": step_seconds / (self.workload.passes * seconds),
+        }
+
+    def measure_loop(self, step_seconds: float) -> dict[str, Any]:
+        """The same tasks one after another, not compiled: what a loop over tasks in plain PyTorch takes."""
+        config = self.config.model_copy(
+            update={"training": self.config.training.model_copy(update={"compile": "none"})}
+        )
+        network = build_network(config, self.vocab_size, self.process)
+        theta = self.engine.full_parameters()
+        episodes = [self._tasks.sample(0, i).to(self.process.device) for i in range(self.workload.tasks)]
+
+        def loop() -> None:
+            total = GradientSum(theta)
+            for episode in episodes:
+                add_task_gradient(network, theta, episode, self._tasks.readout, config.meta, total, 1.0, measure=False)
+
+        seconds, _ = self._timed(loop, steps=1, repeats=1, warm_up=1)
+        return {"loop_seconds": seconds, "loop_over_step": seconds / step_seconds}
 
     def _flops(self) -> float:
         """Of one rank's step."""
         workload, model = self.workload, self.config.model
         if workload.kind == "lm":
-            return language_model_flops(model, self.vocab_size, workload.rows, workload.length)
+            rows = workload.rows * workload.micro_batches
+            return language_model_flops(model, self.vocab_size, rows, workload.length)
         each = task_flops(
             model,
             self.vocab_size,
@@ -165,12 +218,14 @@ class StepBenchmark:
             workload.length,
             workload.inner_steps,
             adapts_body=workload.adapt != "head",
-            prototypes=False,
+            prototypes=workload.head == "prototype",
         )
         return workload.tasks * each
 
-    def _timed(self, action: Callable[[], object], steps: int, repeats: int) -> tuple[float, float | None]:
-        for _ in range(_WARM_UP):
+    def _timed(
+        self, action: Callable[[], object], steps: int, repeats: int, warm_up: int = _WARM_UP
+    ) -> tuple[float, float | None]:
+        for _ in range(warm_up):
             action()
         cuda = self.process.device.type == "cuda"
         if cuda:

@@ -11,22 +11,24 @@ import torch
 from pico_ds.benchmark.attention import measure_attention
 from pico_ds.benchmark.checkpoint import CheckpointBenchmark
 from pico_ds.benchmark.communication import CountCollectives
-from pico_ds.benchmark.sampling import measure_sampling
+from pico_ds.benchmark.sampling import measure_sampling, random_tasks
 from pico_ds.benchmark.steps import StepBenchmark, Workload
 from pico_ds.config import load_config
 from pico_ds.config.deepspeed import load_deepspeed_config
+from pico_ds.config.validation import LAYOUT_EXTRA_TOKENS
 from pico_ds.engine.distributed import Process, start_process, stop_process
+from pico_ds.tasks.smlmt import SMLMT
 
 Rows = list[dict[str, Any]]
 
 
 def measure(arguments: argparse.Namespace, repository: Path) -> None:
-    """Measure `arguments.measured`; rank 0 writes the rows to `arguments.worker`."""
+    """Measure `arguments.measure`; rank 0 writes the rows to `arguments.worker`."""
     process = start_process()
-    found = _MEASUREMENTS[arguments.measured](arguments, repository, process)
+    found = _MEASUREMENTS[arguments.measure](arguments, repository, process)
     if process.is_main:
-        rows = [{"command": arguments.measured, **row} for row in found]
-        arguments.worker.write_text(json.dumps(rows))
+        rows = [{"command": arguments.label, **row} for row in found]
+        Path(arguments.worker).write_text(json.dumps(rows))
     stop_process()
 
 
@@ -35,25 +37,29 @@ def _on_gpu(process: Process) -> bool:
 
 
 def _steps(
-    arguments: argparse.Namespace, repository: Path, process: Process, workload: Workload, stage: int, plain: bool
+    arguments: argparse.Namespace, repository: Path, process: Process, workload: Workload, tasks: SMLMT | None = None
 ) -> dict[str, Any]:
-    """Figures of one workload under one stage."""
+    """Figures of one workload, and of what it is measured against."""
     size = arguments.size or ("1b" if _on_gpu(process) else "tiny")
     precision = ["training.precision=bf16"] if _on_gpu(process) else ["training.precision=fp32"]
     family = "pico" if workload.kind == "lm" else "pico-maml"
     overrides = [*workload.overrides(process.world_size), *precision, *arguments.set]
     config = load_config(repository / "configs" / f"{family}-{size}.yaml", overrides)
-    deepspeed_json = load_deepspeed_config(repository / "ds_configs" / f"zero{stage}.json")
-    benchmark = StepBenchmark(config, deepspeed_json, workload, process)
+    deepspeed_json = load_deepspeed_config(repository / "ds_configs" / f"zero{arguments.stage}.json")
+    benchmark = StepBenchmark(config, deepspeed_json, workload, process, tasks)
     steps = arguments.steps or (5 if _on_gpu(process) else 1)
     row: dict[str, Any] = {"size": size, "rows": workload.rows, "length": workload.length}
-    if workload.kind == "task":
+    if workload.kind == "lm":
+        row["micro_batches"] = workload.micro_batches
+    else:
         row |= {"tasks": workload.tasks, "inner_steps": workload.inner_steps, "adapt": workload.adapt}
+        row["head"] = workload.head
     row |= benchmark.measure(steps, arguments.repeats)
-    if plain:
-        row |= benchmark.measure_plain(steps, arguments.repeats)
-        row["over_plain"] = row["seconds_per_step"] / (workload.passes * row["plain_seconds_per_pass"])
-    return row
+    if arguments.against == "plain":
+        row |= benchmark.measure_plain(steps, arguments.repeats, row["seconds_per_step"])
+    elif arguments.against == "loop":
+        row |= benchmark.measure_loop(row["seconds_per_step"])
+    return {**row, "config": config.model_dump(), "deepspeed_config": deepspeed_json}
 
 
 def _shape(arguments: argparse.Namespace, process: Process, rows: int) -> tuple[int, int]:
@@ -63,46 +69,42 @@ def _shape(arguments: argparse.Namespace, process: Process, rows: int) -> tuple[
 
 
 def _lm(arguments: argparse.Namespace, repository: Path, process: Process) -> Rows:
-    workload = Workload("lm", *_shape(arguments, process, rows=8))
-    plain = arguments.against == "plain"
-    return [_steps(arguments, repository, process, workload, arguments.stages[-1], plain)]
+    workload = Workload("lm", *_shape(arguments, process, rows=8), micro_batches=arguments.micro_batches)
+    return [_steps(arguments, repository, process, workload)]
 
 
 def _fomaml(arguments: argparse.Namespace, repository: Path, process: Process) -> Rows:
     shape = _shape(arguments, process, rows=4)
-    workload = Workload("task", *shape, tasks=arguments.tasks, inner_steps=arguments.inner_steps)
-    plain = arguments.against == "plain"
-    return [_steps(arguments, repository, process, workload, arguments.stages[-1], plain)]
+    tasks, inner_steps = arguments.tasks or 4, arguments.inner_steps
+    workload = Workload("task", *shape, tasks=tasks, inner_steps=inner_steps, head=arguments.head)
+    return [_steps(arguments, repository, process, workload)]
 
 
 def _head(arguments: argparse.Namespace, repository: Path, process: Process) -> Rows:
     workload = Workload("task", *_shape(arguments, process, rows=4), tasks=1, inner_steps=10, adapt="head")
-    return [_steps(arguments, repository, process, workload, stage=1, plain=False)]
-
-
-def _memory(arguments: argparse.Namespace, repository: Path, process: Process) -> Rows:
-    shape = _shape(arguments, process, rows=4)
-    # in this order: what the first allocated is freed, but its fragments are not the second's to pay for
-    task = Workload("task", *shape, tasks=1, inner_steps=arguments.inner_steps)
-    rows = []
-    for kind, workload in {"fomaml": task, "lm": Workload("lm", *shape)}.items():
-        rows.append({"step": kind, **_steps(arguments, repository, process, workload, stage=1, plain=False)})
-        if _on_gpu(process):
-            torch.cuda.empty_cache()
-    return rows
+    return [_steps(arguments, repository, process, workload)]
 
 
 def _tasks(arguments: argparse.Namespace, repository: Path, process: Process) -> Rows:
     arguments.size = arguments.size or "tiny"
-    contexts = (arguments.rows or 128, arguments.length or 64)
-    tasks = 16 if _on_gpu(process) else 2
-    workload = Workload("task", *contexts, tasks=tasks, inner_steps=5)
-    return [_steps(arguments, repository, process, workload, stage=1, plain=False)]
+    tasks = arguments.tasks or (16 if _on_gpu(process) else 2)
+    workload = Workload("task", arguments.rows or 128, arguments.length or 64, tasks=tasks, inner_steps=5)
+    return [_steps(arguments, repository, process, workload)]
+
+
+def _feeding(arguments: argparse.Namespace, repository: Path, process: Process) -> Rows:
+    arguments.size, k_shot = arguments.size or "tiny", 4
+    length, contexts = arguments.length or 64, k_shot * (arguments.rows or 32)
+    shape = f"n_way: {contexts // k_shot}, k_shot: {k_shot}, q_query: {k_shot}"
+    _, tasks = random_tasks(arguments.directory, f"{shape}, context_tokens: {length - LAYOUT_EXTRA_TOKENS}")
+    count = arguments.tasks or (16 if _on_gpu(process) else 2)
+    workload = Workload("task", contexts, length, count, inner_steps=5, head="prototype", k_shot=k_shot)
+    return [_steps(arguments, repository, process, workload, tasks)]
 
 
 def _communication(arguments: argparse.Namespace, repository: Path, process: Process) -> Rows:
     rows = []
-    for stage in arguments.stages or range(4):
+    for stage in range(4):
         for inner_steps, tasks in ((1, 1), (8, 1), (1, 4)):
             workload = Workload("task", rows=4, length=16, tasks=tasks, inner_steps=inner_steps)
             overrides = [*workload.overrides(process.world_size), "training.precision=fp32", "training.compile=none"]
@@ -150,8 +152,8 @@ _MEASUREMENTS: dict[str, Callable[[argparse.Namespace, Path, Process], Rows]] = 
     "lm": _lm,
     "fomaml": _fomaml,
     "head": _head,
-    "memory": _memory,
     "tasks": _tasks,
+    "feeding": _feeding,
     "comm": _communication,
     "sampling": _sampling,
     "checkpoint": _checkpoint,

@@ -18,6 +18,7 @@ DECODER = "decoder."
 #: the output projection, which no task loss depends on
 OUTPUT_PROJECTION = "decoder.de_embedding_proj.weight"
 HEAD_WEIGHT, HEAD_BIAS = "head.weight", "head.bias"
+_CPU = torch.device("cpu")
 
 
 def is_of_the_body(name: str) -> bool:
@@ -53,10 +54,13 @@ class MetaModel(nn.Module):
         return self.decoder.hidden(input_ids, attend=self._attend, recompute=self._recompute)
 
 
-def build_meta_model(model: ModelConfig, meta: MetaConfig, n_way: int, vocab_size: int, seed: int) -> MetaModel:
-    """A freshly initialised model; the weights depend on the seed alone."""
-    module = MetaModel(model, vocab_size, n_way if meta.head == "linear" else None)
-    generator = torch.Generator().manual_seed(seed)
+def build_meta_model(
+    model: ModelConfig, meta: MetaConfig, n_way: int, vocab_size: int, seed: int, device: torch.device = _CPU
+) -> MetaModel:
+    """A freshly initialised model; the weights depend on the seed and the kind of device alone."""
+    # without the initialisation of torch's own modules, which takes as long
+    module = build_twin(model, meta, n_way, vocab_size).to_empty(device=device)
+    generator = torch.Generator(device).manual_seed(seed)
     initialize_weights(module.decoder, model.initializer_std, generator)
     if meta.head == "linear":
         with torch.no_grad():

@@ -8,7 +8,8 @@ import pytest
 
 from tests.end_to_end.commands import run
 
-SMALL = ["model.vocab_size=512", "model.n_layers=2"]
+#: as many tokens as the tokenizer of the random corpus has
+SMALL = ["model.vocab_size=4608", "model.n_layers=1"]
 
 
 def benchmark(tmp_path: Path, command: str, *options: str) -> tuple[str, list[dict[str, Any]]]:
@@ -36,14 +37,20 @@ def test_all(tmp_path: Path) -> None:
     text, results = benchmark(tmp_path, "all", *options, "--stages", "3", "--set", *SMALL)
     assert "failed" not in text
     by_command = {name: [row for row in results if row["command"] == name] for name in {r["command"] for r in results}}
-    assert by_command.keys() == {"attention", "lm", "fomaml", "head", "memory", "tasks", "comm", "sampling"}
+    commands = {"attention", "lm", "fomaml", "head", "memory", "tasks", "feeding", "comm", "sampling"}
+    assert by_command.keys() == commands
     for name in ("lm", "fomaml"):
-        assert [row["stage"] for row in by_command[name]] == [3]
-        assert all(row["over_plain"] > 0.5 for row in by_command[name])
-    (lm,), (fomaml,) = by_command["lm"], by_command["fomaml"]
+        assert [row["stage"] for row in by_command[name]] == [3, 3]
+        assert by_command[name][0]["over_plain"] > 0.5
+    (lm, accumulated), (fomaml, prototype) = by_command["lm"], by_command["fomaml"]
     assert lm["tokens_per_second"] * lm["seconds_per_step"] == pytest.approx(4 * 32)
-    # two tasks, support and query
-    assert fomaml["tokens_per_second"] * fomaml["seconds_per_step"] == pytest.approx(2 * 2 * 4 * 32)
+    assert accumulated["tokens_per_second"] * accumulated["seconds_per_step"] == pytest.approx(4 * 8 * 32)
+    for row in (fomaml, prototype):
+        # two tasks, support and query
+        assert row["tokens_per_second"] * row["seconds_per_step"] == pytest.approx(2 * 2 * 4 * 32)
+    assert [row.get("tasks") for row in by_command["memory"]] == [1, None]
+    assert by_command["tasks"][0]["loop_over_step"] > 0
+    assert 0 <= by_command["feeding"][0]["data_wait_fraction"] < 1
     assert {row["kernel"] for row in by_command["attention"] if "milliseconds" in row} == {"sdpa_flash", "math"}
     # neither inner steps nor tasks are seen in what is communicated
     kept = [{k: v for k, v in row.items() if k not in ("inner_steps", "tasks_per_rank")} for row in by_command["comm"]]

@@ -1,0 +1,100 @@
+"""What a command of the benchmark measures, and the processes that do it."""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+Rows = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One process, or one a rank.
+
+    Attributes:
+        label: of the table that its rows go to.
+        measure: what the worker does.
+        options: further ones for it.
+    """
+
+    label: str
+    measure: str
+    options: dict[str, str] = field(default_factory=dict)
+    ranks: int = 1
+
+
+def measurements(arguments: argparse.Namespace) -> list[Measurement]:
+    """What a command stands for, in order."""
+    name = arguments.command
+    ranks = arguments.ranks or {"checkpoint": [1, 2, 4], "comm": [2]}.get(name, [1])
+    against = {"lm": "plain", "fomaml": "plain", "tasks": "loop"}
+    if name == "memory":
+        each = [{"label": "memory", "measure": "fomaml", "--tasks": "1"}, {"label": "memory", "measure": "lm"}]
+        rows = [] if arguments.rows else [("--rows", "4")]
+        return [
+            Measurement(one.pop("label"), one.pop("measure"), {"--against": "nothing", **dict(rows), **one}, count)
+            for one in each
+            for count in ranks
+        ]
+    if name != "all":
+        stages = arguments.stages if name in ("lm", "fomaml") else [1]
+        floor = {"--against": arguments.against or against.get(name, "nothing")}
+        return [Measurement(name, name, {**floor, "--stage": str(stage)}, n) for n in ranks for stage in stages]
+
+    def of(command: str, **changed: Any) -> list[Measurement]:
+        return measurements(argparse.Namespace(**{**vars(arguments), "command": command, "ranks": None, **changed}))
+
+    first, others = arguments.stages[0], arguments.stages[:0:-1]
+    prototype = Measurement("fomaml", "fomaml", {"--head": "prototype", "--against": "plain", "--stage": str(first)})
+    accumulated = Measurement(
+        "lm", "lm", {"--rows": str(2 * (arguments.rows or 8)), "--micro_batches": "4", "--stage": str(first)}
+    )
+    return [
+        *of("lm", stages=[first]),
+        *of("fomaml", stages=[first]),
+        *of("tasks"),
+        *of("head"),
+        *of("memory"),
+        *[each for stage in others for command in ("lm", "fomaml") for each in of(command, stages=[stage])],
+        accumulated,
+        prototype,
+        *of("attention"),
+        *of("feeding"),
+        *of("sampling"),
+        *of("comm"),
+    ]
+
+
+def run(arguments: argparse.Namespace, measurement: Measurement, script: str) -> Rows:
+    """Run a measurement in processes of its own; returns what rank 0 wrote."""
+    with tempfile.TemporaryDirectory(prefix="benchmark-", dir=arguments.directory) as directory:
+        out = Path(directory) / "result.json"
+        command = [script, *sys.argv[1:], "--directory", directory, "--worker", str(out)]
+        command += ["--measure", measurement.measure, "--label", measurement.label]
+        command += [text for option in measurement.options.items() for text in option]
+        if measurement.ranks > 1:
+            launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(measurement.ranks)]
+            command = [*launcher, *command]
+        environment = {"OMP_NUM_THREADS": "1", **os.environ}
+        if measurement.measure == "comm" and measurement.ranks > torch.cuda.device_count():
+            environment["CUDA_VISIBLE_DEVICES"] = ""  # collectives are counted, not timed
+        try:
+            done = subprocess.run(
+                [sys.executable, *command], check=False, env=environment, timeout=arguments.timeout_seconds
+            )
+            problem = f"exit code {done.returncode}, see above"
+        except subprocess.TimeoutExpired:
+            problem = f"not done after {arguments.timeout_seconds:g} s"
+        if out.exists():
+            rows: Rows = json.loads(out.read_text())
+            return rows
+    # one that does not fit into memory must not cost the figures of the others
+    return [{"command": measurement.label, "measure": measurement.measure, **measurement.options, "failed": problem}]
