@@ -50,7 +50,7 @@ def parse_arguments() -> argparse.Namespace:
         command.add_argument("--repeats", type=int, default=3, help="after those not counted; medians are shown")
         command.add_argument("--json", type=Path, default=Path(f"benchmark-{name}.json"), help="results")
         command.add_argument("--directory", type=Path, help="on the disk to measure; default: a temporary directory")
-        command.add_argument("--stages", type=int, nargs="+", default=[1, 2, 3], help="ZeRO stages")
+        command.add_argument("--stages", type=int, nargs="+", help="ZeRO stages; default 1 2 3, of comm 0 1 2 3")
         command.add_argument("--rows", type=int, help="of a micro-batch on each rank, or contexts of a set")
         command.add_argument("--micro_batches", type=int, default=1, help="of a step of lm")
         command.add_argument("--length", type=int, help="of a row or context [tokens]")

@@ -45,14 +45,15 @@ def measurements(arguments: argparse.Namespace) -> list[Measurement]:
             for count in ranks
         ]
     if name != "all":
-        stages = arguments.stages if name in ("lm", "fomaml") else [1]
+        stages = arguments.stages or [1, 2, 3] if name in ("lm", "fomaml") else [1]
         floor = {"--against": arguments.against or against.get(name, "nothing")}
         return [Measurement(name, name, {**floor, "--stage": str(stage)}, n) for n in ranks for stage in stages]
 
     def of(command: str, **changed: Any) -> list[Measurement]:
         return measurements(argparse.Namespace(**{**vars(arguments), "command": command, "ranks": None, **changed}))
 
-    first, others = arguments.stages[0], arguments.stages[:0:-1]
+    # ZeRO 2 differs least from 1
+    first, *others = arguments.stages or [1, 3, 2]
     prototype = Measurement("fomaml", "fomaml", {"--head": "prototype", "--against": "plain", "--stage": str(first)})
     accumulated = Measurement(
         "lm", "lm", {"--rows": str(2 * (arguments.rows or 8)), "--micro_batches": "4", "--stage": str(first)}

@@ -104,7 +104,7 @@ def _feeding(arguments: argparse.Namespace, repository: Path, process: Process) 
 
 def _communication(arguments: argparse.Namespace, repository: Path, process: Process) -> Rows:
     rows = []
-    for stage in range(4):
+    for stage in arguments.stages or range(4):
         for inner_steps, tasks in ((1, 1), (8, 1), (1, 4)):
             workload = Workload("task", rows=4, length=16, tasks=tasks, inner_steps=inner_steps)
             overrides = [*workload.overrides(process.world_size), "training.precision=fp32", "training.compile=none"]
