@@ -127,8 +127,8 @@ class StepBenchmark:
         settings = resolve_deepspeed_config(deepspeed_json, config, process.world_size)
         self.network = build_network(config, vocab_size, process)
         self.engine = MetaEngine(module, config.training, settings, process)
-        count = 64 * workload.rows * workload.micro_batches * workload.length + 1
-        tokens = np.random.default_rng(0).integers(0, vocab_size, count)
+        count = max(64 * workload.rows * workload.micro_batches * workload.length, config.data.sequence_length)
+        tokens = np.random.default_rng(0).integers(0, vocab_size, count + 1)
         self._rows = TokenRows(TokenStream(tokens, np.array([len(tokens)])), config.data.sequence_length)
         self._tasks = tasks if tasks is not None else cast(SMLMT, _RandomTasks(workload, vocab_size))
         outer_step = OuterStep(config, self.network, ShuffledRows(self._rows, seed=0), self._tasks, process)

@@ -59,7 +59,8 @@ def prototype_head(
 
     Source: Triantafillou et al. 2020 (Proto-MAML), arXiv 1903.03096, section 3.
     """
-    members = F.one_hot(labels, n_way).to(features.dtype)
+    # not F.one_hot, which looks at the labels on the host
+    members = (labels[..., None] == torch.arange(n_way, device=labels.device)).to(features.dtype)
     prototypes = (members.mT @ features) / members.sum(-2)[..., None]
     return Head(weight=2 * prototypes, bias=-prototypes.pow(2).sum(-1))
 

@@ -74,6 +74,33 @@ def test_zero3_gathers_and_scatters_the_parameters_once(communication: dict[str,
     assert counted["bytes"]["reduce_scatter_base"] == counted["weight_bytes"]
 
 
+@pytest.fixture(scope="module")
+def traffic(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return run_ranks("tests.distributed.workers.traffic", 1, tmp_path_factory.mktemp("traffic"))[0]
+
+
+@pytest.mark.parametrize("kind", ["lm", "task"])
+@pytest.mark.parametrize(("stage", "syncs"), [(1, 0), (2, 0), (3, 1)])
+def test_a_step_waits_for_the_device_as_often_as_deepspeed_does(
+    traffic: dict[str, Any], stage: int, kind: str, syncs: int
+) -> None:
+    """ZeRO 3 looks at the norm of the gradient on the host; nothing else does."""
+    found = traffic[f"zero{stage}/{kind}"]
+    assert sum(found["syncs"].values()) == syncs, found
+    if "cuda_syncs" in found:
+        assert len(found["cuda_syncs"]) <= 2 * syncs, found
+
+
+@pytest.mark.parametrize("kind", ["lm", "task"])
+@pytest.mark.parametrize(("stage", "limit"), [(1, 58), (2, 58), (3, 100)])
+def test_the_update_passes_over_the_weights_no_more_than_it_did(
+    traffic: dict[str, Any], stage: int, kind: str, limit: int
+) -> None:
+    """Bytes a parameter, bf16. By hand for ZeRO 1 and 2: bucket 4 and back 4; norm 2; flat 4; fp32 6; AdamW 32 with the
+    gradients that it divides; bf16 weights 6."""
+    assert traffic[f"zero{stage}/{kind}"]["bytes_per_parameter"] == pytest.approx(limit, rel=0.02)
+
+
 def test_the_shared_memory_op_is_not_compiled(tmp_path: Path) -> None:
     """DeepSpeed would compile it for 25 s; the switch is private state, so a new version may lose it."""
     results = run_ranks("tests.distributed.workers.shared_memory", 1, tmp_path, timeout_seconds=120)

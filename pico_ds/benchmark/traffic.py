@@ -1,0 +1,51 @@
+"""What an outer step does beside its forward and backward passes, counted at the dispatcher: bytes and syncs."""
+
+from collections import Counter
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+#: operations whose result the host needs before it can go on
+_SYNCS = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero")
+#: of which nothing is read
+_FILLS = ("zeros", "zeros_like", "new_zeros", "zero_", "ones", "full", "fill_", "new_full")
+_NOTHING = ("empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided")
+
+
+class CountTraffic(TorchDispatchMode):
+    """Bytes read and written, and syncs, of every operation of this thread while it is entered.
+
+    A fused operation counts every tensor once, a collective what it sends and receives. On a CPU the syncs are those
+    that a GPU would have: the same operations read numbers back to the host.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes: Counter[str] = Counter()
+        self.syncs: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        name = func.__name__.split(".")[0]
+        if name in _SYNCS:
+            self.syncs[name] += 1
+        if func.is_view or name in ("detach", *_NOTHING):
+            return out
+        read, written = _nbytes((args, kwargs)), _nbytes(out)
+        if name in _FILLS:
+            read = 0
+        elif name == "copy_":
+            read = _nbytes(args[1])
+        elif name == "_fused_adamw_":
+            # parameters, gradients and moments; the gradients, divided by the clipping, are written back
+            read = written = _nbytes(args[:4])
+        elif name.startswith("_foreach") and name.endswith("_"):
+            written = _nbytes(args[0])
+        self.bytes[name] += read + written
+        return out
+
+
+def _nbytes(tree: Any) -> int:
+    return sum(leaf.nbytes for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor))

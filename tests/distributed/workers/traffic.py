@@ -1,0 +1,74 @@
+"""Bytes that one outer step moves beside its passes, and syncs; by ZeRO stage and kind of step."""
+
+import json
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pico_ds.benchmark.steps import StepBenchmark, Workload
+from pico_ds.benchmark.traffic import CountTraffic
+from pico_ds.config import load_config
+from pico_ds.config.deepspeed import load_deepspeed_config
+from pico_ds.engine.distributed import Process, start_process, stop_process
+
+LM = Workload("lm", rows=2, length=8)
+TASK = Workload("task", rows=2, length=8, tasks=2, inner_steps=2, head="prototype")
+
+
+def benchmark_of(workload: Workload, stage: int, process: Process) -> StepBenchmark:
+    small = ["model.n_layers=1", "model.vocab_size=512", "training.precision=bf16", "training.compile=none"]
+    config = load_config("configs/pico-maml-tiny.yaml", [*workload.overrides(process.world_size), *small])
+    return StepBenchmark(config, load_deepspeed_config(f"ds_configs/zero{stage}.json"), workload, process)
+
+
+def counted(benchmark: StepBenchmark) -> dict[str, Any]:
+    """Of the update alone, and of a whole step."""
+    update, step = CountTraffic(), CountTraffic()
+    apply = benchmark.engine.apply_gradient
+
+    def watched(*arguments: Any, **others: Any) -> torch.Tensor:
+        with update:
+            return apply(*arguments, **others)
+
+    benchmark.engine.apply_gradient = watched  # type: ignore[method-assign]
+    with step:
+        benchmark.trainer.take_step()
+    benchmark.engine.apply_gradient = apply  # type: ignore[method-assign]
+    parameters = sum(weight.numel() for weight in benchmark.network.twin.parameters())
+    # one rank's all-reduce is none
+    moved = sum(count for name, count in update.bytes.items() if name != "allreduce_")
+    return {"bytes_per_parameter": moved / parameters, "syncs": {**update.syncs, **step.syncs}}
+
+
+def warned_of_by_cuda(benchmark: StepBenchmark) -> list[str]:
+    """What CUDA calls a sync, in two steps one after another."""
+    torch.cuda.set_sync_debug_mode("warn")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            benchmark.trainer.take_step()
+    torch.cuda.set_sync_debug_mode("default")
+    return [f"{one.filename}:{one.lineno}" for one in caught if "synchronizing" in str(one.message)]
+
+
+def main() -> None:
+    process = start_process()
+    found = {}
+    for stage in (1, 2, 3):
+        for workload in (LM, TASK):
+            benchmark = benchmark_of(workload, stage, process)
+            for _ in range(2):
+                benchmark.trainer.take_step()
+            row = counted(benchmark)
+            if process.device.type == "cuda":
+                row["cuda_syncs"] = warned_of_by_cuda(benchmark)
+            found[f"zero{stage}/{workload.kind}"] = row
+    Path(sys.argv[1]).write_text(json.dumps(found))
+    stop_process()
+
+
+if __name__ == "__main__":
+    main()
