@@ -54,6 +54,8 @@ setup(
     extras_require={
         "demo": DEMO,
         "dev": DEMO + DEV,
+        # model.attention: flash_attn, which needs nvcc, and flash_attn_4, of which there are pre-releases alone
         "flash": ["flash-attn>=2.7"],
+        "flash4": ["flash-attn-4>=4.0.0b4"],
     },
 )
