@@ -292,6 +292,8 @@ def test_a_compiled_run_in_bf16_with_a_trace(train: Callable[..., str], corpus: 
     """The path that a GPU takes by default."""
     output = train(
         "checkpointing.run_name=compiled",
+        "model.n_layers=1",
+        "training.global_batch_size=4",
         "training.compile=model",
         "training.precision=bf16",
         "training.max_steps=4",
