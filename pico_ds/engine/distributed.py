@@ -1,7 +1,9 @@
 """Processes: who am I, and the few collectives that are not DeepSpeed's own."""
 
+import gc
 import os
 import socket
+import time
 import warnings
 import zlib
 from collections.abc import Sequence
@@ -13,6 +15,8 @@ import torch
 
 from pico_ds.config import ConfigError
 
+#: for gloo's threads to give back what they hold, before the interpreter shuts down
+_GLOO_GRACE_SECONDS = 0.5
 #: entry of DeepSpeed's table of ops
 _SHARED_MEMORY_OP = "deepspeed_shm_comm"
 
@@ -160,6 +164,10 @@ def stop_process() -> None:
         # the tensor, which takes the interpreter's lock, while the interpreter shut down. The barrier has no tensor.
         dist.barrier()
         dist.destroy_process_group()
+        if not torch.cuda.is_available():
+            # gloo has several threads, and the one with the tensor may not be that of the barrier
+            gc.collect()
+            time.sleep(_GLOO_GRACE_SECONDS)
 
 
 def _disable_shared_memory_op() -> None:
