@@ -1,6 +1,6 @@
 """First-order MAML as a textbook writes it: deep copies, `backward`, and a loop over all tasks in one process.
 
-Shares no code with `pico_ds.meta`, so that the two can check each other.
+The reference shares no code with `pico_ds.meta`, so that the two can check each other.
 """
 
 import copy
@@ -10,7 +10,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from pico_ds.config import MetaConfig, ModelConfig
+from pico_ds.config import MetaConfig, ModelConfig, Readout
+from pico_ds.meta.gradient import GradientSum
+from pico_ds.meta.inner_loop import Adapted, adapt
+from pico_ds.meta.learners import make_learner
+from pico_ds.meta.network import Network, Parameters
+from pico_ds.meta.problem import Problem
 from pico_ds.model.meta_model import MetaModel
 from pico_ds.tasks.episode import Contexts, Episode
 
@@ -38,7 +43,36 @@ def random_episode(seed: int, n_way: int = 3, k_shot: int = 2, q_query: int = 2)
     """A task of random tokens."""
     rng = np.random.default_rng(seed)
     words = tuple(f"word{i}" for i in range(n_way))
-    return Episode(random_contexts(rng, n_way, k_shot), random_contexts(rng, n_way, q_query), words)
+    support, query = random_contexts(rng, n_way, k_shot), random_contexts(rng, n_way, q_query)
+    # words of one token, of two and of three
+    tokens = torch.from_numpy(rng.permutation(SHAPE.vocab_size)[: 3 * n_way].reshape(n_way, 3))
+    tokens[torch.arange(3) > torch.arange(n_way)[:, None] % 3] = -1
+    return Episode(support, query, words, tokens, keys=(seed,))
+
+
+def add_task_gradient(
+    network: Network,
+    theta: Parameters,
+    episode: Episode,
+    readout: Readout,
+    meta: MetaConfig,
+    total: GradientSum,
+    scale: float,
+    measure: bool = True,
+) -> tuple[Adapted, torch.Tensor]:
+    """What the learner of a configuration adds for a task, as a function; the adapted weights and the query logits."""
+    learner = make_learner(meta, network.twin.decoder)
+    outcome = learner.add_gradient(network, theta, episode, readout, total, scale, measure=measure)
+    return outcome.adapted, outcome.query_logits
+
+
+def adapt_to(
+    network: Network, theta: Parameters, episode: Episode, meta: MetaConfig, steps: int, measure: bool = True
+) -> Adapted:
+    """The inner loop of a configuration's learner."""
+    learner = make_learner(meta, network.twin.decoder)
+    problem = Problem.at(theta, network, learner.head, episode, "fim", training=False)
+    return adapt(problem, learner.descent(theta), steps, measure=measure)
 
 
 def features(model: MetaModel, contexts: Contexts, squared_norm: float) -> torch.Tensor:

@@ -21,10 +21,10 @@ from pico_ds.engine.distributed import Process
 from pico_ds.engine.meta_engine import MetaEngine
 from pico_ds.engine.optimizer import learning_rate
 from pico_ds.engine.optimizer_state import STATE_KINDS, OptimizerState
+from pico_ds.meta.building import build_meta_model, build_twin
 from pico_ds.meta.gradient import GradientSum
+from pico_ds.meta.language_model import add_language_model_gradient
 from pico_ds.meta.network import Network
-from pico_ds.meta.outer_gradient import add_language_model_gradient
-from pico_ds.model.meta_model import build_meta_model, build_twin
 from pico_ds.model.precision import COMPUTE_DTYPE
 from pico_ds.training.resume import Resumer
 

@@ -17,11 +17,11 @@ from pico_ds.data.corpus import TokenStream
 from pico_ds.data.rows import ShuffledRows, TokenRows
 from pico_ds.engine.distributed import Process
 from pico_ds.engine.meta_engine import MetaEngine
+from pico_ds.meta.building import build_meta_model
 from pico_ds.meta.gradient import GradientSum
-from pico_ds.meta.inner_loop import task_leaves
-from pico_ds.meta.outer_gradient import add_task_gradient
-from pico_ds.model.flops import language_model_flops, peak_flops, task_flops
-from pico_ds.model.meta_model import build_meta_model
+from pico_ds.meta.learners import make_learner
+from pico_ds.meta.problem import task_leaves
+from pico_ds.model.flops import context_flops, language_model_flops, peak_flops
 from pico_ds.tasks.episode import Contexts, Episode
 from pico_ds.tasks.smlmt import SMLMT
 from pico_ds.training.assembly import build_network
@@ -95,7 +95,8 @@ class _RandomTasks:
             return Contexts(ids, lengths, lengths - 1, torch.arange(workload.rows) // workload.k_shot)
 
         words = tuple(map(str, range(workload.rows // workload.k_shot)))
-        self._episodes = [Episode(contexts(), contexts(), words) for _ in range(4)]
+        tokens = torch.arange(len(words))[:, None]
+        self._episodes = [Episode(contexts(), contexts(), words, tokens, keys=(i,)) for i in range(4)]
 
     def sample(self, step: int, index: int) -> Episode:
         return self._episodes[index % len(self._episodes)]
@@ -131,7 +132,9 @@ class StepBenchmark:
         tokens = np.random.default_rng(0).integers(0, vocab_size, count + 1)
         self._rows = TokenRows(TokenStream(tokens, np.array([len(tokens)])), config.data.sequence_length)
         self._tasks = tasks if tasks is not None else cast(SMLMT, _RandomTasks(workload, vocab_size))
-        outer_step = OuterStep(config, self.network, ShuffledRows(self._rows, seed=0), self._tasks, process)
+        self.learner = make_learner(config.meta, self.network.twin.decoder)
+        rows = ShuffledRows(self._rows, seed=0)
+        outer_step = OuterStep(config, self.network, self.learner, rows, self._tasks, process)
         self.trainer = Trainer(config, self.engine, outer_step, [])
         # the first step of a log window takes metrics that cost extra passes
         self.trainer.state.step = 1
@@ -199,7 +202,7 @@ class StepBenchmark:
         def loop() -> None:
             total = GradientSum(theta)
             for episode in episodes:
-                add_task_gradient(network, theta, episode, self._tasks.readout, config.meta, total, 1.0, measure=False)
+                self.learner.add_gradient(network, theta, episode, self._tasks.readout, total, 1.0, measure=False)
 
         seconds, _ = self._timed(loop, steps=1, repeats=1, warm_up=1)
         return {"loop_seconds": seconds, "loop_over_step": seconds / step_seconds}
@@ -210,17 +213,9 @@ class StepBenchmark:
         if workload.kind == "lm":
             rows = workload.rows * workload.micro_batches
             return language_model_flops(model, self.vocab_size, rows, workload.length)
-        each = task_flops(
-            model,
-            self.vocab_size,
-            workload.rows,
-            workload.rows,
-            workload.length,
-            workload.inner_steps,
-            adapts_body=workload.adapt != "head",
-            prototypes=workload.head == "prototype",
-        )
-        return workload.tasks * each
+        work = self.learner.work(step=0)
+        contexts = workload.tasks * workload.rows * (work.support + work.query)
+        return contexts * context_flops(model, self.vocab_size, workload.length)
 
     def _timed(
         self, action: Callable[[], object], steps: int, repeats: int, warm_up: int = _WARM_UP

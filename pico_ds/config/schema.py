@@ -111,10 +111,15 @@ class SmlmtConfig(Section):
 
 
 class MetaConfig(Section):
-    """First-order MAML (Finn et al. 2017)."""
+    """How tasks are learned from (docs/learners.md)."""
 
-    head: Literal["prototype", "linear"] = "prototype"
-    """prototype: initialised from the support features of each task (ProtoMAML); linear: meta-learned weights"""
+    learner: Literal["fomaml", "anil", "boil", "reptile", "meta_sgd", "protonet", "multitask", "ar"] = "fomaml"
+    """fomaml: first-order MAML; anil, boil: the same with the head or the body alone adapted; reptile; meta_sgd: fomaml
+    with learned inner rates; protonet, multitask: the query loss without an inner loop; ar: no step on tasks"""
+    head: Literal["prototype", "linear", "generated", "vocab"] = "prototype"
+    """prototype: initialised from the support features of each task (ProtoMAML); linear: meta-learned weights;
+    generated: written from the support features by a network (LEOPARD); vocab: an MLP to the vocabulary, restricted to
+    the words of the task (pico-maml)"""
     adapt: str = "all"
     """weights of the decoder that the inner loop changes beside the head: all, head (none of them), last_<k>_blocks, or
     a regular expression over their names; all of them are trained"""
@@ -123,7 +128,24 @@ class MetaConfig(Section):
     head_inner_lr: NonNegativeFloat = 1.0
     """SGD rate of the head's weights in the inner loop"""
     inner_steps: NonNegativeInt = 1
-    """SGD steps on the support set; 0 trains the head's initialisation alone (a prototypical network)"""
+    """SGD steps on the support set; 0 trains the head's initialisation alone (a prototypical network); of no meaning to
+    learners without an inner loop"""
+    inner_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """momentum of the inner SGD"""
+    inner_max_grad_norm: NonNegativeFloat = 0.0
+    """largest norm of the inner gradients of a task together; 0 clips nothing"""
+    multi_step_loss: bool = False
+    """the query loss after every inner step counts, not after the last alone (MAML++)"""
+    multi_step_loss_annealing_steps: NonNegativeInt = 0
+    """outer steps after the warm-up in which these losses go from equal weights to the last alone; 0: equal for good"""
+    learned_rates: Literal["tensor", "layer"] = "tensor"
+    """what has a learned inner rate of its own under meta.learner: meta_sgd; the head has one in both"""
+    vocab_head_layers: PositiveInt = 4
+    """linear layers of the vocab head, the one to the vocabulary included"""
+    vocab_head_width: PositiveInt = 128
+    """width of the vocab head's hidden layers"""
+    vocab_head_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """share of the vocab head's hidden units that are dropped in training"""
     tasks_per_step: PositiveInt = 8
     """tasks of one outer step over ALL ranks"""
     tasks_per_batch: PositiveInt | Literal["auto"] = "auto"
@@ -266,3 +288,8 @@ class RunConfig(Section):
     """validation"""
     monitoring: MonitoringConfig = MonitoringConfig()
     """logs"""
+
+    @property
+    def meta_ratio(self) -> float:
+        """Probability that an outer step after the warm-up is a meta step."""
+        return 0.0 if self.meta.learner == "ar" else self.smlmt.hybrid_ratio

@@ -13,6 +13,7 @@ def check_combinations(config: RunConfig) -> Iterator[str]:
     yield from _check_model(config)
     yield from _check_data(config)
     yield from _check_tasks(config)
+    yield from _check_learner(config)
     yield from _check_speed(config)
     yield from _check_checkpointing(config)
     yield from _check_monitoring(config)
@@ -27,7 +28,7 @@ def warn_of(config: RunConfig) -> Iterator[str]:
             f"training.lr_warmup_steps = {training.lr_warmup_steps} is more than training.max_steps = "
             f"{training.max_steps}: the learning rate will not reach training.lr"
         )
-    if smlmt.hybrid_ratio > 0 and smlmt.warmup_steps >= training.max_steps:
+    if config.meta_ratio > 0 and smlmt.warmup_steps >= training.max_steps:
         yield (
             f"smlmt.warmup_steps = {smlmt.warmup_steps} is not less than training.max_steps = {training.max_steps}: "
             "no task will be trained on"
@@ -94,6 +95,33 @@ def _check_tasks(config: RunConfig) -> Iterator[str]:
             f"evaluation.word_split: got {config.evaluation.word_split!r}, but smlmt."
             f"{config.evaluation.word_split}_word_fraction is 0; raise it, or set evaluation.n_tasks to 0"
         )
+
+
+def _check_learner(config: RunConfig) -> Iterator[str]:
+    meta = config.meta
+    learner, gradient_based = meta.learner, meta.learner in ("fomaml", "anil", "boil", "meta_sgd")
+    if learner == "anil" and meta.adapt not in ("all", "head"):
+        yield f"meta.adapt: got {meta.adapt!r} with meta.learner: anil, which adapts the head alone; leave it out"
+    if learner == "boil" and meta.adapt == "head":
+        yield "meta.adapt: got 'head' with meta.learner: boil, which adapts all but the head; leave it out"
+    if learner == "reptile" and meta.inner_steps < 2:
+        yield (
+            f"meta.inner_steps: got {meta.inner_steps} with meta.learner: reptile, which takes support and query by "
+            "turns; make it at least 2"
+        )
+    if learner in ("reptile", "meta_sgd"):
+        for name in ("inner_lr", "head_inner_lr"):
+            if getattr(meta, name) == 0:
+                yield f"meta.{name}: got 0 with meta.learner: {learner}, which divides by it or learns its logarithm"
+    if learner == "protonet" and meta.head != "prototype":
+        yield (
+            f"meta.head: got {meta.head!r} with meta.learner: protonet; leave it out, or write meta.learner: multitask"
+        )
+    if learner == "multitask" and meta.head in ("prototype", "linear"):
+        reason = "that is meta.learner: protonet" if meta.head == "prototype" else "each task has labels of its own"
+        yield f"meta.head: got {meta.head!r} with meta.learner: multitask; {reason}; write vocab or generated"
+    if meta.multi_step_loss and not gradient_based:
+        yield f"meta.multi_step_loss: got true with meta.learner: {learner}, which has no query loss at adapted weights"
 
 
 def _check_speed(config: RunConfig) -> Iterator[str]:

@@ -12,6 +12,7 @@ from pico_ds.engine.distributed import Process
 from pico_ds.evaluation.few_shot import Estimate, FewShotResult, evaluate_few_shot
 from pico_ds.evaluation.validation_loss import evaluate_validation_loss
 from pico_ds.files import replace_text
+from pico_ds.meta.learners import Learner
 from pico_ds.meta.network import Network, Parameters
 from pico_ds.tasks.smlmt import SMLMT
 
@@ -55,14 +56,21 @@ class Evaluator:
     """Validation loss, and few-shot accuracy on held-out words in held-out documents, by readout."""
 
     def __init__(
-        self, config: RunConfig, network: Network, rows: TokenRows | None, tasks: list[SMLMT], process: Process
+        self,
+        config: RunConfig,
+        network: Network,
+        learner: Learner,
+        rows: TokenRows | None,
+        tasks: list[SMLMT],
+        process: Process,
     ) -> None:
         """
         Args:
             rows: validation rows, or None to leave the loss out.
             tasks: the same held-out tasks, once per readout.
         """
-        self._config, self._network, self._rows, self._tasks, self._process = config, network, rows, tasks, process
+        self._config, self._network, self._learner = config, network, learner
+        self._rows, self._tasks, self._process = rows, tasks, process
 
     def evaluate(self, theta: Parameters, step: int, go_on: Callable[[], bool]) -> EvaluationResult | None:
         """Evaluate the parameters. A collective: every rank must call it, and every rank gets the result.
@@ -88,9 +96,9 @@ class Evaluator:
         for tasks in self._tasks:
             few_shot[tasks.readout] = evaluate_few_shot(
                 self._network,
+                self._learner,
                 theta,
                 tasks,
-                self._config.meta,
                 settings.n_tasks,
                 settings.adaptation_steps,
                 self._process,

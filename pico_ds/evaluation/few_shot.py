@@ -8,11 +8,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pico_ds.config import MetaConfig
 from pico_ds.engine.distributed import Process
-from pico_ds.meta.inner_loop import adapt, task_leaves
+from pico_ds.meta.learners import Learner
 from pico_ds.meta.network import Network, Parameters
-from pico_ds.meta.outer_gradient import accuracy
+from pico_ds.meta.problem import accuracy
 from pico_ds.tasks.smlmt import SMLMT
 
 #: half-width of a 95 % interval in standard errors (normal approximation)
@@ -49,9 +48,9 @@ class FewShotResult:
 
 def evaluate_few_shot(
     network: Network,
+    learner: Learner,
     theta: Parameters,
     tasks: SMLMT,
-    config: MetaConfig,
     n_tasks: int,
     adaptation_steps: int,
     process: Process,
@@ -66,20 +65,10 @@ def evaluate_few_shot(
         if not go_on():
             break
         episode = tasks.sample(step=0, index=i).to(process.device)
-        adapted = adapt(
-            network,
-            theta,
-            task_leaves(theta),
-            episode.support,
-            episode.n_way,
-            tasks.readout,
-            config,
-            steps=adaptation_steps,
-            measure=False,
-        )
+        adapted, head = learner.adapt(network, theta, episode, tasks.readout, adaptation_steps), learner.head
         with torch.no_grad():
-            before = adapted.initial_head.logits(network.features(theta, episode.query, tasks.readout))
-            after = adapted.head.logits(network.features(adapted.leaves, episode.query, tasks.readout))
+            before = head.logits(adapted.initial_head, network.features(theta, episode.query, tasks.readout))
+            after = head.logits(adapted.head, network.features(adapted.leaves, episode.query, tasks.readout))
             accuracies[0, i] = accuracy(before, episode.query)
             accuracies[1, i] = accuracy(after, episode.query)
     before_all, after_all = process.sum_over_ranks(accuracies).tolist()

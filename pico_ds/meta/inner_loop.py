@@ -1,33 +1,39 @@
 """The inner loop: adapt a copy of the weights to one task. Pure, rank-local, no collective."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from pico_ds.config import MetaConfig, Readout
-from pico_ds.meta.adaptation import adapted_names
-from pico_ds.meta.network import Network, Parameters
-from pico_ds.meta.sgd import SGD, Update
-from pico_ds.model.meta_model import HEAD_BIAS, HEAD_WEIGHT, is_of_the_body
-from pico_ds.tasks.episode import Contexts
+from pico_ds.meta.heads import HeadWeights
+from pico_ds.meta.network import Parameters
+from pico_ds.meta.problem import Problem, task_loss
+from pico_ds.meta.sgd import SGD, Conditioner, Update, total_norm
+from pico_ds.model.meta_model import HEAD
+
+#: (steps taken, weights in fp32 where they were asked for, leaves)
+AfterStep = Callable[[int, dict[str, Tensor] | None, dict[str, Tensor]], None]
 
 
-class Head(NamedTuple):
-    """A linear classifier of features: logits = z weight^T + bias; one, or one for each task."""
+@dataclass(frozen=True)
+class Descent:
+    """How a task is adapted to.
 
-    weight: Float[Tensor, "*tasks n_way width"]
-    bias: Float[Tensor, "*tasks n_way"]
+    Attributes:
+        rates: learning rate of every weight of the decoder that is adapted, and under `head` that of the head; numbers,
+            or tensors where they are learned.
+        adapts_head: whether the head is adapted.
+        momentum, max_grad_norm: of the inner optimizer; 0 for neither.
+        alternates: every second step descends the query loss.
+    """
 
-    def logits(self, features: Float[Tensor, "*tasks contexts width"]) -> Float[Tensor, "*tasks contexts n_way"]:
-        """Class scores of each context."""
-        if self.weight.ndim == 2:
-            return F.linear(features, self.weight, self.bias)
-        return torch.baddbmm(self.bias[:, None], features, self.weight.mT)
+    rates: Mapping[str, float | Tensor]
+    adapts_head: bool = True
+    momentum: float = 0.0
+    max_grad_norm: float = 0.0
+    alternates: bool = False
 
 
 @dataclass(frozen=True)
@@ -35,10 +41,10 @@ class Adapted:
     """The outcome of the inner loop.
 
     Attributes:
-        leaves: the decoder's adapted weights as the network computes with them, leaves that require gradients.
+        leaves: the decoder's weights as the network computes with them, adapted or not; they require gradients.
         fast: the same in fp32 from the first step on; None where they were not asked for.
         head: the adapted head, leaves that require gradients.
-        initial_head: the head at the start; for prototypes still attached to the graph of the leaves it came from.
+        initial_head: the head at the start, attached to the graph of what it was made from.
         first_logits: support logits before the first step.
         first_gradient_norm: norm of the first inner gradient (decoder and head), 0 without a step or where it was not
             asked for.
@@ -46,56 +52,25 @@ class Adapted:
 
     leaves: dict[str, Tensor]
     fast: dict[str, Tensor] | None
-    head: Head
-    initial_head: Head
+    head: HeadWeights
+    initial_head: HeadWeights
     first_logits: Float[Tensor, "*tasks contexts n_way"]
     first_gradient_norm: Float[Tensor, "*tasks"]
-
-
-def prototype_head(
-    features: Float[Tensor, "*tasks contexts width"], labels: Int[Tensor, "*tasks contexts"], n_way: int
-) -> Head:
-    """The linear form of nearest-prototype classification: weight = 2 c, bias = -|c|^2 for class means c.
-
-    Source: Triantafillou et al. 2020 (Proto-MAML), arXiv 1903.03096, section 3.
-    """
-    # not F.one_hot, which looks at the labels on the host
-    members = (labels[..., None] == torch.arange(n_way, device=labels.device)).to(features.dtype)
-    prototypes = (members.mT @ features) / members.sum(-2)[..., None]
-    return Head(weight=2 * prototypes, bias=-prototypes.pow(2).sum(-1))
-
-
-def task_leaves(theta: Parameters, n_tasks: int | None = None) -> dict[str, Tensor]:
-    """The parameters that a task loss depends on through the decoder, as leaves that share storage with `theta`.
-
-    Args:
-        n_tasks: give each of so many tasks leaves of its own, along a first axis.
-    """
-    leaves = {name: weight.detach() for name, weight in theta.items() if is_of_the_body(name)}
-    if n_tasks is not None:
-        leaves = {name: weight.expand(n_tasks, *weight.shape) for name, weight in leaves.items()}
-    return {name: weight.requires_grad_() for name, weight in leaves.items()}
-
-
-def task_loss(
-    logits: Float[Tensor, "*tasks contexts n_way"], labels: Int[Tensor, "*tasks contexts"]
-) -> Float[Tensor, "*tasks"]:
-    """Mean cross-entropy over the contexts of each task."""
-    losses = F.cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction="none")
-    return losses.unflatten(0, labels.shape).mean(-1)
 
 
 def descend(
     loss: Callable[[Parameters, int], Tensor],
     start: Parameters,
-    rates: Mapping[str, float],
+    rates: Mapping[str, float | Tensor],
     steps: int,
     keep_first_graph: bool = False,
     n_tasks: int | None = None,
     update: Update = SGD,
     measure: bool = True,
+    condition: Conditioner | None = None,
+    after_step: AfterStep | None = None,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor] | None, Float[Tensor, "*tasks"]]:
-    """Plain SGD: fast_{t+1} = fast_t - rate * grad loss(fast_t, t); the weights given are never written to.
+    """SGD: fast_{t+1} = fast_t - rate * grad loss(fast_t, t); the weights given are never written to.
 
     The weights are kept in fp32, so that small steps are not lost; the loss sees them in the type of `start`, cast once
     a step, and its gradients come in that type.
@@ -103,11 +78,13 @@ def descend(
     Args:
         loss: of the weights and the step.
         start: leaves that require gradients; used as they are in step 0, without a copy.
-        rates: learning rate by name.
+        rates: learning rate by name; numbers, or tensors.
         keep_first_graph: step 0 keeps the graph of its loss, which the caller needs again.
         n_tasks: of the first axis of all weights; None where there is no such axis.
         update: SGD, possibly compiled.
         measure: give the fp32 weights and the norm as well.
+        condition: what is done to the gradients before.
+        after_step: called after every step but the last.
 
     Returns:
         the weights after the last step in the type of `start`, leaves that require gradients; the same in fp32; and the
@@ -121,97 +98,106 @@ def descend(
     for step in range(steps):
         # no weight is of two tasks: the gradient of the sum holds that of each
         inner_loss = loss(dict(zip(names, leaves, strict=True)), step).sum()
-        gradients = torch.autograd.grad(inner_loss, leaves, retain_graph=keep_first_graph and step == 0)
+        gradients = list(torch.autograd.grad(inner_loss, leaves, retain_graph=keep_first_graph and step == 0))
         del inner_loss, leaves
         with torch.no_grad():
             if step == 0 and measure:
                 first_norm = total_norm(gradients, by_task=n_tasks is not None)
+            if condition is not None:
+                gradients = condition(gradients)
             if step == steps - 1 and narrow and not measure:
-                leaves = update.last(fast, list(gradients), negative_rates)
+                leaves = update.last(fast, gradients, negative_rates)
             elif step == 0:
-                fast, leaves = update.first(fast, list(gradients), negative_rates)
+                fast, leaves = update.first(fast, gradients, negative_rates)
             else:
-                leaves = update.next(fast, list(gradients), negative_rates)
+                leaves = update.next(fast, gradients, negative_rates)
         del gradients
         leaves = [weight.detach().requires_grad_() for weight in leaves]
+        if after_step is not None and step < steps - 1:
+            named = dict(zip(names, fast, strict=True)) if measure else None
+            after_step(step + 1, named, dict(zip(names, leaves, strict=True)))
     found = dict(zip(names, fast, strict=True)) if measure else None
     return dict(zip(names, leaves, strict=True)), found, first_norm
 
 
-def total_norm(tensors: Iterable[Tensor], by_task: bool = False) -> Float[Tensor, "*tasks"]:
-    """The norm of all tensors together, fp32 at least, whatever their type; or of each task's, along the first axis."""
-    found = list(tensors)
-    dtype = torch.promote_types(found[0].dtype, torch.float32)
-    if by_task:
-        return torch.stack([torch.linalg.vector_norm(part.flatten(1), dim=1, dtype=dtype) for part in found]).norm(
-            dim=0
-        )
-    return torch.stack(torch._foreach_norm(found, 2, dtype=dtype)).norm()
+#: after so many steps, where the task then stands; `first_logits` and the norm are those of the first step
+AfterAdaptation = Callable[[int, Adapted], None]
 
 
 def adapt(
-    network: Network,
-    theta: Parameters,
-    leaves: Parameters,
-    support: Contexts,
-    n_way: int,
-    readout: Readout,
-    config: MetaConfig,
+    problem: Problem,
+    descent: Descent,
     steps: int,
     keep_graph: bool = False,
     measure: bool = True,
+    after_step: AfterAdaptation | None = None,
 ) -> Adapted:
-    """`steps` of SGD on the support loss, starting at `theta`.
+    """`steps` of SGD on the support loss, starting at the meta-parameters.
 
-    The prototypes are a start: constant for the inner gradient (as in Proto-MAML).
+    Where the head starts is a constant for the inner gradient (as in Proto-MAML).
 
     Args:
-        leaves: `task_leaves(theta, n_tasks)`, passed in so that the caller can differentiate with respect to them.
-        keep_graph: keep the graph from `leaves` to `initial_head`, for the outer gradient through the prototypes.
+        keep_graph: keep the graph from `problem.leaves` to `initial_head`, for the outer gradient through the start.
         measure: give what only metrics need as well, the fp32 weights and the norm of the first gradient.
+        after_step: called after every step but the last.
     """
-    n_tasks = len(support.labels) if support.labels.ndim > 1 else None
-    chosen = adapted_names(config.adapt, tuple(leaves), network.n_layers)
-    frozen = {name: weight.detach() for name, weight in leaves.items() if name not in chosen}
-    first_features = network.features(leaves if keep_graph else {**leaves, **frozen}, support, readout)
-    if config.head == "prototype":
-        initial_head = prototype_head(first_features, support.labels, n_way)
-    else:
-        initial_head = Head(theta[HEAD_WEIGHT].float(), theta[HEAD_BIAS].float())
-        if n_tasks is not None:
-            initial_head = Head(*(part.expand(n_tasks, *part.shape) for part in initial_head))
-    start_head = Head(*(weight.detach().requires_grad_() for weight in initial_head))
-    first_logits = start_head.logits(first_features)
+    episode, leaves = problem.episode, problem.leaves
+    chosen = [name for name in leaves if name in descent.rates]
+    frozen = {name: weight.detach() for name, weight in leaves.items() if name not in descent.rates}
+    batches = (episode.support, episode.query) if descent.alternates else (episode.support,)
+    first_features = problem.features(leaves if keep_graph else {**leaves, **frozen}, episode.support)
+    initial_head = problem.head.start(problem.own, first_features, episode)
+    start_head = {name: weight.detach().requires_grad_() for name, weight in initial_head.items()}
+    first_logits = problem.scores(start_head, first_features, call=0)
+    # where the head alone is adapted, the features of the first step are those of all
+    constant = [] if chosen else [first_features.detach()]
+    if not chosen and descent.alternates:
+        with torch.no_grad():
+            constant.append(problem.features(leaves, episode.query))
 
-    def support_loss(fast: Parameters, step: int) -> Tensor:
+    def inner_loss(fast: Parameters, step: int) -> Tensor:
         if step == 0:
-            return task_loss(first_logits, support.labels)
-        body, head = _split(fast)
-        # where the head alone is adapted, the features of the first step are those of all
-        features = network.features({**frozen, **body}, support, readout) if body else first_features.detach()
-        return task_loss(head.logits(features), support.labels)
+            return task_loss(first_logits, episode.support.labels)
+        body, head = _split(fast, start_head)
+        batch = step % len(batches)
+        features = problem.features({**frozen, **body}, batches[batch]) if body else constant[batch]
+        return task_loss(problem.scores(head, features, call=step), batches[batch].labels)
 
-    rates = dict.fromkeys(chosen, config.inner_lr) | dict.fromkeys((HEAD_WEIGHT, HEAD_BIAS), config.head_inner_lr)
-    start = {
-        **{name: leaves[name] for name in leaves if name in chosen},
-        HEAD_WEIGHT: start_head.weight,
-        HEAD_BIAS: start_head.bias,
-    }
+    def standing(fast: dict[str, Tensor] | None, adapted: dict[str, Tensor], norm: Tensor) -> Adapted:
+        body, head = _split(adapted, start_head)
+        return Adapted(
+            # what is not adapted stays as it was, in the order of the leaves
+            {name: body.get(name, leaves[name]) for name in leaves},
+            None if fast is None else {name: fast.get(name, leaves[name]) for name in leaves},
+            head,
+            initial_head,
+            first_logits.detach(),
+            norm,
+        )
+
+    start = {name: leaves[name] for name in chosen}
+    rates = {name: descent.rates[name] for name in chosen}
+    if descent.adapts_head:
+        start |= {HEAD + name: weight for name, weight in start_head.items()}
+        rates |= dict.fromkeys((HEAD + name for name in start_head), descent.rates["head"])
+    no_norm = torch.zeros_like(episode.support.labels[..., 0], dtype=torch.float32)
+    conditioned = descent.momentum or descent.max_grad_norm
     adapted, fast, first_gradient_norm = descend(
-        support_loss, start, rates, steps, keep_graph, n_tasks, network.update, measure
+        inner_loss,
+        start,
+        rates,
+        steps,
+        keep_graph,
+        episode.n_tasks,
+        problem.network.update,
+        measure,
+        Conditioner(descent.max_grad_norm, descent.momentum, episode.n_tasks is not None) if conditioned else None,
+        None if after_step is None else lambda count, fast, now: after_step(count, standing(fast, now, no_norm)),
     )
-    body, head = _split(adapted)
-    # what is not adapted stays as it was, in the order of the leaves
-    return Adapted(
-        {name: body.get(name, leaves[name]) for name in leaves},
-        None if fast is None else {name: fast.get(name, leaves[name]) for name in leaves},
-        head,
-        initial_head,
-        first_logits.detach(),
-        first_gradient_norm,
-    )
+    return standing(fast, adapted, first_gradient_norm)
 
 
-def _split(fast: Parameters) -> tuple[dict[str, Tensor], Head]:
-    body = dict(fast)
-    return body, Head(body.pop(HEAD_WEIGHT), body.pop(HEAD_BIAS))
+def _split(fast: Parameters, start_head: HeadWeights) -> tuple[dict[str, Tensor], HeadWeights]:
+    """The decoder's weights and the head's; a head that is not adapted stands where it started."""
+    body = {name: weight for name, weight in fast.items() if not name.startswith(HEAD)}
+    return body, {name: fast.get(HEAD + name, weight) for name, weight in start_head.items()}

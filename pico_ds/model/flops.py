@@ -49,25 +49,6 @@ def language_model_flops(shape: ModelConfig, vocab_size: int, rows: int, length:
     return 3 * rows * length * forward_flops_per_token(shape, vocab_size, length, with_logits=True)
 
 
-def task_flops(
-    shape: ModelConfig,
-    vocab_size: int,
-    support: int,
-    query: int,
-    length: int,
-    inner_steps: int,
-    adapts_body: bool,
-    prototypes: bool,
-) -> float:
-    """Of the outer gradient of one task; recomputation and updates do not count, as is usual.
-
-    Args:
-        support, query: contexts.
-        adapts_body: the inner loop changes weights of the decoder.
-        prototypes: the outer gradient goes through the support features of the start as well.
-    """
-    forward = length * forward_flops_per_token(shape, vocab_size, length, with_logits=False)
-    # forward and backward of every inner step; of a head alone, one forward
-    inner = 3 * inner_steps if adapts_body else 1
-    through = 2 if prototypes else 0
-    return forward * (support * (max(inner, 1) + through) + 3 * query)
+def context_flops(shape: ModelConfig, vocab_size: int, length: int) -> float:
+    """Of one forward pass over one context, without logits over the vocabulary."""
+    return length * forward_flops_per_token(shape, vocab_size, length, with_logits=False)

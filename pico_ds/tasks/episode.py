@@ -1,7 +1,7 @@
 """A task: labelled contexts to adapt on and labelled contexts to judge the adaptation by."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Int
@@ -34,6 +34,12 @@ class Contexts:
         names = ("input_ids", "lengths", "readout_index", "labels")
         return Contexts(*(torch.stack([getattr(part, name) for part in parts]) for name in names))
 
+    def followed_by(self, other: "Contexts") -> "Contexts":
+        """These contexts and then those of another set of the same tasks."""
+        names = ("input_ids", "lengths", "readout_index", "labels")
+        axis = self.labels.ndim - 1
+        return Contexts(*(torch.cat([getattr(self, name), getattr(other, name)], dim=axis) for name in names))
+
     def map(self, function: Callable[[Tensor], Tensor]) -> "Contexts":
         """What a function makes of every tensor."""
         tensors = (self.input_ids, self.lengths, self.readout_index, self.labels)
@@ -47,12 +53,16 @@ class Episode:
     Attributes:
         support: n_way * k_shot contexts.
         query: n_way * q_query contexts.
-        words: the masked word of each class, by label, task after task.
+        words: the masked word (or the name) of each class, by label, task after task.
+        word_tokens: the tokens of each of them, -1 behind the last.
+        keys: of what is drawn for each task on the device, 64 bits each.
     """
 
     support: Contexts
     query: Contexts
     words: tuple[str, ...]
+    word_tokens: Int[Tensor, "*tasks n_way word_tokens"]
+    keys: tuple[int, ...]
 
     @property
     def n_way(self) -> int:
@@ -69,7 +79,13 @@ class Episode:
     def stack(tasks: Sequence["Episode"]) -> "Episode":
         """Several tasks of one shape as one, along a first axis."""
         support, query = (Contexts.stack([getattr(task, part) for task in tasks]) for part in ("support", "query"))
-        return Episode(support, query, tuple(word for task in tasks for word in task.words))
+        return Episode(
+            support,
+            query,
+            words=tuple(word for task in tasks for word in task.words),
+            word_tokens=torch.stack([task.word_tokens for task in tasks]),
+            keys=tuple(key for task in tasks for key in task.keys),
+        )
 
     @property
     def n_tokens(self) -> int:
@@ -78,8 +94,13 @@ class Episode:
 
     def to(self, device: torch.device) -> "Episode":
         """A copy on `device`."""
-        return Episode(self.support.to(device), self.query.to(device), self.words)
+        return self.map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Episode":
         """What a function makes of every tensor."""
-        return Episode(self.support.map(function), self.query.map(function), self.words)
+        return replace(
+            self,
+            support=self.support.map(function),
+            query=self.query.map(function),
+            word_tokens=function(self.word_tokens),
+        )

@@ -1,15 +1,30 @@
 """How a masked context becomes a sequence of tokens, and where its features are read."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from pico_ds.config import Readout
 from pico_ds.config.validation import LAYOUT_EXTRA_TOKENS
+from pico_ds.data.tokenizer import TextTokenizer
 from pico_ds.tasks.episode import Contexts
 from pico_ds.tasks.word_index import WordIndex
 
 ROTATED: frozenset[Readout] = frozenset({"fim", "fimpre"})
+
+
+#: tokens of a class's name that are kept
+_NAME_TOKENS = 12
+
+
+def name_tokens(names: Sequence[str], tokenizer: TextTokenizer) -> Int[Tensor, "n_way word_tokens"]:
+    """The tokens of the names of classes, each as if in running text, -1 behind the last."""
+    encoded = [tokens[:_NAME_TOKENS] for tokens in tokenizer.encode([f" {name}" for name in names])]
+    return torch.tensor([tokens + [-1] * (_NAME_TOKENS - len(tokens)) for tokens in encoded])
 
 
 def lay_out(

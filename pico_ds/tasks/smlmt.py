@@ -5,11 +5,11 @@ import numpy.typing as npt
 
 from pico_ds.config import Readout, SmlmtConfig
 from pico_ds.config.validation import LAYOUT_EXTRA_TOKENS
-from pico_ds.data.keyed_random import keyed_rng
+from pico_ds.data.keyed_random import digest64, keyed_rng
 from pico_ds.data.tokenizer import TextTokenizer
 from pico_ds.tasks.episode import Contexts, Episode
 from pico_ds.tasks.errors import TaskError
-from pico_ds.tasks.layout import lay_out
+from pico_ds.tasks.layout import lay_out, name_tokens
 from pico_ds.tasks.lexicon import Lexicon, WordSplit
 from pico_ds.tasks.word_index import WordIndex
 
@@ -56,6 +56,7 @@ class SMLMT:
             "separator_id": tokenizer.end_of_text_id,
         }
         self._key = ("smlmt", split, seed)
+        self._tokenizer = tokenizer
         words = lexicon.class_words(split, config, split_seed)
         self._per_class = config.k_shot + config.q_query
         self.words: Integers = words[index.disjoint_contexts(words, at_least=self._per_class)]
@@ -83,7 +84,7 @@ class SMLMT:
         for _ in range(_MAX_DRAWS):
             words = rng.choice(self.words, size=config.n_way, replace=False)
             if (chosen := self._choose_contexts(words, rng)) is not None:
-                return self._episode(words, chosen)
+                return self._episode(words, chosen, digest64("device", *self._key, step, index))
         raise TaskError(
             f"no {config.n_way} words with {self._per_class} contexts free of each other were found in {_MAX_DRAWS} "
             "draws; lower smlmt.n_way, k_shot, q_query, max_word_freq or context_tokens, or give more text"
@@ -124,13 +125,16 @@ class SMLMT:
         wanted = min(count, _OVERSAMPLING * self._per_class)
         return found.start + rng.choice(count, size=wanted, replace=False)
 
-    def _episode(self, words: Integers, chosen: Integers) -> Episode:
+    def _episode(self, words: Integers, chosen: Integers, key: int) -> Episode:
         # rng.choice returns words in random order, so the labels 0..n_way-1 are a random permutation already
         k_shot = self.config.k_shot
+        names = tuple(self.lexicon.words[word] for word in words)
         return Episode(
             support=self._contexts(words, chosen[:, :k_shot]),
             query=self._contexts(words, chosen[:, k_shot:]),
-            words=tuple(self.lexicon.words[word] for word in words),
+            words=names,
+            word_tokens=name_tokens(names, self._tokenizer),
+            keys=(key,),
         )
 
     def _contexts(self, words: Integers, chosen: Integers) -> Contexts:

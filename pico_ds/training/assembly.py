@@ -9,11 +9,11 @@ from pico_ds.data.corpus import Corpus, open_corpus
 from pico_ds.data.rows import ShuffledRows, TokenRows
 from pico_ds.engine.distributed import Process
 from pico_ds.evaluation.evaluator import Evaluator
-from pico_ds.meta.adaptation import adapted_names
+from pico_ds.meta.building import build_twin
+from pico_ds.meta.learners import Learner, make_learner
 from pico_ds.meta.network import CompileMode, Network
 from pico_ds.model.attention_backends import attention_of_several_tasks, choose_attention, math_attention
 from pico_ds.model.compilation import why_not_compile
-from pico_ds.model.meta_model import build_twin
 from pico_ds.model.precision import COMPUTE_DTYPE
 from pico_ds.tasks.lexicon import Lexicon, TokenClasses
 from pico_ds.tasks.smlmt import SMLMT
@@ -30,6 +30,7 @@ class Ingredients:
     vocab_size: int
     corpus: Corpus
     network: Network
+    learner: Learner
     rows: ShuffledRows
     tasks: SMLMT | None
     evaluator: Evaluator
@@ -47,19 +48,19 @@ def gather_ingredients(config: RunConfig, process: Process) -> Ingredients:
     vocab_size = _vocab_size(config, corpus)
     config = config.model_copy(update={"model": config.model.model_copy(update={"vocab_size": vocab_size})})
     network = build_network(config, vocab_size, process)
-    # an expression that finds nothing is an error now, not at the first meta step
-    adapted_names(config.meta.adapt, tuple(name for name, _ in network.twin.named_parameters()), config.model.n_layers)
+    learner = make_learner(config.meta, network.twin.decoder)
     length = config.data.sequence_length
     train_tasks, held_out_tasks = _build_tasks(config, corpus)
     evaluator = Evaluator(
         config,
         network,
+        learner,
         rows=TokenRows(corpus.validation, length) if config.evaluation.n_rows else None,
         tasks=held_out_tasks,
         process=process,
     )
     rows = ShuffledRows(TokenRows(corpus.train, length), config.training.seed)
-    return Ingredients(config, vocab_size, corpus, network, rows, train_tasks, evaluator)
+    return Ingredients(config, vocab_size, corpus, network, learner, rows, train_tasks, evaluator)
 
 
 def build_network(config: RunConfig, vocab_size: int, process: Process) -> Network:
@@ -71,14 +72,14 @@ def build_network(config: RunConfig, vocab_size: int, process: Process) -> Netwo
     model, dtype = config.model, COMPUTE_DTYPE[config.training.precision]
     heads = (model.attention_n_heads, model.attention_n_kv_heads, model.d_model // model.attention_n_heads)
     recompute = config.training.activation_checkpointing
-    recompute = config.training.activation_checkpointing
     contexts = config.smlmt.context_tokens + LAYOUT_EXTRA_TOKENS
-    has_tasks = config.smlmt.hybrid_ratio > 0 or config.evaluation.n_tasks > 0
+    has_tasks = config.meta_ratio > 0 or config.evaluation.n_tasks > 0
     lengths = sorted({config.data.sequence_length, *([contexts] if has_tasks else [])})
     chosen, attend = choose_attention(model.attention, process.device, dtype, *heads, lengths)
     twin = build_twin(model, config.meta, config.smlmt.n_way, vocab_size, attend, recompute)
     together = math_attention
-    if config.smlmt.hybrid_ratio and tasks_per_batch(config, twin, process.device.type == "cuda") > 1:
+    apart = not make_learner(config.meta, twin.decoder).shares_weights
+    if config.meta_ratio and apart and tasks_per_batch(config, twin, process.device.type == "cuda") > 1:
         _, together = attention_of_several_tasks(chosen, attend, process.device, dtype, *heads, contexts)
     return Network(
         twin,
@@ -113,7 +114,7 @@ def _vocab_size(config: RunConfig, corpus: Corpus) -> int:
 def _build_tasks(config: RunConfig, corpus: Corpus) -> tuple[SMLMT | None, list[SMLMT]]:
     """The training tasks, and the held-out tasks once per readout; none where nothing asks for them."""
     smlmt, evaluation, split_seed = config.smlmt, config.evaluation, config.data.split_seed
-    if smlmt.hybrid_ratio == 0 and evaluation.n_tasks == 0:
+    if config.meta_ratio == 0 and evaluation.n_tasks == 0:
         return None, []
     classes = TokenClasses.of(corpus.tokenizer)
     lexicon = Lexicon.build(corpus.train, corpus.validation, corpus.tokenizer, classes)
@@ -124,7 +125,7 @@ def _build_tasks(config: RunConfig, corpus: Corpus) -> tuple[SMLMT | None, list[
         "split_seed": split_seed,
     }
     train_tasks, held_out_tasks = None, []
-    if smlmt.hybrid_ratio > 0:
+    if config.meta_ratio > 0:
         index = WordIndex(corpus.train, lexicon, classes, smlmt)
         train_tasks = SMLMT(index, split="train", seed=config.training.seed, **common)
         train_tasks.sample(step=0, index=0)

@@ -61,12 +61,12 @@ def _work(config: RunConfig, plan: Plan, stage: int, name: str) -> str:
         f"AR step           {plan.ar_tokens_per_step:,} tokens ({config.training.global_batch_size} rows; at most "
         f"{plan.rows_per_rank} a rank)",
     ]
-    if smlmt.hybrid_ratio > 0:
+    if config.meta_ratio > 0:
         lines += [
             f"meta step         {plan.meta_tokens_per_step:,} tokens ({meta.tasks_per_step} tasks of {smlmt.n_way} x "
             f"({smlmt.k_shot} + {smlmt.q_query}) contexts of {smlmt.context_tokens + LAYOUT_EXTRA_TOKENS} tokens; "
             f"at most {plan.tasks_per_rank} a rank), {meta.inner_steps} inner steps",
-            f"mix               {smlmt.warmup_steps} AR steps, then {smlmt.hybrid_ratio:.0%} meta steps",
+            f"mix               {smlmt.warmup_steps} AR steps, then {config.meta_ratio:.0%} meta steps",
         ]
     return "\n".join(lines)
 

@@ -53,7 +53,7 @@ class Feed:
         return batch, waited
 
     def _kind(self, step: int) -> StepKind:
-        return step_kind(step, self._config.smlmt, self._config.training.seed)
+        return step_kind(step, self._config)
 
     def _make(self, step: int, first_row: int) -> Batch:
         process = self._process

@@ -1,7 +1,7 @@
 """This rank's share of one outer step: a gradient, and its contributions to the metrics."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -10,10 +10,11 @@ from pico_ds.config import RunConfig
 from pico_ds.data.rows import ShuffledRows
 from pico_ds.engine.distributed import Process
 from pico_ds.meta.gradient import GradientSum
-from pico_ds.meta.inner_loop import Adapted, task_loss, total_norm
+from pico_ds.meta.language_model import add_language_model_gradient
+from pico_ds.meta.learners import Learner, TaskOutcome
 from pico_ds.meta.network import Network, Parameters
-from pico_ds.meta.outer_gradient import accuracy, add_language_model_gradient, add_task_gradient
-from pico_ds.model.flops import language_model_flops, task_flops
+from pico_ds.meta.problem import accuracy, displacement, task_loss
+from pico_ds.model.flops import context_flops, language_model_flops
 from pico_ds.model.meta_model import DECODER
 from pico_ds.tasks.episode import Contexts, Episode
 from pico_ds.tasks.smlmt import SMLMT
@@ -39,7 +40,7 @@ _MEASURED = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass
 class LocalStep:
     """What one rank computed.
 
@@ -57,7 +58,7 @@ class LocalStep:
     tokens: int
     tasks: int
     rows: int
-    flops: float = 0.0
+    flops: float
     data_wait_seconds: float = 0.0
 
 
@@ -65,28 +66,23 @@ class OuterStep:
     """Computes this rank's share of an outer step of either kind."""
 
     def __init__(
-        self, config: RunConfig, network: Network, rows: ShuffledRows, tasks: SMLMT | None, process: Process
+        self,
+        config: RunConfig,
+        network: Network,
+        learner: Learner,
+        rows: ShuffledRows,
+        tasks: SMLMT | None,
+        process: Process,
     ) -> None:
-        self._config, self._network, self._tasks, self._process = config, network, tasks, process
+        self._config, self._network, self._learner = config, network, learner
+        self._tasks, self._process = tasks, process
         self._feed = Feed(config, rows, tasks, process)
         vocab_size = network.twin.decoder.de_embedding_proj.out_features
-        training, smlmt, meta, length = config.training, config.smlmt, config.meta, config.data.sequence_length
+        training, length = config.training, config.data.sequence_length
         self._tasks_per_batch = tasks_per_batch(config, network.twin, on_gpu=process.device.type == "cuda")
-        #: of all ranks, by kind of step
-        self._flops: dict[StepKind, float] = {
-            "ar": language_model_flops(config.model, vocab_size, training.global_batch_size, length),
-            "meta": meta.tasks_per_step
-            * task_flops(
-                config.model,
-                vocab_size,
-                support=smlmt.n_way * smlmt.k_shot,
-                query=smlmt.n_way * smlmt.q_query,
-                length=tasks.sequence_length if tasks is not None else 0,
-                inner_steps=meta.inner_steps,
-                adapts_body=meta.adapt != "head",
-                prototypes=meta.head == "prototype",
-            ),
-        }
+        #: of an autoregressive step of all ranks, and of one forward pass over one context
+        self._row_flops = language_model_flops(config.model, vocab_size, training.global_batch_size, length)
+        self._context_flops = context_flops(config.model, vocab_size, tasks.sequence_length) if tasks else 0.0
 
     def compute(
         self, kind: StepKind, theta: Parameters, step: int, first_row: int, measure: bool, by_layer: bool
@@ -99,8 +95,11 @@ class OuterStep:
             by_layer: take the weight norm and displacement of the layers of learning_dynamics as well.
         """
         batch, waited = self._feed.take(step, first_row)
-        local = self._meta(theta, batch, measure, by_layer) if kind == "meta" else self._rows_step(theta, batch)
-        local = replace(local, flops=self._flops[kind], data_wait_seconds=waited)
+        if kind == "meta":
+            local = self._tasks_step(theta, batch, step - self._config.smlmt.warmup_steps, measure, by_layer)
+        else:
+            local = self._rows_step(theta, batch)
+        local.data_wait_seconds = waited
         if by_layer:
             for name, layer in self._layers(theta):
                 local.contributions[f"layers/weight_norm/{layer}"] = (
@@ -122,9 +121,11 @@ class OuterStep:
             scale=self._process.world_size / tokens,
             micro_batch_size=training.micro_batch_size,
         )
-        return LocalStep(gradient.result(), {"ar/loss": loss_sum / tokens}, tokens=tokens, tasks=0, rows=count)
+        return LocalStep(
+            gradient.result(), {"ar/loss": loss_sum / tokens}, tokens, tasks=0, rows=count, flops=self._row_flops
+        )
 
-    def _meta(self, theta: Parameters, batch: Batch, measure: bool, by_layer: bool) -> LocalStep:
+    def _tasks_step(self, theta: Parameters, batch: Batch, meta_step: int, measure: bool, by_layer: bool) -> LocalStep:
         assert self._tasks is not None
         config, process = self._config.meta, self._process
         n_tasks = config.tasks_per_step
@@ -134,52 +135,56 @@ class OuterStep:
         totals = {name: torch.zeros((), device=process.device) for name in names}
         episodes = [episode.to(process.device) for episode in batch.episodes]
         for episode in batched(episodes, self._tasks_per_batch):
-            adapted, query_logits = add_task_gradient(
+            outcome = self._learner.add_gradient(
                 self._network,
                 theta,
                 episode,
                 self._tasks.readout,
-                config,
                 gradient,
                 scale=process.world_size / n_tasks,
+                step=meta_step,
                 measure=measure or by_layer,
             )
-            query = _loss_and_accuracy(query_logits, episode.query)
+            query = _loss_and_accuracy(outcome.query_logits, episode.query)
             found = dict(zip(_ALWAYS, query, strict=True))
             if measure:
-                found |= self._measured(theta, episode, adapted, query)
+                found |= self._measured(theta, episode, outcome, query)
             if by_layer:
-                assert adapted.fast is not None
-                for name, layer in self._layers(adapted.fast):
-                    found[f"layers/displacement/{layer}"] = _displacement(
-                        {name: theta[name]}, {name: adapted.fast[name]}
-                    )
+                fast = outcome.adapted.fast
+                assert fast is not None
+                for name, layer in self._layers(fast):
+                    found[f"layers/displacement/{layer}"] = displacement({name: theta[name]}, {name: fast[name]})
             for name, value in found.items():
-                totals[name] += value.sum() / n_tasks
+                totals[name] += value.expand(episode.n_tasks or 1).sum() / n_tasks
             # the adapted weights of these tasks must not outlive them
-            del adapted, query_logits, found
-        smlmt = self._config.smlmt
-        contexts = n_tasks * smlmt.n_way * (smlmt.k_shot + smlmt.q_query)
+            del outcome, found
+        smlmt, work = self._config.smlmt, self._learner.work(meta_step)
+        support, query_contexts = (n_tasks * smlmt.n_way * per_class for per_class in (smlmt.k_shot, smlmt.q_query))
         return LocalStep(
-            gradient.result(), totals, tokens=contexts * self._tasks.sequence_length, tasks=n_tasks, rows=0
+            gradient.result(),
+            totals,
+            tokens=(support + query_contexts) * self._tasks.sequence_length,
+            tasks=n_tasks,
+            rows=0,
+            flops=self._context_flops * (support * work.support + query_contexts * work.query),
         )
 
     @torch.no_grad()
     def _measured(
-        self, theta: Parameters, episode: Episode, adapted: Adapted, query_after: tuple[Tensor, Tensor]
+        self, theta: Parameters, episode: Episode, outcome: TaskOutcome, query_after: tuple[Tensor, Tensor]
     ) -> dict[str, Tensor]:
         assert self._tasks is not None
+        adapted, head, readout = outcome.adapted, self._learner.head, self._tasks.readout
         assert adapted.fast is not None
-        readout = self._tasks.readout
-        support_after = adapted.head.logits(self._network.features(adapted.leaves, episode.support, readout))
-        query_before = adapted.initial_head.logits(self._network.features(theta, episode.query, readout))
+        support_after = head.logits(adapted.head, self._network.features(adapted.leaves, episode.support, readout))
+        query_before = head.logits(adapted.initial_head, self._network.features(theta, episode.query, readout))
         values = (
             adapted.first_gradient_norm,
             *_loss_and_accuracy(adapted.first_logits, episode.support),
             *_loss_and_accuracy(support_after, episode.support),
             *_loss_and_accuracy(query_before, episode.query),
             *query_after,
-            _displacement(theta, adapted.fast),
+            displacement(theta, adapted.fast),
         )
         return dict(zip(_MEASURED, values, strict=True))
 
@@ -191,14 +196,6 @@ class OuterStep:
             for name in parameters
             if name.startswith(DECODER) and name.endswith(suffixes)
         ]
-
-
-@torch.no_grad()
-def _displacement(theta: Parameters, fast: Mapping[str, Tensor]) -> Tensor:
-    """||fast - theta|| / ||theta|| over the adapted weights, of each task where there are several."""
-    start = [theta[name] for name in fast]
-    moved = [weight - before for weight, before in zip(fast.values(), start, strict=True)]
-    return total_norm(moved, by_task=moved[0].ndim > start[0].ndim) / total_norm(start)
 
 
 def _loss_and_accuracy(logits: Tensor, contexts: Contexts) -> tuple[Tensor, Tensor]:

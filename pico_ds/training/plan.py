@@ -9,8 +9,10 @@ import torch
 from pico_ds.config import RunConfig
 from pico_ds.config.deepspeed import offloads, zero_stage
 from pico_ds.config.validation import LAYOUT_EXTRA_TOKENS
+from pico_ds.meta.building import build_twin
+from pico_ds.meta.learners import make_learner
 from pico_ds.model.loss import CHUNK_LOGITS
-from pico_ds.model.meta_model import MetaModel, build_twin
+from pico_ds.model.meta_model import MetaModel
 from pico_ds.model.precision import COMPUTE_DTYPE
 from pico_ds.training.state import StepKind
 from pico_ds.training.step_memory import FP32_BYTES, activation_bytes, extra_bytes, task_bytes
@@ -54,7 +56,7 @@ def make_plan(config: RunConfig, deepspeed_json: dict[str, Any], vocab_size: int
 
     weights = total * compute_bytes
     working: dict[Phase, dict[str, int]] = {"ar": _ar_step(twin, config, total, rows_per_rank)}
-    if smlmt.hybrid_ratio > 0:
+    if config.meta_ratio > 0:
         working["meta"] = _meta_step(twin, config, sizes, world_size)
     working["update"] = {
         "gradient handed to DeepSpeed": weights,
@@ -114,10 +116,12 @@ def _ar_step(twin: MetaModel, config: RunConfig, total: int, rows_per_rank: int)
 
 
 def _meta_step(twin: MetaModel, config: RunConfig, sizes: dict[str, int], world_size: int) -> dict[str, int]:
-    meta = config.meta
+    meta, learner = config.meta, make_learner(config.meta, twin.decoder)
     tasks = min(tasks_per_batch(config, twin, on_gpu=True), math.ceil(meta.tasks_per_step / world_size))
     batches = math.ceil(meta.tasks_per_step / world_size / tasks)
-    contributions = batches * (2 if meta.head == "prototype" else 1)
+    # of the query loss, and through the support features that a head starts from
+    through = learner.head.reads_features and not learner.shares_weights
+    contributions = batches * (2 if through else 1)
     # several contributions are under way from the first task on: taken as if there were more
     held = FP32_BYTES * sum(sizes.values()) if contributions > 1 or tasks > 1 else 0
     return {"sum of gradients": held, **{part: tasks * size for part, size in task_bytes(twin, config).items()}}

@@ -48,7 +48,7 @@ def _next_commands(config: RunConfig, config_name: str, run: RunDirectory) -> li
     control = f"  the control     {train} smlmt.hybrid_ratio=0 'evaluation.readouts=[pre, fimpre, fim]'"
     return [
         f"  another seed    {train} training.seed={config.training.seed + 1}",
-        *([control] if config.smlmt.hybrid_ratio > 0 else []),
+        *([control] if config.meta_ratio > 0 else []),
         compare,
         "  two ranks       torchrun --nproc_per_node 2 scripts/train.py --config configs/demo.yaml",
         "  a 1B plan       python scripts/train.py --config configs/pico-maml-1b.yaml --dry-run --world-size 8",
@@ -95,8 +95,8 @@ def _moment(step: int, config: RunConfig) -> str:
     smlmt, last = config.smlmt, config.training.max_steps
     if step == 0:
         return "untrained"
-    if smlmt.hybrid_ratio > 0 and step == smlmt.warmup_steps:
+    if config.meta_ratio > 0 and step == smlmt.warmup_steps:
         return f"after AR warm-up, step {step}"
     if step == last:
-        return f"after {'meta-' if smlmt.hybrid_ratio > 0 else 'AR '}training, step {step}"
+        return f"after {'meta-' if config.meta_ratio > 0 else 'AR '}training, step {step}"
     return f"step {step}"

@@ -22,8 +22,9 @@ from pico_ds.engine.meta_engine import MetaEngine
 from pico_ds.engine.optimizer_state import OptimizerState
 from pico_ds.engine.zero_settings import check_zero_settings
 from pico_ds.files import replace_text
+from pico_ds.meta.building import build_meta_model
 from pico_ds.meta.network import Parameters
-from pico_ds.model.meta_model import MetaModel, build_meta_model
+from pico_ds.model.meta_model import MetaModel
 from pico_ds.model.precision import COMPUTE_DTYPE
 from pico_ds.training.assembly import Ingredients, gather_ingredients
 from pico_ds.training.callbacks.base import Callback
@@ -146,7 +147,9 @@ def _train_in(
         *([Profile(config.monitoring.profile_steps, run.logs)] if config.monitoring.profile_steps else []),
         Heartbeat(watchdog),
     ]
-    outer_step = OuterStep(config, ingredients.network, ingredients.rows, ingredients.tasks, process)
+    outer_step = OuterStep(
+        config, ingredients.network, ingredients.learner, ingredients.rows, ingredients.tasks, process
+    )
     trainer = Trainer(config, engine, outer_step, callbacks)
     if point is not None:
         trainer.restore(point.index.progress, point.index.callbacks)

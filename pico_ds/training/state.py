@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from pico_ds.config import SmlmtConfig
+from pico_ds.config import RunConfig
 from pico_ds.data.keyed_random import keyed_uniform
 
 StepKind = Literal["meta", "ar"]
@@ -33,8 +33,8 @@ class TrainingState:
     consecutive_skipped_steps: int = 0
 
 
-def step_kind(step: int, config: SmlmtConfig, seed: int) -> StepKind:
+def step_kind(step: int, config: RunConfig) -> StepKind:
     """Whether outer step `step` trains on tasks; the same on every rank, from (seed, step) alone."""
-    if step < config.warmup_steps:
+    if step < config.smlmt.warmup_steps:
         return "ar"
-    return "meta" if keyed_uniform("step kind", seed, step) < config.hybrid_ratio else "ar"
+    return "meta" if keyed_uniform("step kind", config.training.seed, step) < config.meta_ratio else "ar"

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pico_ds.config import RunConfig
 from pico_ds.config.validation import LAYOUT_EXTRA_TOKENS
-from pico_ds.meta.adaptation import adapted_names
+from pico_ds.meta.learners import make_learner
 from pico_ds.model.meta_model import MetaModel, is_of_the_body
 from pico_ds.model.precision import COMPUTE_DTYPE
 from pico_ds.model.recompute import Recompute
@@ -20,23 +20,29 @@ FP32_BYTES = 4
 def task_bytes(twin: MetaModel, config: RunConfig) -> dict[str, int]:
     """Bytes of one task, part by part, when it needs most."""
     sizes = {name: weight.numel() for name, weight in twin.named_parameters()}
-    dtype, smlmt, meta = COMPUTE_DTYPE[config.training.precision], config.smlmt, config.meta
+    dtype, smlmt = COMPUTE_DTYPE[config.training.precision], config.smlmt
+    learner = make_learner(config.meta, twin.decoder)
+    steps, work = learner.inner_steps, learner.work(step=0)
     length = smlmt.context_tokens + LAYOUT_EXTRA_TOKENS
     (support, layer), (query, layer_of_query) = (
         activation_bytes(twin, (smlmt.n_way * per_class, length), dtype, config)
         for per_class in (smlmt.k_shot, smlmt.q_query)
     )
+    if learner.shares_weights:
+        # one forward pass over what is passed through at all
+        together = (support if work.support else 0) + query + max(layer, layer_of_query)
+        return {"activations (estimate)": together}
     activations = max(support + layer, query + layer_of_query)
     body = sum(size for name, size in sizes.items() if is_of_the_body(name))
-    adapted = sum(sizes[name] for name in adapted_names(meta.adapt, tuple(sizes), config.model.n_layers))
+    adapted = sum(sizes[name] for name in learner.adapted)
     # in bf16 a step makes new fp32 weights beside the old ones; in fp32 the gradient becomes the new weights
-    old = FP32_BYTES * adapted if meta.inner_steps > 1 and dtype != torch.float32 else 0
-    # the graph of the first support pass outlives the inner loop: the prototypes are differentiated through it
-    keeps = meta.head == "prototype" and meta.inner_steps > 0
+    old = FP32_BYTES * adapted if steps > 1 and dtype != torch.float32 else 0
+    # the graph of the first support pass outlives the inner loop: the head's start is differentiated through it
+    keeps = learner.head.reads_features and steps > 0
     return {
-        "fast weights, fp32": FP32_BYTES * adapted if meta.inner_steps else 0,
-        "fast weights cast for compute": extra_bytes(dtype) * adapted if meta.inner_steps else 0,
-        "graph of the prototypes (estimate)": support if keeps else 0,
+        "fast weights, fp32": FP32_BYTES * adapted if steps else 0,
+        "fast weights cast for compute": extra_bytes(dtype) * adapted if steps else 0,
+        "graph of the head's start (estimate)": support if keeps else 0,
         "activations (estimate)": activations,
         # a backward pass frees the graph as it fills the gradient
         "gradient and update beyond the graph they replace": max(0, dtype.itemsize * body + old - activations),

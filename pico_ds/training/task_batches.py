@@ -4,25 +4,29 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from pico_ds.config import RunConfig
+from pico_ds.meta.learners import make_learner
 from pico_ds.model.meta_model import MetaModel
 from pico_ds.tasks.episode import Episode
 from pico_ds.training.step_memory import task_bytes
 
-#: weights and activations of tasks that auto lets stand beside each other on a GPU [bytes]
+#: weights and activations of tasks that auto lets stand beside each other [bytes]
 _AUTO_BYTES = 8 * 2**30
 
 
 def tasks_per_batch(config: RunConfig, twin: MetaModel, on_gpu: bool) -> int:
     """`meta.tasks_per_batch`, auto resolved.
 
-    Small models are bound by the launches of kernels on a GPU, which a batch of tasks shares; on a CPU they are not. A
-    block that is compiled on its own cannot be run for several tasks; and who recomputes activations has no memory for
-    more than one.
+    Where tasks share their weights, as many as fit go through the model in one pass. Else small models are bound by
+    the launches of kernels on a GPU, which a batch of tasks shares; on a CPU they are not. A block that is compiled on
+    its own cannot be run for several tasks; and who recomputes activations has no memory for more than one.
     """
     if config.meta.tasks_per_batch != "auto":
         return config.meta.tasks_per_batch
+    shared = make_learner(config.meta, twin.decoder).shares_weights
     alone = config.training.compile == "block" or config.training.activation_checkpointing != "none"
-    return max(1, _AUTO_BYTES // sum(task_bytes(twin, config).values())) if on_gpu and not alone else 1
+    if not shared and (alone or not on_gpu):
+        return 1
+    return max(1, _AUTO_BYTES // sum(task_bytes(twin, config).values()))
 
 
 def batched(episodes: Sequence[Episode], largest: int) -> list[Episode]:

@@ -78,7 +78,7 @@ class Trainer:
         """One outer step: read theta, compute this rank's share, agree, apply one gradient."""
         started = time.perf_counter()
         step = self.state.step
-        kind = step_kind(step, self.config.smlmt, self.config.training.seed)
+        kind = step_kind(step, self.config)
         lr = learning_rate(step, self.config.training)
         theta = self.engine.full_parameters(for_update=True)
         local = self.outer_step.compute(
@@ -142,9 +142,8 @@ class Trainer:
 
     def _is_measured(self, step: int) -> bool:
         """Whether the costly metrics are taken: on the first meta step of every log window."""
-        smlmt, seed, window = self.config.smlmt, self.config.training.seed, self.config.monitoring.log_every_n_steps
-        first = step - step % window
-        return all(step_kind(earlier, smlmt, seed) == "ar" for earlier in range(first, step))
+        first = step - step % self.config.monitoring.log_every_n_steps
+        return all(step_kind(earlier, self.config) == "ar" for earlier in range(first, step))
 
     def _is_by_layer(self, step: int) -> bool:
         every = self.config.learning_dynamics.log_every_n_steps

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pico_ds.config import ConfigError, MetaConfig
+from pico_ds.meta.building import build_meta_model, build_twin
 from pico_ds.meta.network import Network
 from pico_ds.model import attention_backends
 from pico_ds.model.attention import Attend, causal_attention
@@ -19,7 +20,6 @@ from pico_ds.model.attention_backends import (
     choose_attention,
     load_backend,
 )
-from pico_ds.model.meta_model import build_meta_model, build_twin
 from tests.reference import SHAPE, random_episode, relative_error
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

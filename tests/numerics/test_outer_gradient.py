@@ -9,18 +9,19 @@ import torch.nn.functional as F
 
 from pico_ds.config import ConfigError, MetaConfig
 from pico_ds.meta.adaptation import adapted_names
+from pico_ds.meta.building import build_meta_model, build_twin
 from pico_ds.meta.gradient import GradientSum
-from pico_ds.meta.inner_loop import adapt, descend, prototype_head, task_leaves
+from pico_ds.meta.heads import PrototypeHead
+from pico_ds.meta.inner_loop import descend
+from pico_ds.meta.language_model import add_language_model_gradient
 from pico_ds.meta.network import Network
-from pico_ds.meta.outer_gradient import (
-    accuracy,
-    add_language_model_gradient,
-    add_task_gradient,
-)
-from pico_ds.model.meta_model import MetaModel, build_meta_model, build_twin
+from pico_ds.meta.problem import accuracy
+from pico_ds.model.meta_model import MetaModel
 from pico_ds.tasks.episode import Episode
 from tests.reference import (
     SHAPE,
+    adapt_to,
+    add_task_gradient,
     features,
     language_model_gradients,
     random_episode,
@@ -115,7 +116,7 @@ def test_the_inner_loop_leaves_theta_bit_identical() -> None:
     module, network = make(meta)
     theta = {name: weight.detach() for name, weight in module.named_parameters()}
     before = copy.deepcopy(theta)
-    adapted = adapt(network, theta, task_leaves(theta), random_episode(0).support, N_WAY, "fim", meta, steps=3)
+    adapted = adapt_to(network, theta, random_episode(0), meta, steps=3)
     assert any(not torch.equal(adapted.fast[name], before[name]) for name in adapted.fast)
     assert all(torch.equal(theta[name], before[name]) for name in before)
     assert all(weight.grad is None for weight in module.parameters())
@@ -126,7 +127,7 @@ def test_fast_weights_stay_fp32_and_keep_small_updates_when_computing_in_bf16() 
     module, _ = make(meta)
     network = Network(build_twin(SHAPE, meta, N_WAY, vocab_size=61), torch.bfloat16, meta.feature_squared_norm)
     theta = {name: weight.detach() for name, weight in module.named_parameters()}
-    adapted = adapt(network, theta, task_leaves(theta), random_episode(0).support, N_WAY, "fim", meta, steps=5)
+    adapted = adapt_to(network, theta, random_episode(0), meta, steps=5)
     name = "decoder.layers.0.attention.o_proj.weight"
     assert adapted.fast[name].dtype == torch.float32
     moved = (adapted.fast[name] != theta[name]).float().mean()
@@ -136,9 +137,11 @@ def test_fast_weights_stay_fp32_and_keep_small_updates_when_computing_in_bf16() 
 
 
 def test_prototype_logits_are_negative_squared_distances_up_to_a_constant() -> None:
-    z = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
-    labels = torch.tensor([0, 1, 2, 0, 1, 2])
-    logits = prototype_head(z, labels, 3).logits(z)
+    episode = random_episode(0)
+    labels = episode.support.labels
+    z = torch.randn(len(labels), 8, generator=torch.Generator().manual_seed(0))
+    head = PrototypeHead(MetaConfig())
+    logits = head.logits(head.start({}, z, episode), z)
     means = torch.stack([z[labels == label].mean(0) for label in range(3)])
     distances = -torch.cdist(z, means).pow(2)
     torch.testing.assert_close(logits.softmax(-1), distances.softmax(-1))
@@ -148,9 +151,10 @@ def test_adaptation_lowers_the_support_loss() -> None:
     meta = MetaConfig(inner_lr=0.05)
     module, network = make(meta)
     theta = {name: weight.detach() for name, weight in module.named_parameters()}
-    support = random_episode(3).support
-    adapted = adapt(network, theta, task_leaves(theta), support, N_WAY, "fim", meta, steps=10)
-    after = adapted.head.logits(network.features(adapted.fast, support, "fim"))
+    episode = random_episode(3)
+    support = episode.support
+    adapted = adapt_to(network, theta, episode, meta, steps=10)
+    after = PrototypeHead(meta).logits(adapted.head, network.features(adapted.fast, support, "fim"))
     assert F.cross_entropy(after, support.labels) < F.cross_entropy(adapted.first_logits, support.labels)
     assert accuracy(after, support) >= accuracy(adapted.first_logits, support)
 

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from pico_ds.config import MetaConfig
+from pico_ds.meta.building import build_meta_model, build_twin
 from pico_ds.meta.gradient import GradientSum
+from pico_ds.meta.language_model import add_language_model_gradient
 from pico_ds.meta.network import CompileMode, Network
-from pico_ds.meta.outer_gradient import add_language_model_gradient, add_task_gradient
-from pico_ds.model.meta_model import build_meta_model, build_twin
 from pico_ds.model.recompute import Recompute
 from pico_ds.tasks.episode import Episode
-from tests.reference import SHAPE, random_episode, relative_error
+from tests.reference import SHAPE, add_task_gradient, random_episode, relative_error
 
 META = MetaConfig(inner_steps=2, inner_lr=0.05, head_inner_lr=0.5)
 N_WAY = 3

@@ -70,7 +70,7 @@ class Evaluation(Callback):
     def _evaluate_if_due(self, trainer: Trainer) -> None:
         step, config = trainer.state.step, trainer.config
         every = config.evaluation.every_n_steps
-        after_warmup = config.smlmt.hybrid_ratio > 0 and step == config.smlmt.warmup_steps
+        after_warmup = config.meta_ratio > 0 and step == config.smlmt.warmup_steps
         if after_warmup or (every is not None and step % every == 0):
             self._evaluate(trainer, step, trainer.engine.full_parameters)
 

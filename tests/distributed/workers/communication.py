@@ -11,11 +11,10 @@ from pico_ds.config import parse_config
 from pico_ds.config.deepspeed import load_deepspeed_config, resolve_deepspeed_config
 from pico_ds.engine.distributed import start_process, stop_process
 from pico_ds.engine.meta_engine import MetaEngine
+from pico_ds.meta.building import build_meta_model, build_twin
 from pico_ds.meta.gradient import GradientSum
 from pico_ds.meta.network import Network
-from pico_ds.meta.outer_gradient import add_task_gradient
-from pico_ds.model.meta_model import build_meta_model, build_twin
-from tests.reference import SHAPE, random_episode
+from tests.reference import SHAPE, add_task_gradient, random_episode
 
 
 def main() -> None:

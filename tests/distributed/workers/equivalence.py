@@ -14,12 +14,14 @@ from pico_ds.config.deepspeed import load_deepspeed_config, resolve_deepspeed_co
 from pico_ds.engine.distributed import Process, start_process, stop_process
 from pico_ds.engine.meta_engine import MetaEngine
 from pico_ds.engine.optimizer_state import STATE_KINDS, OptimizerState
+from pico_ds.meta.building import build_meta_model, build_twin
 from pico_ds.meta.gradient import GradientSum
+from pico_ds.meta.language_model import add_language_model_gradient
 from pico_ds.meta.network import Network
-from pico_ds.meta.outer_gradient import add_language_model_gradient, add_task_gradient
-from pico_ds.model.meta_model import MetaModel, build_meta_model, build_twin
+from pico_ds.model.meta_model import MetaModel
 from tests.reference import (
     SHAPE,
+    add_task_gradient,
     language_model_gradients,
     random_episode,
     relative_error,

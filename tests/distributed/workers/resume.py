@@ -17,8 +17,8 @@ from pico_ds.config.deepspeed import load_deepspeed_config, resolve_deepspeed_co
 from pico_ds.engine.distributed import Process, start_process, stop_process
 from pico_ds.engine.meta_engine import MetaEngine
 from pico_ds.engine.optimizer_state import OptimizerState
+from pico_ds.meta.building import build_meta_model, build_twin
 from pico_ds.meta.network import Network
-from pico_ds.model.meta_model import build_meta_model, build_twin
 from pico_ds.training.resume import Resumer
 from tests.distributed.workers.equivalence import CONFIG, TASKS_PER_STEP, share_of_gradient, train_reference
 from tests.reference import SHAPE, relative_error

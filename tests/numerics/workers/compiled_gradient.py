@@ -8,12 +8,11 @@ import sys
 import torch
 
 from pico_ds.config import MetaConfig
+from pico_ds.meta.building import build_meta_model, build_twin
 from pico_ds.meta.gradient import GradientSum
-from pico_ds.meta.inner_loop import adapt, task_leaves
+from pico_ds.meta.language_model import add_language_model_gradient
 from pico_ds.meta.network import CompileMode, Network, Parameters
-from pico_ds.meta.outer_gradient import add_language_model_gradient, add_task_gradient
-from pico_ds.model.meta_model import build_meta_model, build_twin
-from tests.reference import SHAPE, random_episode, relative_error
+from tests.reference import SHAPE, adapt_to, add_task_gradient, random_episode, relative_error
 
 META = MetaConfig(inner_steps=3, inner_lr=0.05, head_inner_lr=0.5)
 N_WAY = 3
@@ -37,8 +36,7 @@ def main() -> None:
     network = network_of("model")
     if "evaluate" in sys.argv:
         # the first backward pass of the graph does not keep it
-        support = random_episode(0).support
-        adapt(network, theta, task_leaves(theta), support, N_WAY, "fim", META, steps=1, measure=False)
+        adapt_to(network, theta, random_episode(0), META, steps=1, measure=False)
     if "train" in sys.argv:
         error = relative_error(gradient_of(network, theta), gradient_of(network_of("none"), theta))
         print(f"relative error {error:.3e}")

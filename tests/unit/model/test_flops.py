@@ -5,12 +5,13 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from pico_ds.config import MetaConfig, ModelConfig, parse_config
+from pico_ds.meta.building import build_meta_model, build_twin
 from pico_ds.meta.gradient import GradientSum
+from pico_ds.meta.language_model import add_language_model_gradient
+from pico_ds.meta.learners import make_learner
 from pico_ds.meta.network import Network
-from pico_ds.meta.outer_gradient import add_language_model_gradient, add_task_gradient
-from pico_ds.model.flops import forward_flops_per_token, language_model_flops, peak_flops, task_flops
-from pico_ds.model.meta_model import build_meta_model, build_twin
-from tests.reference import random_episode
+from pico_ds.model.flops import context_flops, forward_flops_per_token, language_model_flops, peak_flops
+from tests.reference import add_task_gradient, random_episode
 
 SHAPE = ModelConfig(d_model=32, n_layers=3, attention_n_heads=4, attention_n_kv_heads=2, activation_hidden_dim=64)
 VOCAB = 61
@@ -63,10 +64,10 @@ def test_tasks_are_what_a_counter_counts(
     theta = {name: weight.detach() for name, weight in module.named_parameters()}
     with FlopCounterMode(display=False) as counter:
         add_task_gradient(network, theta, random_episode(0), "fim", meta, GradientSum(theta), 1.0)
-    wanted = task_flops(SHAPE, VOCAB, 6, 6, 9, inner_steps, adapt == "all", head == "prototype")
-    passes = wanted / task_flops(SHAPE, VOCAB, 1, 0, 9, 0, False, False)
+    work = make_learner(meta, module.decoder).work(step=0)
     # the head's products are a hundredth
-    assert counter.get_total_flops() == pytest.approx(wanted - passes * not_counted(1, 9), rel=0.015)
+    counted = 6 * (work.support + work.query) * (context_flops(SHAPE, VOCAB, 9) - not_counted(1, 9))
+    assert counter.get_total_flops() == pytest.approx(counted, rel=0.015)
 
 
 def test_the_peak_of_a_device_that_is_not_known_is_none() -> None:

@@ -8,16 +8,16 @@ import torch
 
 from pico_ds.config import parse_config
 from pico_ds.config.deepspeed import load_deepspeed_config
+from pico_ds.meta.building import build_meta_model, build_twin
 from pico_ds.meta.gradient import GradientSum
+from pico_ds.meta.language_model import add_language_model_gradient
 from pico_ds.meta.network import Network
-from pico_ds.meta.outer_gradient import add_language_model_gradient, add_task_gradient
-from pico_ds.model.meta_model import build_meta_model, build_twin
 from pico_ds.model.precision import COMPUTE_DTYPE
 from pico_ds.model.recompute import Recompute
 from pico_ds.training.plan import make_plan
 from pico_ds.training.step_memory import saved_bytes
 from tests.launching import REPOSITORY
-from tests.reference import random_episode
+from tests.reference import add_task_gradient, random_episode
 
 N = 1_057_548_288
 #: parameters that tasks adapt: all but the output projection

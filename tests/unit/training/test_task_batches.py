@@ -1,7 +1,7 @@
 import pytest
 
 from pico_ds.config import ConfigError, RunConfig, parse_config
-from pico_ds.model.meta_model import build_twin
+from pico_ds.meta.building import build_twin
 from pico_ds.training.step_memory import task_bytes
 from pico_ds.training.task_batches import batched, tasks_per_batch
 from tests.reference import random_episode

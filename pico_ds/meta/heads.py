@@ -1,0 +1,221 @@
+"""Heads: how features become class scores, and where the inner loop starts them.
+
+A head starts at h_0(theta), a differentiable function of the meta-parameters and, for some kinds, of the support
+features. The inner loop changes it by gradient steps, which count as constants for the outer gradient (first order).
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from pico_ds.config import MetaConfig
+from pico_ds.tasks.episode import Episode
+
+#: weights of a task's classifier by name, fp32; each with a first axis where there are several tasks
+HeadWeights = dict[str, Tensor]
+#: what drops hidden units of a head: (layer, values) to values; None drops nothing
+Drop = Callable[[int, Tensor], Tensor] | None
+
+
+class Head(ABC):
+    """A kind of classifier."""
+
+    #: whether the start depends on the support features
+    reads_features = False
+
+    def __init__(self, config: MetaConfig) -> None:
+        self.config = config
+
+    def module(self, width: int, n_way: int, vocab_size: int) -> nn.Module | None:
+        """What the outer loop trains of it, if anything; its parameters are `head.*` of a MetaModel."""
+        return None
+
+    def initialize(self, module: nn.Module, generator: torch.Generator) -> None:
+        """Give every parameter of `module` its first value."""
+        raise AssertionError("a head without parameters")
+
+    @abstractmethod
+    def start(
+        self, own: Mapping[str, Tensor], features: Float[Tensor, "*tasks contexts width"], episode: Episode
+    ) -> HeadWeights:
+        """The classifier before the first inner step, differentiable.
+
+        Args:
+            own: the parameters of `module`, shared by all tasks.
+            features: of the support contexts.
+        """
+
+    def logits(
+        self, weights: HeadWeights, features: Float[Tensor, "*tasks contexts width"], drop: Drop = None
+    ) -> Float[Tensor, "*tasks contexts n_way"]:
+        """Class scores of each context."""
+        return affine(weights["weight"], weights["bias"], features)
+
+
+class PrototypeHead(Head):
+    """The linear form of nearest-prototype classification: weight = 2 c, bias = -|c|^2 for class means c.
+
+    Source: Triantafillou et al. 2020 (Proto-MAML), arXiv 1903.03096, section 3.
+    """
+
+    reads_features = True
+
+    def start(self, own: Mapping[str, Tensor], features: Tensor, episode: Episode) -> HeadWeights:
+        prototypes = class_means(features, episode.support.labels, episode.n_way)
+        return {"weight": 2 * prototypes, "bias": -prototypes.pow(2).sum(-1)}
+
+
+class LinearHead(Head):
+    """A meta-learned linear classifier of n_way classes: every task starts at the same weights."""
+
+    def module(self, width: int, n_way: int, vocab_size: int) -> nn.Module:
+        return nn.Linear(width, n_way)
+
+    def initialize(self, module: nn.Module, generator: torch.Generator) -> None:
+        assert isinstance(module, nn.Linear)
+        module.weight.normal_(0.0, 1 / math.sqrt(module.in_features), generator=generator)
+        module.bias.zero_()
+
+    def start(self, own: Mapping[str, Tensor], features: Tensor, episode: Episode) -> HeadWeights:
+        return {name: _of_each_task(part.float(), episode.n_tasks) for name, part in own.items()}
+
+
+class GeneratedHead(Head):
+    """A linear classifier that a network writes from the support features: (w_n, b_n) = mean over class n of g(z).
+
+    g is an MLP with one hidden layer of tanh units; it is trained by the outer loop alone.
+    Source: Bansal et al. 2020 (LEOPARD), arXiv 1911.03863, equation 2.
+    """
+
+    reads_features = True
+
+    def module(self, width: int, n_way: int, vocab_size: int) -> nn.Module:
+        return nn.ModuleDict({"hidden": nn.Linear(width, width), "output": nn.Linear(width, width + 1)})
+
+    def initialize(self, module: nn.Module, generator: torch.Generator) -> None:
+        _xavier(module, generator)
+
+    def start(self, own: Mapping[str, Tensor], features: Tensor, episode: Episode) -> HeadWeights:
+        hidden = F.linear(features, own["hidden.weight"].float(), own["hidden.bias"].float()).tanh()
+        written = F.linear(hidden, own["output.weight"].float(), own["output.bias"].float())
+        means = class_means(written, episode.support.labels, episode.n_way)
+        return {"weight": means[..., :-1], "bias": means[..., -1]}
+
+
+class VocabHead(Head):
+    """pico-maml's MLP to the vocabulary, restricted to the words of a task.
+
+    Linear layers with ReLU and dropout, then a row for every token. The row of a word is the mean of its tokens' rows,
+    so that a word of one token has pico-maml's very score. The inner loop adapts the layers and the rows of the task.
+    """
+
+    def module(self, width: int, n_way: int, vocab_size: int) -> nn.Module:
+        inner = self.config.vocab_head_width
+        widths = [width, *[inner] * (self.config.vocab_head_layers - 1)]
+        layers = {f"layer_{i}": nn.Linear(widths[i], widths[i + 1]) for i in range(len(widths) - 1)}
+        return nn.ModuleDict({**layers, "output": nn.Linear(widths[-1], vocab_size)})
+
+    def initialize(self, module: nn.Module, generator: torch.Generator) -> None:
+        _xavier(module, generator)
+
+    def start(self, own: Mapping[str, Tensor], features: Tensor, episode: Episode) -> HeadWeights:
+        tokens = episode.word_tokens
+        real = (tokens >= 0).float()
+        found = {name: own[f"output.{name}"][tokens.clamp(min=0)].float() for name in ("weight", "bias")}
+        count = real.sum(-1)
+        weight = (found["weight"] * real[..., None]).sum(-2) / count[..., None]
+        bias = (found["bias"] * real).sum(-1) / count
+        layers = {name: part for name, part in own.items() if not name.startswith("output.")}
+        return {
+            "weight": weight,
+            "bias": bias,
+            **{name: _of_each_task(part.float(), episode.n_tasks) for name, part in layers.items()},
+        }
+
+    def logits(self, weights: HeadWeights, features: Tensor, drop: Drop = None) -> Tensor:
+        hidden = features
+        for layer in range(self.config.vocab_head_layers - 1):
+            hidden = affine(weights[f"layer_{layer}.weight"], weights[f"layer_{layer}.bias"], hidden).relu()
+            hidden = hidden if drop is None else drop(layer, hidden)
+        return affine(weights["weight"], weights["bias"], hidden)
+
+
+#: by the value of meta.head
+HEADS: dict[str, type[Head]] = {
+    "prototype": PrototypeHead,
+    "linear": LinearHead,
+    "generated": GeneratedHead,
+    "vocab": VocabHead,
+}
+
+
+def make_head(config: MetaConfig) -> Head:
+    """The head that the configuration asks for."""
+    return HEADS[config.head](config)
+
+
+def affine(
+    weight: Float[Tensor, "*tasks out width"],
+    bias: Float[Tensor, "*tasks out"],
+    values: Float[Tensor, "*tasks contexts width"],
+) -> Float[Tensor, "*tasks contexts out"]:
+    """A linear layer; of every task its own where the weights have an axis of tasks."""
+    if weight.ndim == 2:
+        return F.linear(values, weight, bias)
+    return torch.baddbmm(bias[:, None], values, weight.mT)
+
+
+def class_means(
+    values: Float[Tensor, "*tasks contexts width"], labels: Int[Tensor, "*tasks contexts"], n_way: int
+) -> Float[Tensor, "*tasks n_way width"]:
+    """The mean over the contexts of each class."""
+    # not F.one_hot, which looks at the labels on the host
+    members = (labels[..., None] == torch.arange(n_way, device=labels.device)).to(values.dtype)
+    return (members.mT @ values) / members.sum(-2)[..., None]
+
+
+def keyed_dropout(rate: float, keys: tuple[int, ...], call: int, has_tasks: bool) -> Drop:
+    """Inverted dropout whose masks depend on the keys of the tasks alone: the same on any number of ranks.
+
+    Args:
+        call: number of the pass through the head; each has masks of its own.
+        has_tasks: the values have a first axis of as many tasks as there are keys.
+    """
+
+    def drop(layer: int, values: Tensor) -> Tensor:
+        def mask_of(key: int, like: Tensor) -> Tensor:
+            # 2^20 layers of 2^20 calls: far from overlapping, and a generator takes 64 bits
+            generator = torch.Generator(values.device).manual_seed((key + (call << 20) + layer) % 2**63)
+            return torch.rand(like.shape, generator=generator, device=values.device) >= rate
+
+        if has_tasks:
+            mask = torch.stack([mask_of(key, values[i]) for i, key in enumerate(keys)])
+        else:
+            mask = mask_of(keys[0], values)
+        return values * mask / (1 - rate)
+
+    return drop if rate else None
+
+
+def _of_each_task(weight: Tensor, n_tasks: int | None) -> Tensor:
+    return weight if n_tasks is None else weight.expand(n_tasks, *weight.shape)
+
+
+def _xavier(module: nn.Module, generator: torch.Generator) -> None:
+    """Glorot and Bengio 2010: uniform weights of variance 2 / (in + out); biases are zero."""
+    for weight in module.parameters():
+        if weight.ndim == 2:
+            nn.init.xavier_uniform_(weight, generator=generator)
+        else:
+            weight.zero_()
+
+
+def own_parameters(parameters: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """The entries under a prefix, without it."""
+    return {name.removeprefix(prefix): value for name, value in parameters.items() if name.startswith(prefix)}

@@ -1,0 +1,136 @@
+"""What every learner is: a rule that makes an outer gradient of a task, and a way to adapt to one."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from pico_ds.config import MetaConfig, Readout
+from pico_ds.meta.adaptation import adapted_names
+from pico_ds.meta.gradient import GradientSum
+from pico_ds.meta.heads import make_head
+from pico_ds.meta.inner_loop import Adapted, AfterAdaptation, Descent, adapt
+from pico_ds.meta.network import Network, Parameters
+from pico_ds.meta.problem import Problem
+from pico_ds.model.decoder import PicoDecoder
+from pico_ds.model.meta_model import DECODER
+from pico_ds.tasks.episode import Episode
+
+
+@dataclass(frozen=True)
+class TaskOutcome:
+    """What came of a task beside its gradient.
+
+    Attributes:
+        adapted: the weights that the query set was judged at.
+        query_logits: at them, detached.
+    """
+
+    adapted: Adapted
+    query_logits: Float[Tensor, "*tasks contexts n_way"]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What the outer gradient of a task costs, in forward passes over its contexts; a backward pass counts as two."""
+
+    support: int
+    query: int
+
+
+class Learner(ABC):
+    """A way to learn from tasks; stateless, as all it learns is in the parameters.
+
+    A subclass says how an outer gradient is made. Everything else has a default: the inner loop adapts `meta.adapt` and
+    the head by SGD, at `meta.inner_lr` and `meta.head_inner_lr`.
+    """
+
+    #: whether the outer loop takes steps on tasks at all
+    trains_on_tasks = True
+    #: whether tasks that are computed together have the same weights
+    shares_weights = False
+    #: whether the inner loop changes the head
+    adapts_head = True
+
+    def __init__(self, config: MetaConfig, decoder: PicoDecoder) -> None:
+        """
+        Raises:
+            ConfigError: a `meta.adapt` that finds no weight of the decoder.
+        """
+        self.config = config
+        self.head = make_head(config)
+        names = tuple(DECODER + name for name, _ in decoder.named_parameters())
+        #: weights of the decoder that the inner loop changes, in the order of the decoder
+        found = adapted_names(self.adapts, names, len(decoder.layers))
+        self.adapted = tuple(name for name in names if name in found)
+
+    @property
+    def adapts(self) -> str:
+        """What the inner loop changes of the decoder, in the words of `meta.adapt`."""
+        return self.config.adapt
+
+    @property
+    def inner_steps(self) -> int:
+        """Steps of the inner loop in training."""
+        return self.config.inner_steps
+
+    def module(self) -> nn.Module | None:
+        """Meta-parameters of the learner's own, if any; they are `learner.*` of a MetaModel."""
+        return None
+
+    def initialize(self, module: nn.Module) -> None:
+        """Give every parameter of `module` its first value."""
+        raise AssertionError("a learner without parameters")
+
+    def rates(self, theta: Parameters) -> Mapping[str, float | Tensor]:
+        """Learning rate of every weight of the decoder that is adapted, and of `head`."""
+        return {**dict.fromkeys(self.adapted, self.config.inner_lr), "head": self.config.head_inner_lr}
+
+    def descent(self, theta: Parameters) -> Descent:
+        """The inner loop at the meta-parameters `theta`."""
+        return Descent(self.rates(theta), self.adapts_head, self.config.inner_momentum, self.config.inner_max_grad_norm)
+
+    def adapt(
+        self,
+        network: Network,
+        theta: Parameters,
+        episode: Episode,
+        readout: Readout,
+        steps: int,
+        after_step: AfterAdaptation | None = None,
+    ) -> Adapted:
+        """Adapt to a task for evaluation: nothing is dropped, and the query set is not looked at."""
+        problem = Problem.at(theta, network, self.head, episode, readout, training=False)
+        return adapt(problem, self.descent(theta), steps, measure=False, after_step=after_step)
+
+    @abstractmethod
+    def add_gradient(
+        self,
+        network: Network,
+        theta: Parameters,
+        episode: Episode,
+        readout: Readout,
+        total: GradientSum,
+        scale: float,
+        step: int = 0,
+        measure: bool = True,
+    ) -> TaskOutcome:
+        """Add `scale` times the outer gradient of a task, or the sum over several alike, to `total`.
+
+        Args:
+            theta: all meta-parameters, whole; not written to.
+            step: outer steps since the warm-up.
+            measure: give what only metrics need as well (`Adapted.fast` and `first_gradient_norm`).
+        """
+
+    @abstractmethod
+    def work(self, step: int) -> Work:
+        """What `add_gradient` costs; recomputation and updates do not count, as is usual."""
+
+
+def over_tasks(gradients: Iterable[Tensor], n_tasks: int | None) -> list[Tensor]:
+    """The sum over the first axis, where that is one of tasks."""
+    return [gradient if n_tasks is None else gradient.sum(0, dtype=torch.float32) for gradient in gradients]

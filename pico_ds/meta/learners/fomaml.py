@@ -1,0 +1,125 @@
+"""First-order MAML."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from pico_ds.config import Readout
+from pico_ds.meta.gradient import GradientSum
+from pico_ds.meta.heads import HeadWeights
+from pico_ds.meta.inner_loop import Adapted, adapt
+from pico_ds.meta.learners.base import Learner, TaskOutcome, Work, over_tasks
+from pico_ds.meta.network import Network, Parameters
+from pico_ds.meta.problem import Problem, task_loss
+from pico_ds.model.meta_model import HEAD
+from pico_ds.tasks.episode import Episode
+
+#: first number of a pass over the query set; passes over the support set count from 0
+_QUERY_CALLS = 1 << 10
+
+
+class FOMAML(Learner):
+    """The gradient of the query loss at the adapted weights.
+
+    With phi the adapted weights and h the adapted head, FOMAML (Finn et al. 2017, arXiv 1703.03400, section 5.2) takes
+    d L_query(phi, h) / d phi for the decoder. The head starts at h_0(theta), which is differentiated exactly while its
+    inner updates count as constants:
+
+        outer = d L_query / d phi + (d h_0 / d theta)^T d L_query / d h
+
+    At inner_steps = 0 and with prototypes this is the exact gradient of a prototypical network. With
+    `meta.multi_step_loss` it is the weighted sum of that over the weights after every inner step (Antoniou et al. 2019,
+    MAML++, arXiv 1810.09502, section 4).
+    """
+
+    #: whether the outer gradient needs the adapted weights in fp32
+    needs_fast = False
+
+    def add_gradient(
+        self,
+        network: Network,
+        theta: Parameters,
+        episode: Episode,
+        readout: Readout,
+        total: GradientSum,
+        scale: float,
+        step: int = 0,
+        measure: bool = True,
+    ) -> TaskOutcome:
+        problem = Problem.at(theta, network, self.head, episode, readout, training=True)
+        weights = self.query_weights(step)
+        of_head: HeadWeights = {}
+
+        def add_query_gradient(count: int, adapted: Adapted) -> Tensor:
+            """Of the loss after `count` inner steps."""
+            logits = problem.logits(adapted.leaves, adapted.head, episode.query, _QUERY_CALLS + count)
+            # scaled here, not after: the gradients are as many bytes as the model
+            loss = scale * weights[count] * task_loss(logits, episode.query.labels).sum()
+            gradients = torch.autograd.grad(loss, [*adapted.leaves.values(), *adapted.head.values()])
+            body = dict(zip(adapted.leaves, gradients, strict=False))
+            head = dict(zip(adapted.head, gradients[len(body) :], strict=True))
+            del gradients
+            for name, gradient in head.items():
+                of_head[name] = of_head[name] + gradient if name in of_head else gradient
+            self.add_own_gradient(theta, adapted, body, head, total)
+            total.add(body, over_tasks(body.values(), episode.n_tasks))
+            return logits.detach()
+
+        def after_step(count: int, adapted: Adapted) -> None:
+            if weights[count]:
+                add_query_gradient(count, adapted)
+
+        adapted = adapt(
+            problem,
+            self.descent(theta),
+            self.inner_steps,
+            keep_graph=self.head.reads_features,
+            measure=measure or self.needs_fast,
+            after_step=after_step if any(weights[:-1]) else None,
+        )
+        logits = add_query_gradient(self.inner_steps, adapted)
+        add_gradient_through_start(problem, adapted.initial_head, of_head, total)
+        return TaskOutcome(adapted, logits)
+
+    def query_weights(self, step: int) -> list[float]:
+        """Weight of the query loss after 0, 1, ..., inner_steps inner steps.
+
+        Equal at first, and moved to the last in `meta.multi_step_loss_annealing_steps` outer steps.
+        """
+        count = self.inner_steps
+        if not self.config.multi_step_loss or count == 0:
+            return [0.0] * count + [1.0]
+        annealing = self.config.multi_step_loss_annealing_steps
+        left = max(0.0, 1 - step / annealing) if annealing else 1.0
+        return [0.0, *[left / count] * (count - 1), 1 - left * (count - 1) / count]
+
+    def add_own_gradient(
+        self,
+        theta: Parameters,
+        adapted: Adapted,
+        body: Mapping[str, Tensor],
+        head: Mapping[str, Tensor],
+        total: GradientSum,
+    ) -> None:
+        """Add the gradient of what a learner trains beside decoder and head, from that of the query loss."""
+
+    def work(self, step: int) -> Work:
+        # forward and backward of every inner step; of a head alone, one forward
+        inner = 3 * self.inner_steps if self.adapted else 1
+        through = 2 if self.head.reads_features else 0
+        return Work(max(inner, 1) + through, 3 * sum(weight > 0 for weight in self.query_weights(step)))
+
+
+def add_gradient_through_start(
+    problem: Problem, initial_head: HeadWeights, of_head: Mapping[str, Tensor], total: GradientSum
+) -> None:
+    """Add (d h_0 / d theta)^T times the gradient of the head."""
+    leaves = problem.leaves if problem.head.reads_features else {}
+    through = torch.autograd.grad(
+        [initial_head[name] for name in of_head],
+        [*leaves.values(), *problem.own.values()],
+        grad_outputs=list(of_head.values()),
+    )
+    total.add(leaves, over_tasks(through[: len(leaves)], problem.episode.n_tasks))
+    total.add([HEAD + name for name in problem.own], through[len(leaves) :])

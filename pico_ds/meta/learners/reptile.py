@@ -1,0 +1,59 @@
+"""Reptile."""
+
+from dataclasses import replace
+
+import torch
+
+from pico_ds.config import Readout
+from pico_ds.meta.gradient import GradientSum
+from pico_ds.meta.inner_loop import adapt
+from pico_ds.meta.learners.base import Learner, TaskOutcome, Work, over_tasks
+from pico_ds.meta.learners.fomaml import add_gradient_through_start
+from pico_ds.meta.network import Network, Parameters
+from pico_ds.meta.problem import Problem
+from pico_ds.tasks.episode import Episode
+
+
+class Reptile(Learner):
+    """The way from the meta-parameters to the adapted weights is the outer gradient: (theta - phi) / inner_lr.
+
+    The division makes it the sum of the inner gradients, whose size does not depend on the rate. The inner loop takes
+    the support and the query set by turns, since Reptile learns from the agreement between the gradients of different
+    mini-batches: it needs two inner steps at least. The head's part goes through its start, as in FOMAML.
+
+    Source: Nichol et al. 2018, arXiv 1803.02999, sections 3 and 5.
+    """
+
+    def add_gradient(
+        self,
+        network: Network,
+        theta: Parameters,
+        episode: Episode,
+        readout: Readout,
+        total: GradientSum,
+        scale: float,
+        step: int = 0,
+        measure: bool = True,
+    ) -> TaskOutcome:
+        problem = Problem.at(theta, network, self.head, episode, readout, training=True)
+        descent = replace(self.descent(theta), alternates=True)
+        adapted = adapt(problem, descent, self.inner_steps, keep_graph=self.head.reads_features)
+        assert adapted.fast is not None
+        with torch.no_grad():
+            logits = problem.logits(adapted.leaves, adapted.head, episode.query, call=self.inner_steps)
+            for name in self.adapted:
+                way = (theta[name] - adapted.fast[name]) * (scale / self.config.inner_lr)
+                total.add([name], over_tasks([way], episode.n_tasks))
+            of_head = {
+                name: (adapted.initial_head[name] - weight) * (scale / self.config.head_inner_lr)
+                for name, weight in adapted.head.items()
+            }
+        add_gradient_through_start(problem, adapted.initial_head, of_head, total)
+        return TaskOutcome(adapted, logits)
+
+    def work(self, step: int) -> Work:
+        support, query = (self.inner_steps + 1) // 2, self.inner_steps // 2
+        through = 2 if self.head.reads_features else 0
+        if not self.adapted:
+            return Work(1 + through, 1)
+        return Work(3 * support + through, 3 * query + 1)
