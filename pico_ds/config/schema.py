@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 Precision = Literal["fp32", "bf16"]
+LearnerName = Literal["fomaml", "anil", "boil", "reptile", "meta_sgd", "protonet", "multitask", "masked_word", "ar"]
 Readout = Literal["fim", "pre", "fimpre", "mask", "last", "mean"]
 
 PositiveInt = Annotated[int, Field(gt=0)]
@@ -113,9 +114,12 @@ class SmlmtConfig(Section):
 class MetaConfig(Section):
     """How tasks are learned from (docs/learners.md)."""
 
-    learner: Literal["fomaml", "anil", "boil", "reptile", "meta_sgd", "protonet", "multitask", "ar"] = "fomaml"
+    learner: Literal["fomaml", "anil", "boil", "reptile", "meta_sgd", "protonet", "multitask", "masked_word", "ar"] = (
+        "fomaml"
+    )
     """fomaml: first-order MAML; anil, boil: the same with the head or the body alone adapted; reptile; meta_sgd: fomaml
-    with learned inner rates; protonet, multitask: the query loss without an inner loop; ar: no step on tasks"""
+    with learned inner rates; protonet, multitask: the query loss without an inner loop; masked_word: the vocabulary is
+    predicted at the readout of the tasks' contexts; ar: no step on tasks"""
     head: Literal["prototype", "linear", "generated", "vocab"] = "prototype"
     """prototype: initialised from the support features of each task (ProtoMAML); linear: meta-learned weights;
     generated: written from the support features by a network (LEOPARD); vocab: an MLP to the vocabulary, restricted to

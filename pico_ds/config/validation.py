@@ -109,13 +109,14 @@ def _check_learner(config: RunConfig) -> Iterator[str]:
             f"meta.inner_steps: got {meta.inner_steps} with meta.learner: reptile, which takes support and query by "
             "turns; make it at least 2"
         )
-    if learner in ("reptile", "meta_sgd"):
+    if learner == "meta_sgd":
         for name in ("inner_lr", "head_inner_lr"):
             if getattr(meta, name) == 0:
-                yield f"meta.{name}: got 0 with meta.learner: {learner}, which divides by it or learns its logarithm"
-    if learner == "protonet" and meta.head != "prototype":
+                yield f"meta.{name}: got 0 with meta.learner: meta_sgd, which learns its logarithm; make it positive"
+    if learner in ("protonet", "masked_word") and meta.head != "prototype":
         yield (
-            f"meta.head: got {meta.head!r} with meta.learner: protonet; leave it out, or write meta.learner: multitask"
+            f"meta.head: got {meta.head!r} with meta.learner: {learner}, which trains none (masked_word), or is that "
+            "head (protonet); leave it out, or write meta.learner: multitask"
         )
     if learner == "multitask" and meta.head in ("prototype", "linear"):
         reason = "that is meta.learner: protonet" if meta.head == "prototype" else "each task has labels of its own"

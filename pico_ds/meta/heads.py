@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from pico_ds.config import MetaConfig
+from pico_ds.data.keyed_random import digest64
 from pico_ds.tasks.episode import Episode
 
 #: weights of a task's classifier by name, fp32; each with a first axis where there are several tasks
@@ -96,14 +97,16 @@ class GeneratedHead(Head):
     reads_features = True
 
     def module(self, width: int, n_way: int, vocab_size: int) -> nn.Module:
-        return nn.ModuleDict({"hidden": nn.Linear(width, width), "output": nn.Linear(width, width + 1)})
+        # without a bias at the end, which would add the same score to every class
+        output = nn.Linear(width, width + 1, bias=False)
+        return nn.ModuleDict({"hidden": nn.Linear(width, width), "output": output})
 
     def initialize(self, module: nn.Module, generator: torch.Generator) -> None:
         _xavier(module, generator)
 
     def start(self, own: Mapping[str, Tensor], features: Tensor, episode: Episode) -> HeadWeights:
         hidden = F.linear(features, own["hidden.weight"].float(), own["hidden.bias"].float()).tanh()
-        written = F.linear(hidden, own["output.weight"].float(), own["output.bias"].float())
+        written = F.linear(hidden, own["output.weight"].float())
         means = class_means(written, episode.support.labels, episode.n_way)
         return {"weight": means[..., :-1], "bias": means[..., -1]}
 
@@ -190,8 +193,7 @@ def keyed_dropout(rate: float, keys: tuple[int, ...], call: int, has_tasks: bool
 
     def drop(layer: int, values: Tensor) -> Tensor:
         def mask_of(key: int, like: Tensor) -> Tensor:
-            # 2^20 layers of 2^20 calls: far from overlapping, and a generator takes 64 bits
-            generator = torch.Generator(values.device).manual_seed((key + (call << 20) + layer) % 2**63)
+            generator = torch.Generator(values.device).manual_seed(digest64("dropout", key, call, layer))
             return torch.rand(like.shape, generator=generator, device=values.device) >= rate
 
         if has_tasks:

@@ -1,7 +1,7 @@
 """The inner loop: adapt a copy of the weights to one task. Pure, rank-local, no collective."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
@@ -27,6 +27,7 @@ class Descent:
         adapts_head: whether the head is adapted.
         momentum, max_grad_norm: of the inner optimizer; 0 for neither.
         alternates: every second step descends the query loss.
+        keeps_sums: the sum of the gradients is asked for.
     """
 
     rates: Mapping[str, float | Tensor]
@@ -34,6 +35,7 @@ class Descent:
     momentum: float = 0.0
     max_grad_norm: float = 0.0
     alternates: bool = False
+    keeps_sums: bool = False
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class Adapted:
         first_logits: support logits before the first step.
         first_gradient_norm: norm of the first inner gradient (decoder and head), 0 without a step or where it was not
             asked for.
+        gradient_sums: of what was descended in all steps, fp32, the head's under `head.`; empty where not asked for.
     """
 
     leaves: dict[str, Tensor]
@@ -56,6 +59,7 @@ class Adapted:
     initial_head: HeadWeights
     first_logits: Float[Tensor, "*tasks contexts n_way"]
     first_gradient_norm: Float[Tensor, "*tasks"]
+    gradient_sums: dict[str, Tensor] = field(default_factory=dict)
 
 
 def descend(
@@ -181,7 +185,10 @@ def adapt(
         start |= {HEAD + name: weight for name, weight in start_head.items()}
         rates |= dict.fromkeys((HEAD + name for name in start_head), descent.rates["head"])
     no_norm = torch.zeros_like(episode.support.labels[..., 0], dtype=torch.float32)
-    conditioned = descent.momentum or descent.max_grad_norm
+    condition = None
+    if descent.momentum or descent.max_grad_norm or descent.keeps_sums:
+        by_task = episode.n_tasks is not None
+        condition = Conditioner(descent.max_grad_norm, descent.momentum, by_task, descent.keeps_sums)
     adapted, fast, first_gradient_norm = descend(
         inner_loss,
         start,
@@ -191,10 +198,13 @@ def adapt(
         episode.n_tasks,
         problem.network.update,
         measure,
-        Conditioner(descent.max_grad_norm, descent.momentum, episode.n_tasks is not None) if conditioned else None,
+        condition,
         None if after_step is None else lambda count, fast, now: after_step(count, standing(fast, now, no_norm)),
     )
-    return standing(fast, adapted, first_gradient_norm)
+    found = standing(fast, adapted, first_gradient_norm)
+    if condition is not None and descent.keeps_sums:
+        found.gradient_sums.update(zip(start, condition.sums, strict=True))
+    return found
 
 
 def _split(fast: Parameters, start_head: HeadWeights) -> tuple[dict[str, Tensor], HeadWeights]:

@@ -110,16 +110,31 @@ class Network:
         self, parameters: Parameters, contexts: Contexts, readout: Readout
     ) -> Float[Tensor, "*tasks contexts width"]:
         """Features of each context, fp32, scaled to a fixed length."""
+        return self.scaled(self.readout_states(parameters, contexts, readout))
+
+    def scaled(self, states: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows width"]:
+        """Features of states at readout positions."""
+        return self.feature_length * F.normalize(states, dim=-1)
+
+    def readout_states(
+        self, parameters: Parameters, contexts: Contexts, readout: Readout
+    ) -> Float[Tensor, "*tasks contexts width"]:
+        """The state of each context at its readout position, fp32; the mean over its tokens for `mean`."""
         hidden = self.hidden(parameters, contexts.input_ids).float()
         if readout == "mean":
             real = torch.arange(hidden.shape[-2], device=hidden.device) < contexts.lengths[..., None]
-            pooled = (hidden * real[..., None]).sum(-2) / contexts.lengths[..., None]
-        else:
-            pooled = hidden.take_along_dim(contexts.readout_index[..., None, None], dim=-2).squeeze(-2)
-        return self.feature_length * F.normalize(pooled, dim=-1)
+            return (hidden * real[..., None]).sum(-2) / contexts.lengths[..., None]
+        return hidden.take_along_dim(contexts.readout_index[..., None, None], dim=-2).squeeze(-2)
 
     def language_model_loss(self, parameters: Parameters, rows: Int[Tensor, "rows length"]) -> Float[Tensor, ""]:
         """SUM of the next-token cross-entropies of the rows, in nats, fp32."""
-        hidden = self.hidden(parameters, rows[:, :-1]).flatten(0, 1)
+        return self.vocabulary_loss(
+            parameters, self.hidden(parameters, rows[:, :-1]).flatten(0, 1), rows[:, 1:].flatten()
+        )
+
+    def vocabulary_loss(
+        self, parameters: Parameters, states: Float[Tensor, "count width"], targets: Int[Tensor, " count"]
+    ) -> Float[Tensor, ""]:
+        """SUM of the cross-entropies of tokens, given states of the last block, in nats, fp32."""
         projection = parameters[OUTPUT_PROJECTION].to(self.compute_dtype)
-        return linear_cross_entropy(hidden, projection, rows[:, 1:].flatten(), on_chunk=self._on_chunk)
+        return linear_cross_entropy(states.to(self.compute_dtype), projection, targets, on_chunk=self._on_chunk)

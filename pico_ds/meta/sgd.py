@@ -71,9 +71,13 @@ SGD = Update(first_step, next_step, last_step)
 
 
 class Conditioner:
-    """What is done to the inner gradients before SGD takes them: clipping, then momentum (Polyak 1964)."""
+    """What is done to the inner gradients before SGD takes them: clipping, then momentum (Polyak 1964).
 
-    def __init__(self, max_norm: float, momentum: float, by_task: bool) -> None:
+    Attributes:
+        sums: of what SGD took over all steps, fp32, where they are kept.
+    """
+
+    def __init__(self, max_norm: float, momentum: float, by_task: bool, keep_sums: bool = False) -> None:
         """
         Args:
             max_norm: of all gradients of a task together; 0 clips nothing.
@@ -81,7 +85,9 @@ class Conditioner:
             by_task: the gradients have a first axis of tasks.
         """
         self._max_norm, self._momentum, self._by_task = max_norm, momentum, by_task
+        self._keep_sums = keep_sums
         self._velocity: Tensors = []
+        self.sums: Tensors = []
 
     def __call__(self, gradients: Tensors) -> Tensors:
         """Gradients in the types given; those given may be written to."""
@@ -97,9 +103,14 @@ class Conditioner:
             else:
                 torch._foreach_mul_(self._velocity, self._momentum)
                 torch._foreach_add_(self._velocity, gradients)
-            return [
-                part.to(gradient.dtype, copy=True) for part, gradient in zip(self._velocity, gradients, strict=True)
-            ]
+            # a copy, for SGD writes to what it is given
+            types = [gradient.dtype for gradient in gradients]
+            gradients = [part.to(dtype, copy=True) for part, dtype in zip(self._velocity, types, strict=True)]
+        if self._keep_sums:
+            if not self.sums:
+                self.sums = [gradient.to(_wide(gradient), copy=True) for gradient in gradients]
+            else:
+                torch._foreach_add_(self.sums, gradients)
         return gradients
 
 

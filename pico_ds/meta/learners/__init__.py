@@ -6,6 +6,7 @@ from pico_ds.meta.learners.ar import Autoregressive
 from pico_ds.meta.learners.base import Learner, TaskOutcome, Work
 from pico_ds.meta.learners.boil import BOIL
 from pico_ds.meta.learners.fomaml import FOMAML
+from pico_ds.meta.learners.masked_word import MaskedWord
 from pico_ds.meta.learners.meta_sgd import MetaSGD
 from pico_ds.meta.learners.multitask import Multitask
 from pico_ds.meta.learners.protonet import ProtoNet
@@ -20,6 +21,7 @@ LEARNERS: dict[str, type[Learner]] = {
     "meta_sgd": MetaSGD,
     "protonet": ProtoNet,
     "multitask": Multitask,
+    "masked_word": MaskedWord,
     "ar": Autoregressive,
 }
 

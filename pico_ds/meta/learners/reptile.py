@@ -11,13 +11,15 @@ from pico_ds.meta.learners.base import Learner, TaskOutcome, Work, over_tasks
 from pico_ds.meta.learners.fomaml import add_gradient_through_start
 from pico_ds.meta.network import Network, Parameters
 from pico_ds.meta.problem import Problem
+from pico_ds.model.meta_model import HEAD
 from pico_ds.tasks.episode import Episode
 
 
 class Reptile(Learner):
     """The way from the meta-parameters to the adapted weights is the outer gradient: (theta - phi) / inner_lr.
 
-    The division makes it the sum of the inner gradients, whose size does not depend on the rate. The inner loop takes
+    That is the sum of the inner gradients, whose size does not depend on the rate, and which is summed as such: the
+    difference of nearly equal weights would be mostly rounding. The inner loop takes
     the support and the query set by turns, since Reptile learns from the agreement between the gradients of different
     mini-batches: it needs two inner steps at least. The head's part goes through its start, as in FOMAML.
 
@@ -36,18 +38,14 @@ class Reptile(Learner):
         measure: bool = True,
     ) -> TaskOutcome:
         problem = Problem.at(theta, network, self.head, episode, readout, training=True)
-        descent = replace(self.descent(theta), alternates=True)
-        adapted = adapt(problem, descent, self.inner_steps, keep_graph=self.head.reads_features)
-        assert adapted.fast is not None
+        descent = replace(self.descent(theta), alternates=True, keeps_sums=True)
+        adapted = adapt(problem, descent, self.inner_steps, keep_graph=self.head.reads_features, measure=measure)
         with torch.no_grad():
             logits = problem.logits(adapted.leaves, adapted.head, episode.query, call=self.inner_steps)
-            for name in self.adapted:
-                way = (theta[name] - adapted.fast[name]) * (scale / self.config.inner_lr)
-                total.add([name], over_tasks([way], episode.n_tasks))
-            of_head = {
-                name: (adapted.initial_head[name] - weight) * (scale / self.config.head_inner_lr)
-                for name, weight in adapted.head.items()
-            }
+            torch._foreach_mul_(list(adapted.gradient_sums.values()), scale)
+        body = {name: adapted.gradient_sums.pop(name) for name in self.adapted}
+        total.add(body, over_tasks(body.values(), episode.n_tasks))
+        of_head = {name.removeprefix(HEAD): way for name, way in adapted.gradient_sums.items()}
         add_gradient_through_start(problem, adapted.initial_head, of_head, total)
         return TaskOutcome(adapted, logits)
 

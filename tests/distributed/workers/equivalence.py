@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from pico_ds.config import parse_config
+from pico_ds.config import TrainingConfig, parse_config
 from pico_ds.config.deepspeed import load_deepspeed_config, resolve_deepspeed_config
 from pico_ds.engine.distributed import Process, start_process, stop_process
 from pico_ds.engine.meta_engine import MetaEngine
@@ -43,8 +43,8 @@ def rows_of(step: int) -> torch.Tensor:
     return torch.randint(0, SHAPE.vocab_size, (ROWS, 9), generator=generator)
 
 
-def train_reference(module: MetaModel) -> dict[str, torch.Tensor]:
-    training = CONFIG.training
+def adamw(module: MetaModel, training: TrainingConfig) -> torch.optim.AdamW:
+    """The optimizer of a plain loop: no decay of norms, biases and embeddings."""
     decayed = [p for n, p in module.named_parameters() if p.ndim >= 2 and "decoder.embedding_proj" not in n]
     ids = {id(p) for p in decayed}
     groups = [
@@ -52,7 +52,12 @@ def train_reference(module: MetaModel) -> dict[str, torch.Tensor]:
         {"params": [p for p in module.parameters() if id(p) not in ids], "weight_decay": 0.0},
     ]
     betas = (training.adam_beta1, training.adam_beta2)
-    optimizer = torch.optim.AdamW(groups, lr=training.lr, betas=betas, eps=training.adam_eps)
+    return torch.optim.AdamW(groups, lr=training.lr, betas=betas, eps=training.adam_eps)
+
+
+def train_reference(module: MetaModel) -> dict[str, torch.Tensor]:
+    training = CONFIG.training
+    optimizer = adamw(module, training)
     for step, n_tasks in enumerate(TASKS_PER_STEP):
         if n_tasks:
             each = [task_gradients(module, random_episode(100 * step + i), CONFIG.meta) for i in range(n_tasks)]

@@ -66,7 +66,8 @@ def fields(section: type[BaseModel]) -> set[str]:
 def test_every_declared_field_is_read_somewhere() -> None:
     read: set[str] = set()
     for path in (REPOSITORY / "pico_ds").rglob("*.py"):
-        if path.parent.name == "config" and path.name in {"schema.py", "validation.py"}:
+        # the schema reads `smlmt.hybrid_ratio` for all others (`RunConfig.meta_ratio`)
+        if path.parent.name == "config" and path.name == "validation.py":
             continue
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):

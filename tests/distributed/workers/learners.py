@@ -1,0 +1,90 @@
+"""Every learner under ZeRO 1-3 against one plain PyTorch loop over the tasks of all ranks."""
+
+import copy
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from pico_ds.config import RunConfig, parse_config
+from pico_ds.config.deepspeed import load_deepspeed_config, resolve_deepspeed_config
+from pico_ds.engine.distributed import start_process, stop_process
+from pico_ds.engine.meta_engine import MetaEngine
+from pico_ds.meta.building import build_meta_model, build_twin
+from pico_ds.meta.gradient import GradientSum
+from pico_ds.meta.network import Network
+from pico_ds.model.meta_model import MetaModel
+from tests.distributed.workers.equivalence import adamw
+from tests.learner_reference import reference_gradient
+from tests.reference import SHAPE, add_task_gradient, random_episode, relative_error
+
+CASES = {
+    "fomaml": "head: linear, multi_step_loss: true",
+    "anil": "head: vocab",
+    "boil": "head: prototype",
+    "reptile": "head: generated",
+    "meta_sgd": "head: prototype, learned_rates: layer",
+    "protonet": "head: prototype",
+    "multitask": "head: vocab",
+    "masked_word": "head: prototype",
+}
+#: tasks of each outer step: uneven, and fewer than ranks
+TASKS_PER_STEP = (3, 1, 4)
+
+
+def config_of(learner: str) -> RunConfig:
+    meta = f"learner: {learner}, {CASES[learner]}, inner_steps: 2, inner_lr: 0.05, head_inner_lr: 0.5"
+    training = "training: {lr: 3e-3, max_grad_norm: 0.5}"
+    return parse_config(
+        f"{{smlmt: {{n_way: 3}}, {training}, meta: {{{meta}, vocab_head_layers: 3, vocab_head_width: 8}}}}"
+    )
+
+
+def train_reference(module: MetaModel, config: RunConfig) -> dict[str, torch.Tensor]:
+    optimizer = adamw(module, config.training)
+    weights = [0.5, 0.5] if config.meta.multi_step_loss else None
+    for step, n_tasks in enumerate(TASKS_PER_STEP):
+        episodes = [random_episode(100 * step + i) for i in range(n_tasks)]
+        each = [reference_gradient(module, episode, config.meta, weights) for episode in episodes]
+        for name, parameter in module.named_parameters():
+            parameter.grad = sum(gradient[name] for gradient in each) / n_tasks
+        torch.nn.utils.clip_grad_norm_(module.parameters(), config.training.max_grad_norm)
+        optimizer.step()
+    return {name: parameter.detach() for name, parameter in module.named_parameters()}
+
+
+def train_engine(engine: MetaEngine, network: Network, config: RunConfig) -> dict[str, torch.Tensor]:
+    rank, world_size = engine.process.rank, engine.process.world_size
+    for step, n_tasks in enumerate(TASKS_PER_STEP):
+        theta = engine.full_parameters(for_update=True)
+        total = GradientSum(theta)
+        for i in range(rank, n_tasks, world_size):
+            episode = random_episode(100 * step + i)
+            add_task_gradient(network, theta, episode, "fim", config.meta, total, world_size / n_tasks, measure=False)
+        engine.apply_gradient(total.result(), config.training.lr)
+    return engine.full_parameters()
+
+
+def main() -> None:
+    process = start_process()
+    errors: dict[str, dict[int, float]] = {}
+    for learner in CASES:
+        config = config_of(learner)
+        initial = build_meta_model(SHAPE, config.meta, 3, vocab_size=61, seed=0)
+        wanted = train_reference(copy.deepcopy(initial), config)
+        twin = build_twin(SHAPE, config.meta, 3, vocab_size=61)
+        network = Network(twin, torch.float32, config.meta.feature_squared_norm)
+        for stage in (1, 2, 3):
+            settings = resolve_deepspeed_config(
+                load_deepspeed_config(f"ds_configs/zero{stage}.json"), config, process.world_size
+            )
+            engine = MetaEngine(copy.deepcopy(initial), config.training, settings, process)
+            got = train_engine(engine, network, config)
+            errors.setdefault(learner, {})[stage] = relative_error(got, wanted)
+    Path(sys.argv[1]).write_text(json.dumps(errors))
+    stop_process()
+
+
+if __name__ == "__main__":
+    main()
