@@ -59,10 +59,10 @@ class CheckpointBenchmark:
     ) -> None:
         self.process, self.directory = process, directory
         self.config = config
-        module = build_meta_model(config.model, config.meta, config.smlmt.n_way, vocab_size, seed=0)
+        module = build_meta_model(config.model, config.meta, config.smlmt.n_ways[1], vocab_size, seed=0)
         settings = resolve_deepspeed_config(deepspeed_json, config, process.world_size)
         self.engine = MetaEngine(module, config.training, settings, process)
-        twin = build_twin(config.model, config.meta, config.smlmt.n_way, vocab_size)
+        twin = build_twin(config.model, config.meta, config.smlmt.n_ways[1], vocab_size)
         self.network = Network(twin, COMPUTE_DTYPE[config.training.precision], config.meta.feature_squared_norm)
         self.state = OptimizerState(self.engine)
         self._take_step()

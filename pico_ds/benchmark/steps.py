@@ -123,7 +123,7 @@ class StepBenchmark:
         assert vocab_size is not None
         self.vocab_size = vocab_size
         module = build_meta_model(
-            config.model, config.meta, config.smlmt.n_way, vocab_size, seed=0, device=process.device
+            config.model, config.meta, config.smlmt.n_ways[1], vocab_size, seed=0, device=process.device
         )
         settings = resolve_deepspeed_config(deepspeed_json, config, process.world_size)
         self.network = build_network(config, vocab_size, process)

@@ -49,6 +49,10 @@ _StrictLoader.add_implicit_resolver(
 )
 
 
+#: what pydantic puts behind a key that may be of several types
+_TYPE_TAG = re.compile(r"^(int|float|str|none)$|^literal\[|^list\[|^constrained-")
+
+
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a YAML configuration and apply `section.key=value` overrides.
 
@@ -81,7 +85,7 @@ def parse_config(text: str, overrides: Sequence[str] = (), name: str = "<text>")
     try:
         config = RunConfig.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(_joined(name, [_explain(detail) for detail in error.errors()])) from None
+        raise ConfigError(_joined(name, [*_explain(error.errors())])) from None
     problems = [*check_combinations(config)]
     if problems:
         raise ConfigError(_joined(name, problems))
@@ -174,15 +178,17 @@ def _all_keys(section: type[BaseModel], path: tuple[str, ...]) -> Iterator[str]:
             yield from _all_keys(field.annotation, (*path, key))
 
 
-def _explain(detail: ErrorDetails) -> str:
-    path = [
-        part for part in detail["loc"] if not (isinstance(part, str) and part in {"int", "float", "str", "list[str]"})
-    ]
-    names = [part for part in path if isinstance(part, str) and part.isidentifier()]
-    dotted = ".".join(str(part) for part in path)
-    message = detail["msg"][0].lower() + detail["msg"][1:]
-    meaning = _meaning(names)
-    return f"{dotted}: got {detail['input']!r}; {message}" + (f" ({meaning})" if meaning else "")
+def _explain(details: Sequence[ErrorDetails]) -> Iterator[str]:
+    """A message for each key; what may be of several types fails once for each of them."""
+    by_key: dict[tuple[int | str, ...], list[ErrorDetails]] = {}
+    for detail in details:
+        path = tuple(part for part in detail["loc"] if isinstance(part, int) or not _TYPE_TAG.search(part))
+        by_key.setdefault(path, []).append(detail)
+    for path, found in by_key.items():
+        messages = [detail["msg"][0].lower() + detail["msg"][1:] for detail in found]
+        meaning = _meaning([part for part in path if isinstance(part, str)])
+        text = f"{'.'.join(map(str, path))}: got {found[0]['input']!r}; {'; or: '.join(dict.fromkeys(messages))}"
+        yield text + (f" ({meaning})" if meaning else "")
 
 
 def _meaning(names: Sequence[str]) -> str | None:

@@ -14,6 +14,7 @@ Readout = Literal["fim", "pre", "fimpre", "mask", "last", "mean"]
 
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
+IntRange = Annotated[list[PositiveInt], Field(min_length=2, max_length=2)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -81,13 +82,22 @@ class DataConfig(Section):
     """where token caches are kept; null takes $PICO_DS_CACHE, else ~/.cache/pico_ds"""
 
 
+class InjectConfig(Section):
+    """Sentences of your own among the training tasks."""
+
+    path: str | None = None
+    """JSONL of `text` and `word`, or of `text` and `label`; null injects none"""
+    ratio: Fraction = 0.5
+    """share of the training tasks that are made of them"""
+
+
 class SmlmtConfig(Section):
     """Subset Masked Language Modeling Tasks (Bansal et al. 2020, arXiv 2009.08445)."""
 
-    n_way: Annotated[int, Field(ge=2)] = 5
-    """classes (words) of a task"""
-    k_shot: PositiveInt = 5
-    """support contexts of a class"""
+    n_way: Annotated[int, Field(ge=2)] | IntRange = 5
+    """classes (words) of a task; a list [least, most] for a range, from which every task draws"""
+    k_shot: PositiveInt | IntRange = 5
+    """support contexts of a class; a list [least, most] for a range, from which every task draws"""
     q_query: PositiveInt = 5
     """query contexts of a class"""
     hybrid_ratio: Fraction = 0.5
@@ -109,6 +119,35 @@ class SmlmtConfig(Section):
     """share of the class words kept for validation tasks"""
     test_word_fraction: Fraction = 0.1
     """share of the class words kept for test tasks"""
+    class_sampling: Literal["uniform", "frequency", "cluster"] = "uniform"
+    """how the words of a training task are drawn: all alike, in proportion to their occurrences, or out of a cluster of
+    words that keep the same company and are hard to tell apart"""
+    cluster_size: PositiveInt = 30
+    """words nearest to the first of a task, among which the others are drawn, when class_sampling is cluster"""
+    curriculum_steps: NonNegativeInt = 0
+    """outer steps after the warm-up over which training tasks grow hard: n_way from the least, k_shot from the most,
+    classes from uniform to those of class_sampling; 0: they are so from the start"""
+    inject: InjectConfig = InjectConfig()
+    """sentences of your own"""
+
+    @property
+    def n_ways(self) -> tuple[int, int]:
+        """The least and the most classes of a task."""
+        return _as_range(self.n_way)
+
+    @property
+    def k_shots(self) -> tuple[int, int]:
+        """The least and the most support contexts of a class."""
+        return _as_range(self.k_shot)
+
+    @property
+    def has_ranges(self) -> bool:
+        """Whether tasks differ in shape."""
+        return self.n_ways[0] < self.n_ways[1] or self.k_shots[0] < self.k_shots[1]
+
+
+def _as_range(value: int | list[int]) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (value[0], value[1])
 
 
 class MetaConfig(Section):

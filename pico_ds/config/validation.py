@@ -75,6 +75,18 @@ def _check_tasks(config: RunConfig) -> Iterator[str]:
             f"smlmt.context_tokens: got {smlmt.context_tokens}, which makes sequences of {longest} tokens, more than "
             f"model.max_seq_len = {model.max_seq_len}"
         )
+    for name, (least, most) in (("n_way", smlmt.n_ways), ("k_shot", smlmt.k_shots)):
+        if least > most:
+            yield f"smlmt.{name}: got {[least, most]}; write the least before the most"
+    if smlmt.n_ways[0] < 2:
+        yield f"smlmt.n_way: got {smlmt.n_way}; a task has at least 2 classes"
+    if smlmt.n_ways[0] < smlmt.n_ways[1] and config.meta.head == "linear":
+        yield f"smlmt.n_way: got {smlmt.n_way} with meta.head: linear, which has a fixed number of classes"
+    if smlmt.class_sampling == "cluster" and smlmt.cluster_size < smlmt.n_ways[1] - 1:
+        yield (
+            f"smlmt.cluster_size: got {smlmt.cluster_size}, fewer than the other {smlmt.n_ways[1] - 1} classes of a "
+            "task; raise it"
+        )
     if smlmt.min_word_freq > smlmt.max_word_freq:
         yield (
             f"smlmt.min_word_freq: got {smlmt.min_word_freq}, more than smlmt.max_word_freq = {smlmt.max_word_freq}; "

@@ -109,8 +109,21 @@ class Evaluator:
         return EvaluationResult(step, loss, few_shot, task_key(self._config))
 
 
+#: settings of training tasks
+_NOT_OF_HELD_OUT_TASKS = {
+    "readout",
+    "hybrid_ratio",
+    "warmup_steps",
+    "class_sampling",
+    "cluster_size",
+    "curriculum_steps",
+    "inject",
+}
+
+
 def task_key(config: RunConfig) -> str:
     """A digest of everything that decides the evaluation tasks; the readout changes their layout alone."""
     corpus = config.data.model_dump(exclude={"cache_dir", "sequence_length"})
-    tasks = config.smlmt.model_dump(exclude={"readout", "hybrid_ratio", "warmup_steps"})
+    tasks = config.smlmt.model_dump(exclude=_NOT_OF_HELD_OUT_TASKS)
+    tasks |= {"n_way": config.smlmt.n_ways[1], "k_shot": config.smlmt.k_shots[1]}
     return f"{digest64(repr((corpus, tasks, config.evaluation.word_split))):016x}"

@@ -99,3 +99,28 @@ def lay_out(
         readout_index=torch.from_numpy(readout_index.astype(np.int64)),
         labels=torch.from_numpy(labels.astype(np.int64)),
     )
+
+
+def lay_out_one(
+    tokens: Sequence[int], anchor: int, readout: Readout, context_tokens: int, tokenizer: TextTokenizer
+) -> tuple[Int[Tensor, " positions"], int, int]:
+    """One context that is masked already, as `lay_out` arranges those of a corpus.
+
+    Args:
+        tokens: cut to `context_tokens` around the anchor.
+        anchor: place of the [MASK] that features are read at.
+
+    Returns:
+        token ids of `context_tokens + 1` positions, the number of real ones, and the readout position.
+    """
+    start = max(0, min(anchor - context_tokens // 2, len(tokens) - context_tokens))
+    tokens, anchor = list(tokens[start : start + context_tokens]), anchor - start
+    separator = [tokenizer.end_of_text_id]
+    if readout in ROTATED:
+        tokens = [*tokens[anchor + 1 :], *separator, *tokens[: anchor + 1]]
+        anchor = len(tokens) - 1
+    elif readout == "pre" and anchor == 0:
+        tokens, anchor = [*separator, *tokens], 1
+    place = {"fim": anchor, "mask": anchor, "pre": anchor - 1, "fimpre": anchor - 1}.get(readout, len(tokens) - 1)
+    padding = [tokenizer.pad_id] * (context_tokens + LAYOUT_EXTRA_TOKENS - len(tokens))
+    return torch.tensor([*tokens, *padding]), len(tokens), place

@@ -1,16 +1,22 @@
 """Subset Masked Language Modeling Tasks (Bansal et al. 2020, arXiv 2009.08445): sampling."""
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from pico_ds.config import Readout, SmlmtConfig
 from pico_ds.config.validation import LAYOUT_EXTRA_TOKENS
 from pico_ds.data.keyed_random import digest64, keyed_rng
 from pico_ds.data.tokenizer import TextTokenizer
+from pico_ds.tasks.class_choice import ClassChoice
 from pico_ds.tasks.episode import Contexts, Episode
 from pico_ds.tasks.errors import TaskError
 from pico_ds.tasks.layout import lay_out, name_tokens
 from pico_ds.tasks.lexicon import Lexicon, WordSplit
+from pico_ds.tasks.sentences import SentenceTasks, parse_sentences
+from pico_ds.tasks.shape import TaskShapes
 from pico_ds.tasks.word_index import WordIndex
 
 #: draws of n_way words before a task is given up
@@ -56,17 +62,42 @@ class SMLMT:
             "separator_id": tokenizer.end_of_text_id,
         }
         self._key = ("smlmt", split, seed)
-        self._tokenizer = tokenizer
         words = lexicon.class_words(split, config, split_seed)
-        self._per_class = config.k_shot + config.q_query
-        self.words: Integers = words[index.disjoint_contexts(words, at_least=self._per_class)]
-        if len(self.words) < config.n_way:
+        self.shapes = TaskShapes(config, seed)
+        largest = self.shapes.largest
+        self.words: Integers = words[index.disjoint_contexts(words, at_least=largest.per_class)]
+        if len(self.words) < largest.n_way:
             raise TaskError(
-                f"smlmt.n_way: got {config.n_way}, but only {len(self.words)} {split} words have smlmt.k_shot + "
-                f"smlmt.q_query = {self._per_class} contexts here ({len(words)} {split} words have a frequency in "
+                f"smlmt.n_way: got {largest.n_way}, but only {len(self.words)} {split} words have smlmt.k_shot + "
+                f"smlmt.q_query = {largest.per_class} contexts here ({len(words)} {split} words have a frequency in "
                 f"[{config.min_word_freq}, {config.max_word_freq}]); lower n_way, k_shot, q_query or min_word_freq, "
                 "raise the split's word fraction, or give more text"
             )
+        self._choice = ClassChoice(self.words, config, index)
+        #: of every class word, in the order of `words`
+        self._word_tokens = name_tokens([lexicon.words[word] for word in self.words], tokenizer)
+
+    @staticmethod
+    def from_sentences(
+        sentences: Sequence[Mapping[str, str] | tuple[str, str]],
+        tokenizer: TextTokenizer,
+        config: SmlmtConfig,
+        seed: int = 0,
+    ) -> SentenceTasks:
+        """Tasks over sentences of your own.
+
+        Args:
+            sentences: `{"text": ..., "word": ...}` or `(text, word)`, to tell masked words apart; or all of them
+                `{"text": ..., "label": ...}`, to tell labels of whole sentences apart.
+            config: shape and layout of the tasks.
+            seed: key of the tasks.
+
+        Raises:
+            TaskError: a sentence that is not as it should be, or too few of them.
+        """
+        records = [one if isinstance(one, Mapping) else {"text": one[0], "word": one[1]} for one in sentences]
+        found = parse_sentences((f"sentence {number}", record) for number, record in enumerate(records, start=1))
+        return SentenceTasks(found, tokenizer, config, seed)
 
     @property
     def sequence_length(self) -> int:
@@ -79,21 +110,20 @@ class SMLMT:
         Raises:
             TaskError: no draw of words gave enough contexts that contain one of them alone.
         """
-        rng = keyed_rng(*self._key, step, index)
-        config = self.config
+        rng, shape = keyed_rng(*self._key, step, index), self.shapes.at(step, index)
         for _ in range(_MAX_DRAWS):
-            words = rng.choice(self.words, size=config.n_way, replace=False)
-            if (chosen := self._choose_contexts(words, rng)) is not None:
-                return self._episode(words, chosen, digest64("device", *self._key, step, index))
+            words = self._choice.draw(rng, shape.n_way, self.shapes.progress(step))
+            if (chosen := self._choose_contexts(words, shape.per_class, rng)) is not None:
+                return self._episode(words, chosen, shape.k_shot, digest64("device", *self._key, step, index))
         raise TaskError(
-            f"no {config.n_way} words with {self._per_class} contexts free of each other were found in {_MAX_DRAWS} "
+            f"no {shape.n_way} words with {shape.per_class} contexts free of each other were found in {_MAX_DRAWS} "
             "draws; lower smlmt.n_way, k_shot, q_query, max_word_freq or context_tokens, or give more text"
         )
 
-    def _choose_contexts(self, words: Integers, rng: np.random.Generator) -> Integers | None:
-        """Occurrences `[n_way, k_shot + q_query]` with disjoint contexts, each with its own word alone, or None."""
+    def _choose_contexts(self, words: Integers, per_class: int, rng: np.random.Generator) -> Integers | None:
+        """Occurrences `[n_way, per_class]` with disjoint contexts, each with its own word alone, or None."""
         index = self.index
-        drawn = [self._draw(int(word), rng) for word in words]
+        drawn = [self._draw(int(word), per_class, rng) for word in words]
         occurrences = np.concatenate(drawn)
         owner = np.repeat(np.arange(len(words)), [len(some) for some in drawn])
         starts, ends = index.span_starts[occurrences], index.span_ends[occurrences]
@@ -108,32 +138,30 @@ class SMLMT:
         chosen: list[list[int]] = [[] for _ in words]
         candidates = zip(occurrences.tolist(), owner.tolist(), starts.tolist(), ends.tolist(), strict=True)
         for (occurrence, label, start, end), other in zip(candidates, has_other.tolist(), strict=True):
-            if other or len(chosen[label]) == self._per_class:
+            if other or len(chosen[label]) == per_class:
                 continue
             if any(start < b and a < end for a, b in zip(taken_starts, taken_ends, strict=True)):
                 continue
             taken_starts.append(start)
             taken_ends.append(end)
             chosen[label].append(occurrence)
-        if any(len(some) < self._per_class for some in chosen):
+        if any(len(some) < per_class for some in chosen):
             return None
         return np.array(chosen, dtype=np.int64)
 
-    def _draw(self, word: int, rng: np.random.Generator) -> Integers:
+    def _draw(self, word: int, per_class: int, rng: np.random.Generator) -> Integers:
         found = self.index.occurrences(word)
         count = found.stop - found.start
-        wanted = min(count, _OVERSAMPLING * self._per_class)
+        wanted = min(count, _OVERSAMPLING * per_class)
         return found.start + rng.choice(count, size=wanted, replace=False)
 
-    def _episode(self, words: Integers, chosen: Integers, key: int) -> Episode:
-        # rng.choice returns words in random order, so the labels 0..n_way-1 are a random permutation already
-        k_shot = self.config.k_shot
-        names = tuple(self.lexicon.words[word] for word in words)
+    def _episode(self, words: Integers, chosen: Integers, k_shot: int, key: int) -> Episode:
+        # words are drawn in random order, so the labels 0..n_way-1 are a random permutation already
         return Episode(
             support=self._contexts(words, chosen[:, :k_shot]),
             query=self._contexts(words, chosen[:, k_shot:]),
-            words=names,
-            word_tokens=name_tokens(names, self._tokenizer),
+            words=tuple(self.lexicon.words[word] for word in words),
+            word_tokens=self._word_tokens[torch.from_numpy(np.searchsorted(self.words, words))],
             keys=(key,),
         )
 

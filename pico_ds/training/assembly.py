@@ -1,6 +1,7 @@
 """From a configuration to everything that a run is made of."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pico_ds.config import ConfigError, RunConfig
@@ -16,7 +17,9 @@ from pico_ds.model.attention_backends import attention_of_several_tasks, choose_
 from pico_ds.model.compilation import why_not_compile
 from pico_ds.model.precision import COMPUTE_DTYPE
 from pico_ds.tasks.lexicon import Lexicon, TokenClasses
+from pico_ds.tasks.sentences import SentenceTasks, read_sentences
 from pico_ds.tasks.smlmt import SMLMT
+from pico_ds.tasks.source import MixedTasks, TaskSource
 from pico_ds.tasks.word_index import WordIndex
 from pico_ds.training.task_batches import tasks_per_batch
 from pico_ds.training.terminal import logger
@@ -32,7 +35,7 @@ class Ingredients:
     network: Network
     learner: Learner
     rows: ShuffledRows
-    tasks: SMLMT | None
+    tasks: TaskSource | None
     evaluator: Evaluator
 
 
@@ -76,7 +79,7 @@ def build_network(config: RunConfig, vocab_size: int, process: Process) -> Netwo
     has_tasks = config.meta_ratio > 0 or config.evaluation.n_tasks > 0
     lengths = sorted({config.data.sequence_length, *([contexts] if has_tasks else [])})
     chosen, attend = choose_attention(model.attention, process.device, dtype, *heads, lengths)
-    twin = build_twin(model, config.meta, config.smlmt.n_way, vocab_size, attend, recompute)
+    twin = build_twin(model, config.meta, config.smlmt.n_ways[1], vocab_size, attend, recompute)
     together = math_attention
     apart = not make_learner(config.meta, twin.decoder).shares_weights
     if config.meta_ratio and apart and tasks_per_batch(config, twin, process.device.type == "cuda") > 1:
@@ -111,7 +114,7 @@ def _vocab_size(config: RunConfig, corpus: Corpus) -> int:
     return wanted or needed
 
 
-def _build_tasks(config: RunConfig, corpus: Corpus) -> tuple[SMLMT | None, list[SMLMT]]:
+def _build_tasks(config: RunConfig, corpus: Corpus) -> tuple[TaskSource | None, list[SMLMT]]:
     """The training tasks, and the held-out tasks once per readout; none where nothing asks for them."""
     smlmt, evaluation, split_seed = config.smlmt, config.evaluation, config.data.split_seed
     if config.meta_ratio == 0 and evaluation.n_tasks == 0:
@@ -121,22 +124,57 @@ def _build_tasks(config: RunConfig, corpus: Corpus) -> tuple[SMLMT | None, list[
     common: dict[str, Any] = {
         "lexicon": lexicon,
         "tokenizer": corpus.tokenizer,
-        "config": smlmt,
         "split_seed": split_seed,
     }
-    train_tasks, held_out_tasks = None, []
+    train_tasks: TaskSource | None = None
+    held_out_tasks = []
     if config.meta_ratio > 0:
         index = WordIndex(corpus.train, lexicon, classes, smlmt)
-        train_tasks = SMLMT(index, split="train", seed=config.training.seed, **common)
-        train_tasks.sample(step=0, index=0)
+        train_tasks = SMLMT(index, config=smlmt, split="train", seed=config.training.seed, **common)
+        train_tasks.sample(smlmt.warmup_steps + smlmt.curriculum_steps, index=0)
+        train_tasks = _with_injected(train_tasks, config, corpus, lexicon)
     if evaluation.n_tasks > 0:
         index = WordIndex(corpus.validation, lexicon, classes, smlmt)
+        # the hardest shape of the training tasks, of words that are drawn alike
+        judged = smlmt.model_copy(
+            update={
+                "n_way": smlmt.n_ways[1],
+                "k_shot": smlmt.k_shots[1],
+                "class_sampling": "uniform",
+                "curriculum_steps": 0,
+            }
+        )
         # keyed by split_seed, not by the run's seed: every run is judged by the same tasks
         held_out_tasks = [
-            SMLMT(index, split=evaluation.word_split, seed=split_seed, readout=readout, **common)
+            SMLMT(index, config=judged, split=evaluation.word_split, seed=split_seed, readout=readout, **common)
             for readout in evaluation.readouts or [smlmt.readout]
         ]
         # a task that cannot be drawn is an error now, not at the first evaluation
         for number in range(evaluation.n_tasks):
             held_out_tasks[0].sample(step=0, index=number)
     return train_tasks, held_out_tasks
+
+
+def _with_injected(tasks: SMLMT, config: RunConfig, corpus: Corpus, lexicon: Lexicon) -> TaskSource:
+    """The tasks mixed with those of the user's own sentences, where there are any."""
+    inject, seed = config.smlmt.inject, config.training.seed
+    if inject.path is None:
+        return tasks
+    sentences = read_sentences(Path(inject.path))
+    injected = SentenceTasks(sentences, corpus.tokenizer, config.smlmt, seed, name=inject.path)
+    injected.sample(step=0, index=0)
+    if sentences[0].kind == "word":
+        split = config.evaluation.word_split
+        held_out = lexicon.class_words(split, config.smlmt, config.data.split_seed)
+        seen = sorted({lexicon.words[word] for word in held_out} & set(injected.classes))
+        if seen:
+            logger.warning(
+                "warning: %s trains on %d words that evaluation.word_split: %s holds out (%s): few-shot accuracy is no "
+                "longer of unseen words alone",
+                inject.path,
+                len(seen),
+                split,
+                ", ".join(seen[:10]),
+            )
+    logger.info("%d sentences of %d classes from %s", len(sentences), len(injected.classes), inject.path)
+    return MixedTasks(tasks, injected, inject.ratio, seed)

@@ -63,12 +63,17 @@ def _work(config: RunConfig, plan: Plan, stage: int, name: str) -> str:
     ]
     if config.meta_ratio > 0:
         lines += [
-            f"meta step         {plan.meta_tokens_per_step:,} tokens ({meta.tasks_per_step} tasks of {smlmt.n_way} x "
-            f"({smlmt.k_shot} + {smlmt.q_query}) contexts of {smlmt.context_tokens + LAYOUT_EXTRA_TOKENS} tokens; "
+            f"meta step         {plan.meta_tokens_per_step:,} tokens ({meta.tasks_per_step} tasks of "
+            f"{_range(smlmt.n_ways)} x ({_range(smlmt.k_shots)} + {smlmt.q_query}) contexts of "
+            f"{smlmt.context_tokens + LAYOUT_EXTRA_TOKENS} tokens; "
             f"at most {plan.tasks_per_rank} a rank), {meta.inner_steps} inner steps",
             f"mix               {smlmt.warmup_steps} AR steps, then {config.meta_ratio:.0%} meta steps",
         ]
     return "\n".join(lines)
+
+
+def _range(bounds: tuple[int, int]) -> str:
+    return str(bounds[0]) if bounds[0] == bounds[1] else f"{bounds[0]} to {bounds[1]}"
 
 
 def _bytes_table(title: str, columns: dict[str, dict[str, int]]) -> Table:

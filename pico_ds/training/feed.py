@@ -11,7 +11,7 @@ from pico_ds.config import RunConfig
 from pico_ds.data.rows import ShuffledRows
 from pico_ds.engine.distributed import Process
 from pico_ds.tasks.episode import Episode
-from pico_ds.tasks.smlmt import SMLMT
+from pico_ds.tasks.source import TaskSource
 from pico_ds.training.state import StepKind, step_kind
 
 
@@ -29,7 +29,7 @@ class Feed:
     A batch is a function of (seed, step, position), so that making one ahead changes nothing but the time it takes.
     """
 
-    def __init__(self, config: RunConfig, rows: ShuffledRows, tasks: SMLMT | None, process: Process) -> None:
+    def __init__(self, config: RunConfig, rows: ShuffledRows, tasks: TaskSource | None, process: Process) -> None:
         self._config, self._rows, self._tasks, self._process = config, rows, tasks, process
         self._executor = ThreadPoolExecutor(1, "feed", initializer=process.select_device)
         self._ahead: dict[tuple[int, int], Future[Batch]] = {}

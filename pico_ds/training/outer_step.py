@@ -17,7 +17,8 @@ from pico_ds.meta.problem import accuracy, displacement, task_loss
 from pico_ds.model.flops import context_flops, language_model_flops
 from pico_ds.model.meta_model import DECODER
 from pico_ds.tasks.episode import Contexts, Episode
-from pico_ds.tasks.smlmt import SMLMT
+from pico_ds.tasks.shape import TaskShapes
+from pico_ds.tasks.source import TaskSource
 from pico_ds.training.feed import Batch, Feed
 from pico_ds.training.state import StepKind
 from pico_ds.training.task_batches import batched, tasks_per_batch
@@ -71,7 +72,7 @@ class OuterStep:
         network: Network,
         learner: Learner,
         rows: ShuffledRows,
-        tasks: SMLMT | None,
+        tasks: TaskSource | None,
         process: Process,
     ) -> None:
         self._config, self._network, self._learner = config, network, learner
@@ -82,6 +83,7 @@ class OuterStep:
         self._tasks_per_batch = tasks_per_batch(config, network.twin, on_gpu=process.device.type == "cuda")
         #: of an autoregressive step of all ranks, and of one forward pass over one context
         self._row_flops = language_model_flops(config.model, vocab_size, training.global_batch_size, length)
+        self._shapes = TaskShapes(config.smlmt, config.training.seed)
         self._context_flops = context_flops(config.model, vocab_size, tasks.sequence_length) if tasks else 0.0
 
     def compute(
@@ -96,7 +98,7 @@ class OuterStep:
         """
         batch, waited = self._feed.take(step, first_row)
         if kind == "meta":
-            local = self._tasks_step(theta, batch, step - self._config.smlmt.warmup_steps, measure, by_layer)
+            local = self._tasks_step(theta, batch, step, measure, by_layer)
         else:
             local = self._rows_step(theta, batch)
         local.data_wait_seconds = waited
@@ -125,9 +127,9 @@ class OuterStep:
             gradient.result(), {"ar/loss": loss_sum / tokens}, tokens, tasks=0, rows=count, flops=self._row_flops
         )
 
-    def _tasks_step(self, theta: Parameters, batch: Batch, meta_step: int, measure: bool, by_layer: bool) -> LocalStep:
+    def _tasks_step(self, theta: Parameters, batch: Batch, step: int, measure: bool, by_layer: bool) -> LocalStep:
         assert self._tasks is not None
-        config, process = self._config.meta, self._process
+        config, process, meta_step = self._config.meta, self._process, step - self._config.smlmt.warmup_steps
         n_tasks = config.tasks_per_step
         gradient = GradientSum(theta)
         names = [*_ALWAYS, *(_MEASURED if measure else ())]
@@ -158,8 +160,8 @@ class OuterStep:
                 totals[name] += value.expand(episode.n_tasks or 1).sum() / n_tasks
             # the adapted weights of these tasks must not outlive them
             del outcome, found
-        smlmt, work = self._config.smlmt, self._learner.work(meta_step)
-        support, query_contexts = (n_tasks * smlmt.n_way * per_class for per_class in (smlmt.k_shot, smlmt.q_query))
+        work = self._learner.work(meta_step)
+        support, query_contexts = self._shapes.contexts(step, n_tasks)
         return LocalStep(
             gradient.result(),
             totals,

@@ -45,13 +45,13 @@ class Plan:
 
 def make_plan(config: RunConfig, deepspeed_json: dict[str, Any], vocab_size: int, world_size: int) -> Plan:
     """Count the costs of a run on `world_size` ranks."""
-    twin = build_twin(config.model, config.meta, config.smlmt.n_way, vocab_size)
+    twin = build_twin(config.model, config.meta, config.smlmt.n_ways[1], vocab_size)
     sizes = {name: weight.numel() for name, weight in twin.named_parameters()}
     total = sum(sizes.values())
     stage, compute_bytes = zero_stage(deepspeed_json), COMPUTE_DTYPE[config.training.precision].itemsize
     smlmt, training, meta = config.smlmt, config.training, config.meta
     rows_per_rank = math.ceil(training.global_batch_size / world_size)
-    contexts = smlmt.n_way * (smlmt.k_shot + smlmt.q_query)
+    contexts = smlmt.n_ways[1] * (smlmt.k_shots[1] + smlmt.q_query)
     share = 1 / world_size
 
     weights = total * compute_bytes

@@ -62,8 +62,8 @@ def results_table(config: RunConfig, results: dict[int, EvaluationResult]) -> Ta
     several = len(readouts) > 1
     at = f", readout {readouts[0]}" if len(readouts) == 1 else ""
     table = Table(
-        title=f"{smlmt.n_way}-way {smlmt.k_shot}-shot accuracy on held-out {settings.word_split} words in held-out "
-        f"documents, {settings.n_tasks} tasks{at} [%, 95 % interval]",
+        title=f"{smlmt.n_ways[1]}-way {smlmt.k_shots[1]}-shot accuracy on held-out {settings.word_split} words in "
+        f"held-out documents, {settings.n_tasks} tasks{at} [%, 95 % interval]",
         title_justify="left",
     )
     table.add_column("model")
@@ -73,7 +73,7 @@ def results_table(config: RunConfig, results: dict[int, EvaluationResult]) -> Ta
     for moment in ("before", f"after {settings.adaptation_steps} steps"):
         table.add_column(moment, justify="right", no_wrap=True)
     if readouts:
-        chance = f"{100 / smlmt.n_way:.1f}"
+        chance = f"{100 / smlmt.n_ways[1]:.1f}"
         table.add_row("chance", "", *[""] * several, chance, chance)
     for step in sorted(results):
         result = results[step]

@@ -217,7 +217,9 @@ def _environment(deepspeed_config: dict[str, Any], process: Process) -> dict[str
 
 def _initial_module(ingredients: Ingredients) -> MetaModel:
     config = ingredients.config
-    return build_meta_model(config.model, config.meta, config.smlmt.n_way, ingredients.vocab_size, config.training.seed)
+    return build_meta_model(
+        config.model, config.meta, config.smlmt.n_ways[1], ingredients.vocab_size, config.training.seed
+    )
 
 
 def _initial_parameters(ingredients: Ingredients, process: Process) -> Parameters:

@@ -25,8 +25,8 @@ def task_bytes(twin: MetaModel, config: RunConfig) -> dict[str, int]:
     steps, work = learner.inner_steps, learner.work(step=0)
     length = smlmt.context_tokens + LAYOUT_EXTRA_TOKENS
     (support, layer), (query, layer_of_query) = (
-        activation_bytes(twin, (smlmt.n_way * per_class, length), dtype, config)
-        for per_class in (smlmt.k_shot, smlmt.q_query)
+        activation_bytes(twin, (smlmt.n_ways[1] * per_class, length), dtype, config)
+        for per_class in (smlmt.k_shots[1], smlmt.q_query)
     )
     if learner.shares_weights:
         # one forward pass over what is passed through at all

@@ -30,8 +30,14 @@ def tasks_per_batch(config: RunConfig, twin: MetaModel, on_gpu: bool) -> int:
 
 
 def batched(episodes: Sequence[Episode], largest: int) -> list[Episode]:
-    """The tasks in batches of one size, give or take one; a batch of one has no axis of tasks."""
-    count = max(1, -(-len(episodes) // largest))
-    bounds = [len(episodes) * part // count for part in range(count + 1)]
-    groups = [episodes[first:end] for first, end in pairwise(bounds) if end > first]
-    return [group[0] if len(group) == 1 else Episode.stack(group) for group in groups]
+    """Tasks of one shape in batches of one size, give or take one; a batch of one has no axis of tasks."""
+    alike: dict[tuple[int, int], list[Episode]] = {}
+    for episode in episodes:
+        alike.setdefault((episode.n_way, len(episode.support.labels)), []).append(episode)
+    batches = []
+    for same in alike.values():
+        count = -(-len(same) // largest)
+        bounds = [len(same) * part // count for part in range(count + 1)]
+        groups = [same[first:end] for first, end in pairwise(bounds)]
+        batches += [group[0] if len(group) == 1 else Episode.stack(group) for group in groups]
+    return batches

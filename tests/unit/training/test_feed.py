@@ -47,7 +47,7 @@ def test_every_batch_is_that_of_its_step(rank: int, world_size: int) -> None:
         batch, waited = in_turn.take(step, position)
         alone, _ = feed(rank, world_size, tasks).take(step, position)
         assert waited >= 0
-        if step_kind(step, CONFIG.smlmt, 0) == "ar":
+        if step_kind(step, CONFIG) == "ar":
             assert batch.rows is not None
             assert torch.equal(batch.rows, alone.rows)
             assert len(batch.rows) == len(range(rank, 5, world_size))
@@ -67,7 +67,7 @@ def test_the_next_batch_is_made_in_the_background() -> None:
     position = 0
     for step in range(12):
         taken.take(step, position)
-        position += 5 * (step_kind(step, CONFIG.smlmt, 0) == "ar")
+        position += 5 * (step_kind(step, CONFIG) == "ar")
     assert tasks.threads
     assert all(name.startswith("feed") for name in tasks.threads)
 
@@ -78,7 +78,7 @@ def test_an_error_ahead_is_raised_when_its_step_comes() -> None:
             raise OSError("the disk of the data is gone")
 
     taken, position = feed(0, 1, Failing()), 0
-    first_meta = next(step for step in range(12) if step_kind(step, CONFIG.smlmt, 0) == "meta")
+    first_meta = next(step for step in range(12) if step_kind(step, CONFIG) == "meta")
     for step in range(first_meta):
         taken.take(step, position)
         position += 5

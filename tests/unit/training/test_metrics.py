@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
-from pico_ds.config import SmlmtConfig
+from pico_ds.config import parse_config
 from pico_ds.engine.distributed import Process
 from pico_ds.training.metrics import Outcome, Reading, Reduced, StepMetrics, Window
 from pico_ds.training.state import StepKind, step_kind
@@ -83,11 +83,16 @@ def test_an_open_window_survives_json() -> None:
 
 
 def test_step_kinds_follow_warmup_and_ratio() -> None:
-    config = SmlmtConfig(warmup_steps=10, hybrid_ratio=0.3)
-    kinds = [step_kind(s, config, seed=0) for s in range(2010)]
+    config = parse_config("smlmt: {warmup_steps: 10, hybrid_ratio: 0.3}")
+    kinds = [step_kind(s, config) for s in range(2010)]
     assert set(kinds[:10]) == {"ar"}
     assert abs(kinds[10:].count("meta") / 2000 - 0.3) < 0.04
-    assert kinds == [step_kind(s, config, seed=0) for s in range(2010)]
-    assert kinds != [step_kind(s, config, seed=1) for s in range(2010)]
-    assert {step_kind(s, SmlmtConfig(hybrid_ratio=1.0), 0) for s in range(100)} == {"meta"}
-    assert {step_kind(s, SmlmtConfig(hybrid_ratio=0.0), 0) for s in range(100)} == {"ar"}
+    assert kinds == [step_kind(s, config) for s in range(2010)]
+
+    def others(text: str) -> list[str]:
+        return [step_kind(s, parse_config(text)) for s in range(100)]
+
+    assert kinds[:100] != others("{smlmt: {warmup_steps: 10, hybrid_ratio: 0.3}, training: {seed: 1}}")
+    assert set(others("smlmt: {hybrid_ratio: 1.0}")) == {"meta"}
+    assert set(others("smlmt: {hybrid_ratio: 0.0}")) == {"ar"}
+    assert set(others("{smlmt: {hybrid_ratio: 1.0}, meta: {learner: ar}}")) == {"ar"}

@@ -37,7 +37,7 @@ class FakeStep:
 
     def compute(self, kind: str, theta: Any, step: int, *_: object, **__: object) -> LocalStep:
         loss = torch.tensor(self.losses.get(step, 1.0))
-        return LocalStep({}, {"ar/loss": loss}, tokens=10, tasks=0, rows=2)
+        return LocalStep({}, {"ar/loss": loss}, tokens=10, tasks=0, rows=2, flops=0.0)
 
 
 @dataclass

@@ -1,0 +1,57 @@
+"""How many classes and contexts a task has, and how hard it is."""
+
+from dataclasses import dataclass
+
+from pico_ds.config import SmlmtConfig
+from pico_ds.data.keyed_random import keyed_rng
+
+
+@dataclass(frozen=True)
+class TaskShape:
+    """Classes of a task, and support and query contexts of each."""
+
+    n_way: int
+    k_shot: int
+    q_query: int
+
+    @property
+    def per_class(self) -> int:
+        """Contexts of a class."""
+        return self.k_shot + self.q_query
+
+
+class TaskShapes:
+    """The shape of every training task; a pure function of (seed, step, index).
+
+    Where `smlmt.n_way` or `k_shot` is a range, every task draws its own. With a curriculum the range opens from the
+    easiest end, few classes of many examples, until `smlmt.curriculum_steps` after the warm-up.
+    """
+
+    def __init__(self, config: SmlmtConfig, seed: int) -> None:
+        self._config, self._seed = config, seed
+        self.largest = TaskShape(config.n_ways[1], config.k_shots[1], config.q_query)
+        self._fixed = config.n_ways[0] == config.n_ways[1] and config.k_shots[0] == config.k_shots[1]
+
+    def at(self, step: int, index: int) -> TaskShape:
+        """The shape of task `index` of outer step `step`."""
+        if self._fixed:
+            return self.largest
+        rng, progress = keyed_rng("shape", self._seed, step, index), self.progress(step)
+        (least_way, most_way), (least_shot, most_shot) = self._config.n_ways, self._config.k_shots
+        return TaskShape(
+            int(rng.integers(least_way, least_way + round(progress * (most_way - least_way)) + 1)),
+            int(rng.integers(most_shot - round(progress * (most_shot - least_shot)), most_shot + 1)),
+            self._config.q_query,
+        )
+
+    def progress(self, step: int) -> float:
+        """How much of the curriculum has passed, 0 to 1."""
+        if not self._config.curriculum_steps:
+            return 1.0
+        return min(1.0, max(0.0, (step - self._config.warmup_steps) / self._config.curriculum_steps))
+
+    def contexts(self, step: int, n_tasks: int) -> tuple[int, int]:
+        """Support and query contexts of the first `n_tasks` tasks of a step together."""
+        shapes = [self.at(step, index) for index in range(n_tasks)]
+        support = sum(shape.n_way * shape.k_shot for shape in shapes)
+        return support, sum(shape.n_way * shape.q_query for shape in shapes)

@@ -1,0 +1,174 @@
+"""Tasks of a user's own sentences, and what is said of those that cannot be used."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from pico_ds.config import Readout, SmlmtConfig
+from pico_ds.data.tokenizer import TextTokenizer
+from pico_ds.tasks.errors import TaskError
+from pico_ds.tasks.layout import lay_out_one
+from pico_ds.tasks.sentences import SentenceTasks, read_sentences
+from pico_ds.tasks.smlmt import SMLMT
+from pico_ds.tasks.source import MixedTasks
+from tests.unit.tasks.conftest import MakeTasks
+from tests.unit.tasks.test_smlmt import READOUTS, numbered_corpus, rows
+
+CONFIG = SmlmtConfig(n_way=3, k_shot=2, q_query=1, context_tokens=40, min_word_freq=3)
+ANIMALS = ["zebra", "yak", "walrus", "viper"]
+
+
+def by_word() -> list[dict[str, str]]:
+    return [
+        {
+            "text": f"Number {number}: a {word} met a {word.upper()} at noon{' with a yak' * (number == 4)}.",
+            "word": word,
+        }
+        for word in ANIMALS
+        for number in range(5)
+    ]
+
+
+def by_label() -> list[dict[str, str]]:
+    return [{"text": f"case {number} of {label} news", "label": label} for label in "abcd" for number in range(4)]
+
+
+def test_every_occurrence_is_masked_and_no_other_class_is_there(tokenizer: TextTokenizer) -> None:
+    tasks = SMLMT.from_sentences(by_word(), tokenizer, CONFIG)
+    texts = {record["text"] for record in by_word()}
+    for index in range(30):
+        episode = tasks.sample(0, index)
+        assert len(set(episode.words)) == 3
+        assert set(episode.words) <= set(ANIMALS)
+        seen = []
+        for contexts, per_class in ((episode.support, 2), (episode.query, 1)):
+            assert torch.bincount(contexts.labels).tolist() == [per_class] * 3
+            for text, label in zip(rows(contexts, tokenizer), contexts.labels.tolist(), strict=True):
+                suffix, prefix = text.removesuffix("[MASK]").split("<|endoftext|>")
+                word = episode.words[label]
+                assert text.count("[MASK]") in (2, 3)
+                assert not re.search("|".join(episode.words), text.lower())
+                original = prefix + "[MASK]" + suffix
+                for occurrence in (word, word.upper(), word):
+                    original = original.replace("[MASK]", f" {occurrence}", 1)
+                assert original in texts
+                seen.append(original)
+        assert len(set(seen)) == len(seen), "support and query share no sentence"
+
+
+@pytest.mark.parametrize("readout", READOUTS)
+def test_a_sentence_is_laid_out_like_a_context_of_the_corpus(
+    readout: Readout, tokenizer: TextTokenizer, make_tasks: MakeTasks
+) -> None:
+    config = SmlmtConfig(n_way=2, k_shot=2, q_query=1, context_tokens=16, min_word_freq=1, readout=readout)
+    tasks = make_tasks(numbered_corpus(1), config)
+    plain = make_tasks(numbered_corpus(1), config.model_copy(update={"readout": "mask"}))
+    for index in range(20):
+        wanted, unrotated = tasks.sample(0, index).support, plain.sample(0, index).support
+        for row in range(len(wanted.labels)):
+            masked = unrotated.input_ids[row, : unrotated.lengths[row]].tolist()
+            anchor = int(unrotated.readout_index[row])
+            ids, length, place = lay_out_one(masked, anchor, readout, 16, tokenizer)
+            assert torch.equal(ids, wanted.input_ids[row])
+            assert (length, place) == (int(wanted.lengths[row]), int(wanted.readout_index[row]))
+
+
+def test_a_long_sentence_is_cut_around_its_word(tokenizer: TextTokenizer) -> None:
+    tokens = [*range(100), tokenizer.mask_id, *range(100, 150)]
+    for readout in READOUTS:
+        ids, length, place = lay_out_one(tokens, 100, readout, 10, tokenizer)
+        real = ids[:length].tolist()
+        assert sorted(set(real) - {tokenizer.end_of_text_id, tokenizer.mask_id}) == [
+            95,
+            96,
+            97,
+            98,
+            99,
+            100,
+            101,
+            102,
+            103,
+        ]
+        assert real.count(tokenizer.mask_id) == 1
+        assert 0 <= place < length <= 11
+    first, _, place = lay_out_one([tokenizer.mask_id, 5, 6], 0, "pre", 10, tokenizer)
+    assert (first[0], place) == (tokenizer.end_of_text_id, 0)
+
+
+def test_labels_are_told_by_whole_sentences(tokenizer: TextTokenizer) -> None:
+    tasks = SMLMT.from_sentences(by_label(), tokenizer, CONFIG)
+    episode = tasks.sample(3, 1)
+    for text, label in zip(rows(episode.query, tokenizer), episode.query.labels.tolist(), strict=True):
+        assert re.fullmatch(rf"<\|endoftext\|>case \d of {episode.words[label]} news\[MASK\]", text)
+    assert (episode.query.readout_index == episode.query.lengths - 1).all()
+
+
+def test_tasks_of_sentences_are_a_function_of_seed_step_and_index(tokenizer: TextTokenizer) -> None:
+    first, again = (SMLMT.from_sentences(by_word(), tokenizer, CONFIG, seed=3) for _ in range(2))
+    other = SMLMT.from_sentences(by_word(), tokenizer, CONFIG, seed=4)
+    assert torch.equal(first.sample(5, 6).support.input_ids, again.sample(5, 6).support.input_ids)
+    assert any(first.sample(5, i).words != other.sample(5, i).words for i in range(5))
+    pairs = SMLMT.from_sentences([(one["text"], one["word"]) for one in by_word()], tokenizer, CONFIG, seed=3)
+    assert pairs.sample(5, 6).words == first.sample(5, 6).words
+
+
+def test_a_ratio_of_the_tasks_is_injected(tokenizer: TextTokenizer, make_tasks: MakeTasks) -> None:
+    config = CONFIG.model_copy(update={"context_tokens": 16})
+    common = make_tasks(numbered_corpus(0), config)
+    injected = SMLMT.from_sentences(by_word(), tokenizer, config)
+    mixed = MixedTasks(common, injected, ratio=0.3, seed=0)
+    own = [set(mixed.sample(0, index).words) <= set(ANIMALS) for index in range(300)]
+    assert own == [mixed.is_injected(0, index) for index in range(300)]
+    assert sum(own) / 300 == pytest.approx(0.3, abs=0.08)
+    place = own.index(False)
+    assert mixed.sample(0, place).words == common.sample(0, place).words, "the other tasks are those of the corpus"
+
+
+def test_what_stands_there_twice_is_one_sentence(tmp_path: Path, tokenizer: TextTokenizer) -> None:
+    path = tmp_path / "own.jsonl"
+    path.write_text("\n".join(json.dumps(record) for record in by_word() * 2) + "\n\n")
+    assert len(read_sentences(path)) == len(by_word())
+    few = SmlmtConfig(n_way=3, k_shot=4, q_query=2)
+    with pytest.raises(TaskError, match=r"0 classes have .* = 6 different sentences, but smlmt.n_way is 3 .*viper 5"):
+        SentenceTasks(read_sentences(path), tokenizer, few, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (['{"text": "a zebra", "word": "zebra"}', "{text: 1}"], r"own.jsonl:2: not JSON"),
+        (['["zebra"]'], r"own.jsonl:1: got \['zebra'\]; expected an object with text"),
+        (['{"txet": "a", "word": "b"}'], r"own.jsonl:1: unknown key 'txet'; did you mean 'text'\?"),
+        (['{"text": "a zebra"}'], "own.jsonl:1: has neither word nor label; expected exactly one"),
+        (['{"text": "a zebra", "word": "zebra", "label": "x"}'], "own.jsonl:1: has word and label"),
+        (['{"text": "a zebra", "word": 3}'], "own.jsonl:1: word: got 3; expected a string"),
+        (['{"text": " ", "word": "zebra"}'], "own.jsonl:1: text: got ' '; expected a string that is not empty"),
+        (['{"text": "zebras run", "word": "zebra"}'], "own.jsonl:1: the word 'zebra' does not stand in the text"),
+        (
+            ['{"text": "a", "label": "x"}', '{"text": "b c", "word": "c"}'],
+            "own.jsonl:2: has 'word', but .*'label'",
+        ),
+        (
+            ['{"text": "a", "label": "x"}', '{"text": "a", "label": "y"}'],
+            "own.jsonl:2: label 'y', but .* 'x'",
+        ),
+        ([""], "own.jsonl: holds no sentence"),
+    ],
+)
+def test_bad_sentences_are_named_by_line(tmp_path: Path, lines: list[str], message: str) -> None:
+    path = tmp_path / "own.jsonl"
+    path.write_text("\n".join(lines))
+    with pytest.raises(TaskError, match=message):
+        read_sentences(path)
+    with pytest.raises(TaskError, match=r"cannot read .*: No such file"):
+        read_sentences(tmp_path / "none.jsonl")
+
+
+def test_words_that_stand_in_each_others_sentences_are_said(tokenizer: TextTokenizer) -> None:
+    tangled = [{"text": f"{' '.join(ANIMALS)} {n}", "word": word} for word in ANIMALS for n in range(3)]
+    tasks = SMLMT.from_sentences(tangled, tokenizer, CONFIG)
+    with pytest.raises(TaskError, match="the sentences given: no 3 words with 3 sentences free of each other"):
+        tasks.sample(0, 0)
