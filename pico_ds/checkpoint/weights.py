@@ -13,8 +13,8 @@ from pico_ds.model.meta_model import DECODER
 
 #: file that transformers looks for
 WEIGHTS_NAME = "model.safetensors"
-#: weights of a meta-learned head, beside the decoder's
-HEAD_NAME = "meta_head.safetensors"
+#: what the head and the learner train beside the decoder
+META_NAME = "meta_parameters.safetensors"
 
 
 def export_weights(
@@ -29,7 +29,7 @@ def export_weights(
     """Write what `AutoModelForCausalLM.from_pretrained(directory, trust_remote_code=True)` loads.
 
     The model's weights are the fp32 master weights rounded to `dtype`, as the engine holds them; one tensor at a time
-    is in memory. A meta-learned head goes into `meta_head.safetensors`.
+    is in memory. What head and learner train goes into `meta_parameters.safetensors`.
 
     Args:
         special_token_ids: `eos_token_id` and the like, which `generate` needs.
@@ -67,7 +67,7 @@ def export_weights(
     decoder = [name for name in names if name.startswith(DECODER)]
     write_parameters(reader, decoder, directory / WEIGHTS_NAME, dtype)
     if head := [name for name in names if not name.startswith(DECODER)]:
-        write_parameters(reader, head, directory / HEAD_NAME, torch.float32)
+        write_parameters(reader, head, directory / META_NAME, torch.float32)
 
 
 def write_parameters(reader: StateReader, names: Iterable[str], path: Path, dtype: torch.dtype) -> None:

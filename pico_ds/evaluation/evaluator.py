@@ -14,6 +14,7 @@ from pico_ds.evaluation.validation_loss import evaluate_validation_loss
 from pico_ds.files import replace_text
 from pico_ds.meta.learners import Learner
 from pico_ds.meta.network import Network, Parameters
+from pico_ds.tasks.building import judged
 from pico_ds.tasks.smlmt import SMLMT
 
 
@@ -37,7 +38,7 @@ class EvaluationResult:
         """Write `step_<N>.json`: means with 95 % intervals, and the accuracy of every task."""
         path = directory / f"step_{self.step}.json"
         summary = {
-            readout: {moment: asdict(Estimate.of(values)) for moment, values in asdict(result).items()}
+            readout: [{"steps": step, **asdict(Estimate.of(values))} for step, values in enumerate(result.by_step)]
             for readout, result in self.few_shot.items()
         }
         content = {**asdict(self), "few_shot_summary": summary}
@@ -109,21 +110,9 @@ class Evaluator:
         return EvaluationResult(step, loss, few_shot, task_key(self._config))
 
 
-#: settings of training tasks
-_NOT_OF_HELD_OUT_TASKS = {
-    "readout",
-    "hybrid_ratio",
-    "warmup_steps",
-    "class_sampling",
-    "cluster_size",
-    "curriculum_steps",
-    "inject",
-}
-
-
 def task_key(config: RunConfig) -> str:
     """A digest of everything that decides the evaluation tasks; the readout changes their layout alone."""
     corpus = config.data.model_dump(exclude={"cache_dir", "sequence_length"})
-    tasks = config.smlmt.model_dump(exclude=_NOT_OF_HELD_OUT_TASKS)
-    tasks |= {"n_way": config.smlmt.n_ways[1], "k_shot": config.smlmt.k_shots[1]}
+    of_training = {"readout", "hybrid_ratio", "warmup_steps", "cluster_size", "inject"}
+    tasks = judged(config.smlmt).model_dump(exclude=of_training)
     return f"{digest64(repr((corpus, tasks, config.evaluation.word_split))):016x}"

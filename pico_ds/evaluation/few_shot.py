@@ -7,12 +7,18 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
+from pico_ds.config import Readout
 from pico_ds.engine.distributed import Process
+from pico_ds.meta.heads import HeadWeights
+from pico_ds.meta.inner_loop import Adapted
 from pico_ds.meta.learners import Learner
 from pico_ds.meta.network import Network, Parameters
 from pico_ds.meta.problem import accuracy
-from pico_ds.tasks.smlmt import SMLMT
+from pico_ds.tasks.episode import Episode
+from pico_ds.tasks.source import TaskSource
 
 #: half-width of a 95 % interval in standard errors (normal approximation)
 Z_95 = 1.96
@@ -38,38 +44,60 @@ class FewShotResult:
     """Query accuracies of the evaluation tasks, in task order, so that runs can be compared in pairs.
 
     Attributes:
-        before: accuracy with the initial head, by task.
-        after: accuracy after the adaptation steps, by task.
+        by_step: accuracy of every task with the initial head, after one adaptation step, after two, ...
     """
 
-    before: list[float]
-    after: list[float]
+    by_step: list[list[float]]
+
+    @property
+    def before(self) -> list[float]:
+        """Accuracy with the initial head, by task."""
+        return self.by_step[0]
+
+    @property
+    def after(self) -> list[float]:
+        """Accuracy after all adaptation steps, by task."""
+        return self.by_step[-1]
 
 
 def evaluate_few_shot(
     network: Network,
     learner: Learner,
     theta: Parameters,
-    tasks: SMLMT,
+    tasks: TaskSource,
     n_tasks: int,
     adaptation_steps: int,
     process: Process,
     go_on: Callable[[], bool],
 ) -> FewShotResult:
-    """Accuracy before and after adaptation on tasks 0 to n_tasks - 1 of step 0; the same on any number of ranks.
+    """Accuracy after 0 to `adaptation_steps` steps, on tasks 0 to n_tasks - 1 of step 0; alike on any number of ranks.
 
     Where `go_on` says False the remaining tasks of this rank are left out.
     """
-    accuracies = torch.zeros(2, n_tasks, device=process.device)
+    accuracies = torch.zeros(adaptation_steps + 1, n_tasks, device=process.device)
     for i in range(process.rank, n_tasks, process.world_size):
         if not go_on():
             break
         episode = tasks.sample(step=0, index=i).to(process.device)
-        adapted, head = learner.adapt(network, theta, episode, tasks.readout, adaptation_steps), learner.head
-        with torch.no_grad():
-            before = head.logits(adapted.initial_head, network.features(theta, episode.query, tasks.readout))
-            after = head.logits(adapted.head, network.features(adapted.leaves, episode.query, tasks.readout))
-            accuracies[0, i] = accuracy(before, episode.query)
-            accuracies[1, i] = accuracy(after, episode.query)
-    before_all, after_all = process.sum_over_ranks(accuracies).tolist()
-    return FewShotResult(before_all, after_all)
+        accuracies[:, i] = adaptation_curve(network, learner, theta, episode, tasks.readout, adaptation_steps)
+    return FewShotResult(process.sum_over_ranks(accuracies).tolist())
+
+
+def adaptation_curve(
+    network: Network, learner: Learner, theta: Parameters, episode: Episode, readout: Readout, steps: int
+) -> Float[Tensor, " moments"]:
+    """Query accuracy of one task after 0, 1, ..., `steps` steps of the learner's adaptation."""
+    found = torch.zeros(steps + 1, device=episode.support.labels.device)
+
+    @torch.no_grad()
+    def judge(count: int, body: Parameters, head: HeadWeights) -> None:
+        logits = learner.head.logits(head, network.features(body, episode.query, readout))
+        found[count] = accuracy(logits, episode.query)
+
+    def after_step(count: int, adapted: Adapted) -> None:
+        judge(count, adapted.leaves, adapted.head)
+
+    adapted = learner.adapt(network, theta, episode, readout, steps, after_step)
+    judge(0, theta, adapted.initial_head)
+    judge(steps, adapted.leaves, adapted.head)
+    return found

@@ -11,6 +11,7 @@ from pico_ds.config.validation import LAYOUT_EXTRA_TOKENS
 from pico_ds.data.keyed_random import digest64, keyed_rng
 from pico_ds.data.tokenizer import TextTokenizer
 from pico_ds.tasks.class_choice import ClassChoice
+from pico_ds.tasks.context_choice import ContextChoice, Documents
 from pico_ds.tasks.episode import Contexts, Episode
 from pico_ds.tasks.errors import TaskError
 from pico_ds.tasks.layout import lay_out, name_tokens
@@ -20,9 +21,7 @@ from pico_ds.tasks.shape import TaskShapes
 from pico_ds.tasks.word_index import WordIndex
 
 #: draws of n_way words before a task is given up
-_MAX_DRAWS = 1000
-#: occurrences looked at per context needed
-_OVERSAMPLING = 4
+_MAX_DRAWS: dict[Documents, int] = {"any": 1000, "same": 200, "different": 200}
 
 Integers = npt.NDArray[np.int64]
 
@@ -44,12 +43,14 @@ class SMLMT:
         split_seed: int,
         seed: int,
         readout: Readout | None = None,
+        documents: Documents = "any",
     ) -> None:
         """
         Args:
             split_seed: key of the assignment of words to splits.
             seed: key of the tasks.
             readout: overrides `config.readout`; the tasks stay the same, only their layout changes.
+            documents: that the query contexts come from.
 
         Raises:
             TaskError: fewer usable words than `n_way`.
@@ -73,6 +74,8 @@ class SMLMT:
                 f"[{config.min_word_freq}, {config.max_word_freq}]); lower n_way, k_shot, q_query or min_word_freq, "
                 "raise the split's word fraction, or give more text"
             )
+        self._contexts_of = ContextChoice(index, config.context_tokens, documents)
+        self._max_draws = _MAX_DRAWS[documents]
         self._choice = ClassChoice(self.words, config, index)
         #: of every class word, in the order of `words`
         self._word_tokens = name_tokens([lexicon.words[word] for word in self.words], tokenizer)
@@ -111,49 +114,15 @@ class SMLMT:
             TaskError: no draw of words gave enough contexts that contain one of them alone.
         """
         rng, shape = keyed_rng(*self._key, step, index), self.shapes.at(step, index)
-        for _ in range(_MAX_DRAWS):
+        for _ in range(self._max_draws):
             words = self._choice.draw(rng, shape.n_way, self.shapes.progress(step))
-            if (chosen := self._choose_contexts(words, shape.per_class, rng)) is not None:
+            if (chosen := self._contexts_of.choose(words, shape, rng)) is not None:
                 return self._episode(words, chosen, shape.k_shot, digest64("device", *self._key, step, index))
         raise TaskError(
-            f"no {shape.n_way} words with {shape.per_class} contexts free of each other were found in {_MAX_DRAWS} "
-            "draws; lower smlmt.n_way, k_shot, q_query, max_word_freq or context_tokens, or give more text"
+            f"no {shape.n_way} words with {shape.per_class} contexts free of each other were found in "
+            f"{self._max_draws} draws; lower smlmt.n_way, k_shot, q_query, max_word_freq or context_tokens, or give "
+            "more text"
         )
-
-    def _choose_contexts(self, words: Integers, per_class: int, rng: np.random.Generator) -> Integers | None:
-        """Occurrences `[n_way, per_class]` with disjoint contexts, each with its own word alone, or None."""
-        index = self.index
-        drawn = [self._draw(int(word), per_class, rng) for word in words]
-        occurrences = np.concatenate(drawn)
-        owner = np.repeat(np.arange(len(words)), [len(some) for some in drawn])
-        starts, ends = index.span_starts[occurrences], index.span_ends[occurrences]
-
-        places = starts[:, None] + np.arange(self.config.context_tokens)
-        inside = places < ends[:, None]
-        there = np.where(inside, index.word_of_token[np.minimum(places, len(index.tokens) - 1)], -1)
-        has_other = (np.isin(there, words) & (there != words[owner][:, None])).any(axis=1)
-
-        taken_starts: list[int] = []
-        taken_ends: list[int] = []
-        chosen: list[list[int]] = [[] for _ in words]
-        candidates = zip(occurrences.tolist(), owner.tolist(), starts.tolist(), ends.tolist(), strict=True)
-        for (occurrence, label, start, end), other in zip(candidates, has_other.tolist(), strict=True):
-            if other or len(chosen[label]) == per_class:
-                continue
-            if any(start < b and a < end for a, b in zip(taken_starts, taken_ends, strict=True)):
-                continue
-            taken_starts.append(start)
-            taken_ends.append(end)
-            chosen[label].append(occurrence)
-        if any(len(some) < per_class for some in chosen):
-            return None
-        return np.array(chosen, dtype=np.int64)
-
-    def _draw(self, word: int, per_class: int, rng: np.random.Generator) -> Integers:
-        found = self.index.occurrences(word)
-        count = found.stop - found.start
-        wanted = min(count, _OVERSAMPLING * per_class)
-        return found.start + rng.choice(count, size=wanted, replace=False)
 
     def _episode(self, words: Integers, chosen: Integers, k_shot: int, key: int) -> Episode:
         # words are drawn in random order, so the labels 0..n_way-1 are a random permutation already

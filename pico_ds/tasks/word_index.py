@@ -14,14 +14,14 @@ class WordIndex:
     """Occurrences of every word of a stream, ordered by word, then by position.
 
     Attributes:
-        tokens: `[n_tokens]` the stream, memory-mapped.
+        tokens, document_ends: the stream; tokens are memory-mapped.
         word_of_token: `[n_tokens]` word id of the word that a token is part of, -1 for none.
         is_word_start: `[n_tokens]` whether a token begins a run of letters.
         positions, span_starts, span_ends: `[n_occurrences]` first token of an occurrence, and bounds of its context.
     """
 
     def __init__(self, stream: TokenStream, lexicon: Lexicon, classes: TokenClasses, config: SmlmtConfig) -> None:
-        self.tokens = stream.tokens
+        self.tokens, self.document_ends = stream.tokens, stream.document_ends
         runs = find_word_runs(self.tokens, classes)
         words = lexicon.look_up(runs.hashes)
         n_tokens = len(self.tokens)

@@ -1,8 +1,6 @@
 """From a configuration to everything that a run is made of."""
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from pico_ds.config import ConfigError, RunConfig
 from pico_ds.config.validation import LAYOUT_EXTRA_TOKENS
@@ -16,11 +14,9 @@ from pico_ds.meta.network import CompileMode, Network
 from pico_ds.model.attention_backends import attention_of_several_tasks, choose_attention, math_attention
 from pico_ds.model.compilation import why_not_compile
 from pico_ds.model.precision import COMPUTE_DTYPE
-from pico_ds.tasks.lexicon import Lexicon, TokenClasses
-from pico_ds.tasks.sentences import SentenceTasks, read_sentences
+from pico_ds.tasks.building import TaskBuilder
 from pico_ds.tasks.smlmt import SMLMT
-from pico_ds.tasks.source import MixedTasks, TaskSource
-from pico_ds.tasks.word_index import WordIndex
+from pico_ds.tasks.source import TaskSource
 from pico_ds.training.task_batches import tasks_per_batch
 from pico_ds.training.terminal import logger
 
@@ -116,65 +112,23 @@ def _vocab_size(config: RunConfig, corpus: Corpus) -> int:
 
 def _build_tasks(config: RunConfig, corpus: Corpus) -> tuple[TaskSource | None, list[SMLMT]]:
     """The training tasks, and the held-out tasks once per readout; none where nothing asks for them."""
-    smlmt, evaluation, split_seed = config.smlmt, config.evaluation, config.data.split_seed
-    if config.meta_ratio == 0 and evaluation.n_tasks == 0:
-        return None, []
-    classes = TokenClasses.of(corpus.tokenizer)
-    lexicon = Lexicon.build(corpus.train, corpus.validation, corpus.tokenizer, classes)
-    common: dict[str, Any] = {
-        "lexicon": lexicon,
-        "tokenizer": corpus.tokenizer,
-        "split_seed": split_seed,
-    }
-    train_tasks: TaskSource | None = None
-    held_out_tasks = []
-    if config.meta_ratio > 0:
-        index = WordIndex(corpus.train, lexicon, classes, smlmt)
-        train_tasks = SMLMT(index, config=smlmt, split="train", seed=config.training.seed, **common)
-        train_tasks.sample(smlmt.warmup_steps + smlmt.curriculum_steps, index=0)
-        train_tasks = _with_injected(train_tasks, config, corpus, lexicon)
-    if evaluation.n_tasks > 0:
-        index = WordIndex(corpus.validation, lexicon, classes, smlmt)
-        # the hardest shape of the training tasks, of words that are drawn alike
-        judged = smlmt.model_copy(
-            update={
-                "n_way": smlmt.n_ways[1],
-                "k_shot": smlmt.k_shots[1],
-                "class_sampling": "uniform",
-                "curriculum_steps": 0,
-            }
-        )
-        # keyed by split_seed, not by the run's seed: every run is judged by the same tasks
-        held_out_tasks = [
-            SMLMT(index, config=judged, split=evaluation.word_split, seed=split_seed, readout=readout, **common)
-            for readout in evaluation.readouts or [smlmt.readout]
+    builder, settings = TaskBuilder(config, corpus), config.evaluation
+    training = builder.training() if config.meta_ratio > 0 else None
+    held_out: list[SMLMT] = []
+    if settings.n_tasks > 0:
+        held_out = [
+            builder.held_out(settings.word_split, readout) for readout in settings.readouts or [config.smlmt.readout]
         ]
         # a task that cannot be drawn is an error now, not at the first evaluation
-        for number in range(evaluation.n_tasks):
-            held_out_tasks[0].sample(step=0, index=number)
-    return train_tasks, held_out_tasks
-
-
-def _with_injected(tasks: SMLMT, config: RunConfig, corpus: Corpus, lexicon: Lexicon) -> TaskSource:
-    """The tasks mixed with those of the user's own sentences, where there are any."""
-    inject, seed = config.smlmt.inject, config.training.seed
-    if inject.path is None:
-        return tasks
-    sentences = read_sentences(Path(inject.path))
-    injected = SentenceTasks(sentences, corpus.tokenizer, config.smlmt, seed, name=inject.path)
-    injected.sample(step=0, index=0)
-    if sentences[0].kind == "word":
-        split = config.evaluation.word_split
-        held_out = lexicon.class_words(split, config.smlmt, config.data.split_seed)
-        seen = sorted({lexicon.words[word] for word in held_out} & set(injected.classes))
-        if seen:
-            logger.warning(
-                "warning: %s trains on %d words that evaluation.word_split: %s holds out (%s): few-shot accuracy is no "
-                "longer of unseen words alone",
-                inject.path,
-                len(seen),
-                split,
-                ", ".join(seen[:10]),
-            )
-    logger.info("%d sentences of %d classes from %s", len(sentences), len(injected.classes), inject.path)
-    return MixedTasks(tasks, injected, inject.ratio, seed)
+        for number in range(settings.n_tasks):
+            held_out[0].sample(step=0, index=number)
+    if training is not None and (seen := builder.injected_held_out_words(settings.word_split)):
+        logger.warning(
+            "warning: %s trains on %d words that evaluation.word_split: %s holds out (%s): few-shot accuracy is no "
+            "longer of unseen words alone",
+            config.smlmt.inject.path,
+            len(seen),
+            settings.word_split,
+            ", ".join(seen[:10]),
+        )
+    return training, held_out

@@ -67,7 +67,7 @@ def test_a_run_leaves_its_files(finished: tuple[Path, str]) -> None:
     assert set(environment["versions"]) >= {"pico_ds", "torch", "deepspeed", "transformers"}
     result = json.loads((path / "eval_results/step_6.json").read_text())
     assert set(result["few_shot"]) == {"fim", "pre", "mean"}
-    assert len(result["few_shot"]["fim"]["after"]) == 3
+    assert len(result["few_shot"]["fim"]["by_step"][-1]) == 3
     assert result["validation_loss"] < 7
 
 

@@ -10,7 +10,7 @@ from pico_ds.evaluation.few_shot import Estimate, FewShotResult
 
 
 def make_run(path: Path, accuracies: list[float], step: int = 7, key: str = "tasks", readout: str = "fim") -> str:
-    few_shot = {readout: FewShotResult(accuracies, [value + 0.1 for value in accuracies])}
+    few_shot = {readout: FewShotResult([accuracies, [0.0] * len(accuracies), [value + 0.1 for value in accuracies]])}
     EvaluationResult(step, 3.5, few_shot, key).write(path / "eval_results")
     return str(path)
 

@@ -1,0 +1,170 @@
+"""Few-shot accuracy of a model over shapes of tasks, beside baselines on the same tasks."""
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from pico_ds.config import Readout
+from pico_ds.data.tokenizer import TextTokenizer
+from pico_ds.engine.distributed import Process
+from pico_ds.evaluation.baselines import frozen_feature_accuracies, tfidf_accuracies
+from pico_ds.evaluation.few_shot import Estimate, adaptation_curve
+from pico_ds.files import replace_text
+from pico_ds.meta.learners import Learner
+from pico_ds.meta.network import Network, Parameters
+from pico_ds.tasks.context_choice import Documents
+from pico_ds.tasks.errors import TaskError
+from pico_ds.tasks.shape import TaskShape
+from pico_ds.tasks.source import TaskSource
+
+CHANCE = "chance"
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is judged.
+
+    Attributes:
+        theta: its parameters; `untrained` those that it started from.
+    """
+
+    network: Network
+    learner: Learner
+    theta: Parameters
+    untrained: Parameters
+    tokenizer: TextTokenizer
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Tasks of one kind.
+
+    Attributes:
+        documents: that the query contexts come from.
+    """
+
+    shape: TaskShape
+    documents: Documents = "any"
+
+    def __str__(self) -> str:
+        of = "" if self.documents == "any" else f", {self.documents} documents"
+        return f"{self.shape.n_way}-way {self.shape.k_shot}-shot{of}"
+
+
+@dataclass(frozen=True)
+class SettingResult:
+    """Accuracies on the tasks of a setting.
+
+    Attributes:
+        by_method: accuracy of every task, by the name of the method.
+        by_step: the same of the learner after 0, 1, ... steps of adaptation.
+        problem: why there is none, where the data cannot supply such tasks.
+    """
+
+    by_method: dict[str, list[float]]
+    by_step: list[list[float]]
+    problem: str | None = None
+
+
+def evaluate_setting(
+    model: Model, tasks: TaskSource, n_tasks: int, adaptation_steps: int, process: Process
+) -> SettingResult:
+    """All methods on tasks 0 to n_tasks - 1 of step 0. A collective; the same on any number of ranks.
+
+    Raises:
+        TaskError: a task cannot be drawn, on all ranks alike.
+    """
+    rows: list[torch.Tensor] = []
+    mine = range(process.rank, n_tasks, process.world_size)
+    # a task that cannot be drawn ends all ranks, not one
+    episodes = [tasks.sample(step=0, index=index) for index in range(n_tasks)]
+    names: list[str] = []
+    for index in mine:
+        episode = episodes[index]
+        found = {CHANCE: 1 / episode.n_way}
+        found |= _named("TF-IDF", tfidf_accuracies(episode, model.tokenizer))
+        episode = episode.to(process.device)
+        for name, theta in (("untrained", model.untrained), ("frozen", model.theta)):
+            found |= _named(name, frozen_feature_accuracies(model.network, theta, episode, tasks.readout))
+        curve = adaptation_curve(model.network, model.learner, model.theta, episode, tasks.readout, adaptation_steps)
+        names = list(found)
+        rows.append(torch.cat([torch.tensor(list(found.values()), device=curve.device), curve]))
+    names = names or _names()
+    accuracies = torch.zeros(n_tasks, len(names) + adaptation_steps + 1, device=process.device, dtype=torch.float64)
+    for index, row in zip(mine, rows, strict=True):
+        accuracies[index] = row.double()
+    columns = process.sum_over_ranks(accuracies).T.tolist()
+    return SettingResult(dict(zip(names, columns, strict=False)), columns[len(names) :])
+
+
+def _named(model: str, found: dict[str, float]) -> dict[str, float]:
+    return {f"{model}, {classifier}": value for classifier, value in found.items()}
+
+
+def _names() -> list[str]:
+    """Of the methods, for a rank without a task."""
+    classifiers = ("nearest prototype", "logistic regression")
+    return [CHANCE, *(f"{model}, {name}" for model in ("TF-IDF", "untrained", "frozen") for name in classifiers)]
+
+
+def evaluate_grid(
+    model: Model,
+    settings: Iterable[tuple[Setting, Callable[[], TaskSource]]],
+    n_tasks: int,
+    adaptation_steps: int,
+    process: Process,
+) -> Iterator[tuple[Setting, SettingResult]]:
+    """Each setting in turn; one whose tasks the data cannot supply has a problem instead of figures."""
+    for setting, make_tasks in settings:
+        try:
+            yield setting, evaluate_setting(model, make_tasks(), n_tasks, adaptation_steps, process)
+        except TaskError as error:
+            yield setting, SettingResult({}, [], problem=str(error))
+
+
+def best_readout(
+    model: Model,
+    make_tasks: Callable[[Readout], TaskSource],
+    readouts: Iterable[Readout],
+    n_tasks: int,
+    process: Process,
+) -> Readout:
+    """The readout at which frozen features tell the classes of other tasks apart best, by nearest prototypes.
+
+    Args:
+        make_tasks: tasks that nothing is reported of.
+    """
+    means: dict[Readout, float] = {}
+    for readout in readouts:
+        tasks, total = make_tasks(readout), torch.zeros((), dtype=torch.float64, device=process.device)
+        for index in range(process.rank, n_tasks, process.world_size):
+            episode = tasks.sample(step=0, index=index).to(process.device)
+            found = frozen_feature_accuracies(model.network, model.theta, episode, readout)
+            total += found["nearest prototype"]
+        means[readout] = float(process.sum_over_ranks(total)) / n_tasks
+    return max(means, key=lambda readout: means[readout])
+
+
+def write_grid(path: Path, results: dict[Setting, SettingResult], about: dict[str, object]) -> None:
+    """Write means with 95 % intervals, and the accuracy of every task.
+
+    Args:
+        about: what else is recorded: step, readout, what decides the tasks.
+    """
+    content = {
+        **about,
+        "settings": [
+            {
+                **asdict(setting.shape),
+                "documents": setting.documents,
+                **asdict(result),
+                "summary": {name: asdict(Estimate.of(values)) for name, values in result.by_method.items()},
+                "summary_by_step": [asdict(Estimate.of(values)) for values in result.by_step],
+            }
+            for setting, result in results.items()
+        ],
+    }
+    replace_text(path, json.dumps(content, indent=1) + "\n")

@@ -1,0 +1,50 @@
+"""Few-shot results as tables for a terminal."""
+
+from collections.abc import Iterator
+
+from rich.table import Table
+
+from pico_ds.evaluation.few_shot import Estimate
+from pico_ds.evaluation.grid import Setting, SettingResult
+
+#: adaptation steps that are shown, as far as there are as many
+_SHOWN_STEPS = (0, 1, 2, 3, 5, 10, 20, 50, 100)
+
+
+def grid_tables(results: dict[Setting, SettingResult], title: str) -> Iterator[Table]:
+    """A table for each kind of documents: a row for each method, a column for each shape that there are figures of."""
+    for documents in dict.fromkeys(setting.documents for setting in results):
+        of = "" if documents == "any" else f"; support and query from {documents} documents"
+        table = Table(title=title + of, title_justify="left")
+        table.add_column("method", no_wrap=True)
+        found = {
+            setting: result
+            for setting, result in results.items()
+            if result.problem is None and setting.documents == documents
+        }
+        for setting in found:
+            table.add_column(f"{setting.shape.n_way}-way {setting.shape.k_shot}-shot", justify="right", no_wrap=True)
+        if found:
+            _fill(table, [*found.values()])
+            yield table
+
+
+def _fill(table: Table, found: list[SettingResult]) -> None:
+    for name in found[0].by_method:
+        table.add_row(name, *(percent(result.by_method[name]) for result in found))
+    for step in shown_steps(len(found[0].by_step) - 1):
+        name = "adapted, 1 step" if step == 1 else f"adapted, {step} steps"
+        table.add_row(name, *(percent(result.by_step[step]) for result in found))
+
+
+def shown_steps(last: int) -> list[int]:
+    """Some of the steps 0 to `last`, among them the last."""
+    return sorted({step for step in _SHOWN_STEPS if step < last} | {last})
+
+
+def percent(values: list[float]) -> str:
+    """Mean and 95 % interval; without it where all tasks are alike."""
+    estimate = Estimate.of(values)
+    if len(set(values)) == 1:
+        return f"{100 * estimate.mean:.1f}"
+    return f"{100 * estimate.mean:.1f} ± {100 * estimate.half_width:.1f}"

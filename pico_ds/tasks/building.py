@@ -1,0 +1,118 @@
+"""From a configuration and a corpus to tasks."""
+
+from functools import cached_property
+from pathlib import Path
+
+from pico_ds.config import Readout, RunConfig, SmlmtConfig
+from pico_ds.data.corpus import Corpus
+from pico_ds.tasks.context_choice import Documents
+from pico_ds.tasks.lexicon import Lexicon, TokenClasses, WordSplit
+from pico_ds.tasks.sentences import Sentence, SentenceTasks, read_sentences
+from pico_ds.tasks.shape import TaskShape
+from pico_ds.tasks.smlmt import SMLMT
+from pico_ds.tasks.source import MixedTasks, TaskSource
+from pico_ds.tasks.word_index import WordIndex
+
+
+class TaskBuilder:
+    """Makes the tasks of a run; what several of them need is made once."""
+
+    def __init__(self, config: RunConfig, corpus: Corpus) -> None:
+        self._config, self._corpus = config, corpus
+
+    @cached_property
+    def classes(self) -> TokenClasses:
+        """What the entries of the vocabulary are made of."""
+        return TokenClasses.of(self._corpus.tokenizer)
+
+    @cached_property
+    def lexicon(self) -> Lexicon:
+        """The words of the corpus."""
+        corpus = self._corpus
+        return Lexicon.build(corpus.train, corpus.validation, corpus.tokenizer, self.classes)
+
+    @cached_property
+    def training_index(self) -> WordIndex:
+        """Words of the training documents."""
+        return WordIndex(self._corpus.train, self.lexicon, self.classes, self._config.smlmt)
+
+    @cached_property
+    def held_out_index(self) -> WordIndex:
+        """Words of the held-out documents."""
+        return WordIndex(self._corpus.validation, self.lexicon, self.classes, self._config.smlmt)
+
+    @cached_property
+    def sentences(self) -> list[Sentence]:
+        """The user's own, if there are any."""
+        path = self._config.smlmt.inject.path
+        return [] if path is None else read_sentences(Path(path))
+
+    def training(self, readout: Readout | None = None) -> TaskSource:
+        """Tasks of training words in training documents, mixed with those of `smlmt.inject`.
+
+        Raises:
+            TaskError: a corpus, or sentences, that cannot supply the tasks.
+        """
+        smlmt, seed = self._config.smlmt, self._config.training.seed
+        tasks = self._smlmt(self.training_index, smlmt, "train", seed, readout, "any")
+        # a task that cannot be drawn is an error now, not at the first meta step
+        tasks.sample(smlmt.warmup_steps + smlmt.curriculum_steps, index=0)
+        if not self.sentences:
+            return tasks
+        name = str(smlmt.inject.path)
+        injected = SentenceTasks(self.sentences, self._corpus.tokenizer, smlmt, seed, readout, name)
+        injected.sample(step=0, index=0)
+        return MixedTasks(tasks, injected, smlmt.inject.ratio, seed)
+
+    def held_out(
+        self,
+        split: WordSplit,
+        readout: Readout | None = None,
+        shape: TaskShape | None = None,
+        documents: Documents = "any",
+    ) -> SMLMT:
+        """Tasks of held-out words in held-out documents; keyed by data.split_seed, so that every run is judged alike.
+
+        Words are drawn uniformly.
+
+        Args:
+            shape: the largest of the training tasks when left out.
+
+        Raises:
+            TaskError: a corpus that cannot supply the tasks.
+        """
+        seed = self._config.data.split_seed
+        return self._smlmt(self.held_out_index, judged(self._config.smlmt, shape), split, seed, readout, documents)
+
+    def injected_held_out_words(self, split: WordSplit) -> list[str]:
+        """Words of a held-out split that are classes of injected tasks."""
+        if not self.sentences or self.sentences[0].kind == "label":
+            return []
+        words = self.lexicon.class_words(split, self._config.smlmt, self._config.data.split_seed)
+        return sorted({self.lexicon.words[word] for word in words} & {sentence.name for sentence in self.sentences})
+
+    def _smlmt(
+        self,
+        index: WordIndex,
+        smlmt: SmlmtConfig,
+        split: WordSplit,
+        seed: int,
+        readout: Readout | None,
+        documents: Documents,
+    ) -> SMLMT:
+        split_seed = self._config.data.split_seed
+        return SMLMT(index, self.lexicon, self._corpus.tokenizer, smlmt, split, split_seed, seed, readout, documents)
+
+
+def judged(smlmt: SmlmtConfig, shape: TaskShape | None = None) -> SmlmtConfig:
+    """The settings of held-out tasks: one shape, by default the largest of training, and words that are drawn alike."""
+    shape = shape or TaskShape(smlmt.n_ways[1], smlmt.k_shots[1], smlmt.q_query)
+    return smlmt.model_copy(
+        update={
+            "n_way": shape.n_way,
+            "k_shot": shape.k_shot,
+            "q_query": shape.q_query,
+            "class_sampling": "uniform",
+            "curriculum_steps": 0,
+        }
+    )

@@ -1,0 +1,150 @@
+#!/usr/bin/env python
+"""Judge a trained model.
+
+    python scripts/evaluate.py few-shot runs/demo-001 --tasks 400 --steps 20
+    torchrun --nproc_per_node 8 scripts/evaluate.py few-shot runs/pico --documents any same different
+    python scripts/evaluate.py few-shot runs/demo-001 --data labelled.jsonl --shapes 2x5
+    python scripts/evaluate.py few-shot runs/demo-001 --ner train.conll dev.conll test.conll
+
+Any key of the run's configuration can be overridden: section.key=value. Results go to eval_results/ of the run.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from rich.console import Console
+
+from pico_ds.checkpoint.errors import CheckpointError
+from pico_ds.config import ConfigError, Readout
+from pico_ds.config.validation import LAYOUT_EXTRA_TOKENS
+from pico_ds.data.errors import DataError
+from pico_ds.engine.distributed import Process, start_process, stop_process
+from pico_ds.evaluation.evaluator import task_key
+from pico_ds.evaluation.grid import Setting, SettingResult, best_readout, evaluate_grid, write_grid
+from pico_ds.evaluation.tables import grid_tables
+from pico_ds.tasks.building import TaskBuilder, judged
+from pico_ds.tasks.errors import TaskError
+from pico_ds.tasks.lexicon import WordSplit
+from pico_ds.tasks.sentences import SentenceTasks, read_sentences
+from pico_ds.tasks.shape import TaskShape
+from pico_ds.tasks.source import TaskSource
+from pico_ds.training.trained_model import TrainedModel, load_trained_model
+
+READOUTS: list[Readout] = ["fim", "pre", "fimpre", "mask", "last", "mean"]
+
+
+def pair(text: str) -> tuple[int, int]:
+    n_way, cross, k_shot = text.partition("x")
+    if not (cross and n_way.isdigit() and k_shot.isdigit() and int(n_way) > 1 and int(k_shot) > 0):
+        raise argparse.ArgumentTypeError(f"got {text!r}; write N-way x K-shot, such as 5x1")
+    return int(n_way), int(k_shot)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=["few-shot"])
+    parser.add_argument("checkpoint", type=Path, help="a checkpoint, or a run whose newest is taken")
+    parser.add_argument(
+        "--shapes",
+        nargs="+",
+        type=pair,
+        default=[(5, 1), (5, 5), (5, 16), (20, 5), (32, 4)],
+        metavar="NxK",
+        help="N-way K-shot; by default 5x1 5x5 5x16 20x5 32x4",
+    )
+    parser.add_argument("--queries", type=int, default=5, help="query contexts of a class")
+    parser.add_argument("--tasks", type=int, default=400, help="tasks of every shape")
+    parser.add_argument("--steps", type=int, default=20, help="adaptation steps")
+    parser.add_argument(
+        "--documents",
+        nargs="+",
+        choices=["any", "same", "different"],
+        default=["any"],
+        help="that the query contexts of a class come from, seen from its support contexts",
+    )
+    parser.add_argument("--split", choices=["validation", "test"], help="held-out words; the run's if left out")
+    parser.add_argument(
+        "--readout",
+        choices=[*READOUTS, "best"],
+        help="the run's if left out; best: at which the other held-out words are told apart best",
+    )
+    parser.add_argument("--data", type=Path, help="JSONL of text and label, or text and word, instead of the corpus")
+    parser.add_argument("--max_tokens", type=int, help="longest context of --data; model.max_seq_len if left out")
+    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher's
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="override a key of the run")
+    return parser.parse_intermixed_args()
+
+
+def settings_of(
+    trained: TrainedModel, arguments: argparse.Namespace, process: Process
+) -> tuple[str, list[tuple[Setting, Callable[[], TaskSource]]], dict[str, object]]:
+    """The readout, every setting with what makes its tasks, and what is recorded of where they come from."""
+    shapes = [TaskShape(n_way, k_shot, arguments.queries) for n_way, k_shot in arguments.shapes]
+    config = trained.config
+    if arguments.data is not None:
+        sentences = read_sentences(arguments.data)
+        longest = arguments.max_tokens or config.model.max_seq_len
+        smlmt = config.smlmt.model_copy(update={"context_tokens": longest - LAYOUT_EXTRA_TOKENS})
+        readout = config.smlmt.readout if arguments.readout in (None, "best") else arguments.readout
+
+        def of_data(one: TaskShape) -> SentenceTasks:
+            tokenizer, seed = trained.model.tokenizer, config.data.split_seed
+            return SentenceTasks(sentences, tokenizer, judged(smlmt, one), seed, readout, str(arguments.data))
+
+        return readout, [(Setting(one), partial(of_data, one)) for one in shapes], {"data": str(arguments.data)}
+    builder = TaskBuilder(config, trained.open_corpus())
+    split: WordSplit = arguments.split or config.evaluation.word_split
+    readout = arguments.readout or config.smlmt.readout
+    if readout == "best":
+        other: WordSplit = "validation" if split == "test" else "test"
+        readout = best_readout(
+            trained.model, lambda one: builder.held_out(other, one), READOUTS, min(100, arguments.tasks), process
+        )
+    pairs: list[tuple[Setting, Callable[[], TaskSource]]] = [
+        (Setting(one, documents), partial(builder.held_out, split, readout, one, documents))
+        for documents in arguments.documents
+        for one in shapes
+    ]
+    return readout, pairs, {"word_split": split, "task_key": task_key(config)}
+
+
+def few_shot(trained: TrainedModel, arguments: argparse.Namespace, process: Process, console: Console) -> None:
+    readout, settings, source = settings_of(trained, arguments, process)
+    results: dict[Setting, SettingResult] = {}
+    for setting, result in evaluate_grid(trained.model, settings, arguments.tasks, arguments.steps, process):
+        results[setting] = result
+        if process.is_main:
+            print(f"{setting}: {result.problem or 'done'}", file=sys.stderr, flush=True)
+    if not process.is_main:
+        return
+    of = arguments.data.stem if arguments.data else f"held-out {source['word_split']} words"
+    learner = trained.config.meta.learner
+    title = f"{trained.directory}: {of}, readout {readout}, {learner}, {arguments.tasks} tasks [%, 95 % interval]"
+    for table in grid_tables(results, title):
+        console.print(table)
+    about = {"step": trained.step, "learner": learner, "readout": readout, "n_tasks": arguments.tasks, **source}
+    name = "few_shot" if arguments.data is None else f"few_shot_{arguments.data.stem}"
+    path = trained.run / "eval_results" / f"{name}_step_{trained.step}.json"
+    write_grid(path, results, about)
+    console.print(f"{path}", highlight=False, soft_wrap=True)
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    console = Console()
+    try:
+        process = start_process()
+        trained = load_trained_model(arguments.checkpoint, arguments.overrides, process)
+        few_shot(trained, arguments, process, Console(width=max(120, console.width)))
+        stop_process()
+    except (CheckpointError, ConfigError, DataError, TaskError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

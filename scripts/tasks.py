@@ -1,0 +1,104 @@
+#!/usr/bin/env python
+"""Look at tasks: as a person reads them, or in figures.
+
+python scripts/tasks.py show --config configs/demo.yaml --n 3
+python scripts/tasks.py show --split test --n 1 smlmt.k_shot=1
+python scripts/tasks.py stats --config configs/demo.yaml
+
+Any key of the configuration can be overridden: section.key=value.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from pico_ds.config import ConfigError, RunConfig, load_config
+from pico_ds.data.corpus import Corpus, open_corpus
+from pico_ds.data.errors import DataError
+from pico_ds.tasks.building import TaskBuilder
+from pico_ds.tasks.description import describe, task_figures
+from pico_ds.tasks.errors import TaskError
+from pico_ds.tasks.lexicon import WORD_SPLITS
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+#: widest bar of a histogram [characters]
+BAR = 40
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=["show", "stats"])
+    parser.add_argument("--config", type=Path, default=REPOSITORY / "configs" / "demo.yaml", help="YAML of the run")
+    parser.add_argument("--n", type=int, default=3, help="tasks to show")
+    parser.add_argument("--step", type=int, help="outer step whose tasks are shown; the last one when left out")
+    parser.add_argument("--split", choices=WORD_SPLITS, default="train", help="words that are the classes")
+    parser.add_argument("--as_read", action="store_true", help="in the order of tokens that the readout asks for")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="override a key of the YAML")
+    return parser.parse_intermixed_args()
+
+
+def show(console: Console, config: RunConfig, corpus: Corpus, arguments: argparse.Namespace) -> None:
+    builder = TaskBuilder(config, corpus)
+    readout = config.smlmt.readout if arguments.as_read else "mask"
+    step = config.training.max_steps - 1 if arguments.step is None else arguments.step
+    if arguments.split == "train":
+        tasks = builder.training(readout)
+    else:
+        # held-out tasks are those of step 0, whenever the model is evaluated
+        tasks, step = builder.held_out(arguments.split, readout), 0
+    for index in range(arguments.n):
+        episode = tasks.sample(step, index)
+        support, query = (len(part.labels) // episode.n_way for part in (episode.support, episode.query))
+        console.print(
+            f"task {index} of step {step}: {episode.n_way}-way, {support}-shot, {query} queries a class: "
+            f"{', '.join(episode.words)}",
+            style="bold",
+            highlight=False,
+            soft_wrap=True,
+        )
+        for line in describe(episode, corpus.tokenizer):
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.print()
+
+
+def stats(console: Console, config: RunConfig, corpus: Corpus) -> None:
+    figures = task_figures(config, corpus)
+    smlmt = config.smlmt
+    console.print(f"words of the corpus     {figures.words:,}", highlight=False)
+    table = Table(
+        title=f"class words: frequency {smlmt.min_word_freq:,} to {smlmt.max_word_freq:,}", title_justify="left"
+    )
+    for column in ("split", "words", "contexts of a word: least", "median", "most", "documents"):
+        table.add_column(column, justify="left" if column in ("split", "documents") else "right")
+    for split in figures.splits:
+        documents = "training" if split.split == "train" else "held out"
+        table.add_row(split.split, f"{split.words:,}", *(f"{count:,}" for count in split.occurrences), documents)
+    console.print(table)
+    total = sum(figures.length_counts.values())
+    console.print(f"tokens of a context, of {smlmt.context_tokens + 1} positions ({total:,} contexts)", highlight=False)
+    for length, count in figures.length_counts.items():
+        bar = "█" * max(1, round(BAR * count / max(figures.length_counts.values())))
+        console.print(f"{length:>5} {count / total:>6.1%} {bar}", highlight=False)
+    console.print(f"padded tokens           {figures.padded_share:.1%}", highlight=False)
+
+
+def main() -> int:
+    arguments, console = parse_arguments(), Console()
+    try:
+        config = load_config(arguments.config, arguments.overrides)
+        corpus = open_corpus(config.data)
+        if arguments.command == "show":
+            show(console, config, corpus, arguments)
+        else:
+            stats(console, config, corpus)
+    except (ConfigError, DataError, TaskError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
