@@ -22,9 +22,11 @@ from pico_ds.config import ConfigError, Readout
 from pico_ds.config.validation import LAYOUT_EXTRA_TOKENS
 from pico_ds.data.errors import DataError
 from pico_ds.engine.distributed import Process, start_process, stop_process
+from pico_ds.evaluation.conll import read_conll
 from pico_ds.evaluation.evaluator import task_key
 from pico_ds.evaluation.grid import Setting, SettingResult, best_readout, evaluate_grid, write_grid
-from pico_ds.evaluation.tables import grid_tables
+from pico_ds.evaluation.tables import grid_tables, ner_table
+from pico_ds.evaluation.token_classification import Splits, evaluate_ner, write_ner
 from pico_ds.tasks.building import TaskBuilder, judged
 from pico_ds.tasks.errors import TaskError
 from pico_ds.tasks.lexicon import WordSplit
@@ -73,6 +75,14 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--data", type=Path, help="JSONL of text and label, or text and word, instead of the corpus")
     parser.add_argument("--max_tokens", type=int, help="longest context of --data; model.max_seq_len if left out")
+    parser.add_argument(
+        "--ner",
+        type=Path,
+        nargs="+",
+        metavar="FILE.conll",
+        help="fine-tune for token classification instead: one file, which is split, or train, dev and test",
+    )
+    parser.add_argument("--seeds", type=int, default=3, help="fine-tuning runs of --ner")
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher's
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="override a key of the run")
     return parser.parse_intermixed_args()
@@ -132,13 +142,30 @@ def few_shot(trained: TrainedModel, arguments: argparse.Namespace, process: Proc
     console.print(f"{path}", highlight=False, soft_wrap=True)
 
 
+def ner(trained: TrainedModel, arguments: argparse.Namespace, process: Process, console: Console) -> None:
+    if len(arguments.ner) not in (1, 3):
+        raise ConfigError(f"--ner: got {len(arguments.ner)} files; give one, or three: train, dev and test")
+    parts = [read_conll(path) for path in arguments.ner]
+    splits = Splits.of_one(parts[0]) if len(parts) == 1 else Splits(*parts)
+    longest = arguments.max_tokens or trained.config.model.max_seq_len
+    scores = evaluate_ner(trained.model, splits, arguments.seeds, longest, process)
+    if not process.is_main:
+        return
+    name = arguments.ner[0].stem
+    console.print(ner_table(scores, f"{trained.directory}: entity F1 on {name}, {arguments.seeds} seeds [%]"))
+    path = trained.run / "eval_results" / f"ner_{name}_step_{trained.step}.json"
+    write_ner(path, scores, {"step": trained.step, "files": [str(file) for file in arguments.ner]})
+    console.print(f"{path}", highlight=False, soft_wrap=True)
+
+
 def main() -> int:
     arguments = parse_arguments()
     console = Console()
     try:
         process = start_process()
         trained = load_trained_model(arguments.checkpoint, arguments.overrides, process)
-        few_shot(trained, arguments, process, Console(width=max(120, console.width)))
+        judge = few_shot if arguments.ner is None else ner
+        judge(trained, arguments, process, Console(width=max(120, console.width)))
         stop_process()
     except (CheckpointError, ConfigError, DataError, TaskError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,6 +1,7 @@
 """Few-shot results as tables for a terminal."""
 
 from collections.abc import Iterator
+from statistics import mean, stdev
 
 from rich.table import Table
 
@@ -48,3 +49,16 @@ def percent(values: list[float]) -> str:
     if len(set(values)) == 1:
         return f"{100 * estimate.mean:.1f}"
     return f"{100 * estimate.mean:.1f} ± {100 * estimate.half_width:.1f}"
+
+
+def ner_table(scores: dict[str, list[float]], title: str) -> Table:
+    """Mean and standard deviation over seeds of every way to fine-tune."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("fine-tuned", no_wrap=True)
+    table.add_column("mean ± deviation", justify="right", no_wrap=True)
+    table.add_column("by seed", no_wrap=True)
+    for name, values in scores.items():
+        deviation = stdev(values) if len(values) > 1 else 0.0
+        each = "  ".join(f"{100 * value:.1f}" for value in values)
+        table.add_row(name, f"{100 * mean(values):.1f} ± {100 * deviation:.1f}", each)
+    return table

@@ -1,10 +1,11 @@
 """Fine-tuning for token classification, as pico-maml judges its models on Universal NER."""
 
 import copy
-import math
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -16,14 +17,17 @@ from torch import Tensor, nn
 
 from pico_ds.data.keyed_random import digest64
 from pico_ds.data.tokenizer import TextTokenizer
+from pico_ds.engine.distributed import Process
 from pico_ds.evaluation.conll import TaggedSentence
+from pico_ds.evaluation.grid import Model
+from pico_ds.files import replace_text
+from pico_ds.meta.network import Parameters
 from pico_ds.model.decoder import PicoDecoder
+from pico_ds.model.meta_model import DECODER
 
 #: head: the decoder stays as it is; full: all of it is trained
 Mode = Literal["head", "full"]
 MODES: tuple[Mode, ...] = ("head", "full")
-#: label of positions that are no last token of a word, which the loss leaves out
-_IGNORED = -100
 
 
 @dataclass(frozen=True)
@@ -102,24 +106,50 @@ def fine_tune(
         decoder = copy.deepcopy(decoder).requires_grad_()
         groups.append({"params": list(decoder.parameters()), "lr": settings.body_lr})
     optimizer = torch.optim.AdamW(groups)
+    states = _States(decoder, tokenizer.pad_id, frozen=mode == "head")
+
+    def f1(encoded: Sequence[_Encoded], sentences: Sequence[TaggedSentence]) -> float:
+        return _f1(states, classifier, encoded, sentences, tags, settings.batch_size)
+
     best, at_best, waited = -1.0, 0.0, 0
     for _ in range(settings.max_epochs):
-        for batch in _batches(torch.randperm(len(train), generator=generator).tolist(), settings.batch_size):
-            chosen = [train[place] for place in batch]
-            logits = _logits(decoder, classifier, chosen, tokenizer.pad_id, device, train_body=mode == "full")
-            loss = F.cross_entropy(logits, torch.cat([one.labels for one in chosen]).to(device), ignore_index=_IGNORED)
+        order = torch.randperm(len(train), generator=generator).tolist()
+        for chosen in _batches([train[place] for place in order], settings.batch_size):
+            loss = F.cross_entropy(classifier(states(chosen)), torch.cat([one.labels for one in chosen]).to(device))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        score = _f1(decoder, classifier, dev, splits.dev, tags, tokenizer, device, settings.batch_size)
-        if score > best:
-            best, waited = score, 0
-            at_best = _f1(decoder, classifier, test, splits.test, tags, tokenizer, device, settings.batch_size)
+        if (score := f1(dev, splits.dev)) > best:
+            best, at_best, waited = score, f1(test, splits.test), 0
         else:
             waited += 1
         if waited >= settings.patience:
             break
     return at_best
+
+
+class _States:
+    """The decoder's state at the last token of every word of some sentences; computed once where it is frozen."""
+
+    def __init__(self, decoder: PicoDecoder, pad_id: int, frozen: bool) -> None:
+        self._decoder, self._pad_id = decoder, pad_id
+        self._known: dict[int, Tensor] | None = {} if frozen else None
+
+    def __call__(self, sentences: Sequence[_Encoded]) -> Float[Tensor, "words width"]:
+        if self._known is None:
+            return self._compute(sentences)
+        for one in sentences:
+            if id(one) not in self._known:
+                with torch.no_grad():
+                    self._known[id(one)] = self._compute([one])
+        return torch.cat([self._known[id(one)] for one in sentences])
+
+    def _compute(self, sentences: Sequence[_Encoded]) -> Float[Tensor, "words width"]:
+        device = self._decoder.embedding_proj.weight.device
+        ids = nn.utils.rnn.pad_sequence([one.ids for one in sentences], batch_first=True, padding_value=self._pad_id)
+        hidden = self._decoder.hidden(ids.to(device))
+        rows = torch.cat([torch.full_like(one.last, row) for row, one in enumerate(sentences)])
+        return hidden[rows.to(device), torch.cat([one.last for one in sentences]).to(device)]
 
 
 def _encode(
@@ -137,45 +167,59 @@ def _encode(
     return encoded
 
 
-def _batches(order: list[int], size: int) -> Iterator[list[int]]:
-    rest = iter(order)
-    while batch := list(islice(rest, size)):
-        yield batch
-
-
-def _logits(
-    decoder: PicoDecoder,
-    classifier: nn.Module,
-    sentences: Sequence[_Encoded],
-    pad_id: int,
-    device: torch.device,
-    train_body: bool,
-) -> Float[Tensor, "words tags"]:
-    ids = nn.utils.rnn.pad_sequence([one.ids for one in sentences], batch_first=True, padding_value=pad_id).to(device)
-    with torch.set_grad_enabled(train_body):
-        hidden = decoder.hidden(ids)
-    rows = torch.cat([torch.full_like(one.last, row) for row, one in enumerate(sentences)])
-    return classifier(hidden[rows.to(device), torch.cat([one.last for one in sentences]).to(device)])
+def _batches(sentences: Sequence[_Encoded], size: int) -> Iterator[Sequence[_Encoded]]:
+    for first in range(0, len(sentences), size):
+        yield sentences[first : first + size]
 
 
 @torch.no_grad()
 def _f1(
-    decoder: PicoDecoder,
+    states: _States,
     classifier: nn.Module,
     encoded: Sequence[_Encoded],
     sentences: Sequence[TaggedSentence],
     tags: Sequence[str],
-    tokenizer: TextTokenizer,
-    device: torch.device,
     batch_size: int,
 ) -> float:
-    predicted: list[list[str]] = []
-    for batch in _batches(list(range(len(encoded))), batch_size):
-        chosen = [encoded[place] for place in batch]
-        best = _logits(decoder, classifier, chosen, tokenizer.pad_id, device, train_body=False).argmax(-1).tolist()
-        named = iter(tags[place] for place in best)
-        for place in batch:
-            found = list(islice(named, len(encoded[place].labels)))
-            predicted.append([*found, *["O"] * (len(sentences[place].tags) - len(found))])
-    score = f1_score([list(one.tags) for one in sentences], predicted, mode="strict", scheme=IOB2, zero_division=0)
-    return 0.0 if math.isnan(score) else float(score)
+    best = [place for batch in _batches(encoded, batch_size) for place in classifier(states(batch)).argmax(-1).tolist()]
+    named = iter(tags[place] for place in best)
+    predicted = []
+    for one, sentence in zip(encoded, sentences, strict=True):
+        found = list(islice(named, len(one.labels)))
+        predicted.append([*found, *["O"] * (len(sentence.tags) - len(found))])
+    wanted = [list(sentence.tags) for sentence in sentences]
+    return float(f1_score(wanted, predicted, mode="strict", scheme=IOB2, zero_division=0))
+
+
+def evaluate_ner(
+    model: Model, splits: Splits, n_seeds: int, max_length: int, process: Process
+) -> dict[str, list[float]]:
+    """F1 by seed of a trained and an untrained model, head alone and whole. A collective: ranks share the runs."""
+    jobs = [
+        (f"{name}, {mode}", theta, mode, seed)
+        for name, theta in (("untrained", model.untrained), ("trained", model.theta))
+        for mode in MODES
+        for seed in range(n_seeds)
+    ]
+    scores = torch.zeros(len(jobs), dtype=torch.float64, device=process.device)
+    for place in range(process.rank, len(jobs), process.world_size):
+        _, theta, mode, seed = jobs[place]
+        scores[place] = fine_tune(_decoder_at(model, theta), model.tokenizer, splits, mode, seed, max_length)
+    found: dict[str, list[float]] = {}
+    for (name, *_), score in zip(jobs, process.sum_over_ranks(scores).tolist(), strict=True):
+        found.setdefault(name, []).append(score)
+    return found
+
+
+def _decoder_at(model: Model, theta: Parameters) -> PicoDecoder:
+    """A decoder of its own with given weights, fp32."""
+    decoder = copy.deepcopy(model.network.twin.decoder)
+    weights = {name.removeprefix(DECODER): part.float() for name, part in theta.items() if name.startswith(DECODER)}
+    # the twin has no storage
+    decoder.load_state_dict(weights, assign=True)
+    return decoder.requires_grad_(requires_grad=False)
+
+
+def write_ner(path: Path, scores: dict[str, list[float]], about: dict[str, object]) -> None:
+    """Write F1 by seed, and what else is recorded."""
+    replace_text(path, json.dumps({**about, "f1": scores}, indent=1) + "\n")

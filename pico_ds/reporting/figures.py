@@ -1,0 +1,171 @@
+"""Curves of runs, seeds as bands."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+
+import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from pico_ds.evaluation.few_shot import Estimate
+from pico_ds.reporting.records import Group
+
+#: of the lines, by group; Okabe and Ito's, which the colour-blind can tell apart
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31", "#7F7F7F")
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A figure, and what it shows."""
+
+    name: str
+    caption: str
+    figure: Figure
+
+
+def plots(groups: Sequence[Group]) -> Iterator[Plot]:
+    """Every figure that the runs have something for."""
+    curves = {
+        "language_model_loss": (
+            "next-token loss [nats per token]",
+            "ar/loss",
+            "Autoregressive steps: loss in training.",
+        ),
+        "query_accuracy": (
+            "query accuracy [%]",
+            "meta/query_accuracy",
+            "Meta steps: accuracy of the query set at the adapted weights, training words.",
+        ),
+        "query_loss": (
+            "query loss [nats]",
+            "meta/query_loss",
+            "Meta steps: loss of the query set at the adapted weights, training words.",
+        ),
+        "relative_displacement": (
+            "norm of (fast - theta) / norm of theta",
+            "meta/relative_displacement",
+            "How far the inner loop moves the weights.",
+        ),
+    }
+    for name, (label, metric, caption) in curves.items():
+        if (figure := _over_tokens(groups, metric, label)) is not None:
+            yield Plot(name, caption, figure)
+    yield from _evaluations(groups)
+    if (figure := _adaptation(groups)) is not None:
+        yield Plot("adaptation", "Held-out words: accuracy by adaptation step, 95 % interval over tasks.", figure)
+    yield from _layers(groups)
+
+
+def _over_tokens(groups: Sequence[Group], metric: str, label: str, markers: bool = False) -> Figure | None:
+    figure, axes = _new("tokens", label)
+    for group, colour in zip(groups, _colours(), strict=False):
+        if (found := group.series(metric)) is None:
+            continue
+        tokens, mean, least, most = found
+        scale = 100 if "accuracy" in metric else 1
+        axes.plot(tokens, scale * mean, color=colour, label=_label(group), marker="o" if markers else None)
+        axes.fill_between(tokens, scale * least, scale * most, color=colour, alpha=0.2, linewidth=0)
+    return _finished(figure, axes)
+
+
+def _evaluations(groups: Sequence[Group]) -> Iterator[Plot]:
+    if (
+        figure := _over_tokens(groups, "eval/validation_loss", "validation loss [nats per token]", markers=True)
+    ) is not None:
+        yield Plot("validation_loss", "Held-out documents: next-token loss.", figure)
+    names = {name for group in groups for record in group.records for name in record.names("eval/few_shot/")}
+    for name in sorted(name for name in names if name.endswith("accuracy_after")):
+        _, _, split, readout, _ = name.split("/")
+        if (figure := _over_tokens(groups, name, "accuracy [%]", markers=True)) is not None:
+            caption = f"Held-out {split} words, readout {readout}: accuracy after adaptation, as training went."
+            yield Plot(f"few_shot_{split}_{readout}", caption, figure)
+
+
+def _adaptation(groups: Sequence[Group]) -> Figure | None:
+    """One panel for each shape of tasks."""
+    settings = [*dict.fromkeys(name for group in groups for name in _settings(group))]
+    if not settings:
+        return None
+    columns = min(3, len(settings))
+    rows = -(-len(settings) // columns)
+    figure, panels = plt.subplots(
+        rows, columns, figsize=(4.2 * columns, 3.3 * rows), squeeze=False, layout="constrained"
+    )
+    for panel in panels.flat[len(settings) :]:
+        panel.axis("off")
+    for setting, axes in zip(settings, panels.flat, strict=False):
+        for group, colour in zip(groups, _colours(), strict=False):
+            if (by_step := _settings(group).get(setting)) is None:
+                continue
+            estimates = [Estimate.of(values) for values in by_step]
+            mean = 100 * np.array([estimate.mean for estimate in estimates])
+            half = 100 * np.array([estimate.half_width for estimate in estimates])
+            axes.plot(mean, color=colour, label=_label(group))
+            axes.fill_between(range(len(mean)), mean - half, mean + half, color=colour, alpha=0.2, linewidth=0)
+        axes.set(title=setting, xlabel="adaptation steps", ylabel="accuracy [%]")
+        axes.grid(alpha=0.3)
+    panels.flat[0].legend(fontsize="small", frameon=False)
+    return figure
+
+
+def _settings(group: Group) -> dict[str, list[list[float]]]:
+    """Mean over seeds of each task's accuracy by step, by setting."""
+    found: dict[str, list[list[list[float]]]] = {}
+    for record in group.records:
+        for entry in (record.few_shot or {}).get("settings", ()):
+            if entry["by_step"]:
+                name = f"{entry['n_way']}-way {entry['k_shot']}-shot"
+                name += "" if entry["documents"] == "any" else f", {entry['documents']} documents"
+                found.setdefault(name, []).append(entry["by_step"])
+    return {name: np.mean(np.array(seeds), axis=0).tolist() for name, seeds in found.items()}
+
+
+def _layers(groups: Sequence[Group]) -> Iterator[Plot]:
+    """Curves by layer, a figure for each experiment that recorded them."""
+    kinds = {
+        "displacement": "how far the inner loop moves each layer",
+        "weight_norm": "norm of the weights of each layer",
+    }
+    for group in groups:
+        for kind, caption in kinds.items():
+            names = group.records[0].names(f"layers/{kind}/")
+            if not names:
+                continue
+            figure, axes = _new("tokens", kind.replace("_", " "))
+            for place, name in enumerate(names):
+                found = group.series(name)
+                assert found is not None
+                shade = plt.get_cmap("viridis")(place / max(1, len(names) - 1))
+                axes.plot(found[0], found[1], color=shade, label=name.rsplit("/", 1)[-1], linewidth=1)
+            axes.legend(fontsize="x-small", frameon=False, ncols=2, loc="upper left", bbox_to_anchor=(1, 1))
+            yield Plot(f"{kind}_{group.name}", f"{group.name}: {caption}.", figure)
+
+
+def _new(x_label: str, y_label: str) -> tuple[Figure, Axes]:
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    axes.set(xlabel=x_label, ylabel=y_label)
+    axes.grid(alpha=0.3)
+    return figure, axes
+
+
+def _finished(figure: Figure, axes: Axes) -> Figure | None:
+    if not axes.lines:
+        plt.close(figure)
+        return None
+    axes.legend(fontsize="small", frameon=False)
+    return figure
+
+
+def _label(group: Group) -> str:
+    count = len(group.records)
+    return group.name if count == 1 else f"{group.name} ({count} seeds)"
+
+
+def _colours() -> Iterator[str]:
+    while True:
+        yield from _COLOURS

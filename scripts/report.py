@@ -1,0 +1,33 @@
+#!/usr/bin/env python
+"""Write one page about some runs: curves, few-shot tables, seeds as bands. It needs no network.
+
+    python scripts/report.py runs/fomaml runs/ar --out report
+
+Runs that differ in their seed alone are one experiment. Few-shot tables show what `scripts/evaluate.py few-shot` found.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from pico_ds.config import ConfigError
+from pico_ds.reporting.page import write_report
+from pico_ds.reporting.records import Record, group_by_experiment
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="directory of a run")
+    parser.add_argument("--out", type=Path, default=Path("report"), help="directory to write to")
+    arguments = parser.parse_args()
+    try:
+        groups = group_by_experiment([Record.read(path) for path in arguments.runs])
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(write_report(groups, arguments.out))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
