@@ -91,11 +91,13 @@ def evaluate_setting(
             found |= _named(name, frozen_feature_accuracies(model.network, theta, episode, tasks.readout))
         curve = adaptation_curve(model.network, model.learner, model.theta, episode, tasks.readout, adaptation_steps)
         names = list(found)
-        rows.append(torch.cat([torch.tensor(list(found.values()), device=curve.device), curve]))
+        rows.append(
+            torch.cat([torch.tensor(list(found.values()), dtype=torch.float64, device=curve.device), curve.double()])
+        )
     names = names or _names()
     accuracies = torch.zeros(n_tasks, len(names) + adaptation_steps + 1, device=process.device, dtype=torch.float64)
     for index, row in zip(mine, rows, strict=True):
-        accuracies[index] = row.double()
+        accuracies[index] = row
     columns = process.sum_over_ranks(accuracies).T.tolist()
     return SettingResult(dict(zip(names, columns, strict=False)), columns[len(names) :])
 

@@ -122,6 +122,11 @@ def _build_tasks(config: RunConfig, corpus: Corpus) -> tuple[TaskSource | None, 
         # a task that cannot be drawn is an error now, not at the first evaluation
         for number in range(settings.n_tasks):
             held_out[0].sample(step=0, index=number)
+    if training is not None and builder.sentences:
+        inject = config.smlmt.inject
+        logger.info(
+            "%.0f %% of the tasks are of %d sentences in %s", 100 * inject.ratio, len(builder.sentences), inject.path
+        )
     if training is not None and (seen := builder.injected_held_out_words(settings.word_split)):
         logger.warning(
             "warning: %s trains on %d words that evaluation.word_split: %s holds out (%s): few-shot accuracy is no "

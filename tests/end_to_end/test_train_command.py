@@ -154,7 +154,7 @@ def test_bf16_linear_head_sentences_and_constant_rate(train: Callable[..., str],
     checkpoint = corpus.parent / "variant/checkpoints/step_6"
     weights = load_file(checkpoint / "model.safetensors")
     assert {weight.dtype for weight in weights.values()} == {torch.bfloat16}
-    assert set(load_file(checkpoint / "meta_head.safetensors")) == {"head.weight", "head.bias"}
+    assert set(load_file(checkpoint / "meta_parameters.safetensors")) == {"head.weight", "head.bias"}
 
 
 def test_plain_autoregressive_training_needs_no_tasks(train: Callable[..., str], corpus: Path) -> None:

@@ -1,0 +1,127 @@
+"""scripts/evaluate.py, report.py and tasks.py as a user meets them, on a run with injected sentences."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import write_text_corpus
+from tests.end_to_end.commands import TINY, run, torchrun
+from tests.launching import REPOSITORY
+
+ANIMALS = ("zebra", "walrus", "viper", "yak")
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("evaluate")
+
+
+@pytest.fixture(scope="module")
+def where(directory: Path) -> list[str]:
+    """Overrides that say where corpus and sentences are."""
+    corpus, own = write_text_corpus(directory / "corpus.jsonl"), directory / "own.jsonl"
+    lines = [{"text": f"Day {n}: the {word} drinks at pond {n}.", "word": word} for word in ANIMALS for n in range(5)]
+    own.write_text("\n".join(map(json.dumps, lines)))
+    return [f"data.paths=[{corpus}]", f"smlmt.inject.path={own}", "smlmt.inject.ratio=0.5"]
+
+
+@pytest.fixture(scope="module")
+def trained(directory: Path, where: list[str]) -> Path:
+    settings = ["meta.learner=meta_sgd", "learning_dynamics.log_every_n_steps=1", "smlmt.n_way=[2, 3]"]
+    kept = [f"checkpointing.runs_dir={directory}", "checkpointing.run_name=meta"]
+    output = script("train", "--config", TINY, *where, *settings, *kept)
+    assert "50 % of the tasks are of 20 sentences in" in output
+    return directory / "meta"
+
+
+def script(name: str, *arguments: str, **options: object) -> str:
+    return run("python", str(REPOSITORY / "scripts" / f"{name}.py"), *arguments, **options)
+
+
+FEW = ["--shapes", "3x1", "2x2", "--queries", "2", "--tasks", "5", "--steps", "2", "--documents", "any", "different"]
+
+
+def test_the_grid_is_the_same_on_one_rank_and_on_two(trained: Path) -> None:
+    path = trained / "eval_results" / "few_shot_step_6.json"
+    output = script("evaluate", "few-shot", str(trained), *FEW)
+    one = json.loads(path.read_text())
+    assert "adapted, 2 steps" in output
+    torchrun(str(REPOSITORY / "scripts/evaluate.py"), "few-shot", str(trained / "checkpoints/step_6"), *FEW)
+    assert json.loads(path.read_text()) == one
+    assert one["learner"] == "meta_sgd"
+    settings = {(entry["n_way"], entry["k_shot"], entry["documents"]): entry for entry in one["settings"]}
+    assert settings.keys() == {(n, k, d) for n, k in ((3, 1), (2, 2)) for d in ("any", "different")}
+    found = settings[3, 1, "any"]
+    assert found["by_method"]["chance"] == [1 / 3] * 5
+    methods = ("TF-IDF", "untrained", "frozen")
+    kinds = ("nearest prototype", "logistic regression")
+    assert set(found["by_method"]) == {"chance", *(f"{method}, {kind}" for method in methods for kind in kinds)}
+    assert [len(values) for values in found["by_step"]] == [5, 5, 5]
+    # the prototype head starts as the nearest prototype
+    assert found["by_step"][0] == pytest.approx(found["by_method"]["frozen, nearest prototype"])
+
+
+def test_what_the_data_cannot_supply_is_said_and_the_rest_is_judged(trained: Path) -> None:
+    output = script("evaluate", "few-shot", str(trained), "--shapes", "2x1", "50x2", "--tasks", "2", "--steps", "1")
+    assert "50-way 2-shot: smlmt.n_way: got 50, but only" in output
+    assert "2-way 1-shot" in output
+
+
+def test_labelled_texts_are_classified(trained: Path, directory: Path) -> None:
+    data = directory / "topics.jsonl"
+    kinds = {"war": "army troops", "money": "tax debt", "land": "crop farm"}
+    records = [{"text": f"case {n} of {words}", "label": label} for label, words in kinds.items() for n in range(8)]
+    data.write_text("\n".join(map(json.dumps, records)))
+    options = ["--shapes", "3x2", "--tasks", "4", "--steps", "1", "--queries", "2", "--readout", "mean"]
+    output = script("evaluate", "few-shot", str(trained), "--data", str(data), *options)
+    assert "topics, readout mean" in output
+    content = json.loads((trained / "eval_results" / "few_shot_topics_step_6.json").read_text())
+    assert content["settings"][0]["by_method"]["TF-IDF, nearest prototype"] == [1.0] * 4
+
+
+def test_a_conll_file_is_fine_tuned_on(trained: Path, directory: Path) -> None:
+    data, rng = directory / "own.conll", random.Random(0)
+    sentences = [["The O", f"{rng.choice(ANIMALS)} B-ANI", f"{n} O"] for n in range(30)]
+    data.write_text("\n\n".join("\n".join(lines) for lines in sentences))
+    output = script("evaluate", "few-shot", str(trained), "--ner", str(data), "--seeds", "1")
+    assert "trained, full" in output
+    content = json.loads((trained / "eval_results" / "ner_own_step_6.json").read_text())
+    assert set(content["f1"]) == {f"{model}, {mode}" for model in ("untrained", "trained") for mode in ("head", "full")}
+
+
+def test_a_report_is_written(trained: Path, directory: Path) -> None:
+    output = script("report", str(trained), "--out", str(directory / "report"))
+    page = Path(output.strip().splitlines()[-1])
+    assert page.exists()
+    assert "displacement_meta.png" in {image.name for image in page.parent.glob("*.png")}
+
+
+def test_injected_sentences_are_seen_in_the_tasks(directory: Path, where: list[str]) -> None:
+    output = script("tasks", "show", "--config", TINY, "--n", "8", "--step", "3", *where)
+    assert "the [MASK] drinks at" in output
+    assert "near the" in output, "and those of the corpus as well"
+    statistics = script("tasks", "stats", "--config", TINY, *where)
+    assert "padded tokens" in statistics
+    assert "held out" in statistics
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["few-shot", "nowhere"], "error: nowhere is neither a checkpoint"),
+        (["few-shot", "RUN", "--data", "none.jsonl"], "error: cannot read none.jsonl: No such file or directory"),
+        (["few-shot", "RUN", "--ner", "a", "b"], "error: --ner: got 2 files; give one, or three: train, dev and test"),
+        (
+            ["few-shot", "RUN", "meta.head=vocab"],
+            "error: RUN/checkpoints/step_6: head.layer_0.weight: the model has",
+        ),
+        (["few-shot", "RUN", "--shapes", "5"], "got '5'; write N-way x K-shot, such as 5x1"),
+    ],
+)
+def test_mistakes_are_said(trained: Path, arguments: list[str], message: str) -> None:
+    given = [argument.replace("RUN", str(trained)) for argument in arguments]
+    output = script("evaluate", *given, check=False)
+    assert message.replace("RUN", str(trained)) in output
+    assert "Traceback" not in output

@@ -1,0 +1,3 @@
+from tests.unit.tasks.conftest import tokenizer
+
+__all__ = ["tokenizer"]

@@ -1,0 +1,76 @@
+"""Baselines and adaptation curves against what they are defined as."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import NearestCentroid
+
+from pico_ds.config import MetaConfig
+from pico_ds.evaluation.baselines import frozen_feature_accuracies, tfidf_accuracies
+from pico_ds.evaluation.few_shot import adaptation_curve
+from pico_ds.meta.building import build_meta_model, build_twin
+from pico_ds.meta.learners import make_learner
+from pico_ds.meta.network import Network
+from pico_ds.tasks.smlmt import SMLMT
+from tests.reference import SHAPE, random_episode
+from tests.unit.tasks.test_sentences import CONFIG
+
+
+def model(meta: MetaConfig) -> tuple[Network, dict[str, torch.Tensor]]:
+    module = build_meta_model(SHAPE, meta, 3, 61, seed=0)
+    network = Network(build_twin(SHAPE, meta, 3, 61), torch.float32, meta.feature_squared_norm)
+    return network, {name: weight.detach() for name, weight in module.named_parameters()}
+
+
+def test_frozen_features_are_judged_as_scikit_learn_does() -> None:
+    network, theta = model(MetaConfig())
+    for seed in range(5):
+        episode = random_episode(seed, k_shot=4, q_query=6)
+        found = frozen_feature_accuracies(network, theta, episode, "fim")
+        z = [
+            network.features(theta, part, "fim").detach().double().numpy() for part in (episode.support, episode.query)
+        ]
+        known, wanted = episode.support.labels.numpy(), episode.query.labels.numpy()
+        for name, classifier in (
+            ("nearest prototype", NearestCentroid()),
+            ("logistic regression", LogisticRegression(max_iter=1000)),
+        ):
+            assert found[name] == pytest.approx(np.mean(classifier.fit(z[0], known).predict(z[1]) == wanted))
+
+
+def test_words_alone_tell_labels_apart_that_have_words_of_their_own(tokenizer) -> None:
+    own = {"war": "army troops battle", "money": "tax debt coin", "land": "crop farm soil", "law": "court judge crime"}
+    records = [
+        {"text": f"{number} {words} {number}", "label": name} for name, words in own.items() for number in range(4)
+    ]
+    episode = SMLMT.from_sentences(records, tokenizer, CONFIG).sample(0, 0)
+    assert tfidf_accuracies(episode, tokenizer) == {"nearest prototype": 1.0, "logistic regression": 1.0}
+    alike = [{"text": f"the same words {number}", "label": name} for name in own for number in range(40, 44)]
+    # every text has a label of its own, though
+    alike = [{**one, "text": f"{one['text']} {i}"} for i, one in enumerate(alike)]
+    episode = SMLMT.from_sentences(alike, tokenizer, CONFIG).sample(0, 0)
+    assert tfidf_accuracies(episode, tokenizer)["nearest prototype"] < 1.0
+
+
+@pytest.mark.parametrize("learner", ["fomaml", "anil", "boil", "protonet", "ar"])
+def test_a_curve_is_the_accuracy_after_each_number_of_steps(learner: str) -> None:
+    meta = MetaConfig(learner=learner, inner_lr=0.3, head_inner_lr=2.0)
+    network, theta = model(meta)
+    rule, episode = make_learner(meta, network.twin.decoder), random_episode(3, q_query=8)
+    curve = adaptation_curve(network, rule, theta, episode, "fim", steps=4).tolist()
+    for steps, found in enumerate(curve):
+        adapted = rule.adapt(network, theta, episode, "fim", steps)
+        logits = rule.head.logits(adapted.head, network.features(adapted.leaves, episode.query, "fim"))
+        assert found == pytest.approx(float((logits.argmax(-1) == episode.query.labels).float().mean()))
+
+
+def test_evaluation_does_not_look_at_the_query_set() -> None:
+    """Reptile trains on support and query; for evaluation it adapts to the support set alone."""
+    meta = MetaConfig(learner="reptile", inner_steps=4, inner_lr=0.3)
+    network, theta = model(meta)
+    rule = make_learner(meta, network.twin.decoder)
+    one, other = random_episode(0), random_episode(1)
+    mixed = type(one)(one.support, other.query, one.words, one.word_tokens, one.keys)
+    weights = [rule.adapt(network, theta, episode, "fim", 4).leaves for episode in (one, mixed)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])

@@ -1,0 +1,82 @@
+"""CoNLL files, and fine-tuning on them."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from pico_ds.config import MetaConfig, ModelConfig
+from pico_ds.data.errors import DataError
+from pico_ds.data.tokenizer import TextTokenizer
+from pico_ds.evaluation.conll import TaggedSentence, read_conll
+from pico_ds.evaluation.token_classification import FineTuning, Mode, Splits, _encode, fine_tune
+from pico_ds.meta.building import build_meta_model
+
+
+def test_columns_may_be_parted_by_tabs_or_spaces_and_numbered(tmp_path: Path) -> None:
+    wanted = [
+        TaggedSentence(("New", "York", "sleeps"), ("B-LOC", "I-LOC", "O")),
+        TaggedSentence(("Ann", "."), ("B-PER", "O")),
+    ]
+    plain, numbered = tmp_path / "plain.conll", tmp_path / "numbered.iob2"
+    plain.write_text("-DOCSTART- -X- O\n\nNew NNP B-LOC\nYork NNP I-LOC\nsleeps VB O\n\n\nAnn NNP B-PER\n. . O")
+    numbered.write_text(
+        "# text\n1\tNew\tB-LOC\t-\t-\n2\tYork\tI-LOC\t-\t-\n3\tsleeps\tO\t-\t-\n\n1\tAnn\tB-PER\n2\t.\tO\n\n"
+    )
+    assert read_conll(plain) == read_conll(numbered) == wanted
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("New B-LOC\nYork\n", r"bad.conll:2: got 'York'; expected a word and, in the last column, a tag"),
+        ("New LOC\n", r"bad.conll:1: got 'New LOC'"),
+        ("# nothing\n\n", "holds no sentence"),
+    ],
+)
+def test_bad_lines_are_named(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "bad.conll"
+    path.write_text(text)
+    with pytest.raises(DataError, match=message):
+        read_conll(path)
+    with pytest.raises(DataError, match="cannot read"):
+        read_conll(tmp_path / "none.conll")
+
+
+def sentences(count: int, offset: int = 0) -> list[TaggedSentence]:
+    """Animals are entities of two words, tools of one."""
+    found = []
+    for number in range(offset, offset + count):
+        name, tags = (("apple", "castle"), ("B-ANI", "I-ANI")) if number % 2 else (("hammer",), ("B-TOOL",))
+        found.append(TaggedSentence(("bridge", str(number), *name, "garden"), ("O", "O", *tags, "O")))
+    return found
+
+
+def test_the_last_token_of_a_word_carries_its_tag(tokenizer: TextTokenizer) -> None:
+    (one,) = _encode([TaggedSentence(("hammer", "5"), ("B-TOOL", "O"))], tokenizer, ["B-TOOL", "O"], max_length=40)
+    words = tokenizer.encode(["hammer", " 5"])
+    assert one.ids.tolist() == words[0] + words[1]
+    assert one.last.tolist() == [len(words[0]) - 1, len(words[0]) + len(words[1]) - 1]
+    (cut,) = _encode([TaggedSentence(("hammer", "5"), ("B-TOOL", "O"))], tokenizer, ["B-TOOL", "O"], len(words[0]))
+    assert cut.labels.tolist() == [0], "a word that does not fit is left out"
+
+
+@pytest.mark.parametrize("mode", ["head", "full"])
+def test_it_learns_what_can_be_learned(mode: Mode, tokenizer: TextTokenizer) -> None:
+    shape = ModelConfig(d_model=48, n_layers=1, attention_n_heads=4, attention_n_kv_heads=2, activation_hidden_dim=96)
+    decoder = build_meta_model(shape, MetaConfig(), 2, tokenizer.vocab_size, seed=0).decoder.requires_grad_(False)
+    before = {name: weight.clone() for name, weight in decoder.state_dict().items()}
+    splits = Splits(sentences(40), sentences(10, 40), sentences(10, 50))
+    settings = FineTuning(max_epochs=15, batch_size=4, head_lr=3e-2, body_lr=3e-3)
+    first, again = (fine_tune(decoder, tokenizer, splits, mode, 0, 64, settings) for _ in range(2))
+    assert first == again, "a function of the seed"
+    assert first > 0.9
+    assert all(torch.equal(before[name], weight) for name, weight in decoder.state_dict().items())
+
+
+def test_one_file_is_split_by_its_words() -> None:
+    many = sentences(40)
+    first, again = Splits.of_one(many), Splits.of_one(many[::-1])
+    assert (len(first.train), len(first.dev), len(first.test)) == (28, 6, 6)
+    assert first == again
+    assert first.tags == ["B-ANI", "B-TOOL", "I-ANI", "O"]
