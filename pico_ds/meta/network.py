@@ -41,12 +41,15 @@ class Network:
         compile_mode: CompileMode = "none",
         compile_backend: str = "inductor",
         attend_together: Attend = math_attention,
+        tasks_differ: bool = False,
     ) -> None:
         """
         Args:
             attend_together: attention where several tasks are computed together, under `torch.func.vmap`.
             compile_mode: model: the whole network is one graph; block: every decoder block is one.
             compile_backend: of torch.compile.
+            tasks_differ: in their number of contexts. A compiled network then computes some more that are not looked
+                at, so that there are few shapes to compile for.
         """
         self.twin = twin
         self.compute_dtype = compute_dtype
@@ -60,6 +63,7 @@ class Network:
         self._on_chunk = chunk_loss_and_gradients
         #: of the inner loop; compiled, one pass over the weights makes the new ones and their cast
         self.update = SGD
+        self._pads_contexts = tasks_differ and compile_mode != "none"
         self._compiled: set[tuple[object, ...]] | None = None if compile_mode == "none" else set()
         if compile_mode == "none":
             return
@@ -120,7 +124,10 @@ class Network:
         self, parameters: Parameters, contexts: Contexts, readout: Readout
     ) -> Float[Tensor, "*tasks contexts width"]:
         """The state of each context at its readout position, fp32; the mean over its tokens for `mean`."""
-        hidden = self.hidden(parameters, contexts.input_ids).float()
+        count, input_ids = contexts.input_ids.shape[-2], contexts.input_ids
+        if self._pads_contexts:
+            input_ids = F.pad(input_ids, (0, 0, 0, _padded_count(count) - count))
+        hidden = self.hidden(parameters, input_ids)[..., :count, :, :].float()
         if readout == "mean":
             real = torch.arange(hidden.shape[-2], device=hidden.device) < contexts.lengths[..., None]
             return (hidden * real[..., None]).sum(-2) / contexts.lengths[..., None]
@@ -138,3 +145,9 @@ class Network:
         """SUM of the cross-entropies of tokens, given states of the last block, in nats, fp32."""
         projection = parameters[OUTPUT_PROJECTION].to(self.compute_dtype)
         return linear_cross_entropy(states.to(self.compute_dtype), projection, targets, on_chunk=self._on_chunk)
+
+
+def _padded_count(count: int) -> int:
+    """The least power of 2, or 3 times one, that is no less."""
+    power = 1 << (count - 1).bit_length()
+    return power * 3 // 4 if power >= 4 and count <= power * 3 // 4 else power

@@ -86,6 +86,7 @@ def build_network(config: RunConfig, vocab_size: int, process: Process) -> Netwo
         config.meta.feature_squared_norm,
         compile_mode=_compile_mode(config, process),
         attend_together=together,
+        tasks_differ=config.smlmt.has_ranges,
     )
 
 

@@ -104,3 +104,37 @@ def test_nothing_is_compiled_again_after_the_first_steps(
         step(seed, measure=seed % 2 == 0)
     assert counters["stats"]["unique_graphs"] == graphs
     assert not counters["graph_break"]
+
+
+def test_tasks_of_many_sizes_are_compiled_for_a_few(theta: Parameters) -> None:
+    twin = build_twin(SHAPE, META, N_WAY, vocab_size=61)
+    eager = network_of("none")
+    network = Network(twin, torch.float32, META.feature_squared_norm, "model", "aot_eager", tasks_differ=True)
+    for count in range(2, 17):
+        contexts = random_episode(count, n_way=1, k_shot=count).support
+        with torch.no_grad():
+            torch.testing.assert_close(
+                network.features(theta, contexts, "fim"), eager.features(theta, contexts, "fim"), rtol=1e-4, atol=1e-5
+            )
+    # 2, 3, 4, 6, 8, 12 and 16 contexts
+    assert counters["stats"]["unique_graphs"] == 7
+
+
+def test_learned_rates_are_compiled_once(theta: Parameters) -> None:
+    meta = META.model_copy(update={"learner": "meta_sgd"})
+    module = build_meta_model(SHAPE, meta, N_WAY, vocab_size=61, seed=0)
+    networks = {
+        mode: Network(build_twin(SHAPE, meta, N_WAY, 61), torch.float32, META.feature_squared_norm, mode, "aot_eager")
+        for mode in ("none", "model")
+    }
+    for seed in range(3):
+        weights = {name: weight.detach() + 0.01 * seed for name, weight in module.named_parameters()}
+        results = {}
+        for mode, network in networks.items():
+            total = GradientSum(weights)
+            add_task_gradient(network, weights, random_episode(seed), "fim", meta, total, 1.0)
+            results[mode] = total.result()
+        assert relative_error(results["model"], results["none"]) < 1e-5
+        if seed == 0:
+            graphs = counters["stats"]["unique_graphs"]
+    assert counters["stats"]["unique_graphs"] == graphs

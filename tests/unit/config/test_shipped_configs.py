@@ -29,7 +29,7 @@ def test_the_promised_files_are_there() -> None:
         f"{name}.json" for name in ("zero0", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload")
     }
     wanted = {"demo.yaml"} | {f"{kind}-{size}.yaml" for kind, size in product(("pico", "pico-maml"), SIZES)}
-    assert {path.name for path in CONFIGS} == wanted
+    assert {path.name for path in CONFIGS} == {*wanted, "pico-maml-parity.yaml"}
 
 
 @pytest.mark.parametrize(("config", "ds_config"), product(CONFIGS, DS_CONFIGS), ids=lambda path: path.stem)
@@ -52,6 +52,15 @@ def test_the_maml_configs_keep_pico_mamls_recipe() -> None:
     for size in SIZES:
         config = load_config(REPOSITORY / "configs" / f"pico-maml-{size}.yaml")
         assert (config.smlmt.n_way, config.smlmt.k_shot, config.meta.inner_steps) == (32, 4, 10)
+
+
+def test_the_parity_config_is_pico_mamls() -> None:
+    config = load_config(REPOSITORY / "configs" / "pico-maml-parity.yaml")
+    meta, smlmt, training = config.meta, config.smlmt, config.training
+    assert (meta.learner, meta.head, smlmt.readout) == ("anil", "vocab", "mask")
+    assert (meta.vocab_head_layers, meta.vocab_head_width, meta.vocab_head_dropout) == (4, 128, 0.1)
+    assert (smlmt.n_way, smlmt.k_shot, meta.inner_steps, meta.head_inner_lr) == (32, 4, 10, 1e-3)
+    assert (smlmt.hybrid_ratio, training.lr, training.lr_warmup_steps) == (0.5, 3e-4, 2500)
 
 
 def fields(section: type[BaseModel]) -> set[str]:
