@@ -52,7 +52,7 @@ def test_memory_by_zero_stage_by_hand(ds_config: str, weights: float, copy: int,
     assert memory["sum of gradients"] == 4 * N
     assert memory["fast weights, fp32"] == 4 * ADAPTED
     assert memory["fast weights cast for compute"] == 2 * ADAPTED
-    assert memory["graph of the prototypes (estimate)"] > 2 * ADAPTED
+    assert memory["graph of the head's start (estimate)"] > 2 * ADAPTED
     assert memory["master weights"] == pytest.approx(4 * N * optimizer_share)
     assert memory["AdamW moments"] == pytest.approx(8 * N * optimizer_share)
 
