@@ -282,6 +282,8 @@ class EvaluationConfig(Section):
     """inner SGD steps before the second accuracy is taken"""
     word_split: Literal["validation", "test"] = "validation"
     """held-out words whose tasks are evaluated, always in held-out documents"""
+    head: Literal["prototype"] | None = None
+    """prototype: held-out tasks are judged with the prototype head, whatever was trained; null takes meta.head"""
     readouts: list[Readout] | None = None
     """readouts to evaluate; null evaluates smlmt.readout alone"""
     n_rows: NonNegativeInt = 256

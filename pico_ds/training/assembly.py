@@ -50,10 +50,11 @@ def gather_ingredients(config: RunConfig, process: Process) -> Ingredients:
     learner = make_learner(config.meta, network.twin.decoder)
     length = config.data.sequence_length
     train_tasks, held_out_tasks = _build_tasks(config, corpus)
+    judged = config.meta if config.evaluation.head is None else config.meta.model_copy(update={"head": "prototype"})
     evaluator = Evaluator(
         config,
         network,
-        learner,
+        make_learner(judged, network.twin.decoder),
         rows=TokenRows(corpus.validation, length) if config.evaluation.n_rows else None,
         tasks=held_out_tasks,
         process=process,

@@ -1,0 +1,232 @@
+#!/usr/bin/env python
+"""Train every learner on the embedded corpus for the same work, several seeds, and compare them on the same tasks.
+
+    python scripts/study.py measure                            how long a step of each method takes, on an idle machine
+    python scripts/study.py train --budget tokens --seeds 0 1 2   every method sees as many tokens as FOMAML
+    python scripts/study.py train --budget time --seeds 0 1 2     every method trains as long as FOMAML, as measured
+    python scripts/study.py table --budget tokens --seeds 0 1 2   few-shot accuracy, paired by task
+
+A run that is done is not done again: a command that was interrupted goes on when it is given once more.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from pico_ds.config import ConfigError, RunConfig, load_config
+from pico_ds.config.validation import LAYOUT_EXTRA_TOKENS
+from pico_ds.evaluation.evaluator import EvaluationResult
+from pico_ds.evaluation.few_shot import Estimate
+from pico_ds.evaluation.tables import percent
+from pico_ds.training.state import step_kind
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+CONFIG = REPOSITORY / "configs" / "demo.yaml"
+#: what each method changes of the demo
+METHODS: dict[str, list[str]] = {
+    "fomaml": [],
+    "ar": ["meta.learner=ar", "evaluation.readouts=[pre, fimpre, fim]"],
+    "masked_word": ["meta.learner=masked_word"],
+    # its support set is not looked at: twice the tasks are as many tokens
+    "multitask": ["meta.learner=multitask", "meta.head=vocab", "meta.tasks_per_step=12", "evaluation.head=prototype"],
+    "protonet": ["meta.learner=protonet"],
+    "anil": ["meta.learner=anil", "meta.inner_steps=3"],
+    "boil": ["meta.learner=boil"],
+    "reptile": ["meta.learner=reptile", "meta.inner_steps=4"],
+    "meta_sgd": ["meta.learner=meta_sgd"],
+}
+#: whose work the others get
+REFERENCE = "fomaml"
+#: steps that a measurement takes, and those at its beginning that it leaves out
+MEASURED_STEPS, WARM_UP_STEPS = 24, 8
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=["measure", "train", "table"])
+    parser.add_argument("--budget", choices=["tokens", "time"], default="tokens", help="what is equal")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
+    parser.add_argument(
+        "--steps", type=int, default=800, help="outer steps of FOMAML; the first half is its AR warm-up"
+    )
+    parser.add_argument("--jobs", type=int, default=2, help="runs at once, of one thread each")
+    parser.add_argument("--runs_dir", type=Path, default=Path("runs"))
+    return parser.parse_args()
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    try:
+        if arguments.command == "measure":
+            return measure(arguments)
+        if arguments.command == "table":
+            return table(arguments)
+        calls = [(method, seed) for seed in arguments.seeds for method in arguments.methods]
+        with ThreadPoolExecutor(arguments.jobs) as pool:
+            return max(pool.map(lambda call: train(call[0], call[1], arguments), calls))
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def config_of(method: str, seed: int, steps: int) -> RunConfig:
+    return load_config(CONFIG, [f"training.seed={seed}", f"smlmt.warmup_steps={steps // 2}", *METHODS[method]])
+
+
+def run_name(method: str, seed: int, arguments: argparse.Namespace) -> str:
+    # at equal time, too, the reference is the run that gives the time
+    return f"study-{'tokens' if method == REFERENCE else arguments.budget}-{method}-{seed}"
+
+
+def train(method: str, seed: int, arguments: argparse.Namespace) -> int:
+    """Train one run; 0 where it is there already."""
+    name = run_name(method, seed, arguments)
+    # the untrained weights are evaluated last
+    if (arguments.runs_dir / name / "eval_results" / "step_0.json").exists():
+        return 0
+    steps = step_count(method, seed, arguments)
+    return start(
+        name,
+        [f"training.seed={seed}", f"smlmt.warmup_steps={arguments.steps // 2}", f"training.max_steps={steps}"],
+        method,
+        arguments,
+    )
+
+
+def start(name: str, overrides: list[str], method: str, arguments: argparse.Namespace) -> int:
+    """Run scripts/train.py with one thread; its output goes to a file beside the run."""
+    where = [f"checkpointing.run_name={name}", f"checkpointing.runs_dir={arguments.runs_dir}"]
+    given = [*METHODS[method], *overrides, *where, "monitoring.wandb.mode=disabled"]
+    log = arguments.runs_dir / f"{name}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, str(REPOSITORY / "scripts" / "train.py"), "--config", str(CONFIG), *given]
+    with log.open("w") as file:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=environment, check=False).returncode
+    print(f"{name}: {'done' if code == 0 else f'failed, see {log}'}", flush=True)
+    return code
+
+
+def step_count(method: str, seed: int, arguments: argparse.Namespace) -> int:
+    """Outer steps of a method that are as much work as those of the reference."""
+    cost = tokens_of_steps if arguments.budget == "tokens" else seconds_of_steps
+    goal = sum(cost(REFERENCE, seed, arguments, range(arguments.steps)))
+    done = 0.0
+    for step, each in enumerate(cost(method, seed, arguments, count())):
+        done += each
+        # half a step too many is as good as half a step too few
+        if done - each / 2 > goal:
+            return step
+    raise AssertionError("steps do not end")
+
+
+def tokens_of_steps(
+    method: str, seed: int, arguments: argparse.Namespace, steps: "range | count[int]"
+) -> Iterator[float]:
+    """Tokens that the model is trained on in each step."""
+    config = config_of(method, seed, arguments.steps)
+    smlmt = config.smlmt
+    looked_at = smlmt.q_query if method == "multitask" else smlmt.k_shots[1] + smlmt.q_query
+    contexts = config.meta.tasks_per_step * smlmt.n_ways[1] * looked_at
+    of_kind = {
+        "meta": contexts * (smlmt.context_tokens + LAYOUT_EXTRA_TOKENS),
+        "ar": config.training.global_batch_size * config.data.sequence_length,
+    }
+    return (float(of_kind[step_kind(step, config)]) for step in steps)
+
+
+def seconds_of_steps(
+    method: str, seed: int, arguments: argparse.Namespace, steps: "range | count[int]"
+) -> Iterator[float]:
+    """Seconds that each step takes, as `measure` found."""
+    path = arguments.runs_dir / "study-seconds.json"
+    if not path.exists():
+        raise ConfigError(f"{path} is not there; run `python scripts/study.py measure` first, on an idle machine")
+    seconds, config = json.loads(path.read_text()), config_of(method, seed, arguments.steps)
+    of_kind = {"meta": seconds[method], "ar": seconds["ar"]}
+    return (of_kind[step_kind(step, config)] for step in steps)
+
+
+def measure(arguments: argparse.Namespace) -> int:
+    """Time steps of one kind of every method, one after another; for `ar` autoregressive steps."""
+    found = {}
+    for method in METHODS:
+        name = f"study-seconds-{method}"
+        settings = [f"training.max_steps={MEASURED_STEPS}", "smlmt.warmup_steps=0", "smlmt.hybrid_ratio=1"]
+        settings += ["evaluation.n_tasks=0", "evaluation.n_rows=0", "checkpointing.resume=never"]
+        settings += [f"monitoring.log_every_n_steps={WARM_UP_STEPS}"]
+        if start(name, settings, method, arguments):
+            return 1
+        lines = (arguments.runs_dir / name / "logs" / "metrics.jsonl").read_text().splitlines()
+        timed = [json.loads(line)["seconds_per_step"] for line in lines]
+        found[method] = float(np.mean(timed[1:]))
+        print(f"{method:<14}{found[method]:.3f} s a step", flush=True)
+    (arguments.runs_dir / "study-seconds.json").write_text(json.dumps(found) + "\n")
+    return 0
+
+
+def table(arguments: argparse.Namespace) -> int:
+    """Accuracy by method, the mean over seeds of every task; differences are paired with the reference."""
+    results = {method: [read(method, seed, arguments) for seed in arguments.seeds] for method in arguments.methods}
+    steps = config_of(REFERENCE, 0, arguments.steps).evaluation.adaptation_steps
+    found = Table(
+        title=f"equal {arguments.budget}, {len(arguments.seeds)} seeds, test words [%, 95 % interval over tasks]"
+    )
+    columns = ("method", "readout", "val. loss", "before", f"after {steps} steps", "gain", "by seed, before")
+    for column in (*columns, f"before - {REFERENCE}", f"after - {REFERENCE}"):
+        found.add_column(column, justify="left" if column in columns[:2] else "right", no_wrap=True)
+    reference = means(results.get(REFERENCE) or [read(REFERENCE, seed, arguments) for seed in arguments.seeds], "fim")
+    for method, evaluations in results.items():
+        # the control is judged where it is best, on the very tasks that are reported, which favours it
+        readout = max(evaluations[0].few_shot, key=lambda one: float(np.mean(means(evaluations, one)[0])))
+        before, after = means(evaluations, readout)
+        losses = [one.validation_loss for one in evaluations if one.validation_loss is not None]
+        seeds = "  ".join(f"{100 * np.mean(one.few_shot[readout].before):.1f}" for one in evaluations)
+        differences = [difference(mine, theirs) for mine, theirs in zip((before, after), reference, strict=True)]
+        found.add_row(
+            method,
+            readout,
+            f"{np.mean(losses):.3f}",
+            percent(before.tolist()),
+            percent(after.tolist()),
+            difference(after, before),
+            seeds,
+            *(differences if method != REFERENCE else ("", "")),
+        )
+    Console(width=170).print(found)
+    return 0
+
+
+def read(method: str, seed: int, arguments: argparse.Namespace) -> EvaluationResult:
+    """The evaluation at the end of a run."""
+    directory = arguments.runs_dir / run_name(method, seed, arguments) / "eval_results"
+    steps = [int(path.stem.removeprefix("step_")) for path in directory.glob("step_*.json")]
+    if 0 not in steps:
+        raise ConfigError(f"{directory.parent} is no finished run; run `python scripts/study.py train` first")
+    return EvaluationResult.read(directory / f"step_{max(steps)}.json")
+
+
+def means(evaluations: list[EvaluationResult], readout: str) -> tuple[np.ndarray, np.ndarray]:
+    """Mean over seeds of each task's accuracy, before and after adaptation."""
+    found = [one.few_shot[readout] for one in evaluations]  # type: ignore[index]
+    return np.mean([one.before for one in found], axis=0), np.mean([one.after for one in found], axis=0)
+
+
+def difference(a: np.ndarray, b: np.ndarray) -> str:
+    estimate = Estimate.of(a - b)
+    return f"{100 * estimate.mean:+.1f} ± {100 * estimate.half_width:.1f}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
