@@ -162,10 +162,12 @@ class OuterStep:
             del outcome, found
         work = self._learner.work(meta_step)
         support, query_contexts = self._shapes.contexts(step, n_tasks)
+        # a learner may leave the support set alone
+        looked_at = query_contexts + (support if work.support else 0)
         return LocalStep(
             gradient.result(),
             totals,
-            tokens=(support + query_contexts) * self._tasks.sequence_length,
+            tokens=looked_at * self._tasks.sequence_length,
             tasks=n_tasks,
             rows=0,
             flops=self._context_flops * (support * work.support + query_contexts * work.query),

@@ -51,7 +51,8 @@ def make_plan(config: RunConfig, deepspeed_json: dict[str, Any], vocab_size: int
     stage, compute_bytes = zero_stage(deepspeed_json), COMPUTE_DTYPE[config.training.precision].itemsize
     smlmt, training, meta = config.smlmt, config.training, config.meta
     rows_per_rank = math.ceil(training.global_batch_size / world_size)
-    contexts = smlmt.n_ways[1] * (smlmt.k_shots[1] + smlmt.q_query)
+    looks_at_support = make_learner(meta, twin.decoder).work(step=0).support > 0
+    contexts = smlmt.n_ways[1] * (smlmt.q_query + (smlmt.k_shots[1] if looks_at_support else 0))
     share = 1 / world_size
 
     weights = total * compute_bytes

@@ -39,6 +39,9 @@ def test_work_per_step_of_the_1b_config_by_hand() -> None:
     assert plan.meta_tokens_per_step == 64 * 32 * (4 + 4) * 64
     assert (plan.tasks_per_rank, plan.rows_per_rank) == (1, 16)
     assert plan_of("zero2", 48).tasks_per_rank == 2
+    # multitask with a head that does not look at the support set passes the query set alone through the model
+    control = plan_of("zero2", 64, "meta.learner=multitask", "meta.head=vocab")
+    assert control.meta_tokens_per_step == 64 * 32 * 4 * 64
 
 
 @pytest.mark.parametrize(
