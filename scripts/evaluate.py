@@ -95,13 +95,17 @@ def settings_of(
     shapes = [TaskShape(n_way, k_shot, arguments.queries) for n_way, k_shot in arguments.shapes]
     config = trained.config
     if arguments.data is not None:
-        sentences = read_sentences(arguments.data)
-        longest = arguments.max_tokens or config.model.max_seq_len
-        smlmt = config.smlmt.model_copy(update={"context_tokens": longest - LAYOUT_EXTRA_TOKENS})
-        readout = config.smlmt.readout if arguments.readout in (None, "best") else arguments.readout
+        if arguments.readout == "best":
+            raise ConfigError("--readout: got best with --data; it is chosen on words of the corpus: name a readout")
+        sentences, tokenizer = read_sentences(arguments.data), trained.model.tokenizer
+        # the longest text with its [MASK]; what is padded costs as much as what is not
+        longest = max(map(len, tokenizer.encode([sentence.text for sentence in sentences]))) + 1
+        most = (arguments.max_tokens or config.model.max_seq_len) - LAYOUT_EXTRA_TOKENS
+        smlmt = config.smlmt.model_copy(update={"context_tokens": min(longest, most)})
+        readout = arguments.readout or config.smlmt.readout
 
         def of_data(one: TaskShape) -> SentenceTasks:
-            tokenizer, seed = trained.model.tokenizer, config.data.split_seed
+            seed = config.data.split_seed
             return SentenceTasks(sentences, tokenizer, judged(smlmt, one), seed, readout, str(arguments.data))
 
         return readout, [(Setting(one), partial(of_data, one)) for one in shapes], {"data": str(arguments.data)}

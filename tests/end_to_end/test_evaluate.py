@@ -112,6 +112,7 @@ def test_injected_sentences_are_seen_in_the_tasks(directory: Path, where: list[s
     [
         (["few-shot", "nowhere"], "error: nowhere is neither a checkpoint"),
         (["few-shot", "RUN", "--data", "none.jsonl"], "error: cannot read none.jsonl: No such file or directory"),
+        (["few-shot", "RUN", "--data", "own.jsonl", "--readout", "best"], "error: --readout: got best with --data"),
         (["few-shot", "RUN", "--ner", "a", "b"], "error: --ner: got 2 files; give one, or three: train, dev and test"),
         (
             ["few-shot", "RUN", "meta.head=vocab"],
