@@ -190,7 +190,9 @@ class SentenceTasks:
         if sentences[0].kind == "label":
             return [frozenset()] * len(sentences)
         any_class = re.compile("|".join(_occurrences(name).pattern for name in self.classes), re.IGNORECASE)
-        found = [{place[word.strip().lower()] for word in any_class.findall(one.text)} for one in sentences]
+        # a few letters that match in any case have another lower case, such as the long s: no class is named so
+        named = [{word.strip().lower() for word in any_class.findall(one.text)} for one in sentences]
+        found = [{place[word] for word in words if word in place} for words in named]
         return [frozenset(words - {place[one.name]}) for words, one in zip(found, sentences, strict=True)]
 
     def sample(self, step: int, index: int) -> Episode:

@@ -167,6 +167,18 @@ def test_bad_sentences_are_named_by_line(tmp_path: Path, lines: list[str], messa
         read_sentences(tmp_path / "none.jsonl")
 
 
+def test_letters_and_signs_of_any_kind_are_words(tokenizer: TextTokenizer) -> None:
+    words = ["c++", "straße", "\u017fun", "new york", "(x)"]
+    records = [
+        {"text": f"{n} here {word} was, and {word.upper()} sun {n}", "word": word} for word in words for n in range(3)
+    ]
+    tasks = SMLMT.from_sentences(records, tokenizer, CONFIG)
+    for index in range(10):
+        episode = tasks.sample(0, index)
+        assert set(episode.words) <= set(words)
+        assert (episode.support.input_ids == tokenizer.mask_id).any(-1).all()
+
+
 def test_words_that_stand_in_each_others_sentences_are_said(tokenizer: TextTokenizer) -> None:
     tangled = [{"text": f"{' '.join(ANIMALS)} {n}", "word": word} for word in ANIMALS for n in range(3)]
     tasks = SMLMT.from_sentences(tangled, tokenizer, CONFIG)
