@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from pico_ds.config import MetaConfig, ModelConfig, Readout
 from pico_ds.meta.gradient import GradientSum
 from pico_ds.meta.inner_loop import Adapted, adapt
-from pico_ds.meta.learners import make_learner
+from pico_ds.meta.learners import Given, make_learner
 from pico_ds.meta.network import Network, Parameters
 from pico_ds.meta.problem import Problem
 from pico_ds.model.meta_model import MetaModel
@@ -62,7 +62,7 @@ def add_task_gradient(
 ) -> tuple[Adapted, torch.Tensor]:
     """What the learner of a configuration adds for a task, as a function; the adapted weights and the query logits."""
     learner = make_learner(meta, network.twin.decoder)
-    outcome = learner.add_gradient(network, theta, episode, readout, total, scale, measure=measure)
+    outcome = learner.add_gradient(Given(network, theta, episode, readout, measure=measure), total, scale)
     return outcome.adapted, outcome.query_logits
 
 

@@ -19,7 +19,7 @@ from pico_ds.engine.distributed import Process
 from pico_ds.engine.meta_engine import MetaEngine
 from pico_ds.meta.building import build_meta_model
 from pico_ds.meta.gradient import GradientSum
-from pico_ds.meta.learners import make_learner
+from pico_ds.meta.learners import Given, make_learner
 from pico_ds.meta.problem import task_leaves
 from pico_ds.model.flops import context_flops, language_model_flops, peak_flops
 from pico_ds.tasks.episode import Contexts, Episode
@@ -202,7 +202,8 @@ class StepBenchmark:
         def loop() -> None:
             total = GradientSum(theta)
             for episode in episodes:
-                self.learner.add_gradient(network, theta, episode, self._tasks.readout, total, 1.0, measure=False)
+                given = Given(network, theta, episode, self._tasks.readout, measure=False)
+                self.learner.add_gradient(given, total, scale=1.0)
 
         seconds, _ = self._timed(loop, steps=1, repeats=1, warm_up=1)
         return {"loop_seconds": seconds, "loop_over_step": seconds / step_seconds}

@@ -11,7 +11,7 @@ from pico_ds.data.rows import ShuffledRows
 from pico_ds.engine.distributed import Process
 from pico_ds.meta.gradient import GradientSum
 from pico_ds.meta.language_model import add_language_model_gradient
-from pico_ds.meta.learners import Learner, TaskOutcome
+from pico_ds.meta.learners import Given, Learner, TaskOutcome
 from pico_ds.meta.network import Network, Parameters
 from pico_ds.meta.problem import accuracy, displacement, task_loss
 from pico_ds.model.flops import context_flops, language_model_flops
@@ -137,16 +137,8 @@ class OuterStep:
         totals = {name: torch.zeros((), device=process.device) for name in names}
         episodes = [episode.to(process.device) for episode in batch.episodes]
         for episode in batched(episodes, self._tasks_per_batch):
-            outcome = self._learner.add_gradient(
-                self._network,
-                theta,
-                episode,
-                self._tasks.readout,
-                gradient,
-                scale=process.world_size / n_tasks,
-                step=meta_step,
-                measure=measure or by_layer,
-            )
+            given = Given(self._network, theta, episode, self._tasks.readout, meta_step, measure or by_layer)
+            outcome = self._learner.add_gradient(given, gradient, scale=process.world_size / n_tasks)
             query = _loss_and_accuracy(outcome.query_logits, episode.query)
             found = dict(zip(_ALWAYS, query, strict=True))
             if measure:

@@ -10,7 +10,7 @@ from pico_ds.meta.building import build_meta_model, build_twin
 from pico_ds.meta.gradient import GradientSum
 from pico_ds.meta.heads import HEADS, keyed_dropout
 from pico_ds.meta.inner_loop import descend
-from pico_ds.meta.learners import LEARNERS, make_learner
+from pico_ds.meta.learners import LEARNERS, Given, make_learner
 from pico_ds.meta.network import Network
 from pico_ds.meta.sgd import Conditioner
 from pico_ds.model.meta_model import MetaModel
@@ -55,7 +55,7 @@ def gradient_of(
 ) -> dict[str, torch.Tensor]:
     total = GradientSum(theta)
     learner = make_learner(meta, network.twin.decoder)
-    learner.add_gradient(network, theta, episode, "fim", total, scale=1.0, **rest)
+    learner.add_gradient(Given(network, theta, episode, "fim", **rest), total, scale=1.0)
     return total.result()
 
 

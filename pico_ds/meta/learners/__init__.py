@@ -3,7 +3,7 @@
 from pico_ds.config import MetaConfig
 from pico_ds.meta.learners.anil import ANIL
 from pico_ds.meta.learners.ar import Autoregressive
-from pico_ds.meta.learners.base import Learner, TaskOutcome, Work
+from pico_ds.meta.learners.base import Given, Learner, TaskOutcome, Work
 from pico_ds.meta.learners.boil import BOIL
 from pico_ds.meta.learners.fomaml import FOMAML
 from pico_ds.meta.learners.masked_word import MaskedWord
@@ -35,4 +35,4 @@ def make_learner(config: MetaConfig, decoder: PicoDecoder) -> Learner:
     return LEARNERS[config.learner](config, decoder)
 
 
-__all__ = ["LEARNERS", "Learner", "TaskOutcome", "Work", "make_learner"]
+__all__ = ["LEARNERS", "Given", "Learner", "TaskOutcome", "Work", "make_learner"]

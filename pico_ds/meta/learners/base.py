@@ -11,13 +11,35 @@ from torch import Tensor, nn
 from pico_ds.config import MetaConfig, Readout
 from pico_ds.meta.adaptation import adapted_names
 from pico_ds.meta.gradient import GradientSum
-from pico_ds.meta.heads import make_head
+from pico_ds.meta.heads import Head, HeadWeights, make_head
 from pico_ds.meta.inner_loop import Adapted, AfterAdaptation, Descent, adapt
 from pico_ds.meta.network import Network, Parameters
 from pico_ds.meta.problem import Problem
 from pico_ds.model.decoder import PicoDecoder
 from pico_ds.model.meta_model import DECODER
 from pico_ds.tasks.episode import Episode
+
+
+@dataclass(frozen=True)
+class Given:
+    """A task, or several alike, and where the outer loop stands.
+
+    Attributes:
+        theta: all meta-parameters, whole.
+        step: outer steps since the warm-up.
+        measure: what only metrics need is asked for as well (`Adapted.fast` and `first_gradient_norm`).
+    """
+
+    network: Network
+    theta: Parameters
+    episode: Episode
+    readout: Readout
+    step: int = 0
+    measure: bool = True
+
+    def problem(self, head: Head, shared: bool = False) -> Problem:
+        """To train on; `shared` where several tasks are computed with the same weights."""
+        return Problem.at(self.theta, self.network, head, self.episode, self.readout, training=True, shared=shared)
 
 
 @dataclass(frozen=True)
@@ -107,28 +129,35 @@ class Learner(ABC):
         return adapt(problem, self.descent(theta), steps, measure=False, after_step=after_step)
 
     @abstractmethod
-    def add_gradient(
-        self,
-        network: Network,
-        theta: Parameters,
-        episode: Episode,
-        readout: Readout,
-        total: GradientSum,
-        scale: float,
-        step: int = 0,
-        measure: bool = True,
-    ) -> TaskOutcome:
+    def add_gradient(self, given: Given, total: GradientSum, scale: float) -> TaskOutcome:
         """Add `scale` times the outer gradient of a task, or the sum over several alike, to `total`.
 
-        Args:
-            theta: all meta-parameters, whole; not written to.
-            step: outer steps since the warm-up.
-            measure: give what only metrics need as well (`Adapted.fast` and `first_gradient_norm`).
+        The meta-parameters are not written to.
         """
 
     @abstractmethod
     def work(self, step: int) -> Work:
         """What `add_gradient` costs; recomputation and updates do not count, as is usual."""
+
+
+class WithoutInnerLoop(Learner):
+    """A learner whose gradient is taken at the meta-parameters, which tasks that are computed together share."""
+
+    shares_weights = True
+
+    @property
+    def inner_steps(self) -> int:
+        """None."""
+        return 0
+
+    def outcome(
+        self, problem: Problem, head: HeadWeights, support_logits: Tensor, query_logits: Tensor, measure: bool
+    ) -> TaskOutcome:
+        """That of a task to which nothing was adapted."""
+        norm = torch.zeros_like(problem.episode.support.labels[..., 0], dtype=torch.float32)
+        fast = dict(problem.leaves) if measure else None
+        adapted = Adapted(problem.leaves, fast, head, head, support_logits.detach(), norm)
+        return TaskOutcome(adapted, query_logits.detach())
 
 
 def over_tasks(gradients: Iterable[Tensor], n_tasks: int | None) -> list[Tensor]:

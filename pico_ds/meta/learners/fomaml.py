@@ -5,15 +5,13 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from pico_ds.config import Readout
 from pico_ds.meta.gradient import GradientSum
 from pico_ds.meta.heads import HeadWeights
 from pico_ds.meta.inner_loop import Adapted, adapt
-from pico_ds.meta.learners.base import Learner, TaskOutcome, Work, over_tasks
-from pico_ds.meta.network import Network, Parameters
+from pico_ds.meta.learners.base import Given, Learner, TaskOutcome, Work, over_tasks
+from pico_ds.meta.network import Parameters
 from pico_ds.meta.problem import Problem, task_loss
 from pico_ds.model.meta_model import HEAD
-from pico_ds.tasks.episode import Episode
 
 #: first number of a pass over the query set; passes over the support set count from 0
 _QUERY_CALLS = 1 << 10
@@ -36,19 +34,9 @@ class FOMAML(Learner):
     #: whether the outer gradient needs the adapted weights in fp32
     needs_fast = False
 
-    def add_gradient(
-        self,
-        network: Network,
-        theta: Parameters,
-        episode: Episode,
-        readout: Readout,
-        total: GradientSum,
-        scale: float,
-        step: int = 0,
-        measure: bool = True,
-    ) -> TaskOutcome:
-        problem = Problem.at(theta, network, self.head, episode, readout, training=True)
-        weights = self.query_weights(step)
+    def add_gradient(self, given: Given, total: GradientSum, scale: float) -> TaskOutcome:
+        theta, episode, problem = given.theta, given.episode, given.problem(self.head)
+        weights = self.query_weights(given.step)
         of_head: HeadWeights = {}
 
         def add_query_gradient(count: int, adapted: Adapted) -> Tensor:
@@ -75,7 +63,7 @@ class FOMAML(Learner):
             self.descent(theta),
             self.inner_steps,
             keep_graph=self.head.reads_features,
-            measure=measure or self.needs_fast,
+            measure=given.measure or self.needs_fast,
             after_step=after_step if any(weights[:-1]) else None,
         )
         logits = add_query_gradient(self.inner_steps, adapted)

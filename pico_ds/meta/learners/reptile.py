@@ -4,15 +4,11 @@ from dataclasses import replace
 
 import torch
 
-from pico_ds.config import Readout
 from pico_ds.meta.gradient import GradientSum
 from pico_ds.meta.inner_loop import adapt
-from pico_ds.meta.learners.base import Learner, TaskOutcome, Work, over_tasks
+from pico_ds.meta.learners.base import Given, Learner, TaskOutcome, Work, over_tasks
 from pico_ds.meta.learners.fomaml import add_gradient_through_start
-from pico_ds.meta.network import Network, Parameters
-from pico_ds.meta.problem import Problem
 from pico_ds.model.meta_model import HEAD
-from pico_ds.tasks.episode import Episode
 
 
 class Reptile(Learner):
@@ -26,20 +22,10 @@ class Reptile(Learner):
     Source: Nichol et al. 2018, arXiv 1803.02999, sections 3 and 5.
     """
 
-    def add_gradient(
-        self,
-        network: Network,
-        theta: Parameters,
-        episode: Episode,
-        readout: Readout,
-        total: GradientSum,
-        scale: float,
-        step: int = 0,
-        measure: bool = True,
-    ) -> TaskOutcome:
-        problem = Problem.at(theta, network, self.head, episode, readout, training=True)
-        descent = replace(self.descent(theta), alternates=True, keeps_sums=True)
-        adapted = adapt(problem, descent, self.inner_steps, keep_graph=self.head.reads_features, measure=measure)
+    def add_gradient(self, given: Given, total: GradientSum, scale: float) -> TaskOutcome:
+        episode, problem = given.episode, given.problem(self.head)
+        descent = replace(self.descent(given.theta), alternates=True, keeps_sums=True)
+        adapted = adapt(problem, descent, self.inner_steps, keep_graph=self.head.reads_features, measure=given.measure)
         with torch.no_grad():
             logits = problem.logits(adapted.leaves, adapted.head, episode.query, call=self.inner_steps)
             torch._foreach_mul_(list(adapted.gradient_sums.values()), scale)
