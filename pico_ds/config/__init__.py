@@ -6,13 +6,12 @@ from pico_ds.config.schema import (
     CheckpointingConfig,
     DataConfig,
     EvaluationConfig,
-    MetaConfig,
     ModelConfig,
-    Readout,
     RunConfig,
-    SmlmtConfig,
     TrainingConfig,
 )
+from pico_ds.config.tasks import MetaConfig, SmlmtConfig
+from pico_ds.config.types import Readout
 
 __all__ = [
     "CheckpointingConfig",

@@ -75,7 +75,7 @@ def fields(section: type[BaseModel]) -> set[str]:
 def test_every_declared_field_is_read_somewhere() -> None:
     read: set[str] = set()
     for path in (REPOSITORY / "pico_ds").rglob("*.py"):
-        # the schema reads `smlmt.hybrid_ratio` for all others (`RunConfig.meta_ratio`)
+        # sections read some fields for all others, as `RunConfig.meta_ratio` reads smlmt.hybrid_ratio
         if path.parent.name == "config" and path.name == "validation.py":
             continue
         for node in ast.walk(ast.parse(path.read_text())):
