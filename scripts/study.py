@@ -62,7 +62,8 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--jobs", type=int, default=2, help="runs at once, of one thread each")
     parser.add_argument("--runs_dir", type=Path, default=Path("runs"))
-    return parser.parse_args()
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="override a key of all runs")
+    return parser.parse_intermixed_args()
 
 
 def main() -> int:
@@ -80,8 +81,9 @@ def main() -> int:
         return 1
 
 
-def config_of(method: str, seed: int, steps: int) -> RunConfig:
-    return load_config(CONFIG, [f"training.seed={seed}", f"smlmt.warmup_steps={steps // 2}", *METHODS[method]])
+def config_of(method: str, seed: int, arguments: argparse.Namespace) -> RunConfig:
+    steps = f"smlmt.warmup_steps={arguments.steps // 2}"
+    return load_config(CONFIG, [f"training.seed={seed}", steps, *METHODS[method], *arguments.overrides])
 
 
 def run_name(method: str, seed: int, arguments: argparse.Namespace) -> str:
@@ -107,7 +109,7 @@ def train(method: str, seed: int, arguments: argparse.Namespace) -> int:
 def start(name: str, overrides: list[str], method: str, arguments: argparse.Namespace) -> int:
     """Run scripts/train.py with one thread; its output goes to a file beside the run."""
     where = [f"checkpointing.run_name={name}", f"checkpointing.runs_dir={arguments.runs_dir}"]
-    given = [*METHODS[method], *overrides, *where, "monitoring.wandb.mode=disabled"]
+    given = [*METHODS[method], *overrides, *where, "monitoring.wandb.mode=disabled", *arguments.overrides]
     log = arguments.runs_dir / f"{name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, str(REPOSITORY / "scripts" / "train.py"), "--config", str(CONFIG), *given]
@@ -135,7 +137,7 @@ def tokens_of_steps(
     method: str, seed: int, arguments: argparse.Namespace, steps: "range | count[int]"
 ) -> Iterator[float]:
     """Tokens that the model is trained on in each step."""
-    config = config_of(method, seed, arguments.steps)
+    config = config_of(method, seed, arguments)
     smlmt = config.smlmt
     looked_at = smlmt.q_query if method == "multitask" else smlmt.k_shots[1] + smlmt.q_query
     contexts = config.meta.tasks_per_step * smlmt.n_ways[1] * looked_at
@@ -153,7 +155,7 @@ def seconds_of_steps(
     path = arguments.runs_dir / "study-seconds.json"
     if not path.exists():
         raise ConfigError(f"{path} is not there; run `python scripts/study.py measure` first, on an idle machine")
-    seconds, config = json.loads(path.read_text()), config_of(method, seed, arguments.steps)
+    seconds, config = json.loads(path.read_text()), config_of(method, seed, arguments)
     of_kind = {"meta": seconds[method], "ar": seconds["ar"]}
     return (of_kind[step_kind(step, config)] for step in steps)
 
@@ -179,7 +181,7 @@ def measure(arguments: argparse.Namespace) -> int:
 def table(arguments: argparse.Namespace) -> int:
     """Accuracy by method, the mean over seeds of every task; differences are paired with the reference."""
     results = {method: [read(method, seed, arguments) for seed in arguments.seeds] for method in arguments.methods}
-    steps = config_of(REFERENCE, 0, arguments.steps).evaluation.adaptation_steps
+    steps = config_of(REFERENCE, 0, arguments).evaluation.adaptation_steps
     found = Table(
         title=f"equal {arguments.budget}, {len(arguments.seeds)} seeds, test words [%, 95 % interval over tasks]"
     )

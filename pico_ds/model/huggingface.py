@@ -7,6 +7,7 @@ this folder are therefore relative, and nothing else of pico_ds is imported.
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, ClassVar
 
 import torch
@@ -18,6 +19,10 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .attention import Attend, causal_attention
 from .decoder import PicoDecoder
+
+# transformers 5.24 renamed `past_key_values` and hands a model the new name; a model that took the old one alone would
+# lose its cache among the keywords without an error
+CACHE_NAME = "cache" if "cache" in inspect.signature(create_causal_mask).parameters else "past_key_values"
 
 
 class PicoDecoderHFConfig(PretrainedConfig):
@@ -101,27 +106,35 @@ class PicoDecoderHF(PicoDecoder, PreTrainedModel, GenerationMixin):
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
+        cache: Cache | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """Logits, the cache, and with `labels` (`[batch, seq]`, -100 ignored) the mean next-token loss."""
+        """Logits, the cache, and with `labels` (`[batch, seq]`, -100 ignored) the mean next-token loss.
+
+        `cache` and `past_key_values` are one thing: the names since and before transformers 5.24.
+        """
         if input_ids is None or inputs_embeds is not None:
             raise ValueError("PicoDecoderHF takes input_ids, not inputs_embeds")
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
-        seen = past_key_values.get_seq_length() if past_key_values is not None else 0
+        if cache is not None and past_key_values is not None:
+            raise ValueError("got both cache and past_key_values, which are one thing; give one of them")
+        cache = past_key_values if cache is None else cache
+        if use_cache and cache is None:
+            cache = DynamicCache(config=self.config)
+        seen = cache.get_seq_length() if cache is not None else 0
         if position_ids is None:
             if attention_mask is not None and attention_mask.ndim == 2:
                 position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -input_ids.shape[1] :]
             else:
                 position_ids = torch.arange(seen, seen + input_ids.shape[1], device=input_ids.device)[None]
-        attend = self._attend(input_ids, attention_mask, position_ids, past_key_values)
+        attend = self._attend(input_ids, attention_mask, position_ids, cache)
         hidden = self.hidden(input_ids, position_ids, attend)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.de_embedding_proj(hidden[:, kept, :])
         loss = None
         if labels is not None:
             loss = F.cross_entropy(logits[:, :-1].float().flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)
+        output: dict[str, Any] = {"loss": loss, "logits": logits, CACHE_NAME: cache}
+        return CausalLMOutputWithPast(**output)
 
     def _attend(
         self,
@@ -130,12 +143,13 @@ class PicoDecoderHF(PicoDecoder, PreTrainedModel, GenerationMixin):
         position_ids: Tensor,
         cache: Cache | None,
     ) -> Attend:
+        named: dict[str, Any] = {CACHE_NAME: cache}
         mask: Any = create_causal_mask(
             config=self.config,
             inputs_embeds=self.embedding_proj.weight.new_empty((*input_ids.shape, 0)),
             attention_mask=attention_mask,
-            past_key_values=cache,
             position_ids=position_ids,
+            **named,
         )
         if mask is None and cache is None:
             return causal_attention

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from pico_ds.config import ModelConfig
 from pico_ds.model.decoder import PicoDecoder, initialize_weights
-from pico_ds.model.huggingface import PicoDecoderHF, PicoDecoderHFConfig
+from pico_ds.model.huggingface import CACHE_NAME, PicoDecoderHF, PicoDecoderHFConfig
 
 SHAPE = {
     "d_model": 48,
@@ -136,14 +136,15 @@ def test_the_hf_model_equals_the_decoder(hf_model: PicoDecoderHF) -> None:
     torch.testing.assert_close(output.loss, loss)
 
 
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])
 @pytest.mark.parametrize("pieces", [[5, 15], [1] * 20, [19, 1], [3, 4, 13]])
-def test_cached_decoding_equals_uncached(hf_model: PicoDecoderHF, pieces: list[int]) -> None:
+def test_cached_decoding_equals_uncached(hf_model: PicoDecoderHF, pieces: list[int], name: str) -> None:
     ids = random_ids(2, 20)
     whole = hf_model(ids).logits
     cache, parts = None, []
     for piece in ids.split(pieces, dim=1):
-        output = hf_model(piece, past_key_values=cache, use_cache=True)
-        cache = output.past_key_values
+        output = hf_model(piece, use_cache=True, **{name: cache})
+        cache = getattr(output, CACHE_NAME)
         parts.append(output.logits)
     torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=1e-5, atol=1e-5)
 
