@@ -1,0 +1,58 @@
+"""scripts/study.py: equal work, and a table over the runs."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.end_to_end.commands import run
+from tests.launching import REPOSITORY
+
+SHORT = ["--steps", "4", "--seeds", "0", "--jobs", "1"]
+FEW = ["evaluation.n_tasks=2", "evaluation.n_rows=4", "data.sequence_length=16"]
+
+
+def study(directory: Path, *arguments: str, **options: object) -> str:
+    runs = ["--runs_dir", str(directory)]
+    return run("python", str(REPOSITORY / "scripts/study.py"), *arguments, *SHORT, *runs, *FEW, **options)
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("study")
+
+
+def tokens_of(run_directory: Path) -> int:
+    lines = (run_directory / "logs" / "metrics.jsonl").read_text().splitlines()
+    return max(json.loads(line).get("tokens", 0) for line in lines)
+
+
+def test_every_method_gets_the_tokens_of_the_reference(directory: Path) -> None:
+    study(directory, "train", "--methods", "fomaml", "ar", "multitask")
+    names = ("fomaml", "ar", "multitask")
+    reference, plain, control = (tokens_of(directory / f"study-tokens-{name}-0") for name in names)
+    # a step of either kind is the finest that can be cut off
+    assert plain == pytest.approx(reference, abs=8 * 16)
+    assert control == pytest.approx(reference, abs=12 * 25 * 17)
+    assert "study" not in study(directory, "train", "--methods", "fomaml", "ar"), "what is done is not done again"
+
+
+def test_the_table_shows_what_was_found(directory: Path) -> None:
+    output = study(directory, "table", "--methods", "fomaml", "ar", "multitask")
+    assert "equal tokens, 1 seeds" in output
+    assert all(name in output for name in ("fomaml", "ar", "multitask"))
+    assert "study-tokens-boil-0 is no finished run" in study(directory, "table", "--methods", "boil", check=False)
+
+
+def test_equal_time_goes_by_what_was_measured(directory: Path) -> None:
+    assert "run `python scripts/study.py measure` first" in study(
+        directory, "train", "--budget", "time", "--methods", "protonet", check=False
+    )
+    # a meta step of FOMAML as long as three of the prototypical network
+    (directory / "study-seconds.json").write_text(json.dumps({"fomaml": 3.0, "protonet": 1.0, "ar": 1.0}))
+    study(directory, "train", "--budget", "time", "--methods", "protonet")
+    steps = [int(path.stem.split("_")[1]) for path in (directory / "study-time-protonet-0/eval_results").iterdir()]
+    reference = (directory / "study-tokens-fomaml-0" / "logs" / "metrics.jsonl").read_text().splitlines()
+    tasks = max(json.loads(line).get("tasks", 0) for line in reference)
+    # four steps of which tasks / 6 are three times as long
+    assert max(steps) == 4 + 2 * tasks // 6
