@@ -17,10 +17,14 @@ from pico_ds.evaluation.comparison import paired_differences, read_entry
 from pico_ds.evaluation.few_shot import Estimate
 
 
-def main() -> int:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", metavar="RUN[:READOUT]", help="directory of a run, and one of its readouts")
-    arguments = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> int:
+    arguments = parse_arguments()
     try:
         entries = [read_entry(text) for text in arguments.runs]
         differences = [paired_differences(entries[0], entry) for entry in entries]

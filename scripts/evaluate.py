@@ -19,7 +19,6 @@ from rich.console import Console
 
 from pico_ds.checkpoint.errors import CheckpointError
 from pico_ds.config import ConfigError, Readout
-from pico_ds.config.validation import LAYOUT_EXTRA_TOKENS
 from pico_ds.data.errors import DataError
 from pico_ds.engine.distributed import Process, start_process, stop_process
 from pico_ds.evaluation.conll import read_conll
@@ -27,10 +26,9 @@ from pico_ds.evaluation.evaluator import task_key
 from pico_ds.evaluation.grid import Setting, SettingResult, best_readout, evaluate_grid, write_grid
 from pico_ds.evaluation.tables import grid_tables, ner_table
 from pico_ds.evaluation.token_classification import Splits, evaluate_ner, write_ner
-from pico_ds.tasks.building import TaskBuilder, judged
+from pico_ds.tasks.building import TaskBuilder
 from pico_ds.tasks.errors import TaskError
 from pico_ds.tasks.lexicon import WordSplit
-from pico_ds.tasks.sentences import SentenceTasks, read_sentences
 from pico_ds.tasks.shape import TaskShape
 from pico_ds.tasks.source import TaskSource
 from pico_ds.training.trained_model import TrainedModel, load_trained_model
@@ -97,18 +95,9 @@ def settings_of(
     if arguments.data is not None:
         if arguments.readout == "best":
             raise ConfigError("--readout: got best with --data; it is chosen on words of the corpus: name a readout")
-        sentences, tokenizer = read_sentences(arguments.data), trained.model.tokenizer
-        # the longest text with its [MASK]; what is padded costs as much as what is not
-        longest = max(map(len, tokenizer.encode([sentence.text for sentence in sentences]))) + 1
-        most = (arguments.max_tokens or config.model.max_seq_len) - LAYOUT_EXTRA_TOKENS
-        smlmt = config.smlmt.model_copy(update={"context_tokens": min(longest, most)})
         readout = arguments.readout or config.smlmt.readout
-
-        def of_data(one: TaskShape) -> SentenceTasks:
-            seed = config.data.split_seed
-            return SentenceTasks(sentences, tokenizer, judged(smlmt, one), seed, readout, str(arguments.data))
-
-        return readout, [(Setting(one), partial(of_data, one)) for one in shapes], {"data": str(arguments.data)}
+        make = trained.labelled_tasks(arguments.data, arguments.max_tokens)
+        return readout, [(Setting(one), partial(make, one, readout)) for one in shapes], {"data": str(arguments.data)}
     builder = TaskBuilder(config, trained.open_corpus())
     split: WordSplit = arguments.split or config.evaluation.word_split
     readout = arguments.readout or config.smlmt.readout

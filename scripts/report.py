@@ -15,11 +15,15 @@ from pico_ds.reporting.page import write_report
 from pico_ds.reporting.records import Record, group_by_experiment
 
 
-def main() -> int:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="directory of a run")
     parser.add_argument("--out", type=Path, default=Path("report"), help="directory to write to")
-    arguments = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> int:
+    arguments = parse_arguments()
     try:
         groups = group_by_experiment([Record.read(path) for path in arguments.runs])
     except ConfigError as error:

@@ -26,8 +26,7 @@ from rich.table import Table
 from pico_ds.config import ConfigError, RunConfig, load_config
 from pico_ds.config.validation import LAYOUT_EXTRA_TOKENS
 from pico_ds.evaluation.evaluator import EvaluationResult
-from pico_ds.evaluation.few_shot import Estimate
-from pico_ds.evaluation.tables import percent
+from pico_ds.evaluation.tables import percent, percent_difference
 from pico_ds.training.state import step_kind
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -195,14 +194,16 @@ def table(arguments: argparse.Namespace) -> int:
         before, after = means(evaluations, readout)
         losses = [one.validation_loss for one in evaluations if one.validation_loss is not None]
         seeds = "  ".join(f"{100 * np.mean(one.few_shot[readout].before):.1f}" for one in evaluations)
-        differences = [difference(mine, theirs) for mine, theirs in zip((before, after), reference, strict=True)]
+        differences = [
+            percent_difference(mine, theirs) for mine, theirs in zip((before, after), reference, strict=True)
+        ]
         found.add_row(
             method,
             readout,
             f"{np.mean(losses):.3f}",
             percent(before.tolist()),
             percent(after.tolist()),
-            difference(after, before),
+            percent_difference(after, before),
             seeds,
             *(differences if method != REFERENCE else ("", "")),
         )
@@ -223,11 +224,6 @@ def means(evaluations: list[EvaluationResult], readout: str) -> tuple[np.ndarray
     """Mean over seeds of each task's accuracy, before and after adaptation."""
     found = [one.few_shot[readout] for one in evaluations]  # type: ignore[index]
     return np.mean([one.before for one in found], axis=0), np.mean([one.after for one in found], axis=0)
-
-
-def difference(a: np.ndarray, b: np.ndarray) -> str:
-    estimate = Estimate.of(a - b)
-    return f"{100 * estimate.mean:+.1f} ± {100 * estimate.half_width:.1f}"
 
 
 if __name__ == "__main__":

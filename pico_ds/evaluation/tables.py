@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from statistics import mean, stdev
 
+import numpy as np
+import numpy.typing as npt
 from rich.table import Table
 
 from pico_ds.evaluation.few_shot import Estimate
@@ -49,6 +51,12 @@ def percent(values: list[float]) -> str:
     if len(set(values)) == 1:
         return f"{100 * estimate.mean:.1f}"
     return f"{100 * estimate.mean:.1f} ± {100 * estimate.half_width:.1f}"
+
+
+def percent_difference(a: npt.ArrayLike, b: npt.ArrayLike) -> str:
+    """Mean of the differences task by task, with its 95 % interval."""
+    estimate = Estimate.of((np.asarray(a) - np.asarray(b)).tolist())
+    return f"{100 * estimate.mean:+.1f} ± {100 * estimate.half_width:.1f}"
 
 
 def ner_table(scores: dict[str, list[float]], title: str) -> Table:

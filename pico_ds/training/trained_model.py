@@ -1,5 +1,6 @@
 """A trained model from a checkpoint, without an engine."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +9,8 @@ from safetensors.torch import load_file
 
 from pico_ds.checkpoint.errors import CheckpointError
 from pico_ds.checkpoint.weights import META_NAME, WEIGHTS_NAME
-from pico_ds.config import ConfigError, RunConfig, load_config
+from pico_ds.config import ConfigError, Readout, RunConfig, load_config
+from pico_ds.config.validation import LAYOUT_EXTRA_TOKENS
 from pico_ds.data.corpus import Corpus, open_corpus
 from pico_ds.data.tokenizer import load_tokenizer
 from pico_ds.engine.distributed import Process
@@ -17,6 +19,9 @@ from pico_ds.meta.building import build_meta_model
 from pico_ds.meta.learners import make_learner
 from pico_ds.model.meta_model import DECODER
 from pico_ds.model.precision import COMPUTE_DTYPE
+from pico_ds.tasks.building import judged
+from pico_ds.tasks.sentences import SentenceTasks, read_sentences
+from pico_ds.tasks.shape import TaskShape
 from pico_ds.training.assembly import build_network
 
 
@@ -50,6 +55,29 @@ class TrainedModel:
                 "give the data that the run was trained on"
             )
         return corpus
+
+    def labelled_tasks(
+        self, path: Path, max_tokens: int | None = None
+    ) -> Callable[[TaskShape, Readout], SentenceTasks]:
+        """What makes tasks of a JSONL of sentences.
+
+        Args:
+            max_tokens: of a context, `[MASK]` and ends included; model.max_seq_len if left out.
+
+        Raises:
+            TaskError: a file that cannot be read.
+        """
+        sentences, tokenizer, config = read_sentences(path), self.model.tokenizer, self.config
+        # the longest text with its [MASK]; what is padded costs as much as what is not
+        longest = max(map(len, tokenizer.encode([sentence.text for sentence in sentences]))) + 1
+        most = (max_tokens or config.model.max_seq_len) - LAYOUT_EXTRA_TOKENS
+        smlmt = config.smlmt.model_copy(update={"context_tokens": min(longest, most)})
+
+        def make(shape: TaskShape, readout: Readout) -> SentenceTasks:
+            seed = config.data.split_seed
+            return SentenceTasks(sentences, tokenizer, judged(smlmt, shape), seed, readout, str(path))
+
+        return make
 
 
 def load_trained_model(path: Path, overrides: list[str], process: Process) -> TrainedModel:

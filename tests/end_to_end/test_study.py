@@ -44,6 +44,19 @@ def test_the_table_shows_what_was_found(directory: Path) -> None:
     assert "study-tokens-boil-0 is no finished run" in study(directory, "table", "--methods", "boil", check=False)
 
 
+def test_what_adaptation_adds_is_shown_beside_a_regression(directory: Path) -> None:
+    script, data = str(REPOSITORY / "scripts/study_adaptation.py"), directory / "addresses.jsonl"
+    assert " sentences" in run("python", script, "sentences", str(data))
+    assert {line["label"] for line in map(json.loads, data.read_text().splitlines())} > {"1863-Lincoln-1"}
+    runs = [str(directory / f"study-tokens-{name}-0") for name in ("fomaml", "multitask")]
+    few = ["--tasks", "2", "--choosing_tasks", "2", "--steps", "1", "--rates", "0", "0.1", "--jobs", "1"]
+    output = run("python", script, "judge", *runs, *few, "--shapes", "5x1")
+    assert "5x1, any documents" in output
+    assert all(f"study-tokens-{name}" in output for name in ("fomaml", "multitask"))
+    output = run("python", script, "judge", runs[0], *few, "--data", str(data), "--readout", "mean")
+    assert "5x5, addresses" in output
+
+
 def test_equal_time_goes_by_what_was_measured(directory: Path) -> None:
     assert "run `python scripts/study.py measure` first" in study(
         directory, "train", "--budget", "time", "--methods", "protonet", check=False

