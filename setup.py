@@ -35,6 +35,7 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["pico_ds", "pico_ds.*"]),
     install_requires=[
+        "datasets>=3.0",
         "deepspeed>=0.19.8,<0.20",
         "filelock>=3.12",
         "jaxtyping>=0.2.30",

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import threading
 from collections.abc import Collection
 from pathlib import Path
 
@@ -14,6 +15,8 @@ _STEP = re.compile(r"step_(\d+)")
 _REPLACED = re.compile(r"(step_\d+)\.replaced-([0-9a-f]+)")
 #: checkpoints being written, and checkpoints being removed; neither counts
 _PARTIAL, _REMOVED = ".partial", ".removed"
+#: of a checkpoint, or alone where none was saved at its step
+_DYNAMICS = "learning_dynamics"
 
 
 class CheckpointStore:
@@ -21,6 +24,8 @@ class CheckpointStore:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        # checkpoints and snapshots are published by threads of their own, into the same directory of a step
+        self._publishing = threading.Lock()
 
     def path(self, step: int) -> Path:
         """Where the checkpoint of a step is, or will be."""
@@ -29,6 +34,29 @@ class CheckpointStore:
     def staging(self, step: int, launch: int) -> Path:
         """Where a save is written. `launch` is of this start of the job: what a dead one left is never built upon."""
         return self.directory / f".step_{step}.{launch:x}{_PARTIAL}"
+
+    def snapshot_path(self, step: int) -> Path:
+        """Where the snapshot of learning dynamics of a step is, or will be."""
+        return self.path(step) / _DYNAMICS
+
+    def snapshot_staging(self, step: int, launch: int) -> Path:
+        """Where a snapshot is written."""
+        return self.directory / f".step_{step}.{launch:x}.{_DYNAMICS}{_PARTIAL}"
+
+    def publish_snapshot(self, staging: Path, step: int) -> Path:
+        """Make a complete staging directory the snapshot of a step, in place of what stands there."""
+        final = self.snapshot_path(step)
+        _settle(staging)
+        with self._publishing:
+            final.parent.mkdir(exist_ok=True)
+            removed = self.directory / f".step_{step}.{_DYNAMICS}{_REMOVED}"
+            if final.exists():
+                final.rename(removed)
+            staging.rename(final)
+            for directory in (final.parent, self.directory):
+                sync_directory(directory)
+            shutil.rmtree(removed, ignore_errors=True)
+        return final
 
     def steps(self) -> list[int]:
         """Steps with a resumable checkpoint, ascending; whether it is sound is not looked at."""
@@ -73,11 +101,12 @@ class CheckpointStore:
         What stands there already (a checkpoint that was damaged, or a run that went back) is moved aside, not deleted.
         """
         final = self.path(index.step)
-        for directory in (*(path for path in staging.rglob("*") if path.is_dir()), staging):
-            sync_directory(directory)
-        if final.exists():
-            final.rename(_aside(final, launch))
-        staging.rename(final)
+        _settle(staging)
+        with self._publishing:
+            if final.exists():
+                final.rename(_aside(final, launch))
+            staging.rename(final)
+            _hand_over_snapshot(_aside(final, launch), final)
         # the directory of checkpoints, and of the run, may be as new as the checkpoint
         for directory in (self.directory, self.directory.parent, self.directory.parent.parent):
             sync_directory(directory)
@@ -90,7 +119,9 @@ class CheckpointStore:
             if (match := _REPLACED.fullmatch(path.name)) is None:
                 continue
             final, launch = self.directory / match.group(1), int(match.group(2), 16)
-            if not final.exists() and self.staging(_step_of(final), launch).exists():
+            if final.exists():
+                _hand_over_snapshot(path, final)
+            elif self.staging(_step_of(final), launch).exists():
                 path.rename(final)
                 sync_directory(self.directory)
 
@@ -112,7 +143,10 @@ class CheckpointStore:
                 path = self.path(index.step)
                 doomed = path / STATE_DIRECTORY if settings.keep_weights else path
                 # renamed first: half a checkpoint must not look like one
-                doomed.rename(self.directory / f".{path.name}{_REMOVED}")
+                removed = doomed.rename(self.directory / f".{path.name}{_REMOVED}")
+                if (removed / _DYNAMICS).exists():
+                    path.mkdir()
+                    (removed / _DYNAMICS).rename(path / _DYNAMICS)
         for path in self.cut_off():
             if f".{launch:x}." not in path.name:
                 shutil.rmtree(path)
@@ -133,6 +167,21 @@ class CheckpointStore:
 
 def _step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("step_"))
+
+
+def _settle(staging: Path) -> None:
+    """Bring the names in a directory, and below it, to the disk."""
+    for directory in (*(path for path in staging.rglob("*") if path.is_dir()), staging):
+        sync_directory(directory)
+
+
+def _hand_over_snapshot(aside: Path, final: Path) -> None:
+    """Give a new checkpoint the snapshot of its step, where that stood there alone before."""
+    alone = aside.is_dir() and [path.name for path in aside.iterdir()] == [_DYNAMICS]
+    if alone and not (final / _DYNAMICS).exists():
+        (aside / _DYNAMICS).rename(final / _DYNAMICS)
+        sync_directory(final)
+        aside.rmdir()
 
 
 def _aside(checkpoint: Path, launch: int) -> Path:

@@ -142,10 +142,23 @@ class CheckpointingConfig(Section):
 
 
 class LearningDynamicsConfig(Section):
-    """Scalars of the learning dynamics, written to metrics.jsonl under `layers/`."""
+    """Snapshots of activations, weights and gradients, and scalars by layer."""
+
+    save_every_n_steps: PositiveInt | None = None
+    """outer steps between snapshots, step 0 included; null saves none"""
+    n_rows: PositiveInt = 8
+    """rows of the batch that activations and gradients are of: the first of the validation set, and the next of
+    training"""
+    sequence_idx: int = -1
+    """position whose activations are kept; from the end of the row where negative, -1 the last token"""
+    n_tasks: NonNegativeInt = 4
+    """fixed tasks of held-out words that adaptation is recorded on; 0 records none"""
+    adaptation_steps: NonNegativeInt = 5
+    """inner steps that are recorded"""
 
     log_every_n_steps: PositiveInt | None = None
-    """outer steps between records of weight norms and fast-weight displacement by layer; null records none"""
+    """outer steps between records of weight norms and fast-weight displacement by layer in metrics.jsonl, under
+    `layers/`; null records none"""
     layer_suffixes: list[str] = Field(default=["attention.v_proj", "attention.o_proj", "swiglu.w_2"])
     """modules whose path ends in one of these are recorded"""
 

@@ -16,6 +16,7 @@ def check_combinations(config: RunConfig) -> Iterator[str]:
     yield from _check_learner(config)
     yield from _check_speed(config)
     yield from _check_checkpointing(config)
+    yield from _check_learning_dynamics(config)
     yield from _check_monitoring(config)
     yield from _check_names(config)
 
@@ -161,6 +162,15 @@ def _check_checkpointing(config: RunConfig) -> Iterator[str]:
         )
     if settings.resume == "":
         yield "checkpointing.resume: got ''; write auto, never, a step, or the path of a checkpoint"
+
+
+def _check_learning_dynamics(config: RunConfig) -> Iterator[str]:
+    index, length = config.learning_dynamics.sequence_idx, config.data.sequence_length
+    if not -length <= index < length:
+        yield (
+            f"learning_dynamics.sequence_idx: got {index}, but a row has data.sequence_length = {length} tokens; take "
+            f"{-length} to {length - 1}"
+        )
 
 
 def _check_monitoring(config: RunConfig) -> Iterator[str]:

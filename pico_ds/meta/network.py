@@ -127,11 +127,18 @@ class Network:
         count, input_ids = contexts.input_ids.shape[-2], contexts.input_ids
         if self._pads_contexts:
             input_ids = F.pad(input_ids, (0, 0, 0, _padded_count(count) - count))
-        hidden = self.hidden(parameters, input_ids)[..., :count, :, :].float()
+        return self.at_readout(self.hidden(parameters, input_ids)[..., :count, :, :], contexts, readout)
+
+    @staticmethod
+    def at_readout(
+        states: Float[Tensor, "*tasks contexts seq width"], contexts: Contexts, readout: Readout
+    ) -> Float[Tensor, "*tasks contexts width"]:
+        """States of each context at its readout position, fp32; the mean over its tokens for `mean`."""
+        states = states.float()
         if readout == "mean":
-            real = torch.arange(hidden.shape[-2], device=hidden.device) < contexts.lengths[..., None]
-            return (hidden * real[..., None]).sum(-2) / contexts.lengths[..., None]
-        return hidden.take_along_dim(contexts.readout_index[..., None, None], dim=-2).squeeze(-2)
+            real = torch.arange(states.shape[-2], device=states.device) < contexts.lengths[..., None]
+            return (states * real[..., None]).sum(-2) / contexts.lengths[..., None]
+        return states.take_along_dim(contexts.readout_index[..., None, None], dim=-2).squeeze(-2)
 
     def language_model_loss(self, parameters: Parameters, rows: Int[Tensor, "rows length"]) -> Float[Tensor, ""]:
         """SUM of the next-token cross-entropies of the rows, in nats, fp32."""

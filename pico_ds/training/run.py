@@ -144,6 +144,7 @@ def _train_in(
             {"corpus": corpus, "environment": environment},
         ),
         evaluation,
+        *_snapshots(ingredients, store, process),
         *([Profile(config.monitoring.profile_steps, run.logs)] if config.monitoring.profile_steps else []),
         Heartbeat(watchdog),
     ]
@@ -213,6 +214,16 @@ def _environment(deepspeed_config: dict[str, Any], process: Process) -> dict[str
         "versions": {"pico_ds": __version__, **{name: version(name) for name in packages}},
         "deepspeed_config": deepspeed_config,
     }
+
+
+def _snapshots(ingredients: Ingredients, store: CheckpointStore, process: Process) -> list[Callback]:
+    """What takes snapshots, where any are asked for. A collective."""
+    if ingredients.config.learning_dynamics.save_every_n_steps is None:
+        return []
+    # here, for `datasets` takes a second to import that other runs need not wait for
+    from pico_ds.training.callbacks.snapshots import build_snapshots
+
+    return [build_snapshots(ingredients, store, process)]
 
 
 def _initial_module(ingredients: Ingredients) -> MetaModel:

@@ -123,10 +123,15 @@ class Learner(ABC):
         readout: Readout,
         steps: int,
         after_step: AfterAdaptation | None = None,
+        measure: bool = False,
     ) -> Adapted:
-        """Adapt to a task for evaluation: nothing is dropped, and the query set is not looked at."""
+        """Adapt to a task for evaluation: nothing is dropped, and the query set is not looked at.
+
+        Args:
+            measure: give the fp32 weights as well.
+        """
         problem = Problem.at(theta, network, self.head, episode, readout, training=False)
-        return adapt(problem, self.descent(theta), steps, measure=False, after_step=after_step)
+        return adapt(problem, self.descent(theta), steps, measure=measure, after_step=after_step)
 
     @abstractmethod
     def add_gradient(self, given: Given, total: GradientSum, scale: float) -> TaskOutcome:

@@ -242,3 +242,49 @@ def test_who_waits_for_a_save_says_so(store: CheckpointStore, monkeypatch: pytes
     saver.finish()
     saver.abandon()
     assert len(beats) > 3
+
+
+def put_snapshot(store: CheckpointStore, step: int, content: str) -> Path:
+    staging = store.snapshot_staging(step, launch=7)
+    staging.mkdir(parents=True)
+    (staging / "val_weights.safetensors").write_text(content)
+    return store.publish_snapshot(staging, step)
+
+
+def content_of(store: CheckpointStore, step: int) -> str:
+    return (store.snapshot_path(step) / "val_weights.safetensors").read_text()
+
+
+def test_a_snapshot_and_the_checkpoint_of_its_step_stand_together(store: CheckpointStore) -> None:
+    put_snapshot(store, 2, "before")
+    assert store.steps() == [], "a snapshot is nothing to resume from"
+    save(store, 2)
+    assert content_of(store, 2) == "before"
+    assert store.steps() == [2]
+    put_snapshot(store, 2, "after")
+    assert content_of(store, 2) == "after"
+    save(store, 4)
+    put_snapshot(store, 4, "later")
+    assert content_of(store, 4) == "later"
+    assert names(store) == {"step_2", "step_4", "latest"}
+
+
+def test_a_snapshot_outlives_its_checkpoint(store: CheckpointStore) -> None:
+    settings = CheckpointingConfig(keep_last_n=1, keep_weights=False)
+    for number, step in enumerate((2, 4), start=1):
+        put_snapshot(store, step, str(step))
+        save(store, step)
+        index = Index.read(store.path(step)).model_copy(update={"previous_save_number": number - 1 or None})
+        store.retain(index, settings, launch=7, protected=set())
+    assert [path.name for path in store.path(2).iterdir()] == ["learning_dynamics"]
+    assert content_of(store, 2) == "2"
+    assert store.steps() == [4]
+
+
+def test_a_snapshot_is_handed_over_after_a_crash_between_the_renames(store: CheckpointStore) -> None:
+    put_snapshot(store, 2, "alone")
+    store.path(2).rename(store.directory / "step_2.replaced-7")
+    save(store, 2)
+    store.finish_replacements()
+    assert content_of(store, 2) == "alone"
+    assert names(store) == {"step_2", "latest"}

@@ -1,0 +1,151 @@
+"""Snapshots of learning dynamics as training goes."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+import time
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import TYPE_CHECKING
+
+from pico_ds.checkpoint.errors import CheckpointError
+from pico_ds.checkpoint.store import CheckpointStore
+from pico_ds.checkpoint.stream import cannot_write
+from pico_ds.data.rows import TokenRows
+from pico_ds.data.tokenizer import TextTokenizer
+from pico_ds.dynamics.snapshot import Snapshot, write_snapshot
+from pico_ds.dynamics.taking import SnapshotTaker
+from pico_ds.engine.distributed import Process
+from pico_ds.tasks.building import TaskBuilder
+from pico_ds.training.assembly import Ingredients, build_network
+from pico_ds.training.callbacks.base import Callback
+from pico_ds.training.metrics import StepMetrics
+from pico_ds.training.terminal import logger
+
+if TYPE_CHECKING:
+    from pico_ds.training.trainer import Trainer
+
+_FAILED = "snapshot_failed"
+
+
+class Snapshots(Callback):
+    """Takes a snapshot every `learning_dynamics.save_every_n_steps`, step 0 included.
+
+    Rank 0 writes it in the background. One that is missing where the run goes on, for it was cut off, is made up for.
+    """
+
+    def __init__(self, taker: SnapshotTaker, store: CheckpointStore, launch: int, tokenizer: TextTokenizer) -> None:
+        """
+        Args:
+            launch: the same number on every rank, another one at every start of the job.
+        """
+        self._taker, self._store, self._launch, self._tokenizer = taker, store, launch, tokenizer
+        self._executor = ThreadPoolExecutor(1, "snapshot")
+        self._writing: Future[None] | None = None
+
+    def flags(self) -> dict[str, bool]:
+        """Whether the snapshot in flight could not be written."""
+        return {_FAILED: self._failed}
+
+    @property
+    def _failed(self) -> bool:
+        return self._writing is not None and self._writing.done() and self._writing.exception() is not None
+
+    def on_train_start(self, trainer: Trainer) -> None:
+        """Step 0, or what the checkpoint's step lacks."""
+        there = trainer.engine.process.from_main(self._store.snapshot_path(trainer.state.step).exists())
+        if not there:
+            self._take_if_due(trainer)
+
+    def on_step_end(self, trainer: Trainer, metrics: StepMetrics) -> None:
+        """Take one where it is due; a run that is told to stop does it when it is resumed.
+
+        Raises:
+            CheckpointError: the last one could not be written.
+        """
+        if _FAILED in trainer.raised:
+            self._finish(trainer)
+        if not trainer.stopping:
+            self._take_if_due(trainer)
+
+    def on_train_end(self, trainer: Trainer) -> None:
+        """Wait for the last one."""
+        self._finish(trainer)
+
+    def on_stop(self, trainer: Trainer) -> None:
+        """Wait for the last one."""
+        self._finish(trainer)
+
+    def on_exit(self) -> None:
+        """Nothing is in flight any more, but where training failed."""
+        self._executor.shutdown(wait=True)
+
+    def _take_if_due(self, trainer: Trainer) -> None:
+        step, every = trainer.state.step, trainer.config.learning_dynamics.save_every_n_steps
+        assert every is not None, "a run without snapshots has no such callback"
+        if step % every:
+            return
+        self._finish(trainer)
+        trainer.settle()
+        started = time.perf_counter()
+        snapshot = self._taker.take(trainer.engine.full_parameters(), step, trainer.state.rows)
+        if trainer.engine.process.is_main:
+            self._writing = self._executor.submit(self._write, snapshot, time.perf_counter() - started)
+
+    def _write(self, snapshot: Snapshot, stall_seconds: float) -> None:
+        started = time.perf_counter()
+        staging = self._store.snapshot_staging(snapshot.step, self._launch)
+        try:
+            shutil.rmtree(staging, ignore_errors=True)
+            staging.mkdir(parents=True)
+            write_snapshot(staging, snapshot, self._tokenizer)
+            size = sum(file.stat().st_size for file in staging.rglob("*") if file.is_file())
+            path = self._store.publish_snapshot(staging, snapshot.step)
+        except OSError as error:
+            raise cannot_write(staging, error) from error
+        logger.info(
+            "snapshot %s: %.1f MB in %.1f s; training stood still for %.1f s",
+            path,
+            size / 1e6,
+            time.perf_counter() - started,
+            stall_seconds,
+        )
+
+    def _finish(self, trainer: Trainer) -> None:
+        """Wait for the snapshot in flight, on all ranks. A collective.
+
+        Raises:
+            CheckpointError: it could not be written.
+        """
+        if self._writing is not None:
+            wait([self._writing])
+        if trainer.engine.process.any_rank(self._failed):
+            if self._writing is not None:
+                self._writing.result()
+            raise CheckpointError("a snapshot could not be written: rank 0 says why; those before it stand")
+        self._writing = None
+
+
+def build_snapshots(ingredients: Ingredients, store: CheckpointStore, process: Process) -> Snapshots:
+    """What takes the snapshots of a run. A collective.
+
+    Raises:
+        ConfigError: layers that are not there.
+        TaskError: a corpus that cannot supply the held-out tasks.
+    """
+    config, corpus = ingredients.config, ingredients.corpus
+    plain = config.model_copy(update={"training": config.training.model_copy(update={"compile": "none"})})
+    tasks = None
+    if config.learning_dynamics.n_tasks and config.meta_ratio > 0:
+        tasks = TaskBuilder(config, corpus).held_out(config.evaluation.word_split)
+        tasks.sample(step=0, index=0)
+    taker = SnapshotTaker(
+        config,
+        build_network(plain, ingredients.vocab_size, process),
+        ingredients.learner,
+        ingredients.rows,
+        TokenRows(corpus.validation, config.data.sequence_length),
+        tasks,
+        process,
+    )
+    return Snapshots(taker, store, process.from_main(secrets.randbits(40)), corpus.tokenizer)
