@@ -1,10 +1,13 @@
 """Snapshots of learning dynamics: the same files for every stage and number of ranks, and no trace in the training."""
 
+import json
+import os
 from pathlib import Path
 
 import datasets
 import pytest
 import torch
+import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -120,3 +123,53 @@ def test_layers_that_are_not_there_are_an_error_at_the_start(directory: Path) ->
     assert "learning_dynamics.layer_suffixes: no module ends in 'attention.v_porj'" in output
     index = "learning_dynamics.sequence_idx=32"
     assert "take -32 to 31" in run("python", *arguments(directory, "bad", *EVERY, index), check=False)
+
+
+def test_the_export_is_what_pico_analyze_reads(directory: Path, one_rank: Path) -> None:
+    out = directory / "for-pico-analyze"
+    script = ["python", "scripts/export.py", "snapshots", str(one_rank), str(out), "--format", "pico-analyze"]
+    run(*script)
+    config = yaml.safe_load((out / "training_config.yaml").read_text())
+    assert config["checkpointing"]["run_name"] == "one"
+    heads, kv_heads, width = (config["model"][key] for key in ("attention_n_heads", "attention_n_kv_heads", "d_model"))
+    states = {}
+    for split in SPLITS:
+        place = out / "checkpoints" / "step_2" / "learning_dynamics"
+        states = {kind: torch.load(place / f"{split}_{kind}.pt", weights_only=True) for kind in KINDS}
+        assert len(datasets.load_from_disk(place / f"{split}_data")) == 8
+        # its name for the stack of layers is what all activations begin with
+        prefix = os.path.commonprefix(list(states["activations"]))  # noqa: RUF071
+        for kind in KINDS:
+            for layer in range(2):
+                values = states[kind][f"{prefix}{layer}.attention.v_proj"]
+                assert values.dtype == torch.float32
+                assert values.shape == ((8, 12) if kind == "activations" else (12, 24))
+    # its component ov_circuit takes the heads apart by these numbers
+    head_dim = width // heads
+    assert states["activations"]["layers.0.attention.v_proj"].shape[1] == kv_heads * head_dim
+    assert states["weights"]["layers.0.attention.o_proj"].shape[1] == heads * head_dim
+    assert f"error: {out} is there already" in run(*script, check=False)
+
+
+def test_a_first_look_needs_no_other_tool(directory: Path, one_rank: Path) -> None:
+    output = run("python", "scripts/analyze.py", str(one_rank), "--out", str(directory / "analysis"))
+    assert "effective_rank" in output
+    found = json.loads((directory / "analysis" / "val.json").read_text())
+    weights = load_file(snapshot(one_rank, 4) / "val_weights.safetensors")
+    layer = "layers.1.attention.o_proj"
+    values = {
+        one["measure"]: one["value"]
+        for one in found
+        if (one["step"], one["kind"], one["layer"]) == (4, "weights", layer)
+    }
+    assert values["norm"] == pytest.approx(float(weights[layer].norm()), rel=1e-6)
+    shares = torch.svd(weights[layer]).S / torch.svd(weights[layer]).S.sum()
+    wanted = float(torch.exp(-(shares * shares.log()).sum())) / len(shares)
+    assert values["effective_rank"] == pytest.approx(wanted, rel=1e-5)
+    last = max(one["step"] for one in found)
+    assert all(
+        one["value"] == pytest.approx(1) for one in found if (one["measure"], one["step"]) == ("cka_to_last", last)
+    )
+    assert (directory / "analysis" / "val_weights_effective_rank.png").exists()
+    empty = run("python", "scripts/analyze.py", str(directory / "without"), check=False)
+    assert "holds no snapshots; train with learning_dynamics.save_every_n_steps set" in empty

@@ -1,0 +1,64 @@
+"""The snapshots of a run, as they lie on the disk."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from pico_ds.config import ConfigError
+from pico_ds.dynamics.snapshot import META_NAME
+
+SPLITS = ("train", "val")
+KINDS = ("activations", "weights", "gradients")
+
+
+@dataclass(frozen=True)
+class RunSnapshots:
+    """Snapshots of one run.
+
+    Attributes:
+        by_step: directory of each, ascending.
+    """
+
+    run: Path
+    by_step: dict[int, Path]
+
+    @classmethod
+    def of(cls, run: Path) -> "RunSnapshots":
+        """Find them.
+
+        Raises:
+            ConfigError: there is no run, or it has no snapshot.
+        """
+        if not (run / "training_config.yaml").exists():
+            raise ConfigError(f"{run} holds no training_config.yaml; give the directory of a run")
+        found = {
+            int(match.group(1)): path
+            for path in (run / "checkpoints").glob("step_*/learning_dynamics")
+            if (match := re.fullmatch(r"step_(\d+)", path.parent.name))
+        }
+        if not found:
+            raise ConfigError(f"{run} holds no snapshots; train with learning_dynamics.save_every_n_steps set")
+        return cls(run, dict(sorted(found.items())))
+
+    def tensors(self, step: int, split: str, kind: str) -> dict[str, Tensor]:
+        """Activations, weights or gradients of a split, by module path.
+
+        Raises:
+            ConfigError: a file that is missing or damaged.
+        """
+        return _load(self.by_step[step] / f"{split}_{kind}.safetensors")
+
+    def meta(self, step: int) -> dict[str, Tensor]:
+        """What adaptation did, by record."""
+        return _load(self.by_step[step] / META_NAME)
+
+
+def _load(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error}); the other snapshots of the run can be") from error

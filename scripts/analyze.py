@@ -1,0 +1,49 @@
+#!/usr/bin/env python
+"""A first look at the learning dynamics that a run has recorded: a table, JSON and figures.
+
+python scripts/analyze.py runs/demo-001
+python scripts/analyze.py runs/demo-001 --split train --out analysis
+"""
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+
+from pico_ds.config import ConfigError
+from pico_ds.dynamics.analysis import analyze
+from pico_ds.dynamics.reading import SPLITS, RunSnapshots
+from pico_ds.files import replace_text
+from pico_ds.reporting.dynamics import dynamics_plots, dynamics_table
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, metavar="RUN", help="directory of a run")
+    parser.add_argument("--split", choices=SPLITS, default="val", help="rows that activations and gradients are of")
+    parser.add_argument("--out", type=Path, help="directory to write to; RUN/analysis if left out")
+    return parser.parse_args()
+
+
+def main() -> int:
+    arguments, console = parse_arguments(), Console()
+    try:
+        measurements = list(analyze(RunSnapshots.of(arguments.run), arguments.split))
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    Console(width=max(120, console.width)).print(dynamics_table(measurements, arguments.split))
+    out = arguments.out or arguments.run / "analysis"
+    path = out / f"{arguments.split}.json"
+    replace_text(path, json.dumps([asdict(one) for one in measurements], indent=1) + "\n")
+    for plot in dynamics_plots(measurements):
+        plot.figure.savefig(out / f"{arguments.split}_{plot.name}.png", dpi=120)
+    console.print(f"{path}, and figures beside it", highlight=False, soft_wrap=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
