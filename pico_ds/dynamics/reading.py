@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pico_ds.config import ConfigError
-from pico_ds.dynamics.snapshot import META_NAME
 
+META_NAME = "meta_dynamics.safetensors"
 SPLITS = ("train", "val")
 KINDS = ("activations", "weights", "gradients")
 

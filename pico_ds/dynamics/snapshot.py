@@ -19,10 +19,10 @@ from transformers import PreTrainedTokenizerBase  # noqa: F401
 from pico_ds.checkpoint.stream import SafetensorsWriter
 from pico_ds.data.tokenizer import TextTokenizer
 from pico_ds.dynamics.observation import Observation
+from pico_ds.dynamics.reading import META_NAME
 
 Split = Literal["train", "val"]
 FORMAT_NAME, FORMAT_VERSION = "pico_ds.learning_dynamics", 1
-META_NAME = "meta_dynamics.safetensors"
 #: unit and axes of what each file holds, as its header says
 _ABOUT = {
     "activations": ("output of the module", "[samples, width]"),

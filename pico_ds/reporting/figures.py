@@ -130,6 +130,8 @@ def _layers(groups: Sequence[Group]) -> Iterator[Plot]:
     kinds = {
         "displacement": "how far the inner loop moves each layer",
         "weight_norm": "norm of the weights of each layer",
+        "effective_rank": "proportional effective rank of the weights of each layer, of the snapshots",
+        "held_out_displacement": "how far adaptation to held-out tasks moves each layer, of the snapshots",
     }
     for group in groups:
         for kind, caption in kinds.items():

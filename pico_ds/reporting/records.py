@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pico_ds.config import ConfigError, RunConfig, load_config
+from pico_ds.dynamics.reading import RunSnapshots
 
 Floats = npt.NDArray[np.float64]
 
@@ -20,7 +21,7 @@ class Record:
     """One run.
 
     Attributes:
-        metrics: lines of metrics.jsonl.
+        metrics: lines of metrics.jsonl, and after them a line for each snapshot, with scalars by layer.
         few_shot: content of the newest few_shot_step_<N>.json of `scripts/evaluate.py`, if there is one.
     """
 
@@ -46,7 +47,7 @@ class Record:
             few_shot = json.loads(grids[-1].read_text()) if grids else None
         except ValueError as error:
             raise ConfigError(f"{path}: a file of the run is damaged: {error}") from error
-        return cls(path, load_config(path / "training_config.yaml"), metrics, few_shot)
+        return cls(path, load_config(path / "training_config.yaml"), metrics + _snapshot_lines(path, metrics), few_shot)
 
     @cached_property
     def experiment(self) -> str:
@@ -70,6 +71,25 @@ class Record:
     def names(self, prefix: str) -> list[str]:
         """Metrics whose name begins with a prefix, in order of appearance."""
         return [*dict.fromkeys(name for line in self.metrics for name in line if name.startswith(prefix))]
+
+
+def _snapshot_lines(run: Path, metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Effective rank of every layer, and its displacement by the last inner step on held-out tasks."""
+    if not any((run / "checkpoints").glob("step_*/learning_dynamics")):
+        return []
+    snapshots, lines = RunSnapshots.of(run), []
+    tokens = {0: 0, **{line["step"]: line["tokens"] for line in metrics if "tokens" in line}}
+    for step in snapshots.by_step:
+        # those of the last line before, where a snapshot fell between two
+        line: dict[str, Any] = {"step": step, "tokens": tokens[max(known for known in tokens if known <= step)]}
+        for name, values in snapshots.meta(step).items():
+            record, _, layer = name.partition(".")
+            if record == "effective_rank":
+                line[f"layers/effective_rank/{layer}"] = float(values)
+            elif record == "displacement":
+                line[f"layers/held_out_displacement/{layer}"] = float(values[:, -1].mean())
+        lines.append(line)
+    return lines
 
 
 def _step_of(path: Path) -> int:

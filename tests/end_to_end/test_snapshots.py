@@ -171,5 +171,9 @@ def test_a_first_look_needs_no_other_tool(directory: Path, one_rank: Path) -> No
         one["value"] == pytest.approx(1) for one in found if (one["measure"], one["step"]) == ("cka_to_last", last)
     )
     assert (directory / "analysis" / "val_weights_effective_rank.png").exists()
+    page = run("python", "scripts/report.py", str(one_rank), "--out", str(directory / "report")).strip()
+    assert {"effective_rank_one.png", "held_out_displacement_one.png"} <= {
+        path.name for path in Path(page).parent.iterdir()
+    }
     empty = run("python", "scripts/analyze.py", str(directory / "without"), check=False)
     assert "holds no snapshots; train with learning_dynamics.save_every_n_steps set" in empty
