@@ -175,5 +175,7 @@ def test_a_first_look_needs_no_other_tool(directory: Path, one_rank: Path) -> No
     assert {"effective_rank_one.png", "held_out_displacement_one.png"} <= {
         path.name for path in Path(page).parent.iterdir()
     }
-    empty = run("python", "scripts/analyze.py", str(directory / "without"), check=False)
+    (directory / "empty").mkdir()
+    (directory / "empty" / "training_config.yaml").touch()
+    empty = run("python", "scripts/analyze.py", str(directory / "empty"), check=False)
     assert "holds no snapshots; train with learning_dynamics.save_every_n_steps set" in empty
