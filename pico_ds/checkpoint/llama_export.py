@@ -1,0 +1,105 @@
+"""A checkpoint as a plain LLAMA model, which needs no code of this package."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from pico_ds.checkpoint.errors import CheckpointError
+from pico_ds.checkpoint.stream import SafetensorsWriter, cannot_write
+from pico_ds.checkpoint.weights import WEIGHTS_NAME
+from pico_ds.model.llama import llama_name, to_llama
+
+_TORCH_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16}
+#: of the tokenizer, and of what `generate` needs
+_KEPT = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
+
+
+def export_llama(checkpoint: Path, out: Path) -> int:
+    """Write what `LlamaForCausalLM.from_pretrained` and other tools load; one tensor at a time is in memory.
+
+    Returns:
+        the number of parameters.
+
+    Raises:
+        CheckpointError: no weights of a Pico decoder; `out` is there already, or cannot be written.
+    """
+    config = _config_of(checkpoint)
+    if out.exists():
+        raise CheckpointError(f"{out} is there already; give a directory that is not")
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        for name in _KEPT:
+            if (checkpoint / name).exists():
+                shutil.copyfile(checkpoint / name, partial / name)
+        count = _write_weights(checkpoint, partial, config["d_model"] // config["attention_n_heads"])
+        (partial / "config.json").write_text(json.dumps(_llama_config(config), indent=2) + "\n")
+        partial.rename(out)
+    except OSError as error:
+        raise cannot_write(Path(error.filename or out), error) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return count
+
+
+def _config_of(checkpoint: Path) -> dict[str, Any]:
+    try:
+        config = json.loads((checkpoint / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{checkpoint}: holds no config.json that can be read ({error})") from error
+    if config.get("model_type") != "pico_decoder":
+        raise CheckpointError(
+            f"{checkpoint}: is a model of type {config.get('model_type')!r}; give a checkpoint of this package"
+        )
+    return config
+
+
+def _write_weights(checkpoint: Path, out: Path, head_dim: int) -> int:
+    try:
+        with safe_open(checkpoint / WEIGHTS_NAME, "pt") as weights:
+            slices = {name: weights.get_slice(name) for name in weights.keys()}  # noqa: SIM118
+            entries = {
+                llama_name(name): (_TORCH_DTYPES[part.get_dtype()], tuple(part.get_shape()))
+                for name, part in slices.items()
+            }
+            with SafetensorsWriter(out / WEIGHTS_NAME, entries, {"format": "pt"}) as writer:
+                for name in slices:
+                    writer.append(to_llama(name, weights.get_tensor(name), head_dim).contiguous())
+                writer.finish()
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{checkpoint / WEIGHTS_NAME}: cannot be read ({error})") from error
+    return sum(torch.Size(shape).numel() for _, shape in entries.values())
+
+
+def _llama_config(config: dict[str, Any]) -> dict[str, Any]:
+    from transformers import LlamaConfig
+
+    heads, width, theta = config["attention_n_heads"], config["d_model"], config["position_emb_theta"]
+    found = LlamaConfig(
+        vocab_size=config["vocab_size"],
+        hidden_size=width,
+        intermediate_size=config["activation_hidden_dim"],
+        num_hidden_layers=config["n_layers"],
+        num_attention_heads=heads,
+        num_key_value_heads=config["attention_n_kv_heads"],
+        head_dim=width // heads,
+        max_position_embeddings=config["max_seq_len"],
+        rms_norm_eps=config["norm_eps"],
+        rope_parameters={"rope_type": "default", "rope_theta": theta},
+        initializer_range=config["initializer_range"],
+        tie_word_embeddings=False,
+        attention_bias=False,
+        mlp_bias=False,
+        bos_token_id=config.get("bos_token_id"),
+        eos_token_id=config.get("eos_token_id"),
+        pad_token_id=config.get("pad_token_id"),
+        architectures=["LlamaForCausalLM"],
+        dtype=config.get("dtype"),
+    ).to_dict()
+    # for readers older than rope_parameters
+    return {**found, "rope_theta": theta, "torch_dtype": config.get("dtype")}

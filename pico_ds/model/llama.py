@@ -1,0 +1,58 @@
+"""Names, shapes and arithmetic of a Pico decoder as those of a LLAMA model.
+
+The two differ in names, and in how rotary embeddings pair the features of a head: Pico rotates neighbours (2i, 2i + 1),
+transformers' LLAMA the halves (i, i + head_dim / 2). A permutation of the rows of the query and key projections turns
+one into the other; their products, and with them the logits, stay as they are.
+"""
+
+import re
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from torch import Tensor
+
+_OUTER = MappingProxyType(
+    {
+        "embedding_proj.weight": "model.embed_tokens.weight",
+        "output_norm.weight": "model.norm.weight",
+        "de_embedding_proj.weight": "lm_head.weight",
+    }
+)
+_OF_A_BLOCK: Mapping[str, str] = MappingProxyType(
+    {
+        "attention.q_proj": "self_attn.q_proj",
+        "attention.k_proj": "self_attn.k_proj",
+        "attention.v_proj": "self_attn.v_proj",
+        "attention.o_proj": "self_attn.o_proj",
+        "swiglu.w_0": "mlp.gate_proj",
+        "swiglu.w_1": "mlp.up_proj",
+        "swiglu.w_2": "mlp.down_proj",
+        "attention_norm": "input_layernorm",
+        "swiglu_norm": "post_attention_layernorm",
+    }
+)
+_BLOCK = re.compile(r"layers\.(\d+)\.(.+)\.weight")
+_ROTATED = ("attention.q_proj.weight", "attention.k_proj.weight")
+
+
+def llama_name(name: str) -> str:
+    """Name of a parameter of the decoder in a `LlamaForCausalLM`."""
+    if name in _OUTER:
+        return _OUTER[name]
+    match = _BLOCK.fullmatch(name)
+    assert match is not None, f"{name} is no parameter of a decoder"
+    return f"model.layers.{match[1]}.{_OF_A_BLOCK[match[2]]}.weight"
+
+
+def to_llama(name: str, weight: Tensor, head_dim: int) -> Tensor:
+    """A parameter of the decoder as `llama_name(name)` has it."""
+    if not name.endswith(_ROTATED):
+        return weight
+    return weight.unflatten(0, (-1, head_dim // 2, 2)).transpose(1, 2).flatten(0, 2)
+
+
+def from_llama(name: str, weight: Tensor, head_dim: int) -> Tensor:
+    """The parameter `name` of the decoder, of what a LLAMA model has under `llama_name(name)`."""
+    if not name.endswith(_ROTATED):
+        return weight
+    return weight.unflatten(0, (-1, 2, head_dim // 2)).transpose(1, 2).flatten(0, 2)
