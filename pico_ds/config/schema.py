@@ -48,6 +48,8 @@ class ModelConfig(Section):
     ] = "auto"
     """kernel; auto takes the fastest that works with the device, type and head width: cudnn, sdpa_* and math are
     torch's, flash_attn* are packages of their own"""
+    init_from: str | None = None
+    """directory or hub id of a Pico or LLAMA model whose weights training begins with; null begins from scratch"""
     initializer_std: PositiveFloat = 0.02
     """standard deviation of the initial weights; over sqrt(2 n_layers) for projections into the residual stream"""
 

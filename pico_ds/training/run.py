@@ -26,6 +26,7 @@ from pico_ds.meta.building import build_meta_model
 from pico_ds.meta.network import Parameters
 from pico_ds.model.meta_model import MetaModel
 from pico_ds.model.precision import COMPUTE_DTYPE
+from pico_ds.model.pretrained import load_initial_weights
 from pico_ds.training.assembly import Ingredients, gather_ingredients
 from pico_ds.training.callbacks.base import Callback
 from pico_ds.training.callbacks.checkpointing import Checkpointing
@@ -228,9 +229,12 @@ def _snapshots(ingredients: Ingredients, store: CheckpointStore, process: Proces
 
 def _initial_module(ingredients: Ingredients) -> MetaModel:
     config = ingredients.config
-    return build_meta_model(
+    module = build_meta_model(
         config.model, config.meta, config.smlmt.n_ways[1], ingredients.vocab_size, config.training.seed
     )
+    if config.model.init_from is not None:
+        load_initial_weights(module.decoder, config.model)
+    return module
 
 
 def _initial_parameters(ingredients: Ingredients, process: Process) -> Parameters:

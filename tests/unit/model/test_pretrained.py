@@ -1,0 +1,112 @@
+"""Training that begins with somebody else's weights."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from pico_ds.config import ConfigError, ModelConfig
+from pico_ds.model.decoder import PicoDecoder
+from pico_ds.model.huggingface import PicoDecoderHF, PicoDecoderHFConfig
+from pico_ds.model.pretrained import load_initial_weights
+
+SHAPE = {"d_model": 32, "n_layers": 2, "attention_n_heads": 4, "attention_n_kv_heads": 2, "activation_hidden_dim": 64}
+IDS = torch.arange(40)[None] % 97
+
+
+def decoder_of(directory: Path, vocab_size: int = 97, **changes: object) -> PicoDecoder:
+    config = ModelConfig.model_validate(
+        {**SHAPE, "norm_eps": 1e-5, "vocab_size": vocab_size, "init_from": str(directory), **changes}
+    )
+    decoder = PicoDecoder(config, vocab_size)
+    load_initial_weights(decoder, config)
+    return decoder
+
+
+@pytest.fixture
+def llama(tmp_path: Path) -> LlamaForCausalLM:
+    return make_llama(tmp_path)
+
+
+def make_llama(directory: Path, **changes: object) -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    settings = {
+        "vocab_size": 97,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "intermediate_size": 64,
+        "rms_norm_eps": 1e-5,
+        "initializer_range": 0.3,
+    }
+    model = LlamaForCausalLM(LlamaConfig(**{**settings, **changes})).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.ndim == 1:
+                weight.normal_(1.0, 0.2)
+    model.save_pretrained(directory, max_shard_size="20KB")
+    return model
+
+
+def assert_same_logits(decoder: PicoDecoder, wanted: torch.nn.Module) -> None:
+    with torch.no_grad():
+        logits = wanted(IDS).logits
+        assert float((decoder(IDS) - logits).abs().max() / logits.abs().max()) < 2e-6
+
+
+def test_a_llama_in_shards_gives_its_logits(llama: LlamaForCausalLM, tmp_path: Path) -> None:
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    assert_same_logits(decoder_of(tmp_path), llama)
+
+
+def test_a_tied_embedding_gives_both(tmp_path: Path) -> None:
+    model = make_llama(tmp_path, tie_word_embeddings=True)
+    assert_same_logits(decoder_of(tmp_path), model)
+
+
+@pytest.mark.parametrize("prefix", ["", "pico_decoder."])
+def test_a_pico_checkpoint_gives_its_logits(prefix: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = PicoDecoderHF(PicoDecoderHFConfig(**SHAPE, vocab_size=97, norm_eps=1e-5)).eval()
+    # upstream's names stand behind a prefix
+    model.save_pretrained(tmp_path, state_dict={prefix + name: weight for name, weight in model.state_dict().items()})
+    assert_same_logits(decoder_of(tmp_path), model)
+
+
+def test_rows_beyond_the_source_stay_as_they_are(llama: LlamaForCausalLM, tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    decoder = decoder_of(tmp_path, vocab_size=100)
+    assert torch.equal(decoder.embedding_proj.weight[:97], llama.model.embed_tokens.weight)
+    torch.manual_seed(5)
+    assert torch.equal(decoder.embedding_proj.weight[97:], torch.nn.Embedding(100, 32).weight[97:])
+
+
+def test_another_shape_is_said_with_every_key_to_change(llama: LlamaForCausalLM, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        decoder_of(tmp_path, d_model=64, n_layers=3, norm_eps=1e-6)
+    message = str(caught.value)
+    assert "write model.d_model: 32 (got 64), model.n_layers: 2 (got 3), model.norm_eps: 1e-05 (got 1e-06)" in message
+    with pytest.raises(ConfigError, match=r"model\.vocab_size: 97, or more \(got 96\)"):
+        decoder_of(tmp_path, vocab_size=96)
+
+
+def test_what_cannot_be_represented_is_said(tmp_path: Path) -> None:
+    make_llama(tmp_path, attention_bias=True)
+    with pytest.raises(ConfigError, match="has attention_bias, which a Pico decoder does not have"):
+        decoder_of(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    with pytest.raises(ConfigError, match="is a model of type 'gpt2'; pico_decoder and llama"):
+        decoder_of(tmp_path)
+
+
+def test_a_place_that_is_none_is_said(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"config\.json cannot be read"):
+        decoder_of(tmp_path)
+    with pytest.raises(ConfigError, match="is neither a directory nor a model of the hub that can be fetched"):
+        decoder_of(tmp_path / "no" / "such" / "place")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    with pytest.raises(ConfigError, match="weights are taken from safetensors alone"):
+        decoder_of(tmp_path)
