@@ -19,6 +19,7 @@ from rich.console import Console
 
 from pico_ds.checkpoint.errors import CheckpointError
 from pico_ds.config import ConfigError, Readout
+from pico_ds.config.arguments import at_least, task_shape
 from pico_ds.data.errors import DataError
 from pico_ds.engine.distributed import Process, start_process, stop_process
 from pico_ds.evaluation.conll import read_conll
@@ -36,13 +37,6 @@ from pico_ds.training.trained_model import TrainedModel, load_trained_model
 READOUTS: list[Readout] = ["fim", "pre", "fimpre", "mask", "last", "mean"]
 
 
-def pair(text: str) -> tuple[int, int]:
-    n_way, cross, k_shot = text.partition("x")
-    if not (cross and n_way.isdigit() and k_shot.isdigit() and int(n_way) > 1 and int(k_shot) > 0):
-        raise argparse.ArgumentTypeError(f"got {text!r}; write N-way x K-shot, such as 5x1")
-    return int(n_way), int(k_shot)
-
-
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=["few-shot"])
@@ -50,14 +44,14 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--shapes",
         nargs="+",
-        type=pair,
+        type=task_shape,
         default=[(5, 1), (5, 5), (5, 16), (20, 5), (32, 4)],
         metavar="NxK",
         help="N-way K-shot; by default 5x1 5x5 5x16 20x5 32x4",
     )
-    parser.add_argument("--queries", type=int, default=5, help="query contexts of a class")
-    parser.add_argument("--tasks", type=int, default=400, help="tasks of every shape")
-    parser.add_argument("--steps", type=int, default=20, help="adaptation steps")
+    parser.add_argument("--queries", type=at_least(1), default=5, help="query contexts of a class")
+    parser.add_argument("--tasks", type=at_least(1), default=400, help="tasks of every shape")
+    parser.add_argument("--steps", type=at_least(0), default=20, help="adaptation steps")
     parser.add_argument(
         "--documents",
         nargs="+",
@@ -72,7 +66,9 @@ def parse_arguments() -> argparse.Namespace:
         help="the run's if left out; best: at which the other held-out words are told apart best",
     )
     parser.add_argument("--data", type=Path, help="JSONL of text and label, or text and word, instead of the corpus")
-    parser.add_argument("--max_tokens", type=int, help="longest context of --data; model.max_seq_len if left out")
+    parser.add_argument(
+        "--max_tokens", type=at_least(4), help="longest context of --data; model.max_seq_len if left out"
+    )
     parser.add_argument(
         "--ner",
         type=Path,
@@ -80,7 +76,7 @@ def parse_arguments() -> argparse.Namespace:
         metavar="FILE.conll",
         help="fine-tune for token classification instead: one file, which is split, or train, dev and test",
     )
-    parser.add_argument("--seeds", type=int, default=3, help="fine-tuning runs of --ner")
+    parser.add_argument("--seeds", type=at_least(1), default=3, help="fine-tuning runs of --ner")
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher's
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="override a key of the run")
     return parser.parse_intermixed_args()
@@ -121,6 +117,8 @@ def few_shot(trained: TrainedModel, arguments: argparse.Namespace, process: Proc
         results[setting] = result
         if process.is_main:
             print(f"{setting}: {result.problem or 'done'}", file=sys.stderr, flush=True)
+    if all(result.problem is not None for result in results.values()):
+        raise TaskError("no shape could be judged; what each of them lacks stands above")
     if not process.is_main:
         return
     of = arguments.data.stem if arguments.data else f"held-out {source['word_split']} words"

@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pico_ds.config import ConfigError, RunConfig, load_config
+from pico_ds.config.arguments import at_least
 from pico_ds.config.validation import LAYOUT_EXTRA_TOKENS
 from pico_ds.evaluation.evaluator import EvaluationResult
 from pico_ds.evaluation.tables import percent, percent_difference
@@ -54,12 +55,12 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=["measure", "train", "table"])
     parser.add_argument("--budget", choices=["tokens", "time"], default="tokens", help="what is equal")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=at_least(0), nargs="+", default=[0, 1, 2])
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument(
-        "--steps", type=int, default=800, help="outer steps of FOMAML; the first half is its AR warm-up"
+        "--steps", type=at_least(2), default=800, help="outer steps of FOMAML; the first half is its AR warm-up"
     )
-    parser.add_argument("--jobs", type=int, default=2, help="runs at once, of one thread each")
+    parser.add_argument("--jobs", type=at_least(1), default=2, help="runs at once, of one thread each")
     parser.add_argument("--runs_dir", type=Path, default=Path("runs"))
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="override a key of all runs")
     return parser.parse_intermixed_args()

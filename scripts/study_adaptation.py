@@ -27,6 +27,7 @@ from rich.table import Table
 
 from pico_ds.checkpoint.errors import CheckpointError
 from pico_ds.config import ConfigError, load_config
+from pico_ds.config.arguments import at_least, task_shape
 from pico_ds.data.documents import is_validation
 from pico_ds.data.errors import DataError
 from pico_ds.engine.distributed import start_process
@@ -69,16 +70,16 @@ def parse_arguments() -> argparse.Namespace:
     sentences.add_argument("file", type=Path, help="JSONL to write")
     judging = commands.add_parser("judge", help="choose how to adapt, and say what it adds")
     judging.add_argument("runs", nargs="+", type=Path, metavar="RUN")
-    judging.add_argument("--shapes", nargs="+", default=["5x5"], metavar="NxK")
+    judging.add_argument("--shapes", nargs="+", type=task_shape, default=[(5, 5)], metavar="NxK")
     judging.add_argument("--documents", choices=["any", "same", "different"], default="any")
     judging.add_argument("--data", type=Path, help="JSONL of text and label instead of the corpus")
     judging.add_argument("--readout", help="the run's if left out")
     judging.add_argument("--rates", type=float, nargs="+", default=[0.0, 0.02, 0.1], help="meta.inner_lr")
     judging.add_argument("--head_rates", type=float, nargs="+", default=[1.0], help="meta.head_inner_lr")
-    judging.add_argument("--steps", type=int, default=10, help="most adaptation steps")
-    judging.add_argument("--tasks", type=int, default=200, help="tasks that are reported")
-    judging.add_argument("--choosing_tasks", type=int, default=50, help="tasks to choose rate and steps on")
-    judging.add_argument("--jobs", type=int, default=2, help="runs judged at once, of one thread each")
+    judging.add_argument("--steps", type=at_least(0), default=10, help="most adaptation steps")
+    judging.add_argument("--tasks", type=at_least(1), default=200, help="tasks that are reported")
+    judging.add_argument("--choosing_tasks", type=at_least(1), default=50, help="tasks to choose rate and steps on")
+    judging.add_argument("--jobs", type=at_least(1), default=2, help="runs judged at once, of one thread each")
     return parser.parse_args()
 
 
@@ -93,14 +94,14 @@ def main() -> int:
                 judged_runs = pool.map(partial(judge, shape=shape, arguments=arguments), arguments.runs)
                 outcomes = dict(zip(arguments.runs, judged_runs, strict=True))
             where = f", {arguments.data.stem}" if arguments.data else f", {arguments.documents} documents"
-            Console(width=160).print(table(shape + where, methods, outcomes))
+            Console(width=160).print(table("{}-way {}-shot".format(*shape) + where, methods, outcomes))
     except (CheckpointError, ConfigError, DataError, TaskError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def judge(run: Path, shape: str, arguments: argparse.Namespace) -> Outcome:
+def judge(run: Path, shape: tuple[int, int], arguments: argparse.Namespace) -> Outcome:
     """Choose how to adapt on some tasks, and adapt on others."""
     torch.set_num_threads(1)
     trained = load_trained_model(run, [], start_process())
@@ -127,10 +128,11 @@ def judge(run: Path, shape: str, arguments: argparse.Namespace) -> Outcome:
     return Outcome(found[:, 0].tolist(), found[:, steps].tolist(), frozen, (*rates[best], int(steps)))
 
 
-def task_sources(trained: TrainedModel, shape: str, arguments: argparse.Namespace) -> tuple[TaskSource, TaskSource]:
+def task_sources(
+    trained: TrainedModel, shape: tuple[int, int], arguments: argparse.Namespace
+) -> tuple[TaskSource, TaskSource]:
     """Tasks to choose on, and tasks to report."""
-    n_way, k_shot = map(int, shape.split("x"))
-    of_shape, config = TaskShape(n_way, k_shot, QUERIES), trained.config
+    of_shape, config = TaskShape(*shape, QUERIES), trained.config
     readout = arguments.readout or config.smlmt.readout
     if arguments.data is None:
         builder, split = TaskBuilder(config, trained.open_corpus()), config.evaluation.word_split

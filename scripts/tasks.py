@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pico_ds.config import ConfigError, RunConfig, load_config
+from pico_ds.config.arguments import at_least
 from pico_ds.data.corpus import Corpus, open_corpus
 from pico_ds.data.errors import DataError
 from pico_ds.tasks.building import TaskBuilder
@@ -32,8 +33,8 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=["show", "stats"])
     parser.add_argument("--config", type=Path, default=REPOSITORY / "configs" / "demo.yaml", help="YAML of the run")
-    parser.add_argument("--n", type=int, default=3, help="tasks to show")
-    parser.add_argument("--step", type=int, help="outer step whose tasks are shown; the last one when left out")
+    parser.add_argument("--n", type=at_least(1), default=3, help="tasks to show")
+    parser.add_argument("--step", type=at_least(0), help="outer step whose tasks are shown; the last one when left out")
     parser.add_argument("--split", choices=WORD_SPLITS, default="train", help="words that are the classes")
     parser.add_argument("--as_read", action="store_true", help="in the order of tokens that the readout asks for")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="override a key of the YAML")

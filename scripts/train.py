@@ -41,6 +41,8 @@ def parse_arguments() -> argparse.Namespace:
     arguments = parser.parse_intermixed_args()
     if arguments.world_size is not None and not arguments.dry_run:
         parser.error("--world-size goes with --dry-run; the launcher decides the ranks of a real run")
+    if arguments.world_size is not None and arguments.world_size < 1:
+        parser.error(f"argument --world-size: got {arguments.world_size}; write an integer, 1 or more")
     return arguments
 
 

@@ -119,6 +119,9 @@ def test_injected_sentences_are_seen_in_the_tasks(directory: Path, where: list[s
             "error: RUN/checkpoints/step_6: head.layer_0.weight: the model has",
         ),
         (["few-shot", "RUN", "--shapes", "5"], "got '5'; write N-way x K-shot, such as 5x1"),
+        (["few-shot", "RUN", "--tasks", "0"], "argument --tasks: got '0'; write an integer, 1 or more"),
+        (["few-shot", "RUN", "--steps", "-1"], "argument --steps: got '-1'; write an integer, 0 or more"),
+        (["few-shot", "RUN", "--shapes", "2x999"], "error: no shape could be judged"),
     ],
 )
 def test_mistakes_are_said(trained: Path, arguments: list[str], message: str) -> None:

@@ -51,10 +51,10 @@ def test_what_adaptation_adds_is_shown_beside_a_regression(directory: Path) -> N
     runs = [str(directory / f"study-tokens-{name}-0") for name in ("fomaml", "multitask")]
     few = ["--tasks", "2", "--choosing_tasks", "2", "--steps", "1", "--rates", "0", "0.1", "--jobs", "1"]
     output = run("python", script, "judge", *runs, *few, "--shapes", "5x1")
-    assert "5x1, any documents" in output
+    assert "5-way 1-shot, any documents" in output
     assert all(f"study-tokens-{name}" in output for name in ("fomaml", "multitask"))
     output = run("python", script, "judge", runs[0], *few, "--data", str(data), "--readout", "mean")
-    assert "5x5, addresses" in output
+    assert "5-way 5-shot, addresses" in output
 
 
 def test_equal_time_goes_by_what_was_measured(directory: Path) -> None:

@@ -1,0 +1,27 @@
+"""Numbers on the command line."""
+
+import argparse
+from collections.abc import Callable
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """An `argparse` type: an integer that is no less."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if value < least:
+            raise argparse.ArgumentTypeError(f"got {text!r}; write an integer, {least} or more")
+        return value
+
+    return parse
+
+
+def task_shape(text: str) -> tuple[int, int]:
+    """An `argparse` type: `5x1` is 5-way 1-shot."""
+    n_way, cross, k_shot = text.partition("x")
+    if not (cross and n_way.isdigit() and k_shot.isdigit() and int(n_way) > 1 and int(k_shot) > 0):
+        raise argparse.ArgumentTypeError(f"got {text!r}; write N-way x K-shot, such as 5x1")
+    return int(n_way), int(k_shot)
