@@ -7,6 +7,7 @@ from pydantic import Field
 from pico_ds.config.types import (
     Fraction,
     IntRange,
+    LearnerName,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
@@ -87,9 +88,7 @@ def _as_range(value: int | list[int]) -> tuple[int, int]:
 class MetaConfig(Section):
     """How tasks are learned from (docs/learners.md)."""
 
-    learner: Literal["fomaml", "anil", "boil", "reptile", "meta_sgd", "protonet", "multitask", "masked_word", "ar"] = (
-        "fomaml"
-    )
+    learner: LearnerName = "fomaml"
     """fomaml: first-order MAML; anil, boil: the same with the head or the body alone adapted; reptile; meta_sgd: fomaml
     with learned inner rates; protonet, multitask: the query loss without an inner loop; masked_word: the vocabulary is
     predicted at the readout of the tasks' contexts; ar: no step on tasks"""
