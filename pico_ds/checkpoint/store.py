@@ -50,6 +50,8 @@ class CheckpointStore:
         with self._publishing:
             final.parent.mkdir(exist_ok=True)
             removed = self.directory / f".step_{step}.{_DYNAMICS}{_REMOVED}"
+            # of a start that died here
+            shutil.rmtree(removed, ignore_errors=True)
             if final.exists():
                 final.rename(removed)
             staging.rename(final)

@@ -70,5 +70,7 @@ def dynamics_plots(measurements: Sequence[Measurement]) -> list[Plot]:
 
 def _name_of(layer: str) -> str:
     """The module without the number of its block."""
-    parts = layer.split(".", 2)
-    return parts[2].split(".")[0] if parts[2].startswith("heads.") else parts[2] if len(parts) > 2 else layer
+    if not layer.startswith("layers."):
+        return layer
+    name = layer.split(".", 2)[2]
+    return "heads" if name.startswith("heads.") else name
