@@ -291,9 +291,11 @@ def test_a_snapshot_is_handed_over_after_a_crash_between_the_renames(store: Chec
 
 
 def test_a_snapshot_takes_the_place_of_one_whose_replacement_was_cut_off(store: CheckpointStore) -> None:
-    removed = put_snapshot(store, 2, "old").rename(store.directory / ".step_2.learning_dynamics.removed")
-    assert removed.exists()
-    put_snapshot(store, 2, "made up for")
+    put_snapshot(store, 2, "old").rename(store.directory / ".step_2.learning_dynamics.removed")
+    staging = store.snapshot_staging(2, launch=5)
+    staging.mkdir()
+    # the machine died when the new one stood, and the old one was not removed yet
+    staging.rename(store.snapshot_path(2))
     put_snapshot(store, 2, "again")
     assert content_of(store, 2) == "again"
     assert names(store) == {"step_2"}
