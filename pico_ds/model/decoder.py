@@ -30,6 +30,7 @@ class PicoDecoder(nn.Module):
         position_ids: Tensor | None = None,
         attend: Attend = causal_attention,
         recompute: Recompute = "none",
+        states: list[Tensor] | None = None,
     ) -> Tensor:
         """Normalised states of the last block.
 
@@ -37,6 +38,7 @@ class PicoDecoder(nn.Module):
             input_ids: `[batch, seq]` token ids, right-padded.
             position_ids: `[batch, seq]`; 0, 1, 2, ... when left out.
             recompute: what a backward pass computes again, to keep less; as training.activation_checkpointing.
+            states: gets the input of every block, `[batch, seq, d_model]` each.
 
         Returns:
             `[batch, seq, d_model]`.
@@ -46,6 +48,8 @@ class PicoDecoder(nn.Module):
         angles = rotary_angles(position_ids, self.head_dim, self.theta)
         x = self.embedding_proj(input_ids)
         for block in self.layers:
+            if states is not None:
+                states.append(x)
             x = block(x, angles, attend, recompute)
         return self.output_norm(x)
 

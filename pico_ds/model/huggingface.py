@@ -11,13 +11,15 @@ import inspect
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import Cache, DynamicCache, GenerationMixin, PretrainedConfig, PreTrainedModel
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils.generic import can_return_tuple
 
-from .attention import Attend, causal_attention
+from .attention import Attend
 from .decoder import PicoDecoder
 
 # transformers 5.24 renamed `past_key_values` and hands a model the new name; a model that took the old one alone would
@@ -75,6 +77,8 @@ class PicoDecoderHF(PicoDecoder, PreTrainedModel, GenerationMixin):
     _tied_weights_keys = {}  # noqa: RUF012
     _no_split_modules = ["DecoderBlock"]  # noqa: RUF012
     _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
 
     def __init__(self, config: PicoDecoderHFConfig) -> None:
         PreTrainedModel.__init__(self, config)
@@ -82,6 +86,11 @@ class PicoDecoderHF(PicoDecoder, PreTrainedModel, GenerationMixin):
         self.head_dim, self.theta = decoder.head_dim, decoder.theta
         for name, module in decoder.named_children():
             self.add_module(name, module)
+        for layer, block in enumerate(self.layers):
+            attention: Any = block.attention
+            # what transformers' attention functions ask of a module
+            attention.config, attention.layer_idx, attention.is_causal = config, layer, True
+            attention.num_key_value_groups = config.attention_n_heads // config.attention_n_kv_heads
         self.post_init()
 
     def get_input_embeddings(self) -> torch.nn.Module:
@@ -96,6 +105,8 @@ class PicoDecoderHF(PicoDecoder, PreTrainedModel, GenerationMixin):
     def set_output_embeddings(self, new_embeddings: torch.nn.Module) -> None:
         self.de_embedding_proj = new_embeddings  # type: ignore[assignment]
 
+    # no **kwargs: a keyword that transformers renames or that a caller mistypes is an error, not silence
+    @can_return_tuple
     def forward(  # type: ignore[override]
         self,
         input_ids: Tensor | None = None,
@@ -105,13 +116,15 @@ class PicoDecoderHF(PicoDecoder, PreTrainedModel, GenerationMixin):
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         cache: Cache | None = None,
-        **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Logits, the cache, and with `labels` (`[batch, seq]`, -100 ignored) the mean next-token loss.
 
-        `cache` and `past_key_values` are one thing: the names since and before transformers 5.24.
+        `cache` and `past_key_values` are one thing: the names since and before transformers 5.24. Hidden states are
+        the input of every block and the normalised output of the last; attentions need `attn_implementation="eager"`.
         """
         if input_ids is None or inputs_embeds is not None:
             raise ValueError("PicoDecoderHF takes input_ids, not inputs_embeds")
@@ -126,15 +139,29 @@ class PicoDecoderHF(PicoDecoder, PreTrainedModel, GenerationMixin):
                 position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -input_ids.shape[1] :]
             else:
                 position_ids = torch.arange(seen, seen + input_ids.shape[1], device=input_ids.device)[None]
-        attend = self._attend(input_ids, attention_mask, position_ids, cache)
-        hidden = self.hidden(input_ids, position_ids, attend)
+        attentions: list[Tensor] | None = [] if self._is_asked("attentions", output_attentions) else None
+        if attentions is not None and self.config._attn_implementation != "eager":
+            raise ValueError(
+                f"output_attentions: {self.config._attn_implementation} attention computes no attention weights; "
+                'load the model with attn_implementation="eager"'
+            )
+        states: list[Tensor] | None = [] if self._is_asked("hidden_states", output_hidden_states) else None
+        attend = self._attend(input_ids, attention_mask, position_ids, cache, attentions)
+        hidden = self.hidden(input_ids, position_ids, attend, states=states)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.de_embedding_proj(hidden[:, kept, :])
         loss = None
         if labels is not None:
             loss = F.cross_entropy(logits[:, :-1].float().flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
         output: dict[str, Any] = {"loss": loss, "logits": logits, CACHE_NAME: cache}
+        if states is not None:
+            output["hidden_states"] = (*states, hidden)
+        if attentions is not None:
+            output["attentions"] = tuple(attentions)
         return CausalLMOutputWithPast(**output)
+
+    def _is_asked(self, name: str, argument: bool | None) -> bool:
+        return bool(getattr(self.config, f"output_{name}", False) if argument is None else argument)
 
     def _attend(
         self,
@@ -142,31 +169,57 @@ class PicoDecoderHF(PicoDecoder, PreTrainedModel, GenerationMixin):
         attention_mask: Tensor | None,
         position_ids: Tensor,
         cache: Cache | None,
+        attentions: list[Tensor] | None,
     ) -> Attend:
         named: dict[str, Any] = {CACHE_NAME: cache}
         mask: Any = create_causal_mask(
             config=self.config,
-            inputs_embeds=self.embedding_proj.weight.new_empty((*input_ids.shape, 0)),
+            inputs_embeds=torch.empty((*input_ids.shape, 0), dtype=self.dtype, device=input_ids.device),
             attention_mask=attention_mask,
             position_ids=position_ids,
             **named,
         )
-        if mask is None and cache is None:
-            return causal_attention
+        kernel = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
 
         def attend(queries: Tensor, keys: Tensor, values: Tensor, layer: int) -> Tensor:
             if cache is not None:
                 keys, values = cache.update(keys, values, layer)
-            return F.scaled_dot_product_attention(
-                queries,
-                keys,
-                values,
-                attn_mask=mask,
-                is_causal=mask is None and queries.shape[-2] > 1,
-                enable_gqa=queries.shape[-3] != keys.shape[-3],
-            )
+            # a block may lie on another device than the first (device_map)
+            here = mask.to(queries.device) if isinstance(mask, Tensor) else mask
+            attention = self.layers[layer].attention
+            mixed, weights = kernel(attention, queries, keys, values, here, dropout=0.0, scaling=self.head_dim**-0.5)
+            if attentions is not None:
+                attentions.append(weights)
+            return mixed.transpose(1, 2)
 
         return attend
+
+
+def eager_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor]:
+    """Attention by plain products, with the interface of transformers' kernels.
+
+    Args:
+        query: `[batch, heads, seq, head_dim]`; key and value `[batch, kv_heads, cached, head_dim]`.
+        attention_mask: added to the scores, `[batch or 1, 1, seq, cached]`.
+
+    Returns:
+        what was mixed, `[batch, seq, heads, head_dim]`, and the weights, `[batch, heads, seq, cached]`.
+    """
+    groups = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    scores = query @ key.transpose(-1, -2) * scaling
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    weights = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+    return (weights @ value).transpose(1, 2), weights
 
 
 PicoDecoderHFConfig.register_for_auto_class()
