@@ -5,11 +5,13 @@
     torchrun --nproc_per_node 8 scripts/evaluate.py few-shot runs/pico --documents any same different
     python scripts/evaluate.py few-shot runs/demo-001 --data labelled.jsonl --shapes 2x5
     python scripts/evaluate.py few-shot runs/demo-001 --ner train.conll dev.conll test.conll
+    python scripts/evaluate.py perplexity runs/demo-001 --data pico-lm/pretokenized-paloma-tinsy
 
 Any key of the run's configuration can be overridden: section.key=value. Results go to eval_results/ of the run.
 """
 
 import argparse
+import json
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -25,13 +27,15 @@ from pico_ds.engine.distributed import Process, start_process, stop_process
 from pico_ds.evaluation.conll import read_conll
 from pico_ds.evaluation.evaluator import task_key
 from pico_ds.evaluation.grid import Setting, SettingResult, best_readout, evaluate_grid, write_grid
-from pico_ds.evaluation.tables import grid_tables, ner_table
+from pico_ds.evaluation.perplexity import evaluate_perplexity
+from pico_ds.evaluation.tables import grid_tables, ner_table, perplexity_table
 from pico_ds.evaluation.token_classification import Splits, evaluate_ner, write_ner
 from pico_ds.tasks.building import TaskBuilder
 from pico_ds.tasks.errors import TaskError
 from pico_ds.tasks.lexicon import WordSplit
 from pico_ds.tasks.shape import TaskShape
 from pico_ds.tasks.source import TaskSource
+from pico_ds.training.assembly import build_judged_rows
 from pico_ds.training.trained_model import TrainedModel, load_trained_model
 
 READOUTS: list[Readout] = ["fim", "pre", "fimpre", "mask", "last", "mean"]
@@ -39,7 +43,7 @@ READOUTS: list[Readout] = ["fim", "pre", "fimpre", "mask", "last", "mean"]
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["few-shot"])
+    parser.add_argument("command", choices=["few-shot", "perplexity"])
     parser.add_argument("checkpoint", type=Path, help="a checkpoint, or a run whose newest is taken")
     parser.add_argument(
         "--shapes",
@@ -65,9 +69,13 @@ def parse_arguments() -> argparse.Namespace:
         choices=[*READOUTS, "best"],
         help="the run's if left out; best: at which the other held-out words are told apart best",
     )
-    parser.add_argument("--data", type=Path, help="JSONL of text and label, or text and word, instead of the corpus")
     parser.add_argument(
-        "--max_tokens", type=at_least(4), help="longest context of --data; model.max_seq_len if left out"
+        "--data",
+        help="few-shot: JSONL of text and label, or text and word, instead of the corpus; perplexity: files, or a "
+        "dataset of the hub; evaluation.perplexity.data of the run if left out",
+    )
+    parser.add_argument(
+        "--max_tokens", type=at_least(4), help="longest context or row of --data; model.max_seq_len if left out"
     )
     parser.add_argument(
         "--ner",
@@ -92,8 +100,8 @@ def settings_of(
         if arguments.readout == "best":
             raise ConfigError("--readout: got best with --data; it is chosen on words of the corpus: name a readout")
         readout = arguments.readout or config.smlmt.readout
-        make = trained.labelled_tasks(arguments.data, arguments.max_tokens)
-        return readout, [(Setting(one), partial(make, one, readout)) for one in shapes], {"data": str(arguments.data)}
+        make = trained.labelled_tasks(Path(arguments.data), arguments.max_tokens)
+        return readout, [(Setting(one), partial(make, one, readout)) for one in shapes], {"data": arguments.data}
     builder = TaskBuilder(config, trained.open_corpus())
     split: WordSplit = arguments.split or config.evaluation.word_split
     readout = arguments.readout or config.smlmt.readout
@@ -121,13 +129,13 @@ def few_shot(trained: TrainedModel, arguments: argparse.Namespace, process: Proc
         raise TaskError("no shape could be judged; what each of them lacks stands above")
     if not process.is_main:
         return
-    of = arguments.data.stem if arguments.data else f"held-out {source['word_split']} words"
+    of = Path(arguments.data).stem if arguments.data else f"held-out {source['word_split']} words"
     learner = trained.config.meta.learner
     title = f"{trained.directory}: {of}, readout {readout}, {learner}, {arguments.tasks} tasks [%, 95 % interval]"
     for table in grid_tables(results, title):
         console.print(table)
     about = {"step": trained.step, "learner": learner, "readout": readout, "n_tasks": arguments.tasks, **source}
-    name = "few_shot" if arguments.data is None else f"few_shot_{arguments.data.stem}"
+    name = "few_shot" if arguments.data is None else f"few_shot_{Path(arguments.data).stem}"
     path = trained.run / "eval_results" / f"{name}_step_{trained.step}.json"
     write_grid(path, results, about)
     console.print(f"{path}", highlight=False, soft_wrap=True)
@@ -149,13 +157,38 @@ def ner(trained: TrainedModel, arguments: argparse.Namespace, process: Process, 
     console.print(f"{path}", highlight=False, soft_wrap=True)
 
 
+def perplexity(trained: TrainedModel, arguments: argparse.Namespace, process: Process, console: Console) -> None:
+    config = trained.config
+    rows = build_judged_rows(config, trained.model.tokenizer, config.model.vocab_size or 0)
+    if rows is None:
+        raise ConfigError(
+            "--data: got nothing, and the run's evaluation.perplexity.data is null; name what to judge by"
+        )
+    model = trained.model
+    batch = config.training.micro_batch_size
+    result = evaluate_perplexity(model.network, model.theta, rows, batch, process, lambda: True)
+    if not process.is_main:
+        return
+    source = str(config.evaluation.perplexity.data)
+    console.print(perplexity_table(result, f"{trained.directory}: {source}; loss in nats per token"))
+    path = trained.run / "eval_results" / f"perplexity_{Path(source).stem}_step_{trained.step}.json"
+    result.write(path, {"step": trained.step, "data": source})
+    console.print(f"{path}", highlight=False, soft_wrap=True)
+
+
 def main() -> int:
     arguments = parse_arguments()
     console = Console()
     try:
         process = start_process()
-        trained = load_trained_model(arguments.checkpoint, arguments.overrides, process)
-        judge = few_shot if arguments.ner is None else ner
+        overrides = arguments.overrides
+        if arguments.command == "perplexity":
+            if arguments.data is not None:
+                overrides = [*overrides, f"evaluation.perplexity.data={json.dumps(arguments.data)}"]
+            if arguments.max_tokens is not None:
+                overrides = [*overrides, f"evaluation.perplexity.max_length={arguments.max_tokens}"]
+        trained = load_trained_model(arguments.checkpoint, overrides, process)
+        judge = perplexity if arguments.command == "perplexity" else few_shot if arguments.ner is None else ner
         judge(trained, arguments, process, Console(width=max(120, console.width)))
         stop_process()
     except (CheckpointError, ConfigError, DataError, TaskError) as error:

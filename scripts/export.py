@@ -2,6 +2,7 @@
 """Write what a run has for other tools.
 
 python scripts/export.py llama runs/demo-001/checkpoints/step_800 demo-llama
+python scripts/export.py pico runs/demo-001/checkpoints/step_800 demo-pico
 python scripts/export.py snapshots runs/demo-001 analysis/demo-001 --format pico-analyze
 """
 
@@ -10,10 +11,12 @@ import sys
 from pathlib import Path
 
 from pico_ds.checkpoint.errors import CheckpointError
-from pico_ds.checkpoint.llama_export import export_llama
+from pico_ds.checkpoint.model_export import LLAMA, PICO_TRAIN, export_model
 from pico_ds.config import ConfigError
 from pico_ds.dynamics.pico_analyze import export_for_pico_analyze
 from pico_ds.dynamics.reading import RunSnapshots
+
+LAYOUTS = {"llama": LLAMA, "pico": PICO_TRAIN}
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -23,17 +26,22 @@ def parse_arguments() -> argparse.Namespace:
     snapshots.add_argument("run", type=Path, metavar="RUN", help="directory of a run")
     snapshots.add_argument("out", type=Path, metavar="OUT", help="directory to write; must not exist")
     snapshots.add_argument("--format", choices=["pico-analyze"], default="pico-analyze")
-    llama = commands.add_parser("llama", help="a plain LlamaForCausalLM, without code of this package")
-    llama.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="directory of a checkpoint")
-    llama.add_argument("out", type=Path, metavar="OUT", help="directory to write; must not exist")
+    for name, what in (
+        ("llama", "a plain LlamaForCausalLM, without code of this package"),
+        ("pico", "names and configuration as in the checkpoints of pico-train"),
+    ):
+        model = commands.add_parser(name, help=what)
+        model.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="directory of a checkpoint")
+        model.add_argument("out", type=Path, metavar="OUT", help="directory to write; must not exist")
     return parser.parse_args()
 
 
 def main() -> int:
     arguments = parse_arguments()
     try:
-        if arguments.command == "llama":
-            said = f"{export_llama(arguments.checkpoint, arguments.out):,} parameters of {arguments.checkpoint}"
+        if arguments.command in LAYOUTS:
+            count = export_model(arguments.checkpoint, arguments.out, LAYOUTS[arguments.command])
+            said = f"{count:,} parameters of {arguments.checkpoint}"
         else:
             snapshots = RunSnapshots.of(arguments.run)
             export_for_pico_analyze(snapshots, arguments.out)

@@ -7,6 +7,7 @@ from pico_ds.config.schema import (
     DataConfig,
     EvaluationConfig,
     ModelConfig,
+    PerplexityConfig,
     RunConfig,
     TrainingConfig,
 )
@@ -20,6 +21,7 @@ __all__ = [
     "EvaluationConfig",
     "MetaConfig",
     "ModelConfig",
+    "PerplexityConfig",
     "Readout",
     "RunConfig",
     "SmlmtConfig",

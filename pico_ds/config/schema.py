@@ -165,6 +165,24 @@ class LearningDynamicsConfig(Section):
     """modules whose path ends in one of these are recorded"""
 
 
+class PerplexityConfig(Section):
+    """Texts that perplexity is computed on, with every evaluation."""
+
+    data: str | None = None
+    """a local file or glob (.txt, .jsonl, .parquet), or a dataset of the hub such as
+    pico-lm/pretokenized-paloma-tinsy; null judges none"""
+    subset: str | None = None
+    """of a dataset of the hub; null takes all, each of them a domain"""
+    split: str = "val"
+    """of a dataset of the hub"""
+    text_column: str = "text"
+    """what holds the text; input_ids, where there are any, are taken instead"""
+    domain_column: str = "source"
+    """what names a text's domain, if it is there; else each file or subset is one"""
+    max_length: Annotated[int, Field(ge=2)] | None = None
+    """longest row; a longer text is cut into several; null takes model.max_seq_len [tokens]"""
+
+
 class EvaluationConfig(Section):
     """Validation loss, and few-shot accuracy on words never used as classes in training."""
 
@@ -182,6 +200,8 @@ class EvaluationConfig(Section):
     """readouts to evaluate; null evaluates smlmt.readout alone"""
     n_rows: NonNegativeInt = 256
     """rows of the validation loss; 0 computes none"""
+    perplexity: PerplexityConfig = PerplexityConfig()
+    """perplexity on given texts"""
 
 
 class WandbConfig(Section):

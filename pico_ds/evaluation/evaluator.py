@@ -10,6 +10,7 @@ from pico_ds.data.keyed_random import digest64
 from pico_ds.data.rows import TokenRows
 from pico_ds.engine.distributed import Process
 from pico_ds.evaluation.few_shot import Estimate, FewShotResult, evaluate_few_shot
+from pico_ds.evaluation.perplexity import JudgedRows, PerplexityResult, evaluate_perplexity
 from pico_ds.evaluation.validation_loss import evaluate_validation_loss
 from pico_ds.files import replace_text
 from pico_ds.meta.learners import Learner
@@ -26,6 +27,7 @@ class EvaluationResult:
         step: outer steps taken before it.
         validation_loss: nats per token, None where no rows were asked for.
         few_shot: accuracies by readout.
+        perplexity: on the texts of evaluation.perplexity, None where there are none.
         task_key: equal for evaluations on the very same tasks.
     """
 
@@ -33,6 +35,7 @@ class EvaluationResult:
     validation_loss: float | None
     few_shot: dict[Readout, FewShotResult]
     task_key: str
+    perplexity: PerplexityResult | None = None
 
     def write(self, directory: Path) -> Path:
         """Write `step_<N>.json`: means with 95 % intervals, and the accuracy of every task."""
@@ -41,7 +44,8 @@ class EvaluationResult:
             readout: [{"steps": step, **asdict(Estimate.of(values))} for step, values in enumerate(result.by_step)]
             for readout, result in self.few_shot.items()
         }
-        content = {**asdict(self), "few_shot_summary": summary}
+        perplexity = self.perplexity and self.perplexity.to_json()
+        content = {**asdict(self), "perplexity": perplexity, "few_shot_summary": summary}
         replace_text(path, json.dumps(content, indent=1) + "\n")
         return path
 
@@ -50,11 +54,12 @@ class EvaluationResult:
         """Read what `write` wrote."""
         content = json.loads(path.read_text())
         few_shot = {readout: FewShotResult(**result) for readout, result in content["few_shot"].items()}
-        return cls(content["step"], content["validation_loss"], few_shot, content["task_key"])
+        perplexity = content.get("perplexity") and PerplexityResult.from_json(content["perplexity"])
+        return cls(content["step"], content["validation_loss"], few_shot, content["task_key"], perplexity)
 
 
 class Evaluator:
-    """Validation loss, and few-shot accuracy on held-out words in held-out documents, by readout."""
+    """Validation loss, perplexity, and few-shot accuracy on held-out words in held-out documents, by readout."""
 
     def __init__(
         self,
@@ -63,15 +68,17 @@ class Evaluator:
         learner: Learner,
         rows: TokenRows | None,
         tasks: list[SMLMT],
+        judged_rows: JudgedRows | None,
         process: Process,
     ) -> None:
         """
         Args:
             rows: validation rows, or None to leave the loss out.
             tasks: the same held-out tasks, once per readout.
+            judged_rows: what perplexity is computed on, or None to leave it out.
         """
         self._config, self._network, self._learner = config, network, learner
-        self._rows, self._tasks, self._process = rows, tasks, process
+        self._rows, self._tasks, self._judged_rows, self._process = rows, tasks, judged_rows, process
 
     def evaluate(self, theta: Parameters, step: int, go_on: Callable[[], bool]) -> EvaluationResult | None:
         """Evaluate the parameters. A collective: every rank must call it, and every rank gets the result.
@@ -82,16 +89,21 @@ class Evaluator:
         Returns:
             None where `go_on` said False on some rank.
         """
-        settings, loss = self._config.evaluation, None
+        settings, loss, perplexity = self._config.evaluation, None, None
+        micro_batch_size = self._config.training.micro_batch_size
         if self._rows is not None:
             loss = evaluate_validation_loss(
                 self._network,
                 theta,
                 self._rows,
                 settings.n_rows,
-                self._config.training.micro_batch_size,
+                micro_batch_size,
                 self._process,
                 go_on,
+            )
+        if self._judged_rows is not None:
+            perplexity = evaluate_perplexity(
+                self._network, theta, self._judged_rows, micro_batch_size, self._process, go_on
             )
         few_shot = {}
         for tasks in self._tasks:
@@ -107,7 +119,7 @@ class Evaluator:
             )
         if self._process.any_rank(not go_on()):
             return None
-        return EvaluationResult(step, loss, few_shot, task_key(self._config))
+        return EvaluationResult(step, loss, few_shot, task_key(self._config), perplexity)
 
 
 def task_key(config: RunConfig) -> str:

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from pico_ds.evaluation.few_shot import Estimate
 from pico_ds.evaluation.grid import Setting, SettingResult
+from pico_ds.evaluation.perplexity import PerplexityResult
 
 #: adaptation steps that are shown, as far as there are as many
 _SHOWN_STEPS = (0, 1, 2, 3, 5, 10, 20, 50, 100)
@@ -57,6 +58,18 @@ def percent_difference(a: npt.ArrayLike, b: npt.ArrayLike) -> str:
     """Mean of the differences task by task, with its 95 % interval."""
     estimate = Estimate.of((np.asarray(a) - np.asarray(b)).tolist())
     return f"{100 * estimate.mean:+.1f} ± {100 * estimate.half_width:.1f}"
+
+
+def perplexity_table(result: PerplexityResult, title: str) -> Table:
+    """A row for each domain, where there are several, and one for all tokens."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("domain", no_wrap=True)
+    for name in ("perplexity", "loss", "tokens"):
+        table.add_column(name, justify="right", no_wrap=True)
+    rows = {**(result.by_domain if len(result.by_domain) > 1 else {}), "all": result.total}
+    for domain, found in rows.items():
+        table.add_row(domain, f"{found.perplexity:,.2f}", f"{found.loss:.4f}", f"{found.n_tokens:,}")
+    return table
 
 
 def ner_table(scores: dict[str, list[float]], title: str) -> Table:

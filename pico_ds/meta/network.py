@@ -16,7 +16,7 @@ from pico_ds.meta.sgd import SGD, Update
 from pico_ds.model.attention import Attend
 from pico_ds.model.attention_backends import math_attention
 from pico_ds.model.compilation import compiled
-from pico_ds.model.loss import chunk_loss_and_gradients, linear_cross_entropy
+from pico_ds.model.loss import chunk_loss_and_gradients, linear_cross_entropy, token_cross_entropies
 from pico_ds.model.meta_model import OUTPUT_PROJECTION, MetaModel, is_of_the_body
 from pico_ds.tasks.episode import Contexts
 
@@ -152,6 +152,13 @@ class Network:
         """SUM of the cross-entropies of tokens, given states of the last block, in nats, fp32."""
         projection = parameters[OUTPUT_PROJECTION].to(self.compute_dtype)
         return linear_cross_entropy(states.to(self.compute_dtype), projection, targets, on_chunk=self._on_chunk)
+
+    def token_losses(
+        self, parameters: Parameters, states: Float[Tensor, "count width"], targets: Int[Tensor, " count"]
+    ) -> Float[Tensor, " count"]:
+        """Cross-entropy of each token, given states of the last block, in nats, fp32; 0 where the target is -100."""
+        projection = parameters[OUTPUT_PROJECTION].to(self.compute_dtype)
+        return token_cross_entropies(states.to(self.compute_dtype), projection, targets)
 
 
 def _padded_count(count: int) -> int:

@@ -73,7 +73,8 @@ class PicoDecoderHF(PicoDecoder, PreTrainedModel, GenerationMixin):
     """PicoDecoder with transformers' loading, cache, masks and `generate`."""
 
     config_class = PicoDecoderHFConfig
-    base_model_prefix = ""
+    # what pico-train puts before every name; transformers takes it off, so that its checkpoints load
+    base_model_prefix = "pico_decoder"
     _tied_weights_keys = {}  # noqa: RUF012
     _no_split_modules = ["DecoderBlock"]  # noqa: RUF012
     _supports_sdpa = True

@@ -85,9 +85,24 @@ def linear_cross_entropy(
     """
     if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
         return _LinearCrossEntropy.apply(hidden, weight, targets, chunk_logits, on_chunk)
+    return token_cross_entropies(hidden, weight, targets, chunk_logits).sum()
+
+
+def token_cross_entropies(
+    hidden: Float[Tensor, "tokens width"],
+    weight: Float[Tensor, "vocab width"],
+    targets: Int[Tensor, " tokens"],
+    chunk_logits: int = CHUNK_LOGITS,
+) -> Float[Tensor, " tokens"]:
+    """Cross-entropy of each token of `hidden weight^T`, fp32 [nats]; 0 where the target is -100.
+
+    Args:
+        chunk_logits: most logits that exist at a time [elements].
+    """
     count = _chunks(targets, weight, chunk_logits)
-    losses = [
-        F.cross_entropy(F.linear(states, weight).float(), labels, reduction="sum")
-        for states, labels in zip(hidden.chunk(count), targets.chunk(count), strict=True)
-    ]
-    return torch.stack(losses).sum()
+    return torch.cat(
+        [
+            F.cross_entropy(F.linear(states, weight).float(), labels, reduction="none")
+            for states, labels in zip(hidden.chunk(count), targets.chunk(count), strict=True)
+        ]
+    )

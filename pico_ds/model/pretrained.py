@@ -14,7 +14,7 @@ from pico_ds.model.decoder import PicoDecoder
 from pico_ds.model.llama import from_llama, llama_name
 
 #: what upstream's checkpoints put before every name
-_UPSTREAM_PREFIX = "pico_decoder."
+UPSTREAM_PREFIX = "pico_decoder."
 _INDEX_NAME, _WEIGHTS_NAME = "model.safetensors.index.json", "model.safetensors"
 #: rows of which there may be more than the source has: for `[MASK]` and the like
 _VOCABULARY = ("embedding_proj.weight", "de_embedding_proj.weight")
@@ -92,7 +92,7 @@ class _Source:
 
     def read(self, name: str, head_dim: int) -> Tensor:
         """The parameter of the decoder, as the decoder has it."""
-        candidates = [name, _UPSTREAM_PREFIX + name] if self._kind == "pico_decoder" else [llama_name(name)]
+        candidates = [name, UPSTREAM_PREFIX + name] if self._kind == "pico_decoder" else [llama_name(name)]
         if name == "de_embedding_proj.weight" and self._config.get("tie_word_embeddings"):
             return self.read("embedding_proj.weight", head_dim)
         for candidate in candidates:

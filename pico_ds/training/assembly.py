@@ -6,8 +6,11 @@ from pico_ds.config import ConfigError, RunConfig
 from pico_ds.config.validation import LAYOUT_EXTRA_TOKENS
 from pico_ds.data.corpus import Corpus, open_corpus
 from pico_ds.data.rows import ShuffledRows, TokenRows
+from pico_ds.data.texts import read_texts
+from pico_ds.data.tokenizer import TextTokenizer
 from pico_ds.engine.distributed import Process
 from pico_ds.evaluation.evaluator import Evaluator
+from pico_ds.evaluation.perplexity import JudgedRows
 from pico_ds.meta.building import build_twin
 from pico_ds.meta.learners import Learner, make_learner
 from pico_ds.meta.network import CompileMode, Network
@@ -57,10 +60,23 @@ def gather_ingredients(config: RunConfig, process: Process) -> Ingredients:
         make_learner(judged, network.twin.decoder),
         rows=TokenRows(corpus.validation, length) if config.evaluation.n_rows else None,
         tasks=held_out_tasks,
+        judged_rows=build_judged_rows(config, corpus.tokenizer, vocab_size),
         process=process,
     )
     rows = ShuffledRows(TokenRows(corpus.train, length), config.training.seed)
     return Ingredients(config, vocab_size, corpus, network, learner, rows, train_tasks, evaluator)
+
+
+def build_judged_rows(config: RunConfig, tokenizer: TextTokenizer, vocab_size: int) -> JudgedRows | None:
+    """What perplexity is computed on; None where the configuration names no texts.
+
+    Raises:
+        DataError: texts that cannot be reached or used.
+    """
+    settings = config.evaluation.perplexity
+    if settings.data is None:
+        return None
+    return JudgedRows(read_texts(settings), tokenizer, vocab_size, settings.max_length or config.model.max_seq_len)
 
 
 def build_network(config: RunConfig, vocab_size: int, process: Process) -> Network:

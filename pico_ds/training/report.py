@@ -68,22 +68,26 @@ def results_table(config: RunConfig, results: dict[int, EvaluationResult]) -> Ta
     )
     table.add_column("model")
     table.add_column("val. loss", justify="right", no_wrap=True)
+    judged = any(result.perplexity is not None for result in results.values())
+    if judged:
+        table.add_column("perplexity", justify="right", no_wrap=True)
     if several:
         table.add_column("readout", no_wrap=True)
     for moment in ("before", f"after {settings.adaptation_steps} steps"):
         table.add_column(moment, justify="right", no_wrap=True)
     if readouts:
         chance = f"{100 / smlmt.n_ways[1]:.1f}"
-        table.add_row("chance", "", *[""] * several, chance, chance)
+        table.add_row("chance", "", *[""] * (judged + several), chance, chance)
     for step in sorted(results):
         result = results[step]
         name, loss = _moment(step, config), "" if result.validation_loss is None else f"{result.validation_loss:.3f}"
+        found_perplexity = [f"{result.perplexity.total.perplexity:,.1f}" if result.perplexity else ""] * judged
         if not readouts:
-            table.add_row(name, loss)
+            table.add_row(name, loss, *found_perplexity)
         for readout, found in result.few_shot.items():
             accuracies = [_percent(Estimate.of(values)) for values in (found.before, found.after)]
-            table.add_row(name, loss, *[readout] * several, *accuracies)
-            name = loss = ""
+            table.add_row(name, loss, *found_perplexity, *[readout] * several, *accuracies)
+            name, loss, found_perplexity = "", "", [""] * judged
     return table
 
 

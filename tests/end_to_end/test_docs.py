@@ -13,6 +13,7 @@ import pytest
 from pico_ds.config import load_config
 from pico_ds.meta.learners import LEARNERS
 from pico_ds.tasks.sentences import read_sentences
+from tests.hf_checkpoint import write_checkpoint
 from tests.launching import REPOSITORY
 
 PAGES = sorted((REPOSITORY / "docs").glob("*.md"))
@@ -70,6 +71,7 @@ def test_python_of_the_docs_runs(page: str, code: str, tmp_path: Path, monkeypat
     source = "\n".join(above[: above.index(code) + 1])
     if page == "learners.md":
         source = "from pico_ds.meta.learners import LEARNERS\n" + source
+    write_checkpoint(tmp_path / "runs" / "demo-001" / "checkpoints" / "step_800")
     try:
         exec(compile(source, page, "exec"), {"__name__": page})
     finally:

@@ -91,6 +91,36 @@ def test_a_conll_file_is_fine_tuned_on(trained: Path, directory: Path) -> None:
     assert set(content["f1"]) == {f"{model}, {mode}" for model in ("untrained", "trained") for mode in ("head", "full")}
 
 
+def test_perplexity_is_the_same_in_training_and_on_two_ranks(trained: Path, where: list[str], directory: Path) -> None:
+    data = directory / "judged.jsonl"
+    records = [{"text": "The cat sees the river. " * n, "source": "ab"[n % 2]} for n in range(1, 12)]
+    data.write_text("\n".join(map(json.dumps, records)))
+    output = script("evaluate", "perplexity", str(trained), "--data", str(data))
+    assert "all" in output
+    path = trained / "eval_results" / "perplexity_judged_step_6.json"
+    one = json.loads(path.read_text())
+    assert set(one["by_domain"]) == {"a", "b"}
+    torchrun(str(REPOSITORY / "scripts/evaluate.py"), "perplexity", str(trained), "--data", str(data))
+    assert json.loads(path.read_text()) == one
+
+    settings = ["meta.learner=ar", f"evaluation.perplexity.data={data}", f"checkpointing.runs_dir={directory}"]
+    output = script("train", "--config", TINY, *where[:1], *settings, "checkpointing.run_name=judged")
+    assert "perplexity" in output
+    found = json.loads((directory / "judged" / "eval_results" / "step_6.json").read_text())["perplexity"]
+    script("evaluate", "perplexity", str(directory / "judged"))  # the run says what by
+    again = json.loads((directory / "judged" / "eval_results" / "perplexity_judged_step_6.json").read_text())
+    assert found == {name: again[name] for name in found}
+    logged = [json.loads(line) for line in (directory / "judged" / "logs" / "metrics.jsonl").read_text().splitlines()]
+    assert found["perplexity"] in [record.get("eval/perplexity") for record in logged]
+
+
+def test_texts_that_cannot_be_reached_end_a_run_before_it_begins(where: list[str], directory: Path) -> None:
+    settings = ["evaluation.perplexity.data=nobody/nothing", f"checkpointing.runs_dir={directory}"]
+    output = script("train", "--config", TINY, *where, *settings, "checkpointing.run_name=never", check=False)
+    assert "error: evaluation.perplexity.data: 'nobody/nothing' is no local file" in output
+    assert not (directory / "never").exists()
+
+
 def test_a_report_is_written(trained: Path, directory: Path) -> None:
     output = script("report", str(trained), "--out", str(directory / "report"))
     page = Path(output.strip().splitlines()[-1])
@@ -118,6 +148,7 @@ def test_injected_sentences_are_seen_in_the_tasks(directory: Path, where: list[s
             ["few-shot", "RUN", "meta.head=vocab"],
             "error: RUN/checkpoints/step_6: head.layer_0.weight: the model has",
         ),
+        (["perplexity", "RUN"], "error: --data: got nothing, and the run's evaluation.perplexity.data is null"),
         (["few-shot", "RUN", "--shapes", "5"], "got '5'; write N-way x K-shot, such as 5x1"),
         (["few-shot", "RUN", "--tasks", "0"], "argument --tasks: got '0'; write an integer, 1 or more"),
         (["few-shot", "RUN", "--steps", "-1"], "argument --steps: got '-1'; write an integer, 0 or more"),

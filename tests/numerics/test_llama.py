@@ -1,41 +1,31 @@
-"""A Pico decoder as transformers' own LLAMA: the same logits, the same words."""
+"""A Pico decoder as transformers' own LLAMA, and as pico-train publishes it: the same logits, the same words."""
 
 import json
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from pico_ds.checkpoint.errors import CheckpointError
-from pico_ds.checkpoint.llama_export import export_llama
-from pico_ds.data.tokenizer import train_tokenizer
-from pico_ds.model.huggingface import PicoDecoderHF, PicoDecoderHFConfig
+from pico_ds.checkpoint.model_export import LLAMA, PICO_TRAIN, export_model
+from pico_ds.config import ModelConfig
+from pico_ds.model.decoder import PicoDecoder
+from pico_ds.model.huggingface import PicoDecoderHF
 from pico_ds.model.llama import from_llama, llama_name, to_llama
-
-SHAPE = {"d_model": 48, "n_layers": 3, "vocab_size": 303, "attention_n_heads": 6, "attention_n_kv_heads": 2}
+from pico_ds.model.pretrained import load_initial_weights
+from tests.hf_checkpoint import SHAPE, write_checkpoint
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("llama") / "checkpoint"
-    torch.manual_seed(0)
-    config = PicoDecoderHFConfig(**SHAPE, activation_hidden_dim=96, max_seq_len=64, norm_eps=1e-3)
-    config.eos_token_id = config.bos_token_id = 302
-    config.pad_token_id = 301
-    model = PicoDecoderHF(config).eval()
-    with torch.no_grad():
-        for weight in model.parameters():
-            # norms as well: a norm of ones would hide that two are exchanged
-            weight.normal_(1.0 if weight.ndim == 1 else 0.0, 0.2)
-    model.save_pretrained(directory)
-    train_tokenizer(["a few words to learn from"] * 3, 300, directory)
-    return directory
+    return write_checkpoint(tmp_path_factory.mktemp("llama") / "checkpoint")
 
 
 @pytest.fixture(scope="module")
 def exported(checkpoint: Path) -> Path:
-    count = export_llama(checkpoint, checkpoint.parent / "llama")
+    count = export_model(checkpoint, checkpoint.parent / "llama", LLAMA)
     assert count == sum(
         weight.numel() for weight in LlamaForCausalLM.from_pretrained(checkpoint.parent / "llama").parameters()
     )
@@ -73,11 +63,31 @@ def test_the_way_back_is_exact(checkpoint: Path) -> None:
     assert len(names) == len(model.state_dict())
 
 
+def test_the_layout_of_pico_train(checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "pico"
+    export_model(checkpoint, out, PICO_TRAIN)
+    with safe_open(out / "model.safetensors", "pt") as weights:
+        names = set(weights.keys())
+    assert names == {f"pico_decoder.{name}" for name in PicoDecoderHF.from_pretrained(checkpoint).state_dict()}
+    config = json.loads((out / "config.json").read_text())
+    # what pico-train's modules read of a configuration
+    asked = "d_model n_layers vocab_size batch_size max_seq_len attention_n_heads attention_n_kv_heads"
+    assert set(f"{asked} activation_hidden_dim norm_eps position_emb_theta".split()) <= config.keys()
+    model, wanted = (AutoModelForCausalLM.from_pretrained(path, trust_remote_code=True) for path in (out, checkpoint))
+    for (name, ours), theirs in zip(model.state_dict().items(), wanted.state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs), name
+    # and back into training
+    shape = ModelConfig(**SHAPE, activation_hidden_dim=96, norm_eps=1e-3, init_from=str(out))
+    decoder = PicoDecoder(shape, SHAPE["vocab_size"])
+    load_initial_weights(decoder, shape)
+    assert torch.equal(decoder.layers[1].swiglu.w_2.weight, wanted.layers[1].swiglu.w_2.weight)
+
+
 def test_mistakes_are_said(checkpoint: Path, exported: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is there already"):
-        export_llama(checkpoint, exported)
+        export_model(checkpoint, exported, LLAMA)
     with pytest.raises(CheckpointError, match=r"holds no config\.json"):
-        export_llama(tmp_path, tmp_path / "out")
+        export_model(tmp_path, tmp_path / "out", LLAMA)
     with pytest.raises(CheckpointError, match="is a model of type 'llama'"):
-        export_llama(exported, tmp_path / "out")
+        export_model(exported, tmp_path / "out", PICO_TRAIN)
     assert list(tmp_path.iterdir()) == []

@@ -97,7 +97,7 @@ def test_all_mistakes_are_named_at_once() -> None:
         ("smlmt: {classifier_head: {num_layers: 4}}", "write meta.head"),
         ("data: {dataloader: {batch_size: 4}}", "write training.global_batch_size"),
         ("monitoring: {logging: {log_every_n_steps: 3}}", "write monitoring.log_every_n_steps"),
-        ("evaluation: {paloma: {batch_size: 32}}", "write evaluation.n_rows"),
+        ("evaluation: {paloma: {batch_size: 32}}", "write evaluation.perplexity.data"),
     ],
 )
 def test_keys_of_the_predecessors_say_where_they_went(text: str, expected: str) -> None:

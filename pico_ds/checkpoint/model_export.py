@@ -1,25 +1,52 @@
-"""A checkpoint as a plain LLAMA model, which needs no code of this package."""
+"""A checkpoint as other programs load it: a plain LLAMA model, or a model in the layout of pico-train."""
 
 import json
 import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from pico_ds.checkpoint.errors import CheckpointError
 from pico_ds.checkpoint.stream import SafetensorsWriter, cannot_write
 from pico_ds.checkpoint.weights import WEIGHTS_NAME
 from pico_ds.model.llama import llama_name, to_llama
+from pico_ds.model.pretrained import UPSTREAM_PREFIX
 
 _TORCH_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16}
 #: of the tokenizer, and of what `generate` needs
-_KEPT = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
+_KEPT = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "special_token_ids.json",
+    "generation_config.json",
+)
 
 
-def export_llama(checkpoint: Path, out: Path) -> int:
-    """Write what `LlamaForCausalLM.from_pretrained` and other tools load; one tensor at a time is in memory.
+@dataclass(frozen=True)
+class Layout:
+    """Where another program looks for what a checkpoint holds.
+
+    Attributes:
+        name: of a parameter, from its name in the decoder.
+        tensor: a parameter as that program has it, from its name in the decoder, itself, and head_dim.
+        config: config.json, from the checkpoint's.
+        has_code: modeling code goes with it.
+    """
+
+    name: Callable[[str], str]
+    tensor: Callable[[str, Tensor, int], Tensor]
+    config: Callable[[dict[str, Any]], dict[str, Any]]
+    has_code: bool
+
+
+def export_model(checkpoint: Path, out: Path, layout: Layout) -> int:
+    """Write a directory that transformers and other tools load; one tensor at a time is in memory.
 
     Returns:
         the number of parameters.
@@ -34,11 +61,12 @@ def export_llama(checkpoint: Path, out: Path) -> int:
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
-        for name in _KEPT:
+        code = [path.name for path in checkpoint.glob("*.py")] if layout.has_code else []
+        for name in (*_KEPT, *code):
             if (checkpoint / name).exists():
                 shutil.copyfile(checkpoint / name, partial / name)
-        count = _write_weights(checkpoint, partial, config["d_model"] // config["attention_n_heads"])
-        (partial / "config.json").write_text(json.dumps(_llama_config(config), indent=2) + "\n")
+        count = _write_weights(checkpoint, partial, config["d_model"] // config["attention_n_heads"], layout)
+        (partial / "config.json").write_text(json.dumps(layout.config(config), indent=2) + "\n")
         partial.rename(out)
     except OSError as error:
         raise cannot_write(Path(error.filename or out), error) from error
@@ -59,17 +87,17 @@ def _config_of(checkpoint: Path) -> dict[str, Any]:
     return config
 
 
-def _write_weights(checkpoint: Path, out: Path, head_dim: int) -> int:
+def _write_weights(checkpoint: Path, out: Path, head_dim: int, layout: Layout) -> int:
     try:
         with safe_open(checkpoint / WEIGHTS_NAME, "pt") as weights:
             slices = {name: weights.get_slice(name) for name in weights.keys()}  # noqa: SIM118
             entries = {
-                llama_name(name): (_TORCH_DTYPES[part.get_dtype()], tuple(part.get_shape()))
+                layout.name(name): (_TORCH_DTYPES[part.get_dtype()], tuple(part.get_shape()))
                 for name, part in slices.items()
             }
             with SafetensorsWriter(out / WEIGHTS_NAME, entries, {"format": "pt"}) as writer:
                 for name in slices:
-                    writer.append(to_llama(name, weights.get_tensor(name), head_dim).contiguous())
+                    writer.append(layout.tensor(name, weights.get_tensor(name), head_dim).contiguous())
                 writer.finish()
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{checkpoint / WEIGHTS_NAME}: cannot be read ({error})") from error
@@ -103,3 +131,16 @@ def _llama_config(config: dict[str, Any]) -> dict[str, Any]:
     ).to_dict()
     # for readers older than rope_parameters
     return {**found, "rope_theta": theta, "torch_dtype": config.get("dtype")}
+
+
+def _pico_train_config(config: dict[str, Any]) -> dict[str, Any]:
+    # pico-train's own class knows no default for it, though a model that is loaded has no use for it
+    return {"batch_size": None, **config}
+
+
+#: a plain `LlamaForCausalLM`, which needs no code of this package
+LLAMA = Layout(llama_name, to_llama, _llama_config, has_code=False)
+#: names and configuration of the checkpoints that pico-train publishes
+PICO_TRAIN = Layout(
+    lambda name: UPSTREAM_PREFIX + name, lambda _, weight, __: weight, _pico_train_config, has_code=True
+)

@@ -1,0 +1,176 @@
+"""Perplexity on given texts, by domain."""
+
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from pico_ds.data.documents import Document
+from pico_ds.data.errors import DataError
+from pico_ds.data.tokenizer import TextTokenizer
+from pico_ds.engine.distributed import Process
+from pico_ds.files import replace_text
+from pico_ds.meta.network import Network, Parameters
+
+#: rows are padded to a multiple of this, so that there are few shapes to compile for [tokens]
+_LENGTH_STEP = 64
+#: texts that are tokenized at once
+_TEXTS_AT_ONCE = 256
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """Of the texts of a domain, token by token.
+
+    Attributes:
+        loss: mean next-token cross-entropy [nats per token].
+        n_tokens: that were predicted.
+    """
+
+    loss: float
+    n_tokens: int
+
+    @property
+    def perplexity(self) -> float:
+        """Exp of the loss; infinite where that is too large a number."""
+        return math.exp(self.loss) if self.loss < 700 else math.inf
+
+    def to_json(self) -> dict[str, float | None]:
+        """What is written, perplexity included; null where JSON has no such number."""
+        return {**asdict(self), "perplexity": self.perplexity if math.isfinite(self.perplexity) else None}
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> "Perplexity":
+        """Read what `to_json` made."""
+        return cls(content["loss"], content["n_tokens"])
+
+
+@dataclass(frozen=True)
+class PerplexityResult:
+    """Attributes: total: over all tokens, whatever their domain; by_domain: of each."""
+
+    total: Perplexity
+    by_domain: dict[str, Perplexity]
+
+    def to_json(self) -> dict[str, Any]:
+        """What is written."""
+        by_domain = {name: one.to_json() for name, one in self.by_domain.items()}
+        return {**self.total.to_json(), "by_domain": by_domain}
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> "PerplexityResult":
+        """Read what `to_json` made."""
+        by_domain = {name: Perplexity.from_json(one) for name, one in content["by_domain"].items()}
+        return cls(Perplexity.from_json(content), by_domain)
+
+    def write(self, path: Path, about: dict[str, object]) -> None:
+        """Write a file of its own.
+
+        Args:
+            about: what else is recorded.
+        """
+        replace_text(path, json.dumps({**about, **self.to_json()}, indent=1) + "\n")
+
+
+class JudgedRows:
+    """Rows of at most `length` tokens that predict every token of every text but its first, once."""
+
+    def __init__(
+        self, texts: Iterable[tuple[str, Document]], tokenizer: TextTokenizer, vocab_size: int, length: int
+    ) -> None:
+        """
+        Args:
+            texts: domain, and text or token ids.
+            vocab_size: of the model; token ids are less.
+            length: a longer text is cut into windows, of which neighbours share one token.
+
+        Raises:
+            DataError: a token id that the model has no embedding for, or no text of two tokens.
+        """
+        self.pad_id = tokenizer.pad_id
+        self.domains: list[str] = []
+        numbers: dict[str, int] = {}
+        rows: list[tuple[int, npt.NDArray[np.int64]]] = []
+        for domain, ids in _tokenized(texts, tokenizer):
+            if len(ids) and not 0 <= ids.min() <= ids.max() < vocab_size:
+                raise DataError(
+                    f"evaluation.perplexity.data: token ids from {ids.min()} to {ids.max()}, but the model has "
+                    f"{vocab_size}; give text, or rows of the model's own tokenizer"
+                )
+            number = numbers.setdefault(domain, len(numbers))
+            rows += [
+                (number, ids[first : first + length]) for first in range(0, max(0, len(ids) - 1), max(1, length - 1))
+            ]
+        if not rows:
+            raise DataError("evaluation.perplexity.data: no text of two or more tokens, so that none can be predicted")
+        self.domains = list(numbers)
+        # by length: little padding, and the same batches however many ranks there are
+        rows.sort(key=lambda row: -len(row[1]))
+        self.rows = [ids for _, ids in rows]
+        self.domain_of_row = np.array([number for number, _ in rows])
+        self.tokens_of_row = np.array([len(ids) - 1 for ids in self.rows])
+
+    def read(self, first: int, count: int) -> tuple[Int[Tensor, "rows length"], Int[Tensor, "rows length_less_1"]]:
+        """Token ids, padded on the right, and what is predicted after each but the last: -100 is not looked at."""
+        rows = self.rows[first : first + count]
+        longest = -(-(len(rows[0]) - 1) // _LENGTH_STEP) * _LENGTH_STEP + 1
+        ids = torch.full((len(rows), longest), self.pad_id)
+        targets = torch.full((len(rows), longest - 1), -100)
+        for place, row in enumerate(rows):
+            ids[place, : len(row)] = torch.from_numpy(row)
+            targets[place, : len(row) - 1] = torch.from_numpy(row[1:])
+        return ids, targets
+
+
+def _tokenized(
+    texts: Iterable[tuple[str, Document]], tokenizer: TextTokenizer
+) -> Iterator[tuple[str, npt.NDArray[np.int64]]]:
+    """Domain and token ids of each text, without special tokens."""
+    source = iter(texts)
+    while batch := [row for _, row in zip(range(_TEXTS_AT_ONCE), source, strict=False)]:
+        encoded = iter(tokenizer.encode([text for _, text in batch if isinstance(text, str)]))
+        for domain, text in batch:
+            yield domain, np.asarray(next(encoded), dtype=np.int64) if isinstance(text, str) else text
+
+
+@torch.no_grad()
+def evaluate_perplexity(
+    network: Network,
+    theta: Parameters,
+    rows: JudgedRows,
+    micro_batch_size: int,
+    process: Process,
+    go_on: Callable[[], bool],
+) -> PerplexityResult:
+    """Token-weighted loss and perplexity. A collective; bit by bit the same on any number of ranks.
+
+    Where `go_on` says False the remaining rows of this rank are left out.
+    """
+    losses = torch.zeros(len(rows.rows), dtype=torch.float64, device=process.device)
+    for batch in range(process.rank, -(-len(rows.rows) // micro_batch_size), process.world_size):
+        if not go_on():
+            break
+        first = batch * micro_batch_size
+        ids, targets = (each.to(process.device) for each in rows.read(first, micro_batch_size))
+        by_token = network.token_losses(theta, network.hidden(theta, ids[:, :-1]).flatten(0, 1), targets.flatten())
+        losses[first : first + len(ids)] = by_token.unflatten(0, targets.shape).double().sum(-1)
+    # one rank computed each: whoever did, a sum with zeros is exact
+    by_row = process.sum_over_ranks(losses).cpu().numpy()
+    by_domain = {}
+    for number, domain in enumerate(rows.domains):
+        if (here := rows.domain_of_row == number).any():
+            by_domain[domain] = _mean(by_row[here], rows.tokens_of_row[here])
+    return PerplexityResult(_mean(by_row, rows.tokens_of_row), by_domain)
+
+
+def _mean(losses: npt.NDArray[np.float64], n_tokens: npt.NDArray[np.int64]) -> Perplexity:
+    count = int(n_tokens.sum())
+    return Perplexity(float(losses.sum()) / count, count)

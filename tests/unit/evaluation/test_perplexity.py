@@ -1,0 +1,113 @@
+"""Perplexity against transformers' own loss, row by row."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pico_ds.config import MetaConfig, ModelConfig
+from pico_ds.data.errors import DataError
+from pico_ds.data.tokenizer import TextTokenizer
+from pico_ds.engine.distributed import Process
+from pico_ds.evaluation.perplexity import JudgedRows, Perplexity, PerplexityResult, evaluate_perplexity
+from pico_ds.meta.building import build_meta_model, build_twin
+from pico_ds.meta.network import Network, Parameters
+from pico_ds.model.huggingface import PicoDecoderHF, PicoDecoderHFConfig
+from pico_ds.model.meta_model import DECODER
+
+SHAPE = {
+    "d_model": 24,
+    "n_layers": 2,
+    "attention_n_heads": 4,
+    "attention_n_kv_heads": 2,
+    "activation_hidden_dim": 48,
+    "max_seq_len": 64,
+}
+VOCAB_SIZE = 600
+CPU = Process(rank=0, local_rank=0, world_size=1, device=torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def theta() -> Parameters:
+    model = build_meta_model(ModelConfig(**SHAPE, initializer_std=0.3), MetaConfig(), 5, VOCAB_SIZE, seed=0)
+    return {name: weight.detach() for name, weight in model.named_parameters()}
+
+
+@pytest.fixture(scope="module")
+def network() -> Network:
+    return Network(build_twin(ModelConfig(**SHAPE), MetaConfig(), 5, VOCAB_SIZE), torch.float32, 24.0)
+
+
+def texts() -> list[tuple[str, np.ndarray]]:
+    rng = np.random.default_rng(0)
+    lengths = [2, 3, 7, 64, 64, 65, 90, 130, 190, 33, 1, 64]
+    return [(f"domain {number % 3}", rng.integers(0, VOCAB_SIZE, length)) for number, length in enumerate(lengths)]
+
+
+def hf_losses(theta: Parameters, rows: list[np.ndarray]) -> list[float]:
+    """transformers' loss of each row, by itself."""
+    model = PicoDecoderHF(PicoDecoderHFConfig(vocab_size=VOCAB_SIZE, **SHAPE)).eval()
+    model.load_state_dict({name.removeprefix(DECODER): weight for name, weight in theta.items() if DECODER in name})
+    with torch.no_grad():
+        ids = [torch.from_numpy(row)[None] for row in rows]
+        return [float(model(row, labels=row).loss) for row in ids]
+
+
+def test_it_equals_transformers_loss_on_the_same_rows(
+    network: Network, theta: Parameters, tokenizer: TextTokenizer
+) -> None:
+    rows = JudgedRows(texts(), tokenizer, VOCAB_SIZE, length=64)
+    result = evaluate_perplexity(network, theta, rows, 4, CPU, lambda: True)
+    wanted = np.array(hf_losses(theta, rows.rows)) * rows.tokens_of_row
+    assert result.total.n_tokens == sum(len(ids) - 1 for _, ids in texts())
+    assert result.total.loss == pytest.approx(wanted.sum() / result.total.n_tokens, rel=1e-5)
+    assert result.total.perplexity == pytest.approx(math.exp(result.total.loss))
+    assert list(result.by_domain) == ["domain 0", "domain 1", "domain 2"]
+    for number, found in enumerate(result.by_domain.values()):
+        here = rows.domain_of_row == number
+        assert found.n_tokens == sum(len(ids) - 1 for name, ids in texts() if name == f"domain {number}")
+        assert found.loss == pytest.approx(wanted[here].sum() / found.n_tokens, rel=1e-5)
+
+
+@pytest.mark.parametrize("micro_batch_size", [1, 3, 100])
+def test_the_batch_size_does_not_matter(
+    network: Network, theta: Parameters, tokenizer: TextTokenizer, micro_batch_size: int
+) -> None:
+    rows = JudgedRows(texts(), tokenizer, VOCAB_SIZE, length=64)
+    wanted = evaluate_perplexity(network, theta, rows, 4, CPU, lambda: True)
+    found = evaluate_perplexity(network, theta, rows, micro_batch_size, CPU, lambda: True)
+    assert found.total.loss == pytest.approx(wanted.total.loss, rel=1e-6)
+
+
+def test_windows_predict_every_token_but_the_first_once(tokenizer: TextTokenizer) -> None:
+    ids = np.arange(150)
+    rows = JudgedRows([("a", ids)], tokenizer, VOCAB_SIZE, length=64)
+    assert [row.tolist() for row in rows.rows] == [[*range(64)], [*range(63, 127)], [*range(126, 150)]]
+    tokens, targets = rows.read(0, 3)
+    assert tokens.shape == (3, 65)
+    assert sorted(targets[targets != -100].tolist()) == [*range(1, 150)]
+    predicted_after = tokens[:, :-1][targets != -100]
+    assert torch.equal(predicted_after + 1, targets[targets != -100])
+
+
+def test_text_is_tokenized_without_special_tokens(tokenizer: TextTokenizer) -> None:
+    rows = JudgedRows([("a", "the garden"), ("b", "a hammer")], tokenizer, VOCAB_SIZE, length=64)
+    assert {tuple(row.tolist()) for row in rows.rows} == {
+        tuple(ids) for ids in tokenizer.encode(["the garden", "a hammer"])
+    }
+
+
+def test_what_cannot_be_judged_is_refused(tokenizer: TextTokenizer) -> None:
+    with pytest.raises(DataError, match=r"token ids from 1 to 600, but the model has 600"):
+        JudgedRows([("a", np.array([1, 600]))], tokenizer, VOCAB_SIZE, length=64)
+    with pytest.raises(DataError, match="no text of two or more tokens"):
+        JudgedRows([("a", np.array([1]))], tokenizer, VOCAB_SIZE, length=64)
+
+
+def test_what_is_written_is_read_again(tmp_path: Path) -> None:
+    result = PerplexityResult(Perplexity(1000.0, 3), {"a": Perplexity(1.0, 2)})
+    assert result.total.perplexity == math.inf
+    assert result.to_json()["perplexity"] is None
+    assert PerplexityResult.from_json(result.to_json()) == result
