@@ -121,6 +121,19 @@ class TrainingConfig(Section):
     """a rank that makes no progress for this long dumps its stacks and ends the job; longer than any one step [s]"""
 
 
+class HubConfig(Section):
+    """Pushes to the Hugging Face hub, with the token of $HF_TOKEN or `hf auth login`."""
+
+    repo_id: str | None = None
+    """<user or organisation>/<name> of a model repository, which is made where it is not there; null pushes nothing"""
+    private: bool = True
+    """of a repository that is made"""
+    every_n_steps: PositiveInt | None = None
+    """checkpoints of multiples of this step, and the last, are pushed; null pushes every one that is saved"""
+    revision: str | None = None
+    """branch, which is made where it is not there; null is the main one"""
+
+
 class CheckpointingConfig(Section):
     """Where a run is kept."""
 
@@ -141,6 +154,8 @@ class CheckpointingConfig(Section):
     run, or the path of a checkpoint of any run: go on from there"""
     requeue_exit_code: Annotated[int, Field(ge=0, le=255)] = 0
     """exit code after a save at SIGTERM or SIGUSR1"""
+    hub: HubConfig = HubConfig()
+    """pushes to the Hugging Face hub"""
 
 
 class LearningDynamicsConfig(Section):

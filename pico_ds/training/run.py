@@ -22,6 +22,7 @@ from pico_ds.engine.meta_engine import MetaEngine
 from pico_ds.engine.optimizer_state import OptimizerState
 from pico_ds.engine.zero_settings import check_zero_settings
 from pico_ds.files import replace_text
+from pico_ds.hub.repository import HubRepository
 from pico_ds.meta.building import build_meta_model
 from pico_ds.meta.network import Parameters
 from pico_ds.model.meta_model import MetaModel
@@ -32,6 +33,7 @@ from pico_ds.training.callbacks.base import Callback
 from pico_ds.training.callbacks.checkpointing import Checkpointing
 from pico_ds.training.callbacks.evaluation import Evaluation
 from pico_ds.training.callbacks.heartbeat import Heartbeat
+from pico_ds.training.callbacks.hub_pushes import HubPushes, prepare_repository
 from pico_ds.training.callbacks.metrics_log import FirstStepClock, MetricsLog, ProgressBar
 from pico_ds.training.callbacks.profile import Profile
 from pico_ds.training.errors import TrainingError
@@ -89,13 +91,16 @@ def run_training(
     module = _initial_module(ingredients)
     n_parameters = sum(weight.numel() for weight in module.parameters())
     engine = MetaEngine(module, config.training, deepspeed_config, process)
+    repository = None if config.checkpointing.hub.repo_id is None else prepare_repository(config, process)
     # last of what can fail: a start that fails leaves no run behind
     claim = claim_run_directory(config.checkpointing, Path(config_name).stem, process)
     logger.info("%s: %s parameters, ZeRO stage %d", claim.run.path, f"{n_parameters:,}", engine.stage)
     environment = _environment(deepspeed_config, process)
     hang_timeout = config.training.hang_timeout_seconds
     with Watchdog(hang_timeout, process.rank, claim.run.logs, process.lost_ranks) as watchdog:
-        exit_code = _train_in(claim, ingredients, engine, environment, watchdog, config_name, started, console)
+        exit_code = _train_in(
+            claim, ingredients, engine, environment, watchdog, repository, config_name, started, console
+        )
         # one that ended before the others would be a lost one to them
         process.wait_for_all()
     return exit_code
@@ -107,6 +112,7 @@ def _train_in(
     engine: MetaEngine,
     environment: dict[str, Any],
     watchdog: Watchdog,
+    repository: HubRepository | None,
     config_name: str,
     started: float,
     console: Console,
@@ -132,12 +138,15 @@ def _train_in(
     evaluation = Evaluation(
         ingredients.evaluator, lambda: _initial_parameters(ingredients, process), run, trackers, go_on
     )
+    pushes = None
+    if config.checkpointing.hub.repo_id is not None:
+        pushes = HubPushes(repository, config, run, store, evaluation.results, watchdog.beat)
     last = point.index if point is not None and point.checkpoint.parent.resolve() == store.directory.resolve() else None
     callbacks: list[Callback] = [
         *([FirstStepClock(started), ProgressBar(console)] if process.is_main else []),
         *([MetricsLog(trackers, config.monitoring.log_every_n_steps)] if process.is_main else []),
         Checkpointing(
-            build_saver(ingredients, store, optimizer_state, watchdog, trackers, last),
+            build_saver(ingredients, store, optimizer_state, watchdog, trackers, last, pushes),
             signals,
             store.next_save_number() if process.is_main else 0,
             last,
@@ -146,6 +155,7 @@ def _train_in(
         ),
         evaluation,
         *_snapshots(ingredients, store, process),
+        *([pushes] if pushes is not None else []),
         *([Profile(config.monitoring.profile_steps, run.logs)] if config.monitoring.profile_steps else []),
         Heartbeat(watchdog),
     ]

@@ -11,6 +11,7 @@ from pico_ds.checkpoint.weights import export_weights
 from pico_ds.engine.optimizer_state import OptimizerState
 from pico_ds.model.precision import COMPUTE_DTYPE
 from pico_ds.training.assembly import Ingredients
+from pico_ds.training.callbacks.hub_pushes import HubPushes
 from pico_ds.training.terminal import logger
 from pico_ds.training.trackers import Tracker
 from pico_ds.training.watchdog import Watchdog
@@ -23,11 +24,13 @@ def build_saver(
     watchdog: Watchdog,
     trackers: list[Tracker],
     last: Index | None,
+    pushes: HubPushes | None,
 ) -> CheckpointSaver:
     """The saver of a run. A collective.
 
     Args:
         last: checkpoint of this run that it goes on from; it is never removed.
+        pushes: what checkpoints are pushed by, if they are.
     """
     process = state.engine.process
     launch = process.from_main(secrets.randbits(40))
@@ -40,8 +43,12 @@ def build_saver(
 
     def published(save: Published) -> None:
         logger.info("saved %s in %.1f s; training stood still for %.3f s", save.path, save.seconds, save.stall_seconds)
+        in_flight: set[int] = set()
+        if pushes is not None:
+            pushes.checkpoint_stands(save.index, save.path)
+            in_flight = pushes.in_flight.copy()
         try:
-            store.retain(save.index, ingredients.config.checkpointing, launch, protected)
+            store.retain(save.index, ingredients.config.checkpointing, launch, protected | in_flight)
         except OSError as error:
             logger.warning("warning: an old checkpoint could not be removed: %s", error)
 

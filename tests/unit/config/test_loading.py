@@ -92,7 +92,7 @@ def test_all_mistakes_are_named_at_once() -> None:
             "checkpointing: {training: {auto_resume: true}}",
             "checkpointing.training.auto_resume: a key of pico-train or pico-maml",
         ),
-        ("checkpointing: {hf_checkpoint: {repo_id: x}}", "nothing is pushed to the hub yet"),
+        ("checkpointing: {hf_checkpoint: {repo_id: x}}", "write checkpointing.hub.repo_id"),
         ("smlmt: {inner_lr: 0.1}", "write meta.inner_lr"),
         ("smlmt: {classifier_head: {num_layers: 4}}", "write meta.head"),
         ("data: {dataloader: {batch_size: 4}}", "write training.global_batch_size"),

@@ -1,0 +1,1 @@
+"""Models, snapshots and results on the Hugging Face hub."""

@@ -1,0 +1,90 @@
+"""The README of a repository: what the model is, how it was trained, how well it does, how to load it."""
+
+from collections.abc import Mapping
+
+from huggingface_hub import ModelCardData
+
+from pico_ds import __version__
+from pico_ds.config import RunConfig, dump_config
+from pico_ds.evaluation.evaluator import EvaluationResult
+from pico_ds.evaluation.few_shot import Estimate
+
+
+def model_card(repo_id: str, config: RunConfig, step: int, results: Mapping[int, EvaluationResult]) -> str:
+    """Markdown with the hub's metadata.
+
+    Args:
+        step: of the weights.
+        results: of the evaluations that were made.
+    """
+    model, data, learner = config.model, config.data, config.meta.learner
+    metadata = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["pico", "pico_ds", "meta-learning", learner],
+    )
+    source = data.source if data.source != "files" else f"local files: {', '.join(data.paths)}"
+    kind = "autoregressive training" if config.meta_ratio == 0 else f"meta-learning by `{learner}` on SMLMT tasks"
+    return f"""---
+{metadata.to_yaml()}
+---
+
+# {repo_id.rsplit("/", 1)[-1]}
+
+A Pico language model (LLAMA-style decoder): {model.n_layers} layers of width {model.d_model},
+{model.attention_n_heads} query and {model.attention_n_kv_heads} key/value heads, {model.vocab_size:,} tokens,
+sequences of up to {model.max_seq_len}. These are the weights after
+{step:,} of {config.training.max_steps:,} outer steps of {kind}, by pico_ds {__version__}.
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("{repo_id}", trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained("{repo_id}", trust_remote_code=True)
+```
+
+## Data
+
+{source}; rows of {data.sequence_length} tokens; {100 * data.validation_fraction:g} % of the documents are held out.
+
+## Results
+
+{_results(config, results)}
+
+Accuracy of each task is in `eval_results/`, the course of training in `logs/metrics.jsonl`, snapshots of learning
+dynamics, where there are any, in `learning_dynamics/step_<N>/`.
+
+## Configuration
+
+```yaml
+{dump_config(config).rstrip()}
+```
+"""
+
+
+def _results(config: RunConfig, results: Mapping[int, EvaluationResult]) -> str:
+    if not results:
+        return "Nothing was evaluated yet."
+    smlmt, steps = config.smlmt, config.evaluation.adaptation_steps
+    lines = [
+        f"Few-shot accuracy: {smlmt.n_ways[1]}-way {smlmt.k_shots[1]}-shot, held-out {config.evaluation.word_split} "
+        f"words in held-out documents, before and after {steps} steps of adaptation [%, 95 % interval]; loss in nats "
+        "per token.",
+        "",
+        "| step | validation loss | perplexity | readout | before | after |",
+        "|---|---|---|---|---|---|",
+    ]
+    for step, result in sorted(results.items()):
+        loss = "" if result.validation_loss is None else f"{result.validation_loss:.3f}"
+        perplexity = "" if result.perplexity is None else f"{result.perplexity.total.perplexity:,.1f}"
+        by_readout: list[tuple[str, str, str]] = [
+            (readout, _percent(Estimate.of(found.before)), _percent(Estimate.of(found.after)))
+            for readout, found in result.few_shot.items()
+        ]
+        for readout, before, after in by_readout or [("", "", "")]:
+            lines.append(f"| {step} | {loss} | {perplexity} | {readout} | {before} | {after} |")
+    return "\n".join(lines)
+
+
+def _percent(estimate: Estimate) -> str:
+    return f"{100 * estimate.mean:.1f} ± {100 * estimate.half_width:.1f}"

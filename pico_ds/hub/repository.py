@@ -1,0 +1,94 @@
+"""A model repository of the hub: made once, then one commit after another."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pico_ds.config import ConfigError, HubConfig
+from pico_ds.hub.errors import HubError
+
+#: what is waited before an attempt is repeated [s]
+RETRY_SECONDS = (1.0, 4.0, 16.0, 60.0)
+#: answers that another attempt will not change
+_FINAL_STATUSES = (400, 401, 403, 404, 413, 422)
+
+
+class HubRepository:
+    """`checkpointing.hub.repo_id`, with the token of `$HF_TOKEN` or `hf auth login`, which no message ever shows."""
+
+    def __init__(self, settings: HubConfig) -> None:
+        """
+        Args:
+            settings: whose `repo_id` is not null.
+        """
+        from huggingface_hub import HfApi, get_token
+
+        assert settings.repo_id is not None
+        self.repo_id, self._private, self._revision = settings.repo_id, settings.private, settings.revision
+        self._api, self._token = HfApi(), get_token()
+
+    def prepare(self) -> None:
+        """Make the repository and its branch where they are not there yet.
+
+        Raises:
+            ConfigError: no token, one that may not write there, or a hub that cannot be reached.
+        """
+        if self._token is None:
+            raise ConfigError(
+                f"checkpointing.hub.repo_id: {self.repo_id} needs a token that may write: set $HF_TOKEN, or run "
+                "`hf auth login`; or write null"
+            )
+        try:
+            self._attempt(self._api.create_repo, repo_id=self.repo_id, private=self._private, exist_ok=True)
+            # one that was there is taken by a token that may read it alone, too
+            self._attempt(self._api.auth_check, repo_id=self.repo_id, write=True)
+            if self._revision is not None:
+                self._attempt(self._api.create_branch, repo_id=self.repo_id, branch=self._revision, exist_ok=True)
+        except HubError as error:
+            raise ConfigError(
+                f"checkpointing.hub.repo_id: {error}. Check the name, the network, and that the token may write there; "
+                "or write null"
+            ) from error
+
+    def commit(self, files: Mapping[str, Path | bytes], message: str) -> None:
+        """Add or replace files in one commit; what did not change is not sent.
+
+        Args:
+            files: by path in the repository; a file of the disk, or its content.
+
+        Raises:
+            HubError: refused, or still failing after `RETRY_SECONDS`. Nothing of it is in the repository then.
+        """
+        from huggingface_hub import CommitOperationAdd
+
+        self._attempt(
+            lambda: self._api.create_commit(
+                repo_id=self.repo_id,
+                # made anew in every attempt, for one that failed leaves marks on them
+                operations=[CommitOperationAdd(name, content) for name, content in files.items()],
+                commit_message=message,
+                revision=self._revision,
+            )
+        )
+
+    def _attempt(self, request: Any, **arguments: Any) -> None:
+        import httpx
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+        for wait in (*RETRY_SECONDS, None):
+            try:
+                request(**arguments)
+            except HFValidationError as error:
+                raise HubError(str(error)) from error
+            except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
+                response = getattr(error, "response", None)
+                if wait is None or (response is not None and response.status_code in _FINAL_STATUSES):
+                    raise HubError(self._without_token(f"{self.repo_id}: {error}")) from None
+                time.sleep(wait)
+            else:
+                return
+
+    def _without_token(self, message: str) -> str:
+        message = " ".join(message.split())
+        return message.replace(self._token, "<token>") if self._token else message
