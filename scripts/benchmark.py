@@ -37,20 +37,23 @@ COMMANDS = {
     "comm": "collectives of an outer step: stages, inner steps, tasks a rank",
     "sampling": "tasks and rows per second on one core",
     "checkpoint": "save, verify and load against raw disk, DeepSpeed and DCP",
+    "snapshots": "what a snapshot of learning dynamics costs, of the demo and of the model",
 }
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, text in {**COMMANDS, "all": "all of them but checkpoint"}.items():
+    for name, text in {**COMMANDS, "all": "all of them but checkpoint and snapshots"}.items():
         command = commands.add_parser(name, help=text)
         command.add_argument("--size", help="the model of configs/pico-<size>.yaml; default 1b on a GPU, tiny on CPU")
         command.add_argument("--ranks", type=int, nargs="+", help="world sizes, one after another")
         command.add_argument("--repeats", type=int, default=3, help="after those not counted; medians are shown")
         command.add_argument("--json", type=Path, default=Path(f"benchmark-{name}.json"), help="results")
         command.add_argument("--directory", type=Path, help="on the disk to measure; default: a temporary directory")
-        command.add_argument("--stages", type=int, nargs="+", help="ZeRO stages; default 1 2 3, of comm 0 1 2 3")
+        command.add_argument(
+            "--stages", type=int, nargs="+", help="ZeRO stages; default 1 2 3, of comm 0 1 2 3, of snapshots 1"
+        )
         command.add_argument("--rows", type=int, help="of a micro-batch on each rank, or contexts of a set")
         command.add_argument("--micro_batches", type=int, default=1, help="of a step of lm")
         command.add_argument("--length", type=int, help="of a row or context [tokens]")

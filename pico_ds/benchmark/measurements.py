@@ -45,7 +45,8 @@ def measurements(arguments: argparse.Namespace) -> list[Measurement]:
             for count in ranks
         ]
     if name != "all":
-        stages = arguments.stages or [1, 2, 3] if name in ("lm", "fomaml") else [1]
+        by_stage = {"lm": [1, 2, 3], "fomaml": [1, 2, 3], "snapshots": [1]}
+        stages = arguments.stages or by_stage[name] if name in by_stage else [1]
         floor = {"--against": arguments.against or against.get(name, "nothing")}
         return [Measurement(name, name, {**floor, "--stage": str(stage)}, n) for n in ranks for stage in stages]
 

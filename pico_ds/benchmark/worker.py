@@ -12,6 +12,7 @@ from pico_ds.benchmark.attention import measure_attention
 from pico_ds.benchmark.checkpoint import CheckpointBenchmark
 from pico_ds.benchmark.communication import CountCollectives
 from pico_ds.benchmark.sampling import measure_sampling, random_tasks
+from pico_ds.benchmark.snapshots import measure_snapshots
 from pico_ds.benchmark.steps import StepBenchmark, Workload
 from pico_ds.config import load_config
 from pico_ds.config.deepspeed import load_deepspeed_config
@@ -147,6 +148,28 @@ def _checkpoint(arguments: argparse.Namespace, repository: Path, process: Proces
     return benchmark.run(arguments.repeats)
 
 
+def _snapshots(arguments: argparse.Namespace, repository: Path, process: Process) -> Rows:
+    found = []
+    # the demo, whose cost anybody can see, and a model of the size asked for
+    size = arguments.size or ("1b" if _on_gpu(process) else None)
+    for name in ["demo", *([f"pico-maml-{size}"] if size else [])]:
+        overrides = [f"training.precision={'bf16' if _on_gpu(process) else 'fp32'}", "training.compile=none"]
+        if arguments.rows is not None:
+            overrides.append(f"learning_dynamics.n_rows={arguments.rows}")
+        if arguments.tasks is not None:
+            overrides.append(f"learning_dynamics.n_tasks={arguments.tasks}")
+        if arguments.length is not None:
+            overrides.append(f"data.sequence_length={arguments.length}")
+        config = load_config(repository / "configs" / f"{name}.yaml", [*overrides, *arguments.set])
+        deepspeed_json = load_deepspeed_config(repository / "ds_configs" / f"zero{arguments.stage}.json")
+        directory = arguments.directory / name
+        directory.mkdir(exist_ok=True)
+        found.append(
+            {"config": name, **measure_snapshots(config, deepspeed_json, directory, arguments.repeats, process)}
+        )
+    return found
+
+
 _MEASUREMENTS: dict[str, Callable[[argparse.Namespace, Path, Process], Rows]] = {
     "attention": _attention,
     "lm": _lm,
@@ -157,4 +180,5 @@ _MEASUREMENTS: dict[str, Callable[[argparse.Namespace, Path, Process], Rows]] = 
     "comm": _communication,
     "sampling": _sampling,
     "checkpoint": _checkpoint,
+    "snapshots": _snapshots,
 }

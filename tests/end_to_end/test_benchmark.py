@@ -31,6 +31,18 @@ def test_checkpoint(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["result.json"], "nothing else is left behind"
 
 
+def test_snapshots(tmp_path: Path) -> None:
+    """On two ranks and under ZeRO 3, as on one: the demo, and a model whose size is asked for."""
+    options = ["--size", "tiny", "--rows", "2", "--length", "32", "--tasks", "1", "--ranks", "2", "--stages", "3"]
+    small = ["learning_dynamics.adaptation_steps=1", "smlmt.n_way=3", "smlmt.k_shot=1", "smlmt.q_query=1"]
+    _, results = benchmark(tmp_path, "snapshots", *options, "--set", *small)
+    assert [row["config"] for row in results] == ["demo", "pico-maml-tiny"]
+    for row in results:
+        assert (row["ranks"], row["stage"], row["rows"], row["tasks"]) == (2, 3, 2, 1)
+        assert row["bytes"] > 0
+        assert row["stall_seconds"] > 0
+
+
 def test_all(tmp_path: Path) -> None:
     """The one command that is run on a GPU."""
     options = ["--size", "tiny", "--rows", "4", "--length", "32", "--tasks", "2", "--inner_steps", "1"]
