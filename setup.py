@@ -39,7 +39,6 @@ setup(
         "datasets>=3.0",
         "deepspeed>=0.19.8,<0.20",
         "filelock>=3.12",
-        "httpx>=0.27",
         "huggingface_hub>=1.5",
         "jaxtyping>=0.2.30",
         "jinja2>=3.1",

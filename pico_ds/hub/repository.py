@@ -1,17 +1,12 @@
 """A model repository of the hub: made once, then one commit after another."""
 
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pico_ds.config import ConfigError, HubConfig
+from pico_ds.data.hub_requests import request_with_retries
 from pico_ds.hub.errors import HubError
-
-#: what is waited before an attempt is repeated [s]
-RETRY_SECONDS = (1.0, 4.0, 16.0, 60.0)
-#: answers that another attempt will not change
-_FINAL_STATUSES = (400, 401, 403, 404, 413, 422)
 
 
 class HubRepository:
@@ -58,7 +53,7 @@ class HubRepository:
             files: by path in the repository; a file of the disk, or its content.
 
         Raises:
-            HubError: refused, or still failing after `RETRY_SECONDS`. Nothing of it is in the repository then.
+            HubError: refused, or still failing at the last attempt. Nothing of it is in the repository then.
         """
         from huggingface_hub import CommitOperationAdd
 
@@ -73,21 +68,15 @@ class HubRepository:
         )
 
     def _attempt(self, request: Any, **arguments: Any) -> None:
-        import httpx
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+        from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
+        from huggingface_hub.errors import HFValidationError
 
-        for wait in (*RETRY_SECONDS, None):
-            try:
-                request(**arguments)
-            except HFValidationError as error:
-                raise HubError(str(error)) from error
-            except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
-                response = getattr(error, "response", None)
-                if wait is None or (response is not None and response.status_code in _FINAL_STATUSES):
-                    raise HubError(self._without_token(f"{self.repo_id}: {error}")) from None
-                time.sleep(wait)
-            else:
-                return
+        try:
+            request_with_retries(lambda: request(**arguments))
+        except HFValidationError as error:
+            raise HubError(str(error)) from error
+        except (HTTPError, OSError) as error:
+            raise HubError(self._without_token(f"{self.repo_id}: {error}")) from None
 
     def _without_token(self, message: str) -> str:
         message = " ".join(message.split())

@@ -3,13 +3,13 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import huggingface_hub
 import pytest
 from huggingface_hub import constants
+from huggingface_hub.utils import _http
 
 from pico_ds.config import ConfigError, HubConfig
-from pico_ds.hub import repository
+from pico_ds.data import hub_requests
 from pico_ds.hub.errors import HubError
 from pico_ds.hub.repository import HubRepository
 from tests.fake_hub import READING_TOKEN, TOKEN, FakeHub, fake_hub
@@ -17,12 +17,14 @@ from tests.fake_hub import READING_TOKEN, TOKEN, FakeHub, fake_hub
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    monkeypatch.setattr(repository, "RETRY_SECONDS", (0.01, 0.01, 0.01))
+    monkeypatch.setattr(hub_requests, "RETRY_SECONDS", (0.01, 0.01, 0.01))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     # the library repeats what fails as well, with waits of its own
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)
-    huggingface_hub.set_client_factory(lambda: httpx.Client(timeout=1.0))
+    # httpx or httpx2, by release
+    client = type(_http.default_client_factory())
+    huggingface_hub.set_client_factory(lambda: client(timeout=1.0))
     with fake_hub() as found:
         monkeypatch.setattr(constants, "ENDPOINT", found.url)
         yield found
@@ -66,7 +68,7 @@ def test_what_fails_for_good_is_said(hub: FakeHub) -> None:
 
 
 def test_a_wrong_token_is_said_at_once_and_not_shown(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(repository, "RETRY_SECONDS", (100.0,))
+    monkeypatch.setattr(hub_requests, "RETRY_SECONDS", (100.0,))
     for token, status in (("hf_wrong", 401), (READING_TOKEN, 403)):
         monkeypatch.setenv("HF_TOKEN", token)
         with pytest.raises(ConfigError, match=rf"checkpointing\.hub\.repo_id: lab/pico: .*{status}") as refused:

@@ -1,0 +1,42 @@
+"""Requests to the Hugging Face hub, repeated while repeating may help."""
+
+import threading
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+#: what is waited before an attempt is repeated [s]
+RETRY_SECONDS = (1.0, 4.0, 16.0, 60.0)
+#: answers that another attempt will not change
+_FINAL_STATUSES = (400, 401, 403, 404, 413, 422)
+
+Result = TypeVar("Result")
+
+
+def request_with_retries(request: Callable[[], Result]) -> Result:
+    """What `request` returns; network errors and answers such as 500 are tried again after `RETRY_SECONDS`.
+
+    Raises:
+        HTTPError, OSError: as huggingface_hub raises them; refused, or still failing at the last attempt.
+    """
+    # the base of the hub's errors: that of httpx or of httpx2, by release
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
+
+    for wait_seconds in RETRY_SECONDS:
+        try:
+            return request()
+        except (HTTPError, OSError) as error:
+            response = getattr(error, "response", None)
+            if response is not None and response.status_code in _FINAL_STATUSES:
+                raise
+        _pause(wait_seconds)
+    return request()
+
+
+def _pause(seconds: float) -> None:
+    main = threading.main_thread()
+    if threading.current_thread() is main:
+        time.sleep(seconds)
+    else:
+        # a program that ends does not wait for a request in the background
+        main.join(seconds)
