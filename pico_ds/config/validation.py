@@ -57,10 +57,22 @@ def _check_model(config: RunConfig) -> Iterator[str]:
 
 def _check_data(config: RunConfig) -> Iterator[str]:
     data, model = config.data, config.model
-    if data.source == "files" and not data.paths:
-        yield "data.paths: got an empty list; data.source: files needs at least one path or glob"
-    if data.source == "sotu" and data.paths:
-        yield f"data.paths: got {data.paths!r} with data.source: sotu; write data.source: files to read them"
+    if data.source in ("files", "shards") and not data.paths:
+        yield f"data.paths: got an empty list; data.source: {data.source} needs at least one path or glob"
+    if data.source in ("sotu", "hub") and data.paths:
+        yield (
+            f"data.paths: got {data.paths!r} with data.source: {data.source}; write data.source: files (or shards, "
+            "for token rows) to read them"
+        )
+    if data.source == "hub" and data.dataset is None:
+        yield "data.dataset: got null; data.source: hub needs the id of a dataset, such as pico-lm/pretokenized-dolma"
+    if data.source != "hub" and data.dataset is not None:
+        yield f"data.dataset: got {data.dataset!r} with data.source: {data.source}; write data.source: hub to read it"
+    if data.source in ("shards", "hub") and data.tokenizer is None:
+        yield (
+            f"data.tokenizer: got null; data.source: {data.source} is tokenized already: name the tokenizer that made "
+            "it (directory or hub id)"
+        )
     if data.sequence_length > model.max_seq_len:
         yield (
             f"data.sequence_length: got {data.sequence_length}, more than model.max_seq_len = {model.max_seq_len}; "

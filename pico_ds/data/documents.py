@@ -157,7 +157,7 @@ def _read_parquet(path: Path, text_column: str) -> Iterator[Document]:
             f"{path} has the columns {', '.join(names)}; expected {text_column!r} (set data.text_column) or "
             f"{TOKEN_COLUMN!r} for a corpus that is already tokenized"
         )
-    _check_type(path, column, file.schema_arrow.field(column).type)
+    check_type(path, column, file.schema_arrow.field(column).type)
     for batch in file.iter_batches(columns=[column]):
         for value in batch.column(0):
             if not value.is_valid:
@@ -170,7 +170,12 @@ def _read_parquet(path: Path, text_column: str) -> Iterator[Document]:
                 yield text
 
 
-def _check_type(path: Path, column: str, found: object) -> None:
+def check_type(name: object, column: str, found: object) -> None:
+    """Whether a parquet column holds what its name promises.
+
+    Raises:
+        DataError: it does not.
+    """
     import pyarrow.types as types
 
     if column == TOKEN_COLUMN:
@@ -181,4 +186,4 @@ def _check_type(path: Path, column: str, found: object) -> None:
     else:
         fits, wanted = types.is_string(found) or types.is_large_string(found), "strings"
     if not fits:
-        raise DataError(f"{path}: column {column!r} holds {found}, expected {wanted}; set data.text_column")
+        raise DataError(f"{name}: column {column!r} holds {found}, expected {wanted}; set data.text_column")

@@ -19,18 +19,23 @@ def request_with_retries(request: Callable[[], Result]) -> Result:
     Raises:
         HTTPError, OSError: as huggingface_hub raises them; refused, or still failing at the last attempt.
     """
-    # the base of the hub's errors: that of httpx or of httpx2, by release
-    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
-
     for wait_seconds in RETRY_SECONDS:
         try:
             return request()
-        except (HTTPError, OSError) as error:
+        except (http_error(), OSError) as error:
             response = getattr(error, "response", None)
             if response is not None and response.status_code in _FINAL_STATUSES:
                 raise
         _pause(wait_seconds)
     return request()
+
+
+def http_error() -> type[Exception]:
+    """The base of the hub's errors, of the network and of its answers: that of httpx or of httpx2, by release."""
+    from huggingface_hub import errors
+
+    found: type[Exception] = vars(errors)["HTTPError"]
+    return found
 
 
 def _pause(seconds: float) -> None:

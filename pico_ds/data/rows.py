@@ -1,6 +1,7 @@
 """Rows of autoregressive training, addressed by their global position."""
 
 from functools import lru_cache
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -8,13 +9,43 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from pico_ds.data.corpus import TokenStream
 from pico_ds.data.errors import DataError
 from pico_ds.data.keyed_random import keyed_rng
+from pico_ds.data.token_stream import TokenStream
+
+
+@runtime_checkable
+class Rows(Protocol):
+    """Rows by number, each of `sequence_length + 1` tokens."""
+
+    sequence_length: int
+    n_rows: int
+
+    def read(self, indices: npt.NDArray[np.int64]) -> Int[Tensor, "rows length"]:
+        """The rows at `indices`, in that order; an empty list gives no rows."""
+
+
+@runtime_checkable
+class TrainingRows(Protocol):
+    """An endless sequence of rows."""
+
+    sequence_length: int
+
+    def take(self, first: int, count: int, rank: int = 0, world_size: int = 1) -> Int[Tensor, "rows length"]:
+        """Rows at the global positions `first`, ..., `first + count - 1` that belong to `rank`.
+
+        Rank r takes every world_size-th position, so that the union over ranks does not depend on their number.
+        """
+
+    def state(self, position: int) -> dict[str, int]:
+        """What finds a global position again without a walk from the beginning."""
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take over what `state` gave."""
 
 
 class TokenRows:
-    """Rows of `sequence_length + 1` tokens; neighbours share one token, so that every token is predicted once."""
+    """Rows of a stream; neighbours share one token, so that every token is predicted once."""
 
     def __init__(self, stream: TokenStream, sequence_length: int) -> None:
         """
@@ -38,24 +69,32 @@ class TokenRows:
 
 
 class ShuffledRows:
-    """An endless sequence of rows: every epoch is a permutation keyed by (seed, epoch)."""
+    """Rows again and again: every epoch is a permutation keyed by (seed, epoch)."""
 
-    def __init__(self, rows: TokenRows, seed: int) -> None:
-        self.rows = rows
-        self.seed = seed
+    def __init__(self, rows: Rows, seed: int) -> None:
+        self.sequence_length = rows.sequence_length
+        self._rows, self._seed = rows, seed
         self._order = lru_cache(maxsize=2)(self._permutation)
 
     def _permutation(self, epoch: int) -> npt.NDArray[np.int64]:
-        return keyed_rng("row order", self.seed, epoch).permutation(self.rows.n_rows)
+        return keyed_rng("row order", self._seed, epoch).permutation(self._rows.n_rows)
 
     def indices(self, first: int, count: int, rank: int = 0, world_size: int = 1) -> npt.NDArray[np.int64]:
-        """Row numbers at the global positions `first`, ..., `first + count - 1` that belong to `rank`.
-
-        Rank r takes every world_size-th position, so that the union over ranks does not depend on their number.
-        """
-        epochs, places = np.divmod(np.arange(first + rank, first + count, world_size), self.rows.n_rows)
+        """Row numbers at the global positions of `take`."""
+        epochs, places = np.divmod(np.arange(first + rank, first + count, world_size), self._rows.n_rows)
         chosen = np.empty(len(places), dtype=np.int64)
         for epoch in np.unique(epochs):
             here = epochs == epoch
             chosen[here] = self._order(int(epoch))[places[here]]
         return chosen
+
+    def take(self, first: int, count: int, rank: int = 0, world_size: int = 1) -> Int[Tensor, "rows length"]:
+        """Rows at the global positions `first`, ..., `first + count - 1` that belong to `rank`."""
+        return self._rows.read(self.indices(first, count, rank, world_size))
+
+    def state(self, position: int) -> dict[str, int]:
+        """Nothing: a position is found by arithmetic."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Nothing to take over."""

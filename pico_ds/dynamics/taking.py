@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from pico_ds.config import RunConfig
-from pico_ds.data.rows import ShuffledRows, TokenRows
+from pico_ds.data.rows import Rows, TrainingRows
 from pico_ds.dynamics.adaptation import AdaptationProbe
 from pico_ds.dynamics.layers import recorded_layers
 from pico_ds.dynamics.measures import proportional_effective_rank, singular_values
@@ -24,8 +24,8 @@ class SnapshotTaker:
         config: RunConfig,
         network: Network,
         learner: Learner,
-        training: ShuffledRows,
-        validation: TokenRows,
+        training: TrainingRows,
+        validation: Rows,
         tasks: TaskSource | None,
         process: Process,
     ) -> None:
@@ -47,7 +47,7 @@ class SnapshotTaker:
         """
         settings = self._config.learning_dynamics
         val = self._validation.read(np.arange(min(settings.n_rows, self._validation.n_rows)))
-        train = self._training.rows.read(self._training.indices(first_row, settings.n_rows))
+        train = self._training.take(first_row, settings.n_rows)
         splits: dict[Split, SplitSnapshot] = {}
         for split, rows in (("train", train), ("val", val)):
             observation = observe(

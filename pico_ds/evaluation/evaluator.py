@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pico_ds.config import Readout, RunConfig
 from pico_ds.data.keyed_random import digest64
-from pico_ds.data.rows import TokenRows
+from pico_ds.data.rows import Rows
 from pico_ds.engine.distributed import Process
 from pico_ds.evaluation.few_shot import Estimate, FewShotResult, evaluate_few_shot
 from pico_ds.evaluation.perplexity import JudgedRows, PerplexityResult, evaluate_perplexity
@@ -66,7 +66,7 @@ class Evaluator:
         config: RunConfig,
         network: Network,
         learner: Learner,
-        rows: TokenRows | None,
+        rows: Rows | None,
         tasks: list[SMLMT],
         judged_rows: JudgedRows | None,
         process: Process,

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from pico_ds.data.rows import TokenRows
+from pico_ds.data.rows import Rows
 from pico_ds.engine.distributed import Process
 from pico_ds.meta.network import Network, Parameters
 
@@ -14,7 +14,7 @@ from pico_ds.meta.network import Network, Parameters
 def evaluate_validation_loss(
     network: Network,
     theta: Parameters,
-    rows: TokenRows,
+    rows: Rows,
     n_rows: int,
     micro_batch_size: int,
     process: Process,

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from pico_ds.config import ConfigError, HubConfig
-from pico_ds.data.hub_requests import request_with_retries
+from pico_ds.data.hub_requests import http_error, request_with_retries
 from pico_ds.hub.errors import HubError
 
 
@@ -68,14 +68,13 @@ class HubRepository:
         )
 
     def _attempt(self, request: Any, **arguments: Any) -> None:
-        from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
         from huggingface_hub.errors import HFValidationError
 
         try:
             request_with_retries(lambda: request(**arguments))
         except HFValidationError as error:
             raise HubError(str(error)) from error
-        except (HTTPError, OSError) as error:
+        except (http_error(), OSError) as error:
             raise HubError(self._without_token(f"{self.repo_id}: {error}")) from None
 
     def _without_token(self, message: str) -> str:

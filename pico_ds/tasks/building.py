@@ -4,42 +4,24 @@ from functools import cached_property
 from pathlib import Path
 
 from pico_ds.config import Readout, RunConfig, SmlmtConfig
-from pico_ds.data.corpus import Corpus
+from pico_ds.data.shard_corpus import ShardCorpus
+from pico_ds.data.text_corpus import TextCorpus
 from pico_ds.tasks.context_choice import Documents
-from pico_ds.tasks.lexicon import Lexicon, TokenClasses, WordSplit
+from pico_ds.tasks.lexicon import WordSplit
+from pico_ds.tasks.pooled import PooledTasks
 from pico_ds.tasks.sentences import Sentence, SentenceTasks, read_sentences
 from pico_ds.tasks.shape import TaskShape
 from pico_ds.tasks.smlmt import SMLMT
 from pico_ds.tasks.source import MixedTasks, TaskSource
-from pico_ds.tasks.word_index import WordIndex
+from pico_ds.tasks.texts import Text, texts_of
 
 
 class TaskBuilder:
     """Makes the tasks of a run; what several of them need is made once."""
 
-    def __init__(self, config: RunConfig, corpus: Corpus) -> None:
+    def __init__(self, config: RunConfig, corpus: TextCorpus | ShardCorpus) -> None:
         self._config, self._corpus = config, corpus
-
-    @cached_property
-    def classes(self) -> TokenClasses:
-        """What the entries of the vocabulary are made of."""
-        return TokenClasses.of(self._corpus.tokenizer)
-
-    @cached_property
-    def lexicon(self) -> Lexicon:
-        """The words of the corpus."""
-        corpus = self._corpus
-        return Lexicon.build(corpus.train, corpus.validation, corpus.tokenizer, self.classes)
-
-    @cached_property
-    def training_index(self) -> WordIndex:
-        """Words of the training documents."""
-        return WordIndex(self._corpus.train, self.lexicon, self.classes, self._config.smlmt)
-
-    @cached_property
-    def held_out_index(self) -> WordIndex:
-        """Words of the held-out documents."""
-        return WordIndex(self._corpus.validation, self.lexicon, self.classes, self._config.smlmt)
+        self.texts = texts_of(config, corpus)
 
     @cached_property
     def sentences(self) -> list[Sentence]:
@@ -54,7 +36,12 @@ class TaskBuilder:
             TaskError: a corpus, or sentences, that cannot supply the tasks.
         """
         smlmt, seed = self._config.smlmt, self._config.training.seed
-        tasks = self._smlmt(self.training_index, smlmt, "train", seed, readout, "any")
+
+        def make(number: int) -> TaskSource:
+            return self._smlmt(self.texts.training(number), smlmt, "train", seed, readout, "any")
+
+        pooled = self.texts.is_pooled
+        tasks = PooledTasks(make, smlmt, self._config.training.max_steps - 1) if pooled else make(0)
         # a task that cannot be drawn is an error now, not at the first meta step
         tasks.sample(smlmt.warmup_steps + smlmt.curriculum_steps, index=0)
         if not self.sentences:
@@ -82,26 +69,27 @@ class TaskBuilder:
             TaskError: a corpus that cannot supply the tasks.
         """
         seed = self._config.data.split_seed
-        return self._smlmt(self.held_out_index, judged(self._config.smlmt, shape), split, seed, readout, documents)
+        return self._smlmt(self.texts.held_out, judged(self._config.smlmt, shape), split, seed, readout, documents)
 
     def injected_held_out_words(self, split: WordSplit) -> list[str]:
         """Words of a held-out split that are classes of injected tasks."""
         if not self.sentences or self.sentences[0].kind == "label":
             return []
-        words = self.lexicon.class_words(split, self._config.smlmt, self._config.data.split_seed)
-        return sorted({self.lexicon.words[word] for word in words} & {sentence.name for sentence in self.sentences})
+        vocabulary = self.texts.held_out.vocabulary
+        words = vocabulary.class_words(split, self._config.smlmt, self._config.data.split_seed)
+        return sorted({vocabulary.words[word] for word in words} & {sentence.name for sentence in self.sentences})
 
     def _smlmt(
         self,
-        index: WordIndex,
+        text: Text,
         smlmt: SmlmtConfig,
         split: WordSplit,
         seed: int,
         readout: Readout | None,
         documents: Documents,
     ) -> SMLMT:
-        split_seed = self._config.data.split_seed
-        return SMLMT(index, self.lexicon, self._corpus.tokenizer, smlmt, split, split_seed, seed, readout, documents)
+        of_text = (text.index, text.vocabulary, self._corpus.tokenizer)
+        return SMLMT(*of_text, smlmt, split, self._config.data.split_seed, seed, readout, documents)
 
 
 def judged(smlmt: SmlmtConfig, shape: TaskShape | None = None) -> SmlmtConfig:

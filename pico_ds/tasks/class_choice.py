@@ -5,7 +5,7 @@ import numpy.typing as npt
 
 from pico_ds.config import SmlmtConfig
 from pico_ds.tasks.errors import TaskError
-from pico_ds.tasks.word_index import WordIndex
+from pico_ds.tasks.index import Index
 
 Integers = npt.NDArray[np.int64]
 
@@ -24,7 +24,7 @@ class ClassChoice:
     `smlmt.cluster_size` nearest by the company they keep, which are hard to tell apart.
     """
 
-    def __init__(self, words: Integers, config: SmlmtConfig, index: WordIndex) -> None:
+    def __init__(self, words: Integers, config: SmlmtConfig, index: Index) -> None:
         """
         Args:
             words: that may be classes.
@@ -60,7 +60,7 @@ class ClassChoice:
         return rng.choice(self._words, size=n_way, replace=False)
 
 
-def nearest_words(index: WordIndex, words: Integers, count: int) -> Integers:
+def nearest_words(index: Index, words: Integers, count: int) -> Integers:
     """For each word the places in `words` of the `count` others that keep the most similar company, nearest first.
 
     Company is the positive pointwise mutual information with the most frequent tokens around (Bullinaria and Levy
@@ -77,7 +77,7 @@ def nearest_words(index: WordIndex, words: Integers, count: int) -> Integers:
     return found
 
 
-def _company(index: WordIndex, words: Integers) -> npt.NDArray[np.float32]:
+def _company(index: Index, words: Integers) -> npt.NDArray[np.float32]:
     """Unit vectors `[n_words, features]`."""
     tokens = index.tokens
     frequency = np.bincount(tokens)
@@ -98,6 +98,6 @@ def _company(index: WordIndex, words: Integers) -> npt.NDArray[np.float32]:
     return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12), dtype=np.float32)
 
 
-def _count(index: WordIndex, word: int) -> int:
+def _count(index: Index, word: int) -> int:
     found = index.occurrences(word)
     return found.stop - found.start

@@ -7,8 +7,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from pico_ds.tasks.index import Index
 from pico_ds.tasks.shape import TaskShape
-from pico_ds.tasks.word_index import WordIndex
 
 Integers = npt.NDArray[np.int64]
 #: whether the query contexts of a class may come from any document, come from those of its support contexts, or come
@@ -22,7 +22,7 @@ _OVERSAMPLING: dict[Documents, int] = {"any": 4, "same": 12, "different": 12}
 class ContextChoice:
     """Chooses contexts that do not overlap, each with its own word alone."""
 
-    def __init__(self, index: WordIndex, context_tokens: int, documents: Documents = "any") -> None:
+    def __init__(self, index: Index, context_tokens: int, documents: Documents = "any") -> None:
         self._index, self._context_tokens, self._documents = index, context_tokens, documents
 
     def choose(self, words: Integers, shape: TaskShape, rng: np.random.Generator) -> Integers | None:
@@ -100,10 +100,10 @@ class ContextChoice:
         drawn = [self._draw(int(word), shape.per_class, rng) for word in words]
         occurrences = np.concatenate(drawn)
         owner = np.repeat(np.arange(len(words)), [len(some) for some in drawn])
-        starts, ends = index.span_starts[occurrences], index.span_ends[occurrences]
+        starts, ends = index.contexts(occurrences)
         places = starts[:, None] + np.arange(self._context_tokens)
         inside = places < ends[:, None]
-        there = np.where(inside, index.word_of_token[np.minimum(places, len(index.tokens) - 1)], -1)
+        there = np.where(inside, index.words_at(np.minimum(places, len(index.tokens) - 1)), -1)
         has_other = (np.isin(there, words) & (there != words[owner][:, None])).any(axis=1)
         alone = np.flatnonzero(~has_other)
         parts = (part[alone].tolist() for part in (occurrences, owner, starts, ends))

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from pico_ds.config import RunConfig
-from pico_ds.data.corpus import Corpus
+from pico_ds.data.shard_corpus import ShardCorpus
+from pico_ds.data.text_corpus import TextCorpus
 from pico_ds.data.tokenizer import TextTokenizer
 from pico_ds.tasks.building import TaskBuilder
 from pico_ds.tasks.episode import Contexts, Episode
@@ -65,7 +66,7 @@ class TaskFigures:
     padded_share: float
 
 
-def task_figures(config: RunConfig, corpus: Corpus) -> TaskFigures:
+def task_figures(config: RunConfig, corpus: TextCorpus | ShardCorpus) -> TaskFigures:
     """Count words and contexts.
 
     Raises:
@@ -74,16 +75,16 @@ def task_figures(config: RunConfig, corpus: Corpus) -> TaskFigures:
     builder = TaskBuilder(config, corpus)
     splits = []
     for split in WORD_SPLITS:
-        index = builder.training_index if split == "train" else builder.held_out_index
-        words = builder.lexicon.class_words(split, config.smlmt, config.data.split_seed)
-        counts = [index.occurrences(int(word)) for word in words]
+        text = builder.texts.training(0) if split == "train" else builder.texts.held_out
+        words = text.vocabulary.class_words(split, config.smlmt, config.data.split_seed)
+        counts = [text.index.occurrences(int(word)) for word in words]
         sizes = np.array([found.stop - found.start for found in counts] or [0])
         splits.append(SplitFigures(split, len(words), (int(sizes.min()), int(np.median(sizes)), int(sizes.max()))))
     lengths = _sampled_lengths(builder.training())
     positions = len(lengths) * (config.smlmt.context_tokens + 1)
     found, counted = np.unique(lengths, return_counts=True)
     return TaskFigures(
-        len(builder.lexicon.words),
+        len(builder.texts.held_out.vocabulary.words),
         splits,
         dict(zip(found.tolist(), counted.tolist(), strict=True)),
         padded_share=1 - float(lengths.sum()) / positions,

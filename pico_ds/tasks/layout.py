@@ -12,7 +12,7 @@ from pico_ds.config import Readout
 from pico_ds.config.validation import LAYOUT_EXTRA_TOKENS
 from pico_ds.data.tokenizer import TextTokenizer
 from pico_ds.tasks.episode import Contexts
-from pico_ds.tasks.word_index import WordIndex
+from pico_ds.tasks.index import Index
 
 ROTATED: frozenset[Readout] = frozenset({"fim", "fimpre"})
 
@@ -28,7 +28,7 @@ def name_tokens(names: Sequence[str], tokenizer: TextTokenizer) -> Int[Tensor, "
 
 
 def lay_out(
-    index: WordIndex,
+    index: Index,
     occurrences: npt.NDArray[np.int64],
     words: npt.NDArray[np.int64],
     labels: npt.NDArray[np.int64],
@@ -50,14 +50,14 @@ def lay_out(
     Returns:
         contexts of `context_tokens + 1` positions each.
     """
-    starts, ends = index.span_starts[occurrences], index.span_ends[occurrences]
+    starts, ends = index.contexts(occurrences)
     columns = np.arange(context_tokens)
     places = starts[:, None] + columns
     real = places < ends[:, None]
     places = np.minimum(places, len(index.tokens) - 1)
 
-    masked = index.word_of_token[places] == words[:, None]
-    begins = index.is_word_start[places]
+    masked = index.words_at(places) == words[:, None]
+    begins = index.begins_word(places)
     tokens = np.where(masked, mask_id, index.tokens[places].astype(np.int64))
     kept = real & ~(masked & ~begins)
     anchor = (index.positions[occurrences] - starts)[:, None]

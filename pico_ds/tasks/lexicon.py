@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pico_ds.config import SmlmtConfig
-from pico_ds.data.corpus import TokenStream
 from pico_ds.data.keyed_random import keyed_uniform
+from pico_ds.data.token_stream import TokenStream
 from pico_ds.data.tokenizer import TextTokenizer
 
 WordSplit = Literal["train", "validation", "test"]

@@ -14,11 +14,11 @@ from pico_ds.tasks.class_choice import ClassChoice
 from pico_ds.tasks.context_choice import ContextChoice, Documents
 from pico_ds.tasks.episode import Contexts, Episode
 from pico_ds.tasks.errors import TaskError
+from pico_ds.tasks.index import Index, Vocabulary
 from pico_ds.tasks.layout import lay_out, name_tokens
-from pico_ds.tasks.lexicon import Lexicon, WordSplit
+from pico_ds.tasks.lexicon import WordSplit
 from pico_ds.tasks.sentences import SentenceTasks, parse_sentences
 from pico_ds.tasks.shape import TaskShapes
-from pico_ds.tasks.word_index import WordIndex
 
 #: draws of n_way words before a task is given up
 _MAX_DRAWS: dict[Documents, int] = {"any": 1000, "same": 200, "different": 200}
@@ -35,8 +35,8 @@ class SMLMT:
 
     def __init__(
         self,
-        index: WordIndex,
-        lexicon: Lexicon,
+        index: Index,
+        lexicon: Vocabulary,
         tokenizer: TextTokenizer,
         config: SmlmtConfig,
         split: WordSplit,

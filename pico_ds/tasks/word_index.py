@@ -4,7 +4,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pico_ds.config import SmlmtConfig
-from pico_ds.data.corpus import TokenStream
+from pico_ds.data.token_stream import TokenStream
 from pico_ds.tasks.lexicon import Lexicon, TokenClasses, find_word_runs
 
 Positions = npt.NDArray[np.int64]
@@ -15,9 +15,7 @@ class WordIndex:
 
     Attributes:
         tokens, document_ends: the stream; tokens are memory-mapped.
-        word_of_token: `[n_tokens]` word id of the word that a token is part of, -1 for none.
-        is_word_start: `[n_tokens]` whether a token begins a run of letters.
-        positions, span_starts, span_ends: `[n_occurrences]` first token of an occurrence, and bounds of its context.
+        positions: `[n_occurrences]` first token of an occurrence.
     """
 
     def __init__(self, stream: TokenStream, lexicon: Lexicon, classes: TokenClasses, config: SmlmtConfig) -> None:
@@ -26,27 +24,39 @@ class WordIndex:
         words = lexicon.look_up(runs.hashes)
         n_tokens = len(self.tokens)
 
-        self.is_word_start = np.zeros(n_tokens, dtype=np.bool_)
-        self.is_word_start[runs.starts] = True
+        self._is_word_start = np.zeros(n_tokens, dtype=np.bool_)
+        self._is_word_start[runs.starts] = True
         # every token knows its run, so that a word that a window would cut can be told from a whole one
-        run_of_token = np.cumsum(self.is_word_start) - 1
+        run_of_token = np.cumsum(self._is_word_start) - 1
         in_run = np.zeros(n_tokens + 1, dtype=np.int8)
         np.add.at(in_run, runs.starts, 1)
         np.add.at(in_run, runs.ends, -1)
         inside = np.cumsum(in_run[:-1]) > 0
-        self.word_of_token = np.where(inside, words[np.maximum(run_of_token, 0)], np.int32(-1)).astype(np.int32)
-        self._continues_run = inside & ~self.is_word_start
+        self._word_of_token = np.where(inside, words[np.maximum(run_of_token, 0)], np.int32(-1)).astype(np.int32)
+        self._continues_run = inside & ~self._is_word_start
 
         usable = runs.whole & (words >= 0) & (runs.ends - runs.starts <= config.context_tokens // 2)
         order = np.argsort(words[usable], kind="stable")
         occurrence_words = words[usable][order]
         self.positions: Positions = runs.starts[usable][order]
-        self.span_starts, self.span_ends = self._contexts(stream.document_ends, classes, config)
+        self._span_starts, self._span_ends = self._bounds(stream.document_ends, classes, config)
         self._first = np.searchsorted(occurrence_words, np.arange(len(lexicon.words) + 1))
 
     def occurrences(self, word: int) -> slice:
-        """Where the occurrences of a word stand in `positions`, `span_starts` and `span_ends`."""
+        """Where the occurrences of a word stand in `positions`."""
         return slice(int(self._first[word]), int(self._first[word + 1]))
+
+    def contexts(self, occurrences: Positions) -> tuple[Positions, Positions]:
+        """Bounds (the second exclusive) of the context of each occurrence."""
+        return self._span_starts[occurrences], self._span_ends[occurrences]
+
+    def words_at(self, places: Positions) -> npt.NDArray[np.int32]:
+        """The word that the token at each place is part of, -1 for none."""
+        return self._word_of_token[places]
+
+    def begins_word(self, places: Positions) -> npt.NDArray[np.bool_]:
+        """Whether the token at each place is the first of a word."""
+        return self._is_word_start[places]
 
     def disjoint_contexts(self, words: Positions, at_least: int) -> npt.NDArray[np.bool_]:
         """For each word, whether it has `at_least` contexts of which no two overlap (earliest end first)."""
@@ -54,17 +64,17 @@ class WordIndex:
         # contexts of a word are ordered by start and, being of one length or sentences, by end: walk all words at once
         here = begins.copy()
         for _ in range(at_least - 1):
-            ends = self.span_ends[np.minimum(here, len(self.positions) - 1)]
+            ends = self._span_ends[np.minimum(here, len(self.positions) - 1)]
             here = np.where(here < stops, self._next_start(begins, stops, ends), stops)
         return np.asarray(here < stops)
 
     def _next_start(self, begins: Positions, stops: Positions, ends: Positions) -> Positions:
         found = np.empty_like(begins)
         for i, (begin, stop, end) in enumerate(zip(begins.tolist(), stops.tolist(), ends.tolist(), strict=True)):
-            found[i] = begin + np.searchsorted(self.span_starts[begin:stop], end)
+            found[i] = begin + np.searchsorted(self._span_starts[begin:stop], end)
         return found
 
-    def _contexts(
+    def _bounds(
         self, document_ends: Positions, classes: TokenClasses, config: SmlmtConfig
     ) -> tuple[Positions, Positions]:
         """Bounds of the context of every occurrence: inside its document (or sentence), cutting no word."""

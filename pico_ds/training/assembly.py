@@ -4,8 +4,10 @@ from dataclasses import dataclass
 
 from pico_ds.config import ConfigError, RunConfig
 from pico_ds.config.validation import LAYOUT_EXTRA_TOKENS
-from pico_ds.data.corpus import Corpus, open_corpus
-from pico_ds.data.rows import ShuffledRows, TokenRows
+from pico_ds.data.corpus import open_corpus
+from pico_ds.data.rows import TrainingRows
+from pico_ds.data.shard_corpus import ShardCorpus
+from pico_ds.data.text_corpus import TextCorpus
 from pico_ds.data.texts import read_texts
 from pico_ds.data.tokenizer import TextTokenizer
 from pico_ds.engine.distributed import Process
@@ -30,10 +32,10 @@ class Ingredients:
 
     config: RunConfig
     vocab_size: int
-    corpus: Corpus
+    corpus: TextCorpus | ShardCorpus
     network: Network
     learner: Learner
-    rows: ShuffledRows
+    rows: TrainingRows
     tasks: TaskSource | None
     evaluator: Evaluator
 
@@ -58,12 +60,12 @@ def gather_ingredients(config: RunConfig, process: Process) -> Ingredients:
         config,
         network,
         make_learner(judged, network.twin.decoder),
-        rows=TokenRows(corpus.validation, length) if config.evaluation.n_rows else None,
+        rows=corpus.validation_rows(length) if config.evaluation.n_rows else None,
         tasks=held_out_tasks,
         judged_rows=build_judged_rows(config, corpus.tokenizer, vocab_size),
         process=process,
     )
-    rows = ShuffledRows(TokenRows(corpus.train, length), config.training.seed)
+    rows = corpus.training_rows(length, config.training.seed)
     return Ingredients(config, vocab_size, corpus, network, learner, rows, train_tasks, evaluator)
 
 
@@ -118,7 +120,7 @@ def _compile_mode(config: RunConfig, process: Process) -> CompileMode:
     return "model"
 
 
-def _vocab_size(config: RunConfig, corpus: Corpus) -> int:
+def _vocab_size(config: RunConfig, corpus: TextCorpus | ShardCorpus) -> int:
     wanted, needed = config.model.vocab_size, corpus.tokenizer.vocab_size
     if wanted is not None and wanted < needed:
         raise ConfigError(
@@ -128,7 +130,7 @@ def _vocab_size(config: RunConfig, corpus: Corpus) -> int:
     return wanted or needed
 
 
-def _build_tasks(config: RunConfig, corpus: Corpus) -> tuple[TaskSource | None, list[SMLMT]]:
+def _build_tasks(config: RunConfig, corpus: TextCorpus | ShardCorpus) -> tuple[TaskSource | None, list[SMLMT]]:
     """The training tasks, and the held-out tasks once per readout; none where nothing asks for them."""
     builder, settings = TaskBuilder(config, corpus), config.evaluation
     training = builder.training() if config.meta_ratio > 0 else None

@@ -8,7 +8,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from pico_ds.config import RunConfig
-from pico_ds.data.rows import ShuffledRows
+from pico_ds.data.rows import TrainingRows
 from pico_ds.engine.distributed import Process
 from pico_ds.tasks.episode import Episode
 from pico_ds.tasks.source import TaskSource
@@ -29,7 +29,7 @@ class Feed:
     A batch is a function of (seed, step, position), so that making one ahead changes nothing but the time it takes.
     """
 
-    def __init__(self, config: RunConfig, rows: ShuffledRows, tasks: TaskSource | None, process: Process) -> None:
+    def __init__(self, config: RunConfig, rows: TrainingRows, tasks: TaskSource | None, process: Process) -> None:
         self._config, self._rows, self._tasks, self._process = config, rows, tasks, process
         self._executor = ThreadPoolExecutor(1, "feed", initializer=process.select_device)
         self._ahead: dict[tuple[int, int], Future[Batch]] = {}
@@ -59,8 +59,8 @@ class Feed:
         process = self._process
         if self._kind(step) == "ar":
             count = self._config.training.global_batch_size
-            mine = self._rows.indices(first_row, count, process.rank, process.world_size)
-            return Batch(process.pinned(self._rows.rows.read(mine)), [])
+            mine = self._rows.take(first_row, count, process.rank, process.world_size)
+            return Batch(process.pinned(mine), [])
         assert self._tasks is not None
         share = range(process.rank, self._config.meta.tasks_per_step, process.world_size)
         return Batch(None, [self._tasks.sample(step, index).map(process.pinned) for index in share])

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pico_ds.config import RunConfig
-from pico_ds.data.rows import ShuffledRows
+from pico_ds.data.rows import TrainingRows
 from pico_ds.engine.distributed import Process
 from pico_ds.meta.gradient import GradientSum
 from pico_ds.meta.language_model import add_language_model_gradient
@@ -71,7 +71,7 @@ class OuterStep:
         config: RunConfig,
         network: Network,
         learner: Learner,
-        rows: ShuffledRows,
+        rows: TrainingRows,
         tasks: TaskSource | None,
         process: Process,
     ) -> None:

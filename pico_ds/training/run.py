@@ -31,6 +31,7 @@ from pico_ds.model.pretrained import load_initial_weights
 from pico_ds.training.assembly import Ingredients, gather_ingredients
 from pico_ds.training.callbacks.base import Callback
 from pico_ds.training.callbacks.checkpointing import Checkpointing
+from pico_ds.training.callbacks.data_cursor import DataCursor
 from pico_ds.training.callbacks.evaluation import Evaluation
 from pico_ds.training.callbacks.heartbeat import Heartbeat
 from pico_ds.training.callbacks.hub_pushes import HubPushes, prepare_repository
@@ -144,6 +145,7 @@ def _train_in(
     last = point.index if point is not None and point.checkpoint.parent.resolve() == store.directory.resolve() else None
     callbacks: list[Callback] = [
         *([FirstStepClock(started), ProgressBar(console)] if process.is_main else []),
+        DataCursor(ingredients.rows),
         *([MetricsLog(trackers, config.monitoring.log_every_n_steps)] if process.is_main else []),
         Checkpointing(
             build_saver(ingredients, store, optimizer_state, watchdog, trackers, last, pushes),

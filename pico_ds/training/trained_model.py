@@ -11,7 +11,9 @@ from pico_ds.checkpoint.errors import CheckpointError
 from pico_ds.checkpoint.weights import META_NAME, WEIGHTS_NAME
 from pico_ds.config import ConfigError, Readout, RunConfig, load_config
 from pico_ds.config.validation import LAYOUT_EXTRA_TOKENS
-from pico_ds.data.corpus import Corpus, open_corpus
+from pico_ds.data.corpus import open_corpus
+from pico_ds.data.shard_corpus import ShardCorpus
+from pico_ds.data.text_corpus import TextCorpus
 from pico_ds.data.tokenizer import load_tokenizer
 from pico_ds.engine.distributed import Process
 from pico_ds.evaluation.grid import Model
@@ -41,7 +43,7 @@ class TrainedModel:
     config: RunConfig
     model: Model
 
-    def open_corpus(self) -> Corpus:
+    def open_corpus(self) -> TextCorpus | ShardCorpus:
         """The corpus that it was trained on.
 
         Raises:

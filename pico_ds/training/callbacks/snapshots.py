@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from pico_ds.checkpoint.errors import CheckpointError
 from pico_ds.checkpoint.store import CheckpointStore
 from pico_ds.checkpoint.stream import cannot_write
-from pico_ds.data.rows import TokenRows
 from pico_ds.data.tokenizer import TextTokenizer
 from pico_ds.dynamics.snapshot import Snapshot, write_snapshot
 from pico_ds.dynamics.taking import SnapshotTaker
@@ -144,7 +143,7 @@ def build_snapshots(ingredients: Ingredients, store: CheckpointStore, process: P
         build_network(plain, ingredients.vocab_size, process),
         ingredients.learner,
         ingredients.rows,
-        TokenRows(corpus.validation, config.data.sequence_length),
+        corpus.validation_rows(config.data.sequence_length),
         tasks,
         process,
     )

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from pico_ds.config import SmlmtConfig
-from pico_ds.data.corpus import TokenStream
+from pico_ds.data.token_stream import TokenStream
 from pico_ds.data.tokenizer import TextTokenizer, load_tokenizer, train_tokenizer
 from pico_ds.tasks.lexicon import Lexicon, TokenClasses, WordSplit
 from pico_ds.tasks.smlmt import SMLMT

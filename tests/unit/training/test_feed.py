@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from pico_ds.config import parse_config
-from pico_ds.data.corpus import TokenStream
 from pico_ds.data.rows import ShuffledRows, TokenRows
+from pico_ds.data.token_stream import TokenStream
 from pico_ds.engine.distributed import Process
 from pico_ds.training.feed import Feed
 from pico_ds.training.state import step_kind

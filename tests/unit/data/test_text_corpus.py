@@ -8,9 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from pico_ds.config import DataConfig
-from pico_ds.data.corpus import Corpus, open_corpus
 from pico_ds.data.documents import is_validation, read_documents
 from pico_ds.data.errors import DataError
+from pico_ds.data.text_corpus import TextCorpus, open_text_corpus
 from tests.conftest import write_text_corpus
 
 
@@ -24,7 +24,7 @@ def files_config(cache: Path, *paths: Path | str, **others: object) -> DataConfi
     )
 
 
-def texts(corpus: Corpus, split: str) -> list[str]:
+def texts(corpus: TextCorpus, split: str) -> list[str]:
     stream = getattr(corpus, split)
     starts = [0, *stream.document_ends[:-1]]
     return [
@@ -35,7 +35,7 @@ def texts(corpus: Corpus, split: str) -> list[str]:
 
 def test_documents_are_split_by_content_and_come_back_whole(text_corpus: Path, tmp_path: Path) -> None:
     config = files_config(tmp_path, text_corpus, validation_fraction=0.2)
-    corpus = open_corpus(config)
+    corpus = open_text_corpus(config)
     documents = [json.loads(line)["text"] for line in text_corpus.read_text().splitlines()]
     train, validation = texts(corpus, "train"), texts(corpus, "validation")
     assert sorted(train + validation) == sorted(documents)
@@ -54,7 +54,7 @@ def test_the_same_corpus_from_txt_jsonl_and_parquet(tmp_path: Path) -> None:
         (folder / f"{number:03d}.txt").write_text(document)
     (tmp_path / "paragraphs.txt").write_text("\n\n".join(documents))
     corpora = [
-        open_corpus(files_config(tmp_path, path, **others))
+        open_text_corpus(files_config(tmp_path, path, **others))
         for path, others in [
             (jsonl, {}),
             (tmp_path / "a.parquet", {}),
@@ -68,13 +68,13 @@ def test_the_same_corpus_from_txt_jsonl_and_parquet(tmp_path: Path) -> None:
 
 
 def test_a_pretokenized_corpus_keeps_its_tokens(text_corpus: Path, tmp_path: Path) -> None:
-    text = open_corpus(files_config(tmp_path, text_corpus))
+    text = open_text_corpus(files_config(tmp_path, text_corpus))
     rows = [list(range(i, i + 20)) for i in range(50)]
     pq.write_table(pa.table({"input_ids": rows}), tmp_path / "rows.parquet")
     (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps({"input_ids": row}) for row in rows))
     tokenizer = str(text.tokenizer_directory)
-    corpus = open_corpus(files_config(tmp_path, tmp_path / "rows.parquet", tokenizer=tokenizer))
-    from_jsonl = open_corpus(files_config(tmp_path, tmp_path / "rows.jsonl", tokenizer=tokenizer))
+    corpus = open_text_corpus(files_config(tmp_path, tmp_path / "rows.parquet", tokenizer=tokenizer))
+    from_jsonl = open_text_corpus(files_config(tmp_path, tmp_path / "rows.jsonl", tokenizer=tokenizer))
     assert np.array_equal(corpus.train.tokens, from_jsonl.train.tokens)
     got = np.concatenate([corpus.train.tokens, corpus.validation.tokens])
     assert sorted(got.tolist()) == sorted(token for row in rows for token in row)
@@ -84,20 +84,20 @@ def test_a_pretokenized_corpus_keeps_its_tokens(text_corpus: Path, tmp_path: Pat
 def test_the_cache_is_used_again_and_one_of_several_processes_makes_it(text_corpus: Path, tmp_path: Path) -> None:
     config = files_config(tmp_path, text_corpus)
     with ThreadPoolExecutor(4) as pool:
-        corpora = list(pool.map(lambda _: open_corpus(config), range(4)))
+        corpora = list(pool.map(lambda _: open_text_corpus(config), range(4)))
     assert len({corpus.directory for corpus in corpora}) == 1
     made = corpora[0].directory.stat().st_mtime_ns
-    assert open_corpus(config).directory.stat().st_mtime_ns == made
+    assert open_text_corpus(config).directory.stat().st_mtime_ns == made
     # other data, other cache
     write_text_corpus(text_corpus, 121)
-    assert open_corpus(config).directory != corpora[0].directory
+    assert open_text_corpus(config).directory != corpora[0].directory
     leftovers = [path.name for path in corpora[0].directory.parent.iterdir() if path.name.startswith(".")]
     assert leftovers == []
 
 
 def test_the_tokenizer_is_deterministic_and_round_trips(text_corpus: Path, tmp_path: Path) -> None:
-    one = open_corpus(files_config(tmp_path / "one", text_corpus))
-    other = open_corpus(files_config(tmp_path / "other", text_corpus))
+    one = open_text_corpus(files_config(tmp_path / "one", text_corpus))
+    other = open_text_corpus(files_config(tmp_path / "other", text_corpus))
     assert (one.tokenizer_directory / "tokenizer.json").read_text() == (
         other.tokenizer_directory / "tokenizer.json"
     ).read_text()
@@ -109,7 +109,7 @@ def test_the_tokenizer_is_deterministic_and_round_trips(text_corpus: Path, tmp_p
 def test_the_saved_tokenizer_loads_in_transformers(text_corpus: Path, tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
-    corpus = open_corpus(files_config(tmp_path, text_corpus))
+    corpus = open_text_corpus(files_config(tmp_path, text_corpus))
     tokenizer = AutoTokenizer.from_pretrained(corpus.tokenizer_directory)
     assert tokenizer.mask_token_id == corpus.tokenizer.mask_id
     assert tokenizer.pad_token_id == corpus.tokenizer.pad_id
@@ -141,7 +141,7 @@ def test_bad_data_is_a_clear_error(name: str, content: str, expected: str, tmp_p
     path = tmp_path / name
     path.write_text(content)
     with pytest.raises(DataError, match=expected):
-        open_corpus(files_config(tmp_path, path))
+        open_text_corpus(files_config(tmp_path, path))
     # nothing half-made is left for the next try
     assert not [path for path in (tmp_path / "cache").iterdir() if path.is_dir()]
 
@@ -150,44 +150,44 @@ def test_wrong_types_of_columns_are_named(tmp_path: Path) -> None:
     for name, table in (("text", {"text": [1, 2]}), ("input_ids", {"input_ids": ["a", "b"]})):
         pq.write_table(pa.table(table), tmp_path / f"{name}.parquet")
         with pytest.raises(DataError, match=rf"column '{name}' holds (int64|string), expected"):
-            open_corpus(files_config(tmp_path, tmp_path / f"{name}.parquet"))
+            open_text_corpus(files_config(tmp_path, tmp_path / f"{name}.parquet"))
 
 
 def test_a_cache_that_cannot_be_made_is_a_clear_error(text_corpus: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match=r"data\.cache_dir: cannot make"):
-        open_corpus(files_config(tmp_path / "file", text_corpus))
+        open_text_corpus(files_config(tmp_path / "file", text_corpus))
 
 
 def test_a_wrong_column_names_the_columns_there(tmp_path: Path) -> None:
     pq.write_table(pa.table({"content": ["a"], "id": [1]}), tmp_path / "a.parquet")
     with pytest.raises(DataError, match="has the columns content, id; expected 'text'"):
-        open_corpus(files_config(tmp_path, tmp_path / "a.parquet"))
+        open_text_corpus(files_config(tmp_path, tmp_path / "a.parquet"))
 
 
 def test_token_ids_beyond_the_vocabulary_are_an_error(text_corpus: Path, tmp_path: Path) -> None:
-    text = open_corpus(files_config(tmp_path, text_corpus))
+    text = open_text_corpus(files_config(tmp_path, text_corpus))
     pq.write_table(pa.table({"input_ids": [[1, 2, 999_999 + i] for i in range(40)]}), tmp_path / "rows.parquet")
     config = files_config(tmp_path, tmp_path / "rows.parquet", tokenizer=str(text.tokenizer_directory))
     with pytest.raises(DataError, match="holds token ids from 1 to"):
-        open_corpus(config)
+        open_text_corpus(config)
 
 
 def test_missing_files_and_tokenizers_are_clear_errors(text_corpus: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no file matches"):
-        open_corpus(files_config(tmp_path, "nowhere/*.jsonl"))
+        open_text_corpus(files_config(tmp_path, "nowhere/*.jsonl"))
     with pytest.raises(DataError, match=r"data\.tokenizer: cannot load 'nobody/nothing'"):
-        open_corpus(files_config(tmp_path, text_corpus, tokenizer="nobody/nothing"))
+        open_text_corpus(files_config(tmp_path, text_corpus, tokenizer="nobody/nothing"))
     pq.write_table(pa.table({"input_ids": [[1, 2]]}), tmp_path / "rows.parquet")
     with pytest.raises(DataError, match="already tokenized; name the tokenizer"):
-        open_corpus(files_config(tmp_path, tmp_path / "rows.parquet"))
+        open_text_corpus(files_config(tmp_path, tmp_path / "rows.parquet"))
 
 
 def test_odd_documents_are_handled(tmp_path: Path) -> None:
     good = write_text_corpus(tmp_path / "good.jsonl", 40).read_bytes()
     odd = b'{"text": ""}\n{"text": "   "}\n\n{"text": "nul \\u0000 inside"}\n{"text": "bad \xff\xfe bytes"}\n'
     (tmp_path / "odd.jsonl").write_bytes(good + odd)
-    corpus = open_corpus(files_config(tmp_path, tmp_path / "odd.jsonl"))
+    corpus = open_text_corpus(files_config(tmp_path, tmp_path / "odd.jsonl"))
     documents = texts(corpus, "train") + texts(corpus, "validation")
     assert len(documents) == 42
     assert "nul \0 inside" in documents

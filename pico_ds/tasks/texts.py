@@ -1,0 +1,100 @@
+"""The text that tasks are made of, with its words: of a corpus that is indexed as a whole, or of pools of its rows."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol, runtime_checkable
+
+from pico_ds.config import RunConfig
+from pico_ds.data.shard_corpus import ShardCorpus
+from pico_ds.data.text_corpus import TextCorpus
+from pico_ds.tasks.index import Index, Vocabulary
+from pico_ds.tasks.lexicon import Lexicon, TokenClasses
+from pico_ds.tasks.token_index import TokenIndex, TokenWords
+from pico_ds.tasks.word_index import WordIndex
+
+
+@dataclass(frozen=True)
+class Text:
+    """Words, and where they stand."""
+
+    index: Index
+    vocabulary: Vocabulary
+
+
+@runtime_checkable
+class Texts(Protocol):
+    """Texts for tasks."""
+
+    #: whether training takes one text after another
+    is_pooled: bool
+
+    def training(self, number: int) -> Text:
+        """The text of a part of training; made anew by every call where `is_pooled`."""
+
+    @property
+    def held_out(self) -> Text:
+        """Text that is not trained on."""
+
+
+class WholeTexts:
+    """Every word of every document; words may have several tokens."""
+
+    is_pooled = False
+
+    def __init__(self, config: RunConfig, corpus: TextCorpus) -> None:
+        self._config, self._corpus = config, corpus
+
+    def training(self, number: int) -> Text:
+        """The training documents, whatever the number."""
+        return self._training
+
+    @cached_property
+    def held_out(self) -> Text:
+        """The held-out documents."""
+        index = WordIndex(self._corpus.validation, self._lexicon, self._classes, self._config.smlmt)
+        return Text(index, self._lexicon)
+
+    @cached_property
+    def _training(self) -> Text:
+        return Text(WordIndex(self._corpus.train, self._lexicon, self._classes, self._config.smlmt), self._lexicon)
+
+    @cached_property
+    def _classes(self) -> TokenClasses:
+        return TokenClasses.of(self._corpus.tokenizer)
+
+    @cached_property
+    def _lexicon(self) -> Lexicon:
+        corpus = self._corpus
+        return Lexicon.build(corpus.train, corpus.validation, corpus.tokenizer, self._classes)
+
+
+class PooledTexts:
+    """`smlmt.pool_rows` rows of a shard at a time; words have one token."""
+
+    is_pooled = True
+
+    def __init__(self, config: RunConfig, corpus: ShardCorpus) -> None:
+        self._config, self._corpus = config, corpus
+
+    def training(self, number: int) -> Text:
+        """Pool `number`; a pure function of (seed, number)."""
+        smlmt, seed = self._config.smlmt, self._config.training.seed
+        index = TokenIndex(self._corpus.training_pool(number, smlmt.pool_rows, seed), self._words, smlmt)
+        return Text(index, index.lexicon)
+
+    @cached_property
+    def held_out(self) -> Text:
+        """The first rows of the held-out shards."""
+        smlmt = self._config.smlmt
+        index = TokenIndex(self._corpus.held_out_pool(smlmt.pool_rows), self._words, smlmt)
+        return Text(index, index.lexicon)
+
+    @cached_property
+    def _words(self) -> TokenWords:
+        tokenizer = self._corpus.tokenizer
+        return TokenWords.of(tokenizer, TokenClasses.of(tokenizer))
+
+
+def texts_of(config: RunConfig, corpus: TextCorpus | ShardCorpus) -> Texts:
+    """The texts of a corpus, made when they are asked for."""
+    return PooledTexts(config, corpus) if isinstance(corpus, ShardCorpus) else WholeTexts(config, corpus)

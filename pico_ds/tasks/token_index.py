@@ -1,0 +1,279 @@
+"""Where the words of a pool of token rows stand: of words that are one token, found without a look at any text.
+
+A pool holds millions of tokens and is replaced as training goes, so that its index must be small and quick to build:
+the positions of the words that may be classes, sorted by word, are all that is stored (4 bytes each). What else is
+asked for, such as the bounds of a context, is worked out from the tokens of the few contexts that a task has.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pico_ds.config import SmlmtConfig
+from pico_ds.data.tokenizer import TextTokenizer
+from pico_ds.tasks.lexicon import TokenClasses, WordSplit, word_split
+
+Integers = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
+
+#: bits of what an entry of the vocabulary is
+_LETTERS, _SPACED, _JOINS_NEXT, _JOINS_PREVIOUS, _DOT, _WORD, _SPECIAL, _ENDS_SENTENCE = (
+    np.uint8(1 << k) for k in range(8)
+)
+#: tokens that a thread looks at together
+_CHUNK_TOKENS = 2**18
+_THREADS = 2
+
+
+@dataclass(frozen=True)
+class TokenWords:
+    """The words that are one token of a vocabulary; tokens that differ in a space or in case are one word.
+
+    Attributes:
+        words: text of each, in alphabetical order.
+        word_of_token: `[vocab_size]` word of each token, -1 for none.
+    """
+
+    words: tuple[str, ...]
+    word_of_token: npt.NDArray[np.int32]
+    classes: TokenClasses
+    #: bits of each token
+    flags: npt.NDArray[np.uint8]
+    _splits: dict[tuple[float, float, int], npt.NDArray[np.str_]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, tokenizer: TextTokenizer, classes: TokenClasses) -> "TokenWords":
+        """Read them off the tokenizer."""
+        texts = tokenizer.backend.decode_batch([[i] for i in range(tokenizer.vocab_size)], skip_special_tokens=False)
+        names = [
+            text.strip().lower() if letters else "" for text, letters in zip(texts, classes.is_letters, strict=True)
+        ]
+        words = sorted({name for name in names if name.isalpha()})
+        numbers = {word: number for number, word in enumerate(words)}
+        word_of_token = np.array([numbers.get(name, -1) for name in names], dtype=np.int32)
+        bits = {
+            _LETTERS: classes.is_letters,
+            _SPACED: classes.starts_with_space,
+            _JOINS_NEXT: classes.joins_next,
+            _JOINS_PREVIOUS: classes.joins_previous,
+            _DOT: classes.is_dot,
+            _WORD: word_of_token >= 0,
+            _SPECIAL: classes.is_special,
+            _ENDS_SENTENCE: classes.ends_sentence | classes.breaks_line,
+        }
+        flags = np.zeros(len(texts), dtype=np.uint8)
+        for bit, holds in bits.items():
+            flags |= np.where(holds, bit, np.uint8(0))
+        return cls(tuple(words), word_of_token, classes, flags)
+
+    def splits(self, config: SmlmtConfig, split_seed: int) -> npt.NDArray[np.str_]:
+        """The split of each word."""
+        key = (config.validation_word_fraction, config.test_word_fraction, split_seed)
+        if key not in self._splits:
+            self._splits[key] = np.array([word_split(word, config, split_seed) for word in self.words])
+        return self._splits[key]
+
+
+@dataclass(frozen=True)
+class PoolLexicon:
+    """The words of a pool.
+
+    Attributes:
+        counts: `[n_words]` occurrences in the pool.
+    """
+
+    token_words: TokenWords
+    counts: Integers
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """Text of each word."""
+        return self.token_words.words
+
+    def class_words(self, split: WordSplit, config: SmlmtConfig, split_seed: int) -> Integers:
+        """Ids of the words that may be classes of a split: in the frequency range, and assigned by a keyed hash."""
+        in_range = (self.counts >= config.min_word_freq) & (self.counts <= config.max_word_freq)
+        return np.flatnonzero(in_range & (self.token_words.splits(config, split_seed) == split))
+
+
+class TokenIndex:
+    """Occurrences of the words of a pool of rows, ordered by word, then by position.
+
+    Attributes:
+        tokens: `[n_tokens]`, the rows one after another.
+        document_ends: where documents, and rows, end (exclusive).
+        positions: `[n_occurrences]` of words with a frequency from `min_word_freq` to `max_word_freq`.
+    """
+
+    def __init__(self, rows: npt.NDArray[Any], words: TokenWords, config: SmlmtConfig) -> None:
+        """
+        Args:
+            rows: `[n_rows, tokens]`, of fewer than 2^32 tokens.
+        """
+        assert rows.size < 2**32, f"{rows.size} tokens in a pool"
+        self.tokens, self._width, self._words = rows.reshape(-1), rows.shape[1], words
+        self._length, self._by_sentence = config.context_tokens, config.context == "sentence"
+        per_chunk = max(1, _CHUNK_TOKENS // self._width)
+        chunks = [(first, rows[first : first + per_chunk]) for first in range(0, len(rows), per_chunk)]
+        with ThreadPoolExecutor(_THREADS, "index") as pool:
+            found = [*pool.map(lambda chunk: self._survey(chunk[1]), chunks)]
+            by_chunk = np.array([counts for counts, _, _ in found])
+            self.lexicon = PoolLexicon(words, by_chunk.sum(axis=0))
+            self.positions = self._sort(chunks, by_chunk, config, pool.map)
+        offsets = np.array([first * self._width for first, _ in chunks])
+        special, ends = (
+            np.concatenate([offset + part[which] for offset, part in zip(offsets, found, strict=True)])
+            for which in (1, 2)
+        )
+        row_ends = np.arange(1, len(rows) + 1) * self._width
+        self.document_ends: Integers = np.union1d(row_ends, special + 1)
+        # a special token bounds a context on both sides
+        self._bounds: Integers = np.unique(np.concatenate([self.document_ends, special, ends]))
+
+    def occurrences(self, word: int) -> slice:
+        """Where the occurrences of a word stand in `positions`."""
+        return slice(int(self._first[word]), int(self._first[word + 1]))
+
+    def contexts(self, occurrences: Integers) -> tuple[Integers, Integers]:
+        """Bounds of the context of each occurrence: inside its document (or sentence), cutting no word."""
+        positions = self.positions[occurrences].astype(np.int64)
+        place = np.searchsorted(self._bounds, positions, side="right")
+        lower, upper = np.where(place > 0, self._bounds[place - 1], 0), self._bounds[place]
+        starts = np.maximum(lower, np.minimum(positions - self._length // 2, upper - self._length))
+        ends = np.minimum(starts + self._length, upper)
+        # move inwards past the parts of words that the bounds cut
+        while (cut := self._continues_word(starts)).any():
+            starts = starts + cut
+        while (cut := self._continues_word(ends)).any():
+            ends = ends - cut
+        return starts, ends
+
+    def words_at(self, places: Integers) -> npt.NDArray[np.int32]:
+        """The word that stands at each place, -1 where none of one token does."""
+        here, before, after = self._flags_around(places)
+        alone = _is_run_of_one(here, before, after)
+        return np.where(alone, self._words.word_of_token[self.tokens[places]], np.int32(-1))
+
+    def begins_word(self, places: Integers) -> Flags:
+        """Whether a word that `words_at` finds begins there: it has one token."""
+        return np.ones(places.shape, dtype=np.bool_)
+
+    def disjoint_contexts(self, words: Integers, at_least: int) -> Flags:
+        """For each word, whether it has `at_least` contexts of which no two overlap (earliest end first)."""
+        here, stops = self._first[words].copy(), self._first[words + 1]
+        alive = here < stops
+        for _ in range(at_least - 1):
+            rest = np.flatnonzero(alive)
+            ends = self.contexts(here[rest])[1]
+            # the next occurrence nearly always stands behind the context; else the one after it
+            while len(rest):
+                here[rest] += 1
+                alive[rest] = here[rest] < stops[rest]
+                inside = alive[rest]
+                rest, ends = rest[inside], ends[inside]
+                overlaps = self.contexts(here[rest])[0] < ends
+                rest, ends = rest[overlaps], ends[overlaps]
+        return alive
+
+    def _survey(self, rows: npt.NDArray[Any]) -> tuple[Integers, Integers, Integers]:
+        """Occurrences of each word in a chunk, and places in it of special tokens and, if asked for, sentence ends."""
+        flags = self._words.flags[rows]
+        tokens = np.bincount(rows[_usable(flags)], minlength=len(self._words.flags))
+        named = self._words.word_of_token >= 0
+        counts = np.bincount(
+            self._words.word_of_token[named], weights=tokens[named], minlength=len(self._words.words)
+        ).astype(np.int64)
+        special = np.flatnonzero(flags & _SPECIAL)
+        if not self._by_sentence:
+            return counts, special, np.empty(0, dtype=np.int64)
+        spaced_next = np.ones(flags.shape, dtype=np.bool_)
+        spaced_next[:, :-1] = (flags[:, 1:] & _SPACED) != 0
+        breaks = self._words.classes.breaks_line[rows]
+        return counts, special, np.flatnonzero(((flags & _ENDS_SENTENCE) != 0) & (spaced_next | breaks)) + 1
+
+    def _sort(
+        self,
+        chunks: list[tuple[int, npt.NDArray[Any]]],
+        by_chunk: Integers,
+        config: SmlmtConfig,
+        in_threads: Callable[..., Any],
+    ) -> npt.NDArray[np.uint32]:
+        """Positions of the words in the frequency range, by word: a counting sort, every chunk into its own places."""
+        counts = self.lexicon.counts
+        kept = (counts >= config.min_word_freq) & (counts <= config.max_word_freq)
+        self._first: Integers = np.concatenate([[0], np.cumsum(np.where(kept, counts, 0))])
+        before = np.cumsum(by_chunk, axis=0) - by_chunk
+        positions = np.empty(self._first[-1], dtype=np.uint32)
+        named = self._words.word_of_token >= 0
+        kept_token = np.zeros(len(named), dtype=np.bool_)
+        kept_token[named] = kept[self._words.word_of_token[named]]
+        # radix sort is for 16 bits
+        narrow = np.uint16 if len(kept) <= 2**16 else np.int32
+        word_of_token = np.where(kept_token, self._words.word_of_token, 0).astype(narrow)
+
+        def place(number: int) -> None:
+            first, rows = chunks[number]
+            usable = _usable(self._words.flags[rows]) & kept_token[rows]
+            places = np.flatnonzero(usable)
+            words = word_of_token[rows.reshape(-1)[places]]
+            order = np.argsort(words, kind="stable")
+            words = words[order]
+            group = np.flatnonzero(np.concatenate([[True], words[1:] != words[:-1]])) if len(words) else places
+            rank = np.arange(len(words)) - np.repeat(group, np.diff(np.append(group, len(words))))
+            target = self._first[words] + before[number, words] + rank
+            positions[target] = places[order] + first * self._width
+
+        [*in_threads(place, range(len(chunks)))]
+        return positions
+
+    def _flags_around(self, places: Integers) -> tuple[npt.NDArray[np.uint8], ...]:
+        """Flags of the tokens at, before and behind each place; at the edges of a row, of none."""
+        column, last = places % self._width, len(self.tokens) - 1
+        look = partial(np.take, self._words.flags)
+        here = look(self.tokens[places])
+        before = np.where(column > 0, look(self.tokens[np.maximum(places - 1, 0)]), np.uint8(0))
+        after = np.where(column < self._width - 1, look(self.tokens[np.minimum(places + 1, last)]), np.uint8(0))
+        return here, before, after
+
+    def _continues_word(self, places: Integers) -> Flags:
+        """Whether the token there goes on with the word of the token before it."""
+        inside = np.minimum(places, len(self.tokens) - 1)
+        here, before, _ = self._flags_around(inside)
+        return (places < len(self.tokens)) & _continues(here) & ((before & _LETTERS) != 0)
+
+
+def _continues(flags: npt.NDArray[np.uint8]) -> Flags:
+    """Letters without a space before them."""
+    return (flags & (_LETTERS | _SPACED)) == _LETTERS
+
+
+def _is_run_of_one(here: npt.NDArray[np.uint8], before: npt.NDArray[np.uint8], after: npt.NDArray[np.uint8]) -> Flags:
+    """Whether letters begin with this token and do not go on with the next."""
+    begins = ((here & _LETTERS) != 0) & (((here & _SPACED) != 0) | ((before & _LETTERS) == 0))
+    return begins & ~_continues(after)
+
+
+def _usable(flags: npt.NDArray[np.uint8]) -> Flags:
+    """Whether a whole word of one token stands at each place of some rows, as `find_word_runs` decides it.
+
+    What stands before and behind a row is not known: a word there may be a part of one.
+    """
+    edge = np.zeros((len(flags), 1), dtype=np.uint8)
+    before = np.concatenate([edge | _JOINS_NEXT, flags[:, :-1]], axis=1)
+    after = np.concatenate([flags[:, 1:], edge | _JOINS_PREVIOUS], axis=1)
+    continues_after = _continues(after)
+    # a dot between letters, as in "U.S."
+    inner_dot = ((flags & _DOT) != 0) & ((before & _LETTERS) != 0) & continues_after
+    dot_before = np.concatenate([edge.astype(np.bool_), inner_dot[:, :-1]], axis=1)
+    dot_after = np.concatenate([inner_dot[:, 1:], edge.astype(np.bool_)], axis=1)
+    spaced = (flags & _SPACED) != 0
+    glued_before = ~spaced & (((before & _JOINS_NEXT) != 0) | dot_before)
+    glued_after = ((after & (_JOINS_PREVIOUS | _LETTERS)) == _JOINS_PREVIOUS) | dot_after
+    is_word = (flags & (_WORD | _LETTERS)) == (_WORD | _LETTERS)
+    begins = spaced | ((before & _LETTERS) == 0)
+    return is_word & begins & ~continues_after & ~glued_before & ~glued_after
