@@ -44,7 +44,7 @@ class TokenWords:
     classes: TokenClasses
     #: bits of each token
     flags: npt.NDArray[np.uint8]
-    _splits: dict[tuple[float, float, int], npt.NDArray[np.str_]] = field(default_factory=dict)
+    _splits: dict[tuple[float, float, int], list[WordSplit]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, tokenizer: TextTokenizer, classes: TokenClasses) -> "TokenWords":
@@ -71,12 +71,12 @@ class TokenWords:
             flags |= np.where(holds, bit, np.uint8(0))
         return cls(tuple(words), word_of_token, classes, flags)
 
-    def splits(self, config: SmlmtConfig, split_seed: int) -> npt.NDArray[np.str_]:
-        """The split of each word."""
+    def of_split(self, split: WordSplit, config: SmlmtConfig, split_seed: int) -> Flags:
+        """Whether each word belongs to a split; worked out once for all pools."""
         key = (config.validation_word_fraction, config.test_word_fraction, split_seed)
         if key not in self._splits:
-            self._splits[key] = np.array([word_split(word, config, split_seed) for word in self.words])
-        return self._splits[key]
+            self._splits[key] = [word_split(word, config, split_seed) for word in self.words]
+        return np.array([split == one for one in self._splits[key]], dtype=np.bool_)
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class PoolLexicon:
     def class_words(self, split: WordSplit, config: SmlmtConfig, split_seed: int) -> Integers:
         """Ids of the words that may be classes of a split: in the frequency range, and assigned by a keyed hash."""
         in_range = (self.counts >= config.min_word_freq) & (self.counts <= config.max_word_freq)
-        return np.flatnonzero(in_range & (self.token_words.splits(config, split_seed) == split))
+        return np.flatnonzero(in_range & self.token_words.of_split(split, config, split_seed))
 
 
 class TokenIndex:
