@@ -113,14 +113,21 @@ def _decode(data: bytes, where: str) -> str:
 
 
 def _read_jsonl(path: Path, text_field: str) -> Iterator[Document]:
+    undecodable: list[int] = []
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
             try:
-                record = json.loads(_decode(line, f"{path}, line {number}"))
-            except json.JSONDecodeError as error:
-                raise DataError(f"{path}, line {number}: not valid JSON ({error.msg})") from None
+                text = line.decode("utf-8")
+            except UnicodeDecodeError:
+                text = line.decode("utf-8", errors="replace")
+                undecodable.append(number)
+            try:
+                record = json.loads(text)
+            except (json.JSONDecodeError, RecursionError) as error:
+                reason = getattr(error, "msg", "nested too deeply")
+                raise DataError(f"{path}, line {number}: not valid JSON ({reason})") from None
             document = _document_of(record, text_field)
             if document is None:
                 keys = ", ".join(record) if isinstance(record, dict) else type(record).__name__
@@ -130,6 +137,14 @@ def _read_jsonl(path: Path, text_field: str) -> Iterator[Document]:
                 )
             if len(document):
                 yield document
+    if undecodable:
+        # once a file: a corpus may have millions of them
+        logger.warning(
+            "warning: %s: %d lines are not UTF-8 (the first is line %d); such bytes become U+FFFD",
+            path,
+            len(undecodable),
+            undecodable[0],
+        )
 
 
 def _document_of(record: object, text_field: str) -> Document | None:
@@ -139,7 +154,10 @@ def _document_of(record: object, text_field: str) -> Document | None:
     tokens, text = record.get(TOKEN_COLUMN), record.get(text_field)
     if isinstance(tokens, list) and all(type(token) is int for token in tokens):
         return np.array(tokens, dtype=np.int64)
-    return text.strip() if isinstance(text, str) else None
+    if not isinstance(text, str):
+        return None
+    # half of a surrogate pair, which JSON may escape, is no text
+    return text.encode("utf-8", errors="replace").decode().strip()
 
 
 def _read_parquet(path: Path, text_column: str) -> Iterator[Document]:

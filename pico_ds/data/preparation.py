@@ -1,0 +1,183 @@
+"""Raw text to token shards: documents in order, tokenized by all cores."""
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from hashlib import sha256
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pico_ds.config import DataConfig
+from pico_ds.data.documents import Document, data_files, read_documents
+from pico_ds.data.errors import DataError
+from pico_ds.data.hub_requests import http_error
+from pico_ds.data.shard_writing import ShardWriter
+from pico_ds.data.tokenizer import TextTokenizer, import_tokenizer, load_tokenizer
+
+#: documents, and characters, that a process tokenizes at once
+_BATCH_DOCUMENTS, _BATCH_CHARACTERS = 512, 2**21
+
+#: of a worker
+_TOKENIZER: TextTokenizer
+
+
+@dataclass(frozen=True)
+class Source:
+    """Documents in a fixed order.
+
+    Attributes:
+        identity: what they depend on.
+        read: all of them but the first so many.
+    """
+
+    identity: dict[str, Any]
+    read: Callable[[int], Iterator[str]]
+
+
+def local_source(paths: list[str], text_column: str, txt_documents: str) -> Source:
+    """Documents of files, as `data.source: files` reads them.
+
+    Raises:
+        DataError: no such files.
+    """
+    config = DataConfig.model_validate(
+        {"source": "files", "paths": paths, "text_column": text_column, "txt_documents": txt_documents}
+    )
+    files = data_files(config)
+
+    def read(first: int) -> Iterator[str]:
+        return islice(_texts(read_documents(config)), first, None)
+
+    identity = {"files": {path.name: path.stat().st_size for path in files}, "text_column": text_column}
+    return Source({**identity, "txt_documents": txt_documents}, read)
+
+
+def hub_source(dataset: str, subset: str | None, split: str, text_column: str) -> Source:
+    """Documents of a dataset of the hub, read as they come.
+
+    Raises:
+        DataError: a set that cannot be read, or one without the column.
+    """
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
+
+    try:
+        rows = load_dataset(dataset, subset, split=split, streaming=True)
+        columns = rows.column_names or list(next(iter(rows)))
+    except (OSError, ValueError, DatasetsError, StopIteration, http_error()) as error:
+        raise DataError(
+            f"--dataset: {dataset!r} cannot be read: {error}. Check the name, --subset and --split, the network, and "
+            "for a gated set $HF_TOKEN"
+        ) from error
+    if text_column not in columns:
+        raise DataError(f"--text_column: {dataset} has the columns {', '.join(columns)}; got {text_column!r}")
+
+    def read(first: int) -> Iterator[str]:
+        texts = (str(row[text_column] or "").strip() for row in rows.select_columns([text_column]))
+        return islice((text for text in texts if text), first, None)
+
+    return Source({"dataset": dataset, "subset": subset, "split": split, "text_column": text_column}, read)
+
+
+def _texts(documents: Iterator[Document]) -> Iterator[str]:
+    for document in documents:
+        if not isinstance(document, str):
+            raise DataError("the files hold token ids already; give raw text, or write data.source: files or shards")
+        yield document
+
+
+@dataclass
+class Counts:
+    """What has been done, those of an earlier start included."""
+
+    documents: int = 0
+    tokens: int = 0
+    shards: int = 0
+
+
+@dataclass
+class Preparation:
+    """A job: where texts come from, what tokenizes them, and where the shards go."""
+
+    source: Source
+    tokenizer: str
+    out: Path
+    sequence_length: int
+    rows_per_shard: int
+    workers: int
+    counts: Counts = field(default_factory=Counts)
+
+    def run(self, on_progress: Callable[[Counts], None]) -> bool:
+        """Write the shards, or go on with those of an earlier start.
+
+        Returns:
+            False where they were all there already.
+
+        Raises:
+            DataError: texts, a tokenizer or a directory that cannot be used, or shards of another job.
+        """
+        directory = self.out / "tokenizer"
+        if not directory.exists():
+            import_tokenizer(self.tokenizer, self.out / "tokenizer.partial")
+            (self.out / "tokenizer.partial").rename(directory)
+        settings = {
+            **self.source.identity,
+            "tokenizer_sha256": sha256((directory / "tokenizer.json").read_bytes()).hexdigest(),
+            "row_tokens": self.sequence_length + 1,
+            "rows_per_shard": self.rows_per_shard,
+        }
+        writer = ShardWriter(self.out, settings, self.sequence_length + 1, self.rows_per_shard)
+        if writer.is_complete:
+            return False
+        progress = writer.progress
+        self.counts = Counts(progress.documents, 0, len(progress.shards))
+        for tokens in self._tokenized(self.source.read(progress.documents), directory):
+            writer.add(tokens)
+            self.counts.documents += 1
+            self.counts.tokens += len(tokens)
+            self.counts.shards = len(writer.progress.shards)
+            on_progress(self.counts)
+        if self.counts.documents == 0:
+            raise DataError("there is no document with any text; check the files and --text_column")
+        writer.finish({"documents": self.counts.documents})
+        self.counts.shards = len(writer.progress.shards)
+        return True
+
+    def _tokenized(self, texts: Iterator[str], tokenizer: Path) -> Iterator[npt.NDArray[np.int32]]:
+        """Tokens of each document, with an end of text, in order."""
+        # not forked: the tokenizer's threads would not survive it
+        context = multiprocessing.get_context("spawn")
+        with context.Pool(self.workers, _start_worker, (str(tokenizer),)) as pool:
+            for flat, lengths in pool.imap(_tokenize, _batches(texts)):
+                yield from np.split(flat, np.cumsum(lengths)[:-1])
+
+
+def _batches(texts: Iterator[str]) -> Iterator[list[str]]:
+    batch: list[str] = []
+    characters = 0
+    for text in texts:
+        batch.append(text)
+        characters += len(text)
+        if len(batch) == _BATCH_DOCUMENTS or characters >= _BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+def _start_worker(tokenizer: str) -> None:
+    # as many processes as cores: threads of each would only be in each other's way
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    global _TOKENIZER
+    _TOKENIZER = load_tokenizer(Path(tokenizer))
+
+
+def _tokenize(texts: list[str]) -> tuple[npt.NDArray[np.int32], list[int]]:
+    end = _TOKENIZER.end_of_text_id
+    encoded = [np.array([*ids, end], dtype=np.int32) for ids in _TOKENIZER.encode(texts)]
+    return np.concatenate(encoded), [len(tokens) for tokens in encoded]
