@@ -10,6 +10,7 @@ import yaml
 from pico_ds.config.errors import ConfigError
 from pico_ds.config.loading import all_keys, parse_config, parse_yaml
 from pico_ds.config.moved_keys import KEPT_KEYS, MOVED_KEYS, moved
+from pico_ds.config.predecessors import Predecessor, Written
 from pico_ds.config.schema import RunConfig
 
 _DATASET, _BATCH = "data.dataset.name", "data.dataloader.batch_size"
@@ -22,43 +23,6 @@ _LAYERS = {f"feed_forward.w_{number}": f"swiglu.w_{number}" for number in range(
 #: tokens of a row of pico-lm/pretokenized-dolma that are predicted
 _ROW_TOKENS = 2048
 
-#: what pico-train takes where a key is not written
-_PICO_TRAIN: dict[str, Any] = {
-    "model.d_model": 768,
-    "model.n_layers": 12,
-    "model.vocab_size": 50304,
-    "model.max_seq_len": 2048,
-    "model.attention_n_heads": 12,
-    "model.attention_n_kv_heads": 4,
-    "model.activation_hidden_dim": 3072,
-    "data.dataset.name": "pico-lm/pretokenized-dolma",
-    "data.dataloader.batch_size": 1024,
-    "data.tokenizer.name": "allenai/OLMo-7B-0724-hf",
-    "training.max_steps": 200_000,
-    "training.fabric.num_nodes": 1,
-    "training.fabric.num_devices": 1,
-    "training.fabric.precision": "bf16-mixed",
-    "training.optimization.lr": 3e-4,
-    "training.optimization.lr_scheduler": "linear_with_warmup",
-    "training.optimization.lr_warmup_steps": 2500,
-    "training.optimization.gradient_accumulation_steps": 128,
-    "checkpointing.save_every_n_steps": 1000,
-    "checkpointing.save_to_hf": False,
-    "checkpointing.learning_dynamics.layer_suffixes": ["attention.v_proj", "attention.o_proj", "swiglu.w_2"],
-    "evaluation.metrics": ["paloma"],
-    "evaluation.paloma.dataset_name": "pico-lm/pretokenized-paloma-tinsy",
-    "evaluation.paloma.dataset_split": "val",
-    "monitoring.logging.log_every_n_steps": 100,
-    "monitoring.save_to_wandb": False,
-}
-#: the same of pico-maml, where it is another
-_PICO_MAML: dict[str, Any] = _PICO_TRAIN | {
-    "training.fabric.num_devices": 4,
-    "smlmt.enabled": False,
-    "smlmt.hybrid_ratio": 0.6,
-    "smlmt.inner_lr": 1e-3,
-    "smlmt.inner_steps": 10,
-}
 #: what both have in their code
 _FIXED: dict[str, Any] = {
     "training.final_lr_ratio": 0.0,
@@ -79,50 +43,6 @@ class Migration:
     notes: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class _Written:
-    key: str
-    value: Any
-    #: the old keys that it comes from
-    sources: tuple[str, ...]
-    comment: str
-
-
-class _Old:
-    """The old configuration: what is written, and where nothing is, the predecessor's default."""
-
-    def __init__(self, leaves: Mapping[str, Any], predecessor: str) -> None:
-        self.leaves = leaves
-        self.predecessor = predecessor
-        self._defaults = _PICO_MAML if predecessor == "pico-maml" else _PICO_TRAIN
-
-    def __getitem__(self, key: str) -> Any:
-        return self.leaves.get(key, self._defaults.get(key))
-
-    def first(self, *keys: str) -> Any:
-        """The value of the first key that is written, else of the first that has a default."""
-        written = [self.leaves[key] for key in keys if key in self.leaves]
-        return next(iter([*written, *(self._defaults[key] for key in keys if key in self._defaults)]), None)
-
-    def number(self, *keys: str) -> int:
-        """The same of what must be a positive integer, for it is reckoned with."""
-        value = self.first(*keys)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            name = next((key for key in keys if key in self.leaves), keys[0])
-            raise ConfigError(f"{name}: got {value!r}, expected a positive integer")
-        return value
-
-    def entry(self, key: str, value: Any, *sources: str, why: str = "") -> _Written:
-        """A key of ours; the comment names those of its sources that are written, and why where that is not enough."""
-        written = tuple(source for source in sources if source in self.leaves)
-        named = ", ".join(written) if written or why else f"{self.predecessor}'s default"
-        return _Written(key, value, written, "; ".join(filter(None, (why, named))))
-
-    def unwritten(self) -> dict[str, Any]:
-        """The defaults of keys that are not written."""
-        return {key: value for key, value in self._defaults.items() if key not in self.leaves}
-
-
 def migrate(text: str, name: str = "<text>") -> Migration:
     """Turn the YAML of a pico-train or pico-maml run into ours.
 
@@ -140,7 +60,7 @@ def migrate(text: str, name: str = "<text>") -> Migration:
             f"{name}: {ours[0]} is a key of pico_ds and of neither pico-train nor pico-maml; this file is a "
             "configuration of ours already, or a mixture: take such keys out, and write them into the result"
         )
-    old = _Old(leaves, "pico-maml" if _is_pico_maml(leaves) else "pico-train")
+    old = Predecessor(leaves, "pico-maml" if _is_pico_maml(leaves) else "pico-train")
     try:
         written = _written(old)
     except ConfigError as error:
@@ -164,9 +84,9 @@ def _leaves(tree: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]
             yield dotted, value
 
 
-def _written(old: _Old) -> list[_Written]:
+def _written(old: Predecessor) -> list[Written]:
     """What the new configuration says, each key once; what is reckoned from several keys goes before what is copied."""
-    found: dict[str, _Written] = {}
+    found: dict[str, Written] = {}
     for entry in (*_model(old), *_data(old), *_tasks(old), *_saving(old), *_judging(old)):
         found.setdefault(entry.key, entry)
     for key, value in (old.leaves | old.unwritten()).items():
@@ -183,12 +103,12 @@ def _written(old: _Old) -> list[_Written]:
                 raise ConfigError(f"{key}: {error}") from None
             found.setdefault(entry_of.to[0], old.entry(entry_of.to[0], converted, key))
     for key, value in _FIXED.items():
-        found.setdefault(key, old.entry(key, value, why=f"in {old.predecessor}'s code"))
+        found.setdefault(key, old.entry(key, value, why=f"in {old.name}'s code"))
     order = [*all_keys()]
     return sorted(found.values(), key=lambda entry: order.index(entry.key))
 
 
-def _model(old: _Old) -> Iterator[_Written]:
+def _model(old: Predecessor) -> Iterator[Written]:
     sizes = ("model.vocab_size", "data.tokenizer.vocab_size")
     yield old.entry("model.vocab_size", old.first(*sizes), *sizes)
     groups = "model.attention_n_kv_heads"
@@ -196,7 +116,7 @@ def _model(old: _Old) -> Iterator[_Written]:
         yield old.entry(groups, old["model.attention_n_heads"], groups, why="null: as many as query heads")
 
 
-def _data(old: _Old) -> Iterator[_Written]:
+def _data(old: Predecessor) -> Iterator[Written]:
     name = PurePosixPath(str(old[_DATASET])).name
     yield old.entry("data.source", "files", _DATASET)
     yield old.entry("data.paths", [f"data/{name}/train-*.parquet"], _DATASET)
@@ -207,16 +127,17 @@ def _data(old: _Old) -> Iterator[_Written]:
     yield old.entry("training.micro_batch_size", micro_batch, _BATCH, _ACCUMULATION, *_DEVICES, _NODES)
 
 
-def _ranks(old: _Old) -> int:
+def _ranks(old: Predecessor) -> int:
     return old.number(_NODES) * old.number(*_DEVICES)
 
 
-def _tasks(old: _Old) -> Iterator[_Written]:
-    if old.predecessor == "pico-train":
+def _tasks(old: Predecessor) -> Iterator[Written]:
+    if old.name == "pico-train":
         yield old.entry("smlmt.hybrid_ratio", 0.0, why="pico-train has no tasks")
         yield old.entry("evaluation.n_tasks", 0, why="pico-train has no tasks")
         return
     if not any(key.startswith("smlmt") for key in old.leaves):
+        yield old.entry("smlmt.hybrid_ratio", 1.0, why="the first pico-maml, whose steps are all on tasks")
         return
     ratio = ("smlmt.hybrid_ratio", "smlmt.probability")
     chosen = old.first(*ratio) if old["smlmt.enabled"] else 0.0
@@ -241,7 +162,7 @@ def _tasks(old: _Old) -> Iterator[_Written]:
         yield old.entry("meta.vocab_head_width", widths[0], "smlmt.hidden_dims")
 
 
-def _saving(old: _Old) -> Iterator[_Written]:
+def _saving(old: Predecessor) -> Iterator[Written]:
     names = ("checkpointing.hf_checkpoint.repo_id", "checkpointing.save_checkpoint_repo_id")
     pushes = "checkpointing.save_to_hf"
     repository = next((old.leaves[name] for name in names if old.leaves.get(name)), None)
@@ -262,7 +183,7 @@ def _saving(old: _Old) -> Iterator[_Written]:
         yield old.entry("learning_dynamics.save_every_n_steps", old[_SAVING], _SAVING, why="with every checkpoint")
 
 
-def _judging(old: _Old) -> Iterator[_Written]:
+def _judging(old: Predecessor) -> Iterator[Written]:
     metrics = old["evaluation.metrics"] or []
     if metrics:
         yield old.entry("evaluation.every_n_steps", old[_SAVING], _SAVING, why="with every checkpoint")
@@ -273,7 +194,7 @@ def _judging(old: _Old) -> Iterator[_Written]:
                 yield old.entry(f"evaluation.perplexity.{to}", old[source], source, "evaluation.metrics")
 
 
-def _notes(old: _Old, written: list[_Written]) -> Iterator[str]:
+def _notes(old: Predecessor, written: list[Written]) -> Iterator[str]:
     """What became of every old key that no new one comes from, and what else should be known."""
     used = {source for entry in written for source in entry.sources}
     values = {entry.key: entry.value for entry in written}
@@ -294,7 +215,7 @@ def _notes(old: _Old, written: list[_Written]) -> Iterator[str]:
     rows, micro_batches = old.number(_BATCH), _ranks(old) * old.number(_ACCUMULATION)
     if rows % micro_batches:
         yield (
-            f"training.global_batch_size: {old.predecessor} rounded down to whole micro-batches and took "
+            f"training.global_batch_size: {old.name} rounded down to whole micro-batches and took "
             f"{rows // micro_batches * micro_batches} rows; {rows} are taken here"
         )
     if "checkpointing.hub.repo_id" in values:
@@ -308,8 +229,8 @@ def _notes(old: _Old, written: list[_Written]) -> Iterator[str]:
         )
 
 
-def _text(old: _Old, written: list[_Written], notes: tuple[str, ...], name: str) -> str:
-    lines = [f"# From {PurePosixPath(name).name}, a configuration of {old.predecessor}."]
+def _text(old: Predecessor, written: list[Written], notes: tuple[str, ...], name: str) -> str:
+    lines = [f"# From {PurePosixPath(name).name}, a configuration of {old.name}."]
     lines += [f"# Its devices: torchrun --nnodes {old.number(_NODES)} --nproc_per_node {old.number(*_DEVICES)}"]
     lines += [f"# - {' '.join(note.split())}" for note in notes]
     open_sections: tuple[str, ...] = ()

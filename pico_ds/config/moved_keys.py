@@ -1,5 +1,7 @@
-"""Where the keys of pico-train and pico-maml configurations went: quoted by errors, followed by `migrate`, and the
-table of docs/migrating.md."""
+"""Where the keys of pico-train and pico-maml configurations went.
+
+Quoted by errors, followed by `migrate`, and the table of docs/migrating.md.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,6 +30,10 @@ def _to(key: str, hint: str = "", convert: Callable[[Any], Any] = _same) -> Move
     return Moved(f"write {key}{hint}", (key,), convert)
 
 
+def _of_the_vocab_head(key: str, convert: Callable[[Any], Any] = _same) -> Moved:
+    return Moved(f"write meta.head: vocab and {key}", (key,), convert)
+
+
 def _with(advice: str, *to: str) -> Moved:
     return Moved(advice, to)
 
@@ -45,7 +51,7 @@ def _one_of(choices: dict[Any, Any]) -> Callable[[Any], Any]:
     return convert
 
 
-_PRECISIONS = {name: "bf16" for name in ("bf16-mixed", "bf16-true", "bf16", "16-mixed", "16-true")}
+_PRECISIONS: dict[Any, str] = {name: "bf16" for name in ("bf16-mixed", "bf16-true", "bf16", "16-mixed", "16-true")}
 _PRECISIONS |= {name: "fp32" for name in ("32-true", "32", 32, "fp32")}
 _SCHEDULES = {"linear_with_warmup": "linear", "linear": "linear", "cosine": "cosine", "constant": "constant"}
 
@@ -114,7 +120,7 @@ MOVED_KEYS: dict[str, Moved] = {
     "checkpointing.fabric_checkpoint_filename": _FABRIC_FILES,
     "checkpointing.learning_dynamics_dir": _gone("the directory is fixed; leave the key out"),
     "checkpointing.learning_dynamics.layer_suffixes": _with(
-        "write learning_dynamics.layer_suffixes, and learning_dynamics.save_every_n_steps, without which none are taken",
+        "write learning_dynamics.layer_suffixes, and learning_dynamics.save_every_n_steps: null takes none",
         "learning_dynamics.layer_suffixes",
         "learning_dynamics.save_every_n_steps",
     ),
@@ -151,9 +157,9 @@ MOVED_KEYS: dict[str, Moved] = {
     "smlmt.min_token_freq": _to("smlmt.min_word_freq"),
     "smlmt.max_token_freq": _to("smlmt.max_word_freq", convert=_most_occurrences),
     "smlmt.max_length": _with("write smlmt.context_tokens", "smlmt.context_tokens", "smlmt.context"),
-    "smlmt.classifier_head.num_layers": _to("meta.vocab_head_layers", ", and meta.head: vocab"),
-    "smlmt.classifier_head.hidden_dim": _to("meta.vocab_head_width", ", and meta.head: vocab"),
-    "smlmt.classifier_head.dropout": _to("meta.vocab_head_dropout", ", and meta.head: vocab", float),
+    "smlmt.classifier_head.num_layers": _of_the_vocab_head("meta.vocab_head_layers"),
+    "smlmt.classifier_head.hidden_dim": _of_the_vocab_head("meta.vocab_head_width"),
+    "smlmt.classifier_head.dropout": _of_the_vocab_head("meta.vocab_head_dropout", float),
     "smlmt.classifier_head.init_method": _gone("the vocab head's weights are Xavier's; leave the key out"),
     "smlmt.classifier_head.*": _gone("write meta.head: vocab (or prototype, linear, generated)"),
     "smlmt.hidden_dims": _with(
@@ -161,7 +167,7 @@ MOVED_KEYS: dict[str, Moved] = {
         "meta.vocab_head_layers",
         "meta.vocab_head_width",
     ),
-    "smlmt.dropout": _to("meta.vocab_head_dropout", ", and meta.head: vocab", float),
+    "smlmt.dropout": _of_the_vocab_head("meta.vocab_head_dropout", float),
     "smlmt.weight_decay": _gone("write training.weight_decay, which is that of the decoder as well"),
     "evaluation.metrics": _with(
         "see evaluation.n_rows (validation loss), n_tasks (few-shot accuracy) and perplexity.data",
@@ -239,5 +245,6 @@ def advice_for(dotted_key: str) -> str | None:
 def table_of_keys() -> str:
     """Every key of the predecessors and what to do with it, as a table of Markdown."""
     rows = [f"| `{key}` | the same |" for key in KEPT_KEYS]
-    rows += [f"| `{key}` | {entry.advice} |" for key, entry in MOVED_KEYS.items()]
+    # <...> would be HTML
+    rows += [f"| `{key}` | {entry.advice.replace('<', chr(92) + '<')} |" for key, entry in MOVED_KEYS.items()]
     return "\n".join(["| key of pico-train or pico-maml | here |", "|---|---|", *sorted(rows)]) + "\n"
