@@ -15,7 +15,11 @@ COMMAND = "python scripts/config_reference.py > docs/configuration.md"
 _HEAD = f"""# Configuration
 
 Every key of a configuration, with what it may be, its default and its meaning; units stand in brackets. The page is
-made from `pico_ds/config/` by `{COMMAND}`, and a test holds it to that.
+made from `pico_ds/config/`, a test holds it to that, and this renews it:
+
+```bash
+{COMMAND}
+```
 
 A run is a YAML file (`--config`; `configs/` has some) with these sections, all of which may be left out. On the command
 line any key can be overridden as `section.key=value`, where the value is YAML:
