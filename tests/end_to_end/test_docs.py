@@ -27,7 +27,7 @@ from tests.launching import REPOSITORY
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
 SCRIPTS = sorted((REPOSITORY / "scripts").rglob("*.py"))
 #: first words of the commands that run nothing of ours
-OTHERS_COMMANDS = {"source", "pip", "hf", "cd", "xxh128sum"}
+OTHERS_COMMANDS = {"source", "pip", "hf", "cd", "export", "mkdir", "ssh", "scancel", "squeue", "xxh128sum"}
 _FENCE = re.compile(r"^[ ]*```(\w*)\n(.*?)^[ ]*```$", flags=re.DOTALL | re.MULTILINE)
 
 
