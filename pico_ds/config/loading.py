@@ -60,19 +60,22 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         ConfigError: a file that cannot be read, a duplicate, unknown, moved or mistyped key, a value out of range,
             or a combination of values that cannot work. All problems found are named at once.
     """
-    path = Path(path)
+    return parse_config(read_text(Path(path)), overrides, name=str(path))
+
+
+def read_text(path: Path) -> str:
+    """The text of a configuration."""
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
     except UnicodeError as error:
         raise ConfigError(f"{path} is not UTF-8: {error}") from error
-    return parse_config(text, overrides, name=str(path))
 
 
 def parse_config(text: str, overrides: Sequence[str] = (), name: str = "<text>") -> RunConfig:
     """`load_config` for a YAML text; `name` stands for it in messages."""
-    tree = _parse_yaml(text, name)
+    tree = parse_yaml(text, name)
     if tree is None:
         tree = {}
     if not isinstance(tree, dict):
@@ -97,7 +100,8 @@ def dump_config(config: RunConfig) -> str:
     return yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
 
 
-def _parse_yaml(text: str, name: str) -> Any:
+def parse_yaml(text: str, name: str) -> Any:
+    """What a YAML text holds, by the rules of configurations; no key may stand twice."""
     loader = _StrictLoader(text)
     loader.name = name
     try:
@@ -121,7 +125,7 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
         if not isinstance(child, dict):
             raise ConfigError(f"override {override!r}: {section!r} is a value, not a section")
         branch = child
-    branch[key] = _parse_yaml(value, f"override {override!r}")
+    branch[key] = parse_yaml(value, f"override {override!r}")
 
 
 def _unknown_keys(tree: Mapping[Any, Any], section: type[BaseModel], path: tuple[str, ...]) -> Iterator[str]:
@@ -159,7 +163,7 @@ def _leaves(value: Any, dotted: str) -> Iterator[str]:
 def _suggest(dotted: str, section: type[BaseModel]) -> str:
     *parents, key = dotted.split(".")
     prefix = ".".join(parents) + "." if parents else ""
-    every = [*_all_keys(RunConfig, ())]
+    every = [*all_keys()]
     near = get_close_matches(key, section.model_fields, n=1, cutoff=0.6)
     candidates = [
         *(name for name in every if name.rsplit(".", 1)[-1] == key),
@@ -171,11 +175,12 @@ def _suggest(dotted: str, section: type[BaseModel]) -> str:
     return f"{dotted}: unknown key; {hint}"
 
 
-def _all_keys(section: type[BaseModel], path: tuple[str, ...]) -> Iterator[str]:
+def all_keys(section: type[BaseModel] = RunConfig, path: tuple[str, ...] = ()) -> Iterator[str]:
+    """Every dotted key, sections included, in the order of the schema."""
     for key, field in section.model_fields.items():
         yield ".".join((*path, key))
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from _all_keys(field.annotation, (*path, key))
+            yield from all_keys(field.annotation, (*path, key))
 
 
 def _explain(details: Sequence[ErrorDetails]) -> Iterator[str]:

@@ -1,75 +1,154 @@
-"""Commands, code and data of docs/: commands are parsed by their own script, Python is run, JSON is read."""
+"""README and docs/: commands are parsed by their own script and launcher, Python is run, YAML and JSON are read, links
+and keys lead somewhere. Pages and scripts are found by themselves.
+"""
 
 import importlib.util
 import json
 import re
 import shlex
+import subprocess
 import sys
 from argparse import Namespace
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 
-from pico_ds.config import load_config
+from pico_ds.config import RunConfig, load_config, parse_config
+from pico_ds.config.deepspeed import load_deepspeed_config
+from pico_ds.config.loading import all_keys
+from pico_ds.config.moved_keys import KEPT_KEYS, moved
 from pico_ds.meta.learners import LEARNERS
 from pico_ds.tasks.sentences import read_sentences
 from tests.hf_checkpoint import write_checkpoint
 from tests.launching import REPOSITORY
 
-PAGES = sorted((REPOSITORY / "docs").glob("*.md"))
+PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
+SCRIPTS = sorted((REPOSITORY / "scripts").rglob("*.py"))
+#: first words of the commands that run nothing of ours
+OTHERS_COMMANDS = {"source", "pip", "hf", "cd", "export", "mkdir", "ssh", "scancel", "squeue", "xxh128sum"}
+_FENCE = re.compile(r"^[ ]*```(\w*)\n(.*?)^[ ]*```$", flags=re.DOTALL | re.MULTILINE)
+
+
+def name_of(page: Path) -> str:
+    return str(page.relative_to(REPOSITORY))
 
 
 def blocks(language: str) -> list[tuple[str, str]]:
     """Name of the page and content of every block."""
-    pattern = rf"^```{language}\n(.*?)^```$"
     return [
-        (page.name, block)
+        (name_of(page), block)
         for page in PAGES
-        for block in re.findall(pattern, page.read_text(), flags=re.DOTALL | re.MULTILINE)
+        for found, block in _FENCE.findall(page.read_text())
+        if found == language
     ]
 
 
+def commands(block: str) -> Iterator[str]:
+    """Of a block of bash, without comments, and without what the output goes to."""
+    for line in block.replace("\\\n", " ").strip().splitlines():
+        words = shlex.split(line, comments=True)
+        at = next((i for i, word in enumerate(words) if word.startswith((">", "2>", "|"))), len(words))
+        if words[:at]:
+            yield shlex.join(words[:at])
+
+
 COMMANDS = [
-    pytest.param(line, id=f"{page} {line[:60]}")
+    pytest.param(command, id=f"{page} {command[:60]}")
     for page, block in blocks("bash")
-    for line in block.strip().splitlines()
-    if "scripts/" in line
+    for command in commands(block)
+    if command.split()[0] not in OTHERS_COMMANDS
 ]
+
+
+@cache
+def module_of(script: Path) -> object:
+    # a name of its own: `tasks` is a module of others as well
+    name = f"script_of_the_docs_{script.stem}"
+    specification = importlib.util.spec_from_file_location(name, script)
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    # dataclasses look their module up
+    sys.modules[name] = module
+    specification.loader.exec_module(module)
+    return module
 
 
 def arguments_of(script: Path, words: list[str], monkeypatch: pytest.MonkeyPatch) -> Namespace:
     """What the script makes of its arguments; it exits where it cannot."""
-    specification = importlib.util.spec_from_file_location(script.stem, script)
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    monkeypatch.setitem(sys.modules, script.stem, module)
-    specification.loader.exec_module(module)
     monkeypatch.setattr(sys, "argv", [str(script), *words])
-    return module.parse_arguments()
+    arguments: Namespace = module_of(script).parse_arguments()  # type: ignore[attr-defined]
+    return arguments
+
+
+def check_launcher(words: list[str]) -> None:
+    """Whether the launcher knows its options."""
+    if words[0] == "torchrun":
+        from torch.distributed.run import get_args_parser
+
+        get_args_parser().parse_args(words[1:])
+    elif words[0] == "deepspeed":
+        from deepspeed.launcher.runner import parse_args
+
+        parse_args(words[1:])
+    else:
+        assert words[0] in {"python", "bash", "sbatch", "srun"}, words
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_command_of_the_docs_is_understood(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    words = shlex.split(command, comments=True)
-    at = next(i for i, word in enumerate(words) if word.startswith("scripts/"))
-    arguments = arguments_of(REPOSITORY / words[at], words[at + 1 :], monkeypatch)
+def test_a_command_is_understood(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = shlex.split(command)
+    while re.match(r"[A-Z_]+=", words[0]):
+        words.pop(0)
+    at = next((i for i, word in enumerate(words) if word.startswith("scripts/")), None)
+    assert at is not None, f"runs nothing of scripts/; is {words[0]} to be one of OTHERS_COMMANDS?"
+    check_launcher(words)
+    script = REPOSITORY / words[at]
+    if script.suffix != ".py":
+        subprocess.run(["bash", "-n", script], check=True)
+        return
+    arguments = arguments_of(script, words[at + 1 :], monkeypatch)
     if getattr(arguments, "config", None) is not None:
         load_config(REPOSITORY / arguments.config, arguments.overrides)
+    if getattr(arguments, "deepspeed_config", None) is not None:
+        load_deepspeed_config(REPOSITORY / arguments.deepspeed_config)
 
 
 def test_there_are_commands_in_the_docs() -> None:
-    assert len(COMMANDS) > 10
+    assert len(COMMANDS) > 40
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
+def test_every_script_is_shown_somewhere(script: Path) -> None:
+    name = name_of(script)
+    assert any(name in command for _, block in blocks("bash") for command in commands(block)), name
+
+
+def test_commands_stand_in_blocks_of_bash() -> None:
+    for page in PAGES:
+        for language, block in _FENCE.findall(page.read_text()):
+            if language != "bash":
+                found = re.search(
+                    r"^\s*(python|bash|torchrun|deepspeed|sbatch) .*scripts/.*", block, flags=re.MULTILINE
+                )
+                assert found is None, f"{page.name}: {found}"
+
+
+@pytest.mark.parametrize(("page", "block"), blocks("yaml"))
+def test_yaml_is_a_configuration(page: str, block: str) -> None:
+    parse_config(block, name=page)
 
 
 @pytest.mark.parametrize(("page", "code"), blocks("python"))
-def test_python_of_the_docs_runs(page: str, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_python_runs(page: str, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     known = dict(LEARNERS)
     monkeypatch.chdir(tmp_path)
     # blocks of a page build on one another
     above = [block for name, block in blocks("python") if name == page]
     source = "\n".join(above[: above.index(code) + 1])
-    if page == "learners.md":
+    if page == "docs/learners.md":
         source = "from pico_ds.meta.learners import LEARNERS\n" + source
     write_checkpoint(tmp_path / "runs" / "demo-001" / "checkpoints" / "step_800")
     try:
@@ -79,16 +158,52 @@ def test_python_of_the_docs_runs(page: str, code: str, tmp_path: Path, monkeypat
         LEARNERS.update(known)
 
 
-def test_json_of_the_docs_is_valid(tmp_path: Path) -> None:
+def test_json_is_valid(tmp_path: Path) -> None:
     found = blocks("json")
     assert found
     for page, block in found:
-        (tmp_path / "own.jsonl").write_text("\n".join(json.dumps(json.loads(line)) for line in block.splitlines()))
-        if page == "tasks.md":
+        try:
+            records = [json.loads(block)]
+        except json.JSONDecodeError:
+            records = [json.loads(line) for line in block.splitlines()]
+        if page == "docs/tasks.md":
+            (tmp_path / "own.jsonl").write_text("\n".join(map(json.dumps, records)))
             read_sentences(tmp_path / "own.jsonl")
 
 
-def test_links_of_the_docs_lead_somewhere() -> None:
-    for page in PAGES:
-        for name in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
-            assert (page.parent / name).exists(), f"{page.name}: {name}"
+def prose(page: Path) -> str:
+    """The page without its blocks."""
+    return _FENCE.sub("", page.read_text())
+
+
+def anchors(page: Path) -> set[str]:
+    """Of the page's headings, as GitHub makes them."""
+    found: set[str] = set()
+    for heading in re.findall(r"^#+ (.*)$", prose(page), flags=re.MULTILINE):
+        anchor = re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+        found.add(anchor if anchor not in found else f"{anchor}-1")
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        name, _, anchor = link.partition("#")
+        if ":" in name:
+            continue
+        target = page.parent / name if name else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), f"{link}: there are {sorted(anchors(target))}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_keys_are_those_of_the_schema(page: Path) -> None:
+    ours = {*all_keys()}
+    sections = "|".join(RunConfig.model_fields)
+    for span in re.findall(r"`([^`]+)`", prose(page)):
+        # <section>.<key>, maybe with a value; a file model.safetensors is none
+        found = re.match(rf"((?:{sections})(?:\.[a-z_0-9]+)+)(?:=|: |$)", " ".join(span.split()))
+        if found is None or found[1].endswith((".safetensors", ".py", ".yaml", ".json")):
+            continue
+        theirs = page.name == "migrating.md" and (found[1] in KEPT_KEYS or moved(found[1]) is not None)
+        assert found[1] in ours or theirs, f"{span}: no such key"

@@ -1,0 +1,45 @@
+#!/usr/bin/env python
+"""Turn a configuration of pico-train or pico-maml into one of ours, which is written to the standard output.
+
+    python scripts/migrate_config.py old.yaml > new.yaml
+
+Beside each key stands where its value comes from. What is left out, and why, stands at the top and on stderr.
+docs/migrating.md has the whole table; `--table` prints it.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from pico_ds.config import ConfigError
+from pico_ds.config.loading import read_text
+from pico_ds.config.migration import migrate
+from pico_ds.config.moved_keys import table_of_keys
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("old", type=Path, nargs="?", help="YAML of a pico-train or pico-maml run")
+    what.add_argument("--table", action="store_true", help="print what becomes of every key, as Markdown")
+    return parser.parse_args()
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    if arguments.table:
+        print(table_of_keys(), end="")
+        return 0
+    try:
+        migration = migrate(read_text(arguments.old), name=str(arguments.old))
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(migration.text, end="")
+    for note in migration.notes:
+        print(f"note: {note}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

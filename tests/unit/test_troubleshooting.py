@@ -1,0 +1,70 @@
+"""docs/troubleshooting.md quotes messages that the sources still have."""
+
+import ast
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+PAGE = (REPOSITORY / "docs" / "troubleshooting.md").read_text()
+#: messages of other programs stand in a section of their own, or are these
+OTHERS_SECTION = "torchrun, NCCL, DeepSpeed and others"
+OTHERS = ("torch.OutOfMemoryError: CUDA out of memory", "DefaultCPUAllocator: can't allocate memory")
+#: what stands for a value, in the page and in what is read of the sources
+VALUE = re.compile(r"<[^>]*>")
+
+
+def quoted(section: str) -> list[str]:
+    return re.findall(r"^> `(.*)`$", section, flags=re.MULTILINE)
+
+
+SECTIONS = {part.split("\n", 1)[0]: part for part in PAGE.split("\n## ")[1:]}
+OURS = [
+    message
+    for name, section in SECTIONS.items()
+    if name != OTHERS_SECTION
+    for message in quoted(section)
+    if message not in OTHERS
+]
+
+
+def text_of(node: ast.expr) -> str:
+    """A string with <> for each value; adjacent strings are one already."""
+    if isinstance(node, ast.Constant):
+        # %s, %d, %.3e: of logging
+        return re.sub(r"%[\d.]*[sdeg]", "<>", node.value) if isinstance(node.value, str) else ""
+    if isinstance(node, ast.JoinedStr):
+        return "".join(text_of(part) for part in node.values)
+    return "<>"
+
+
+@cache
+def sources() -> tuple[str, ...]:
+    """Every string of the program."""
+    files = [*(REPOSITORY / "pico_ds").rglob("*.py"), *(REPOSITORY / "scripts").rglob("*.py")]
+    nodes = (node for file in files for node in ast.walk(ast.parse(file.read_text())))
+    return tuple(text for node in nodes if isinstance(node, ast.expr) if len(text := text_of(node)) > 10)
+
+
+@pytest.mark.parametrize("message", OURS)
+def test_a_message_of_ours_is_in_the_sources(message: str) -> None:
+    parts = VALUE.split(message)
+    assert max(map(len, parts)) > 8, "quote more of it, or it is found anywhere"
+    pattern = re.compile(".*".join(map(re.escape, parts)), flags=re.DOTALL)
+    assert any(pattern.search(source) for source in sources()), "no source says so any more: amend the page"
+
+
+def test_every_message_is_followed_by_what_to_do() -> None:
+    assert len(OURS) > 50
+    assert len(quoted(SECTIONS[OTHERS_SECTION])) > 10
+    assert len(set(quoted(PAGE))) == len(quoted(PAGE))
+    for section in SECTIONS.values():
+        for message, after in re.findall(r"^> `(.*)`\n\n(.*)$", section, flags=re.MULTILINE):
+            assert re.match("[^>#]", after), message
+
+
+def test_a_message_that_nobody_gives_is_found_out() -> None:
+    assert not any("the flux capacitor is empty" in source for source in sources())
+    assert any("a checkpoint could not be saved" in source for source in sources())
