@@ -117,9 +117,8 @@ def _model(old: Predecessor) -> Iterator[Written]:
 
 
 def _data(old: Predecessor) -> Iterator[Written]:
-    name = PurePosixPath(str(old[_DATASET])).name
-    yield old.entry("data.source", "files", _DATASET)
-    yield old.entry("data.paths", [f"data/{name}/train-*.parquet"], _DATASET)
+    yield old.entry("data.source", "hub", _DATASET)
+    yield old.entry("data.dataset", str(old[_DATASET]), _DATASET)
     length = min(_ROW_TOKENS, old.number("model.max_seq_len"))
     yield old.entry("data.sequence_length", length, why="rows of 2,049 tokens, cut to model.max_seq_len")
     micro_batch = max(1, old.number(_BATCH) // (_ranks(old) * old.number(_ACCUMULATION)))
@@ -208,10 +207,6 @@ def _notes(old: Predecessor, written: list[Written]) -> Iterator[str]:
             yield f"{key}: {value!r} is left out: it is empty, or another key decides it"
         else:
             yield f"{key}: {value!r} is left out: no key of pico-train or pico-maml that is known here"
-    yield (
-        f"data.paths: {old[_DATASET]} was streamed; download its shards to "
-        f"{PurePosixPath(values['data.paths'][0]).parent}/, or name where they are"
-    )
     rows, micro_batches = old.number(_BATCH), _ranks(old) * old.number(_ACCUMULATION)
     if rows % micro_batches:
         yield (

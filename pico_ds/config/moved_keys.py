@@ -130,8 +130,8 @@ MOVED_KEYS: dict[str, Moved] = {
     "checkpointing.learning_dynamics.*": _gone("learning_dynamics is a section of its own"),
     "checkpointing.evaluation.load_checkpoint_path": _gone("run scripts/evaluate.py on the checkpoint"),
     "checkpointing.evaluation.*": _gone("evaluation results are kept in <runs_dir>/<run_name>/eval_results"),
-    "data.dataset.name": _with("write data.source and data.paths", "data.source", "data.paths"),
-    "data.dataset.*": _gone("write data.source and data.paths"),
+    "data.dataset.name": _with("write data.source: hub and data.dataset", "data.source", "data.dataset"),
+    "data.dataset.*": _gone("write data.source: hub and data.dataset"),
     "data.dataloader.batch_size": _with(
         "write training.global_batch_size (rows over all ranks)",
         "training.global_batch_size",

@@ -1,5 +1,6 @@
 """From a configuration and a corpus to tasks."""
 
+import logging
 from functools import cached_property
 from pathlib import Path
 
@@ -7,6 +8,7 @@ from pico_ds.config import Readout, RunConfig, SmlmtConfig
 from pico_ds.data.shard_corpus import ShardCorpus
 from pico_ds.data.text_corpus import TextCorpus
 from pico_ds.tasks.context_choice import Documents
+from pico_ds.tasks.errors import TaskError
 from pico_ds.tasks.lexicon import WordSplit
 from pico_ds.tasks.pooled import PooledTasks
 from pico_ds.tasks.sentences import Sentence, SentenceTasks, read_sentences
@@ -14,6 +16,11 @@ from pico_ds.tasks.shape import TaskShape
 from pico_ds.tasks.smlmt import SMLMT
 from pico_ds.tasks.source import MixedTasks, TaskSource
 from pico_ds.tasks.texts import Text, texts_of
+
+logger = logging.getLogger("pico_ds")
+
+#: pools without enough words that are passed over, one after another, before a run is ended
+_POOLS_PASSED_OVER = 3
 
 
 class TaskBuilder:
@@ -36,14 +43,11 @@ class TaskBuilder:
             TaskError: a corpus, or sentences, that cannot supply the tasks.
         """
         smlmt, seed = self._config.smlmt, self._config.training.seed
-
-        def make(number: int) -> TaskSource:
-            return self._smlmt(self.texts.training(number), smlmt, "train", seed, readout, "any")
-
-        pooled = self.texts.is_pooled
-        tasks = PooledTasks(make, smlmt, self._config.training.max_steps - 1) if pooled else make(0)
-        # a task that cannot be drawn is an error now, not at the first meta step
-        tasks.sample(smlmt.warmup_steps + smlmt.curriculum_steps, index=0)
+        if self.texts.is_pooled:
+            last = self._config.training.max_steps - 1
+            tasks: TaskSource = PooledTasks(lambda number: self._of_pool(number, readout), smlmt, last)
+        else:
+            tasks = self._training(0, readout)
         if not self.sentences:
             return tasks
         name = str(smlmt.inject.path)
@@ -78,6 +82,22 @@ class TaskBuilder:
         vocabulary = self.texts.held_out.vocabulary
         words = vocabulary.class_words(split, self._config.smlmt, self._config.data.split_seed)
         return sorted({vocabulary.words[word] for word in words} & {sentence.name for sentence in self.sentences})
+
+    def _training(self, number: int, readout: Readout | None) -> SMLMT:
+        smlmt = self._config.smlmt
+        tasks = self._smlmt(self.texts.training(number), smlmt, "train", self._config.training.seed, readout, "any")
+        # a task that cannot be drawn is an error now, not at the first meta step
+        tasks.sample(smlmt.warmup_steps + smlmt.curriculum_steps, index=0)
+        return tasks
+
+    def _of_pool(self, number: int, readout: Readout | None) -> SMLMT:
+        """Tasks of a pool; a run that has come far is not ended by one odd shard, but takes what follows it."""
+        for other in range(number, number + _POOLS_PASSED_OVER if number else 0):
+            try:
+                return self._training(other, readout)
+            except TaskError as error:
+                logger.warning("warning: pool %d of tasks is passed over: %s", other, error)
+        return self._training(number + _POOLS_PASSED_OVER if number else 0, readout)
 
     def _smlmt(
         self,

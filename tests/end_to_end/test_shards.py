@@ -1,0 +1,66 @@
+"""Runs on shards of a hub: fetched once for all ranks, resumed in the middle of a shard, the same tasks everywhere."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.end_to_end.commands import TINY, course_of, run, torchrun
+from tests.fake_dataset_hub import FakeDatasetHub, fake_dataset_hub
+from tests.launching import REPOSITORY
+from tests.shards import write_shards
+
+TRAIN = str(REPOSITORY / "scripts" / "train.py")
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[FakeDatasetHub, Path]]:
+    directory = tmp_path_factory.mktemp("shards")
+    # four shards of which three are trained on: 24 rows each, five AR steps less one row
+    write_shards(directory, n_shards=4, rows_per_shard=[3, 3, 3, 40], width=8 * 32 + 1)
+    with fake_dataset_hub() as found:
+        found.add(directory)
+        yield found, directory
+
+
+def settings(directory: Path, name: str, *others: str) -> list[str]:
+    data = ["data.source=hub", "data.dataset=lab/tokens", f"data.tokenizer={directory}/tokenizer", "data.paths=[]"]
+    data += [f"data.cache_dir={directory}/cache-{name}", "smlmt.pool_steps=3", "smlmt.min_word_freq=4"]
+    where = [f"checkpointing.runs_dir={directory}/runs", f"checkpointing.run_name={name}"]
+    return ["--config", TINY, *data, *where, "training.max_steps=12", "training.lr_schedule=constant", *others]
+
+
+def at(hub: FakeDatasetHub) -> dict[str, str]:
+    return {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+
+
+def test_a_run_goes_on_mid_shard_on_another_number_of_ranks(hub: tuple[FakeDatasetHub, Path]) -> None:
+    server, directory = hub
+    whole = torchrun(TRAIN, *settings(directory, "whole"), **at(server))
+    assert "data.validate: fast: 4 shards" in whole
+    # one fetch a node, not one a rank
+    assert len(server.downloads) == len(set(server.downloads)) == 4
+    run("python", TRAIN, *settings(directory, "parts", "training.max_steps=5"), **at(server))
+    server.downloads.clear()
+    output = torchrun(TRAIN, *settings(directory, "parts"), **at(server))
+    assert "resuming from" in output
+    # the cache of this node still has what the first part fetched
+    assert len(server.downloads) == len(set(server.downloads)) < 4
+    expected, found = (course_of(directory / "runs" / name) for name in ("whole", "parts"))
+    assert [line["rows"] for line in found] == [line["rows"] for line in expected]
+    assert any(line["rows"] % 24 for line in found)
+    for mine, theirs in zip(found, expected, strict=True):
+        for key, value in theirs.items():
+            assert mine[key] == (pytest.approx(value, rel=1e-4, abs=1e-6) if isinstance(value, float) else value), key
+
+
+def test_a_run_does_not_go_on_with_another_commit(hub: tuple[FakeDatasetHub, Path]) -> None:
+    server, directory = hub
+    run("python", TRAIN, *settings(directory, "moved", "training.max_steps=3"), **at(server))
+    before, server.commit = server.commit, "1" * 40
+    try:
+        output = run("python", TRAIN, *settings(directory, "moved"), check=False, **at(server))
+    finally:
+        server.commit = before
+    assert before in output
+    assert "1" * 40 in output
