@@ -40,11 +40,12 @@ from pico_ds.training.errors import TrainingError
 from pico_ds.training.outer_step import OuterStep
 from pico_ds.training.report import print_report
 from pico_ds.training.resume import Resumer, rewind_metrics
-from pico_ds.training.run_directory import Claim, RunDirectory, claim_run_directory
+from pico_ds.training.run_directory import Claim, claim_run_directory
+from pico_ds.training.run_files import RunDirectory, RunStatus
 from pico_ds.training.saving import build_saver
 from pico_ds.training.stop_signals import StopSignals
 from pico_ds.training.terminal import log_failure, log_to_file, logger, start_console
-from pico_ds.training.trackers import JsonLinesTracker, Tracker, WandbTracker
+from pico_ds.training.trackers import Tracker, build_trackers, check_trackers
 from pico_ds.training.trainer import Trainer
 from pico_ds.training.watchdog import Watchdog
 
@@ -83,6 +84,7 @@ def run_training(
     )
     for warning in (*warn_of(config), *_warn_of_launcher(config)):
         logger.warning("warning: %s", warning)
+    check_trackers(config)
     check_zero_settings(deepspeed_json["zero_optimization"], deepspeed_name)
     deepspeed_config = resolve_deepspeed_config(deepspeed_json, config, process.world_size, deepspeed_name)
     logger.info("preparing the corpus (the first time: a tokenizer is trained and tokens are cached)")
@@ -122,13 +124,17 @@ def _train_in(
     corpus = ingredients.corpus.identity()
     store, optimizer_state = CheckpointStore(run.checkpoints), OptimizerState(engine)
     point = Resumer(config, corpus, store, optimizer_state, process, claim.since, watchdog.beat).resume()
+    start_step = 0 if point is None else point.index.step
+    trackers: list[Tracker] = []
     if process.is_main:
-        rewind_metrics(run.metrics, point.index.step if point else 0)
+        rewound = rewind_metrics(run.metrics, start_step)
+        RunStatus.say(run, "running")
         log_to_file(run.train_log)
         replace_text(run.training_config, dump_config(config))
         replace_text(run.environment, json.dumps(environment, indent=1) + "\n")
+        changed = point is not None and point.changed
+        trackers = build_trackers(config, run, start_step, rewritten=rewound and changed)
 
-    trackers = _trackers(config, run) if process.is_main else []
     signals = StopSignals(launched=process.world_size > 1)
 
     def go_on() -> bool:
@@ -254,10 +260,3 @@ def _initial_parameters(ingredients: Ingredients, process: Process) -> Parameter
     return {
         name: weight.detach().to(process.device, dtype).to(torch.float32) for name, weight in module.named_parameters()
     }
-
-
-def _trackers(config: RunConfig, run: RunDirectory) -> list[Tracker]:
-    trackers: list[Tracker] = [JsonLinesTracker(run.metrics)]
-    if config.monitoring.wandb.mode != "disabled":
-        trackers.append(WandbTracker(config.monitoring.wandb, run.path.name, run.logs, config.model_dump()))
-    return trackers
