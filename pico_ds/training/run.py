@@ -13,8 +13,9 @@ import torch
 from rich.console import Console
 
 from pico_ds import __version__
+from pico_ds.checkpoint.errors import CheckpointError
 from pico_ds.checkpoint.store import CheckpointStore
-from pico_ds.config import RunConfig, dump_config
+from pico_ds.config import ConfigError, RunConfig, dump_config
 from pico_ds.config.deepspeed import resolve_deepspeed_config
 from pico_ds.config.validation import warn_of
 from pico_ds.engine.distributed import Process, is_lost_peer
@@ -37,6 +38,7 @@ from pico_ds.training.callbacks.hub_pushes import HubPushes, prepare_repository
 from pico_ds.training.callbacks.metrics_log import FirstStepClock, MetricsLog, ProgressBar
 from pico_ds.training.callbacks.profile import Profile
 from pico_ds.training.errors import TrainingError
+from pico_ds.training.failures import FailureReport
 from pico_ds.training.outer_step import OuterStep
 from pico_ds.training.report import print_report
 from pico_ds.training.resume import Resumer, rewind_metrics
@@ -98,13 +100,22 @@ def run_training(
     claim = claim_run_directory(config.checkpointing, Path(config_name).stem, process)
     logger.info("%s: %s parameters, ZeRO stage %d", claim.run.path, f"{n_parameters:,}", engine.stage)
     environment = _environment(deepspeed_config, process)
+    failures = FailureReport(claim.run, process, environment, process.from_main(int(started)))
     hang_timeout = config.training.hang_timeout_seconds
-    with Watchdog(hang_timeout, process.rank, claim.run.logs, process.lost_ranks) as watchdog:
-        exit_code = _train_in(
-            claim, ingredients, engine, environment, watchdog, repository, config_name, started, console
-        )
-        # one that ended before the others would be a lost one to them
-        process.wait_for_all()
+    try:
+        with Watchdog(
+            hang_timeout, process.rank, claim.run.logs, process.lost_ranks, failures.write_of_watchdog
+        ) as watchdog:
+            exit_code = _train_in(
+                claim, ingredients, engine, environment, watchdog, failures, repository, config_name, started, console
+            )
+            # one that ended before the others would be a lost one to them
+            process.wait_for_all()
+    except Exception as error:
+        # what is wrong with a configuration or a checkpoint is known before the first step, and all ranks say it
+        if failures.has_begun or not isinstance(error, (CheckpointError, ConfigError)):
+            failures.write(error, "lost_peer" if is_lost_peer(error.__cause__ or error) else "error")
+        raise
     return exit_code
 
 
@@ -114,6 +125,7 @@ def _train_in(
     engine: MetaEngine,
     environment: dict[str, Any],
     watchdog: Watchdog,
+    failures: FailureReport,
     repository: HubRepository | None,
     config_name: str,
     started: float,
@@ -174,9 +186,12 @@ def _train_in(
     if trainer.state.step >= config.training.max_steps:
         logger.info("the run has taken all of its %d steps; raise training.max_steps to go on", trainer.state.step)
     signals.install()
+    failures.begin(lambda: trainer.state.step)
     train_started = time.monotonic()
     _train(trainer, run)
     if trainer.stopping:
+        if process.is_main:
+            RunStatus.say(run, "stopped", signals.received or "a signal on another rank")
         logger.info("the same command with checkpointing.run_name=%s goes on from here", run.path.name)
         return config.checkpointing.requeue_exit_code
     if process.is_main:
@@ -184,6 +199,7 @@ def _train_in(
         with run.train_log.open("a", encoding="utf-8") as log:
             for target in (console, Console(file=log, width=120)):
                 print_report(target, config, config_name, evaluation.results, trainer.state, run, seconds)
+        RunStatus.say(run, "finished")
     return 0
 
 
@@ -194,6 +210,8 @@ def _train(trainer: Trainer, run: RunDirectory) -> None:
     except BaseException as error:
         log_failure(error)
         if isinstance(error, KeyboardInterrupt):
+            if trainer.engine.process.is_main:
+                RunStatus.say(run, "stopped", "interrupted")
             logger.info(
                 "interrupted at step %d; steps after the last save are lost; %s stays", trainer.state.step, run.path
             )
