@@ -4,12 +4,13 @@ import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 #: points of a series that are kept; a longer one is thinned by taking means
 _MOST_POINTS = 1024
-#: read at once: a first look at a long run goes through all of it, and needs no memory for that
-_CHUNK_BYTES = 2**24
+#: of more than this that is new only a sample is read, and the end of it
+_MOST_BYTES, _END_BYTES = 2**23, 2**18
+_SAMPLED_LINES = 512
 
 
 @dataclass
@@ -19,6 +20,10 @@ class Series:
     values: list[float] = field(default_factory=list)
     _lines_per_point: int = 1
     _pending: list[float] = field(default_factory=list)
+
+    def thin(self, lines_per_point: int) -> None:
+        """The points that are there stand for so many lines each, and so shall the next."""
+        self._lines_per_point = max(1, lines_per_point)
 
     def add(self, value: float) -> None:
         """Take the value of one more line."""
@@ -39,21 +44,21 @@ class MetricsTail:
     Attributes:
         newest: last value of every metric that is not null, with its step.
         step: of the newest line of training; 0 without any.
-        line_count: lines that were read; those that are no JSON are not counted.
+        line_count: lines that were read; those that are no JSON, or passed over in a sample, are not counted.
     """
 
-    def __init__(self, path: Path, drawn: tuple[str, ...] = ()) -> None:
+    def __init__(self, path: Path, courses: tuple[str, ...] = ()) -> None:
         """
         Args:
-            drawn: metrics whose course is kept.
+            courses: metrics whose course is kept.
         """
-        self._path, self._drawn = path, drawn
+        self._path, self._courses = path, courses
         self._reset()
 
     def _reset(self) -> None:
         self._offset, self._inode = 0, -1
         self.newest: dict[str, tuple[int, Any]] = {}
-        self.series = {name: Series() for name in self._drawn}
+        self.series = {name: Series() for name in self._courses}
         self.step = self.line_count = 0
         #: time of the last write [s since the epoch]; None without a line
         self.written_at: float | None = None
@@ -71,15 +76,33 @@ class MetricsTail:
             if stat.st_ino != self._inode or stat.st_size < self._offset:
                 self._reset()
                 self._inode = stat.st_ino
+            if stat.st_size - self._offset > _MOST_BYTES:
+                self._sample(file, stat.st_size - _END_BYTES)
             file.seek(self._offset)
-            rest = b""
-            while chunk := file.read(_CHUNK_BYTES):
-                *lines, rest = (rest + chunk).split(b"\n")
-                for line in lines:
-                    self._offset += len(line) + 1
-                    self._take(line)
+            *lines, _ = file.read().split(b"\n")
+            for line in lines:
+                self._offset += len(line) + 1
+                self._take(line)
         if self.line_count:
             self.written_at = stat.st_mtime
+
+    def _sample(self, file: BinaryIO, end: int) -> None:
+        """Begin anew with lines that lie equally far apart, up to `end`: all of a run of weeks would take a minute."""
+        inode = self._inode
+        self._reset()
+        self._inode = inode
+        length = 0
+        for number in range(_SAMPLED_LINES):
+            file.seek(end * number // _SAMPLED_LINES)
+            file.readline()
+            line = file.readline()
+            length += len(line)
+            self._take(line)
+        for series in self.series.values():
+            series.thin(end // length)
+        file.seek(end)
+        file.readline()
+        self._offset = file.tell()
 
     def _take(self, line: bytes) -> None:
         try:

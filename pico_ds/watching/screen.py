@@ -18,8 +18,8 @@ _STYLES = {
     **{"running": "bold green", "evaluating": "bold green", "finished": "bold green", "starting": "bold cyan"},
     **{"stopped": "bold yellow", "stalled": "bold red", "silent": "bold red", "failed": "bold red", "died": "bold red"},
 }
-#: states in which the last word of train.log is news
-_GOING_ON = ("running", "evaluating", "stalled", "silent")
+#: states in which there is nothing to wait for, and the last word of train.log is told elsewhere
+_OVER = ("finished", "stopped", "failed", "died")
 _BLOCKS, _ASCII_BLOCKS = "▁▂▃▄▅▆▇█", "_.-~=+*#"
 #: how often it is looked whether the terminal has another size [s]
 _RESIZE_SECONDS = 0.2
@@ -98,9 +98,8 @@ def _progress(view: RunView) -> Iterator[RenderableType]:
         return
     step, total = view.tail.step, view.config.training.max_steps
     text = Text(f"step {step:,} of {total:,}  {100 * step / total:.1f} %")
-    seconds = view.newest("seconds_per_step")
-    if seconds is not None and step < total:
-        text.append(f"  ETA {duration(seconds * (total - step))} of steps, evaluations and saves not counted")
+    if view.seconds_left and view.standing.state not in _OVER:
+        text.append(f"  ETA {duration(view.seconds_left)}, evaluations and saves not counted")
     yield text
     yield ProgressBar(total=total, completed=min(step, total))
 
@@ -127,7 +126,7 @@ def _rows(view: RunView) -> Iterator[tuple[str, RenderableType]]:
     yield "checkpoint", "none yet" if checkpoint is None else f"step_{checkpoint[0]}, {duration(checkpoint[1])} old"
     written_at = view.tail.written_at
     yield "newest line", "none yet" if written_at is None else f"{duration(time.time() - written_at)} old"
-    if view.standing.state in _GOING_ON and (words := last_words(view.run)):
+    if view.standing.state not in _OVER and (words := last_words(view.run)):
         yield "last said", Text(words, no_wrap=True, overflow="ellipsis")
 
 

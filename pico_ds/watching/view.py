@@ -10,8 +10,10 @@ from pico_ds.training.run_files import CLAIM_NAME, RunDirectory
 from pico_ds.watching.metrics_tail import MetricsTail
 from pico_ds.watching.standing import Standing, checkpoint_step, newest_summary, standing_of
 
-#: metrics whose course is drawn
-DRAWN = ("ar/loss", "meta/query_loss", "meta/query_accuracy")
+#: metrics whose course is kept
+_COURSES = ("ar/loss", "meta/query_loss", "meta/query_accuracy", "seconds_per_step")
+#: lines that the time left is reckoned from: one alone may have been a slow one
+_RECENT_LINES = 20
 
 
 class RunView:
@@ -24,7 +26,7 @@ class RunView:
         """
         self.run = RunDirectory(path)
         _check(self.run)
-        self.tail = MetricsTail(self.run.metrics, DRAWN)
+        self.tail = MetricsTail(self.run.metrics, _COURSES)
         self.config: RunConfig | None = None
         self.environment: dict[str, Any] = {}
         #: content of eval_results/step_<N>.json, by step
@@ -70,6 +72,14 @@ class RunView:
     def newest(self, name: str) -> Any | None:
         """The last value of a metric."""
         return self.tail.newest[name][1] if name in self.tail.newest else None
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Time for the steps that are left, at the speed of the last ones, without evaluations and saves [s]."""
+        recent = self.tail.series["seconds_per_step"].values[-_RECENT_LINES:]
+        if self.config is None or not recent:
+            return None
+        return max(0, self.config.training.max_steps - self.tail.step) * sum(recent) / len(recent)
 
     @property
     def checkpoint(self) -> tuple[int, float] | None:

@@ -106,3 +106,24 @@ def test_a_series_is_bounded_and_keeps_its_course() -> None:
     assert series.values == sorted(series.values)
     assert series.values[0] < 200
     assert series.values[-1] > 99_000
+
+
+def test_of_a_long_run_a_sample_is_read(path: Path) -> None:
+    """A first look at weeks takes no longer than one at days, and shows the same course."""
+    count = 60_000
+    padding = "x" * 150
+    with path.open("w") as file:
+        for step in range(1, count + 1):
+            file.write(f'{{"step": {step}, "lr": 0.1, "ar/loss": {count - step}, "padding": "{padding}"}}\n')
+    tail = MetricsTail(path, ("ar/loss",))
+    tail.read()
+    assert tail.step == count
+    assert tail.line_count < 3000
+    course = tail.series["ar/loss"].values
+    assert course == sorted(course, reverse=True)
+    assert course[0] > 0.99 * count
+    assert abs(course[len(course) // 2] - count / 2) < 0.05 * count
+    before = tail.line_count
+    append(path, lines(count + 1, count + 3))
+    tail.read()
+    assert (tail.step, tail.line_count) == (count + 3, before + 3)
