@@ -1,5 +1,6 @@
 """The files of a run, and how it says that it stands; needs nothing that is slow to import."""
 
+import json
 import os
 import socket
 import time
@@ -78,6 +79,14 @@ class RunDirectory:
         return self.path / "eval_results"
 
 
+def claim_nonce(run: RunDirectory) -> int | None:
+    """What tells the start that last claimed a run from others; None where it was never claimed."""
+    try:
+        return int(json.loads((run.path / CLAIM_NAME).read_bytes())["nonce"])
+    except (OSError, ValueError, KeyError):
+        return None
+
+
 class RunStatus(BaseModel):
     """What rank 0 says of its run, at its start and at its end.
 
@@ -86,6 +95,7 @@ class RunStatus(BaseModel):
             epoch].
         at: when it was said [s since the epoch].
         reason: what stopped it, or why it failed.
+        nonce: of the start that said it, as in the claim; a claim with another one is of a later start.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -96,6 +106,7 @@ class RunStatus(BaseModel):
     pid: int
     process_started: float
     at: float
+    nonce: int | None = None
 
     @classmethod
     def say(
@@ -110,6 +121,7 @@ class RunStatus(BaseModel):
             pid=pid,
             process_started=psutil.Process(pid).create_time(),
             at=time.time(),
+            nonce=claim_nonce(run),
         )
         replace_text(run.status, status.model_dump_json(indent=1) + "\n")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from pico_ds.config import RunConfig
-from pico_ds.training.run_files import CLAIM_NAME, RunDirectory, RunStatus
+from pico_ds.training.run_files import CLAIM_NAME, RunDirectory, RunStatus, claim_nonce
 from pico_ds.watching.metrics_tail import MetricsTail
 
 State = Literal["starting", "running", "evaluating", "stalled", "finished", "stopped", "failed", "died", "silent"]
@@ -34,11 +34,11 @@ def standing_of(run: RunDirectory, config: RunConfig | None, tail: MetricsTail) 
         config: None where none is written yet.
     """
     status, now = RunStatus.read(run), time.time()
-    if (claimed := _modified(run.path / CLAIM_NAME)) is not None and now - claimed < _START_SECONDS:
-        is_over = status is None or status.state != "running" or (status.is_here and not status.is_alive)
-        said = (tail.written_at or 0.0) if status is None else status.at
-        if is_over and claimed > said:
-            return Standing("starting", f"for {duration(now - claimed)}")
+    if status is not None and claim_nonce(run) != status.nonce:
+        claimed = now - (run.path / CLAIM_NAME).stat().st_mtime
+        # one that found something wrong has not become a run
+        if claimed < _START_SECONDS:
+            return Standing("starting", f"once more, for {duration(claimed)}")
     if status is None:
         return _guess(run, config, tail, now)
     when = f"{duration(now - status.at)} ago"

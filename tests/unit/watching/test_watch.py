@@ -148,8 +148,11 @@ def test_how_a_run_stands(run: RunDirectory) -> None:
     summary.write_text("the run failed\n  first      rank 1 died without a word\n")
     assert state(run) == "failed"
     assert "first      rank 1 died without a word" in picture(run)
-    (run.path / CLAIM_NAME).write_text("{}")
+    (run.path / CLAIM_NAME).write_text('{"nonce": 2}')
     assert state(run) == "starting"
+    # it found something wrong, and has not become a run
+    age(run.path / CLAIM_NAME, 1000)
+    assert state(run) == "failed"
     for said in ("running", "finished", "stopped", "failed"):
         RunStatus.say(run, said, "SIGTERM")
         assert state(run) == said
