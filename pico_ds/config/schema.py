@@ -262,6 +262,8 @@ class MonitoringConfig(Section):
     """first and last outer step of a torch.profiler trace, logs/trace_rank_<rank>.json.gz; null writes none"""
     wandb: WandbConfig = WandbConfig()
     """Weights & Biases"""
+    tensorboard: bool = False
+    """event files of TensorBoard in logs/tensorboard as well; needs the package tensorboard"""
 
 
 class RunConfig(Section):

@@ -10,9 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pico_ds.data.keyed_random import digest64
 from pico_ds.engine.distributed import Process, host_digest
 from pico_ds.files import replace_text
-
-#: file of a run that names the job which has it
-CLAIM_NAME = ".launch.json"
+from pico_ds.training.run_files import CLAIM_NAME
 
 
 class Launch(BaseModel):

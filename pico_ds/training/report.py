@@ -6,7 +6,7 @@ from rich.table import Table
 from pico_ds.config import RunConfig
 from pico_ds.evaluation.evaluator import EvaluationResult
 from pico_ds.evaluation.few_shot import Estimate
-from pico_ds.training.run_directory import RunDirectory
+from pico_ds.training.run_files import RunDirectory
 from pico_ds.training.state import TrainingState
 
 

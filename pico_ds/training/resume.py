@@ -39,10 +39,15 @@ _NONE = -1
 
 @dataclass(frozen=True)
 class ResumePoint:
-    """A checkpoint that the engine now holds."""
+    """A checkpoint that the engine now holds.
+
+    Attributes:
+        changed: the run goes on with another configuration or corpus, as was asked for.
+    """
 
     checkpoint: Path
     index: Index
+    changed: bool = False
 
 
 class Resumer:
@@ -126,7 +131,7 @@ class Resumer:
             reader = StateReader(path)
             self._check_model(reader)
         agreement.settle(path)
-        self._check_config(reader.index, explicit)
+        changed = self._check_config(reader.index, explicit)
         with reader:
             with _Agreement(self._process) as agreement:
                 self._read(reader, "master")
@@ -137,7 +142,7 @@ class Resumer:
                     self._read(reader, kind)
             agreement.settle(path)
         self._state.set_steps(reader.index.optimizer_steps)
-        return ResumePoint(path, reader.index)
+        return ResumePoint(path, reader.index, changed)
 
     def _read(self, reader: StateReader, kind: StateKind) -> None:
         for fragment in self._state.held:
@@ -158,16 +163,17 @@ class Resumer:
                     "model: take the model section of its training_config.yaml"
                 )
 
-    def _check_config(self, index: Index, explicit: bool) -> None:
+    def _check_config(self, index: Index, explicit: bool) -> bool:
+        """Whether there is a change, which must have been asked for."""
         self._warn_of_schedule(index)
         changes = [*_changes(index.config, self._config.model_dump())]
         if index.corpus != dict(self._corpus):
             changes.append(f"the corpus was {json.dumps(index.corpus)}, now {json.dumps(dict(self._corpus))}")
         if not changes:
-            return
+            return False
         if explicit:
             logger.warning("warning: goes on with a change: %s", "; ".join(changes))
-            return
+            return True
         raise ConfigError(
             f"{self._store.directory.parent}: was trained with another configuration: {'; '.join(changes)}. Choose "
             f"another checkpointing.run_name, undo the change, or ask for it: checkpointing.resume={index.step}"
@@ -223,10 +229,14 @@ def _changes(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> 
             yield f"{dotted} was {before!r}, now {now!r}"
 
 
-def rewind_metrics(path: Path, step: int) -> None:
-    """Take the lines that a run resumed from `step` will write again out of metrics.jsonl; they are kept beside it."""
+def rewind_metrics(path: Path, step: int) -> bool:
+    """Take the lines that a run resumed from `step` will write again out of metrics.jsonl; they are kept beside it.
+
+    Returns:
+        whether there were any.
+    """
     if not path.exists():
-        return
+        return False
     kept: list[str] = []
     dropped: list[str] = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
@@ -235,6 +245,7 @@ def rewind_metrics(path: Path, step: int) -> None:
         with path.with_name("metrics.superseded.jsonl").open("a", encoding="utf-8") as superseded:
             superseded.writelines(line if line.endswith("\n") else line + "\n" for line in dropped)
         replace_text(path, "".join(kept))
+    return bool(dropped)
 
 
 def _stays(line: str, step: int) -> bool:

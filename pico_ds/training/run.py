@@ -13,8 +13,9 @@ import torch
 from rich.console import Console
 
 from pico_ds import __version__
+from pico_ds.checkpoint.errors import CheckpointError
 from pico_ds.checkpoint.store import CheckpointStore
-from pico_ds.config import RunConfig, dump_config
+from pico_ds.config import ConfigError, RunConfig, dump_config
 from pico_ds.config.deepspeed import resolve_deepspeed_config
 from pico_ds.config.validation import warn_of
 from pico_ds.engine.distributed import Process, is_lost_peer
@@ -38,14 +39,16 @@ from pico_ds.training.callbacks.hub_pushes import HubPushes, prepare_repository
 from pico_ds.training.callbacks.metrics_log import FirstStepClock, MetricsLog, ProgressBar
 from pico_ds.training.callbacks.profile import Profile
 from pico_ds.training.errors import TrainingError
+from pico_ds.training.failures import FailureReport
 from pico_ds.training.outer_step import OuterStep
 from pico_ds.training.report import print_report
 from pico_ds.training.resume import Resumer, rewind_metrics
-from pico_ds.training.run_directory import Claim, RunDirectory, claim_run_directory
+from pico_ds.training.run_directory import Claim, claim_run_directory
+from pico_ds.training.run_files import RunDirectory, RunStatus
 from pico_ds.training.saving import build_saver
 from pico_ds.training.stop_signals import StopSignals
 from pico_ds.training.terminal import log_failure, log_to_file, logger, start_console
-from pico_ds.training.trackers import JsonLinesTracker, Tracker, WandbTracker
+from pico_ds.training.trackers import Tracker, build_trackers, check_trackers
 from pico_ds.training.trainer import Trainer
 from pico_ds.training.watchdog import Watchdog
 
@@ -84,6 +87,7 @@ def run_training(
     )
     for warning in (*warn_of(config), *_warn_of_launcher(config)):
         logger.warning("warning: %s", warning)
+    check_trackers(config)
     check_zero_settings(deepspeed_json["zero_optimization"], deepspeed_name)
     deepspeed_config = resolve_deepspeed_config(deepspeed_json, config, process.world_size, deepspeed_name)
     logger.info("preparing the corpus (the first time: a tokenizer is trained and tokens are cached)")
@@ -97,13 +101,22 @@ def run_training(
     claim = claim_run_directory(config.checkpointing, Path(config_name).stem, process)
     logger.info("%s: %s parameters, ZeRO stage %d", claim.run.path, f"{n_parameters:,}", engine.stage)
     environment = _environment(deepspeed_config, process)
+    failures = FailureReport(claim.run, process, environment, process.from_main(int(started)))
     hang_timeout = config.training.hang_timeout_seconds
-    with Watchdog(hang_timeout, process.rank, claim.run.logs, process.lost_ranks) as watchdog:
-        exit_code = _train_in(
-            claim, ingredients, engine, environment, watchdog, repository, config_name, started, console
-        )
-        # one that ended before the others would be a lost one to them
-        process.wait_for_all()
+    try:
+        with Watchdog(
+            hang_timeout, process.rank, claim.run.logs, process.lost_ranks, failures.write_of_watchdog
+        ) as watchdog:
+            exit_code = _train_in(
+                claim, ingredients, engine, environment, watchdog, failures, repository, config_name, started, console
+            )
+            # one that ended before the others would be a lost one to them
+            process.wait_for_all()
+    except Exception as error:
+        # what is wrong with a configuration or a checkpoint is known before the first step, and all ranks say it
+        if failures.has_begun or not isinstance(error, (CheckpointError, ConfigError)):
+            failures.write(error, "lost_peer" if is_lost_peer(error.__cause__ or error) else "error")
+        raise
     return exit_code
 
 
@@ -113,6 +126,7 @@ def _train_in(
     engine: MetaEngine,
     environment: dict[str, Any],
     watchdog: Watchdog,
+    failures: FailureReport,
     repository: HubRepository | None,
     config_name: str,
     started: float,
@@ -123,13 +137,17 @@ def _train_in(
     corpus = ingredients.corpus.identity()
     store, optimizer_state = CheckpointStore(run.checkpoints), OptimizerState(engine)
     point = Resumer(config, corpus, store, optimizer_state, process, claim.since, watchdog.beat).resume()
+    start_step = 0 if point is None else point.index.step
+    trackers: list[Tracker] = []
     if process.is_main:
-        rewind_metrics(run.metrics, point.index.step if point else 0)
+        rewound = rewind_metrics(run.metrics, start_step)
+        RunStatus.say(run, "running")
         log_to_file(run.train_log)
         replace_text(run.training_config, dump_config(config))
         replace_text(run.environment, json.dumps(environment, indent=1) + "\n")
+        changed = point is not None and point.changed
+        trackers = build_trackers(config, run, start_step, rewritten=rewound and changed)
 
-    trackers = _trackers(config, run) if process.is_main else []
     signals = StopSignals(launched=process.world_size > 1)
 
     def go_on() -> bool:
@@ -170,9 +188,12 @@ def _train_in(
     if trainer.state.step >= config.training.max_steps:
         logger.info("the run has taken all of its %d steps; raise training.max_steps to go on", trainer.state.step)
     signals.install()
+    failures.begin(lambda: trainer.state.step)
     train_started = time.monotonic()
     _train(trainer, run)
     if trainer.stopping:
+        if process.is_main:
+            RunStatus.say(run, "stopped", signals.received or "a signal on another rank")
         logger.info("the same command with checkpointing.run_name=%s goes on from here", run.path.name)
         return config.checkpointing.requeue_exit_code
     if process.is_main:
@@ -180,6 +201,7 @@ def _train_in(
         with run.train_log.open("a", encoding="utf-8") as log:
             for target in (console, Console(file=log, width=120)):
                 print_report(target, config, config_name, evaluation.results, trainer.state, run, seconds)
+        RunStatus.say(run, "finished")
     return 0
 
 
@@ -190,6 +212,8 @@ def _train(trainer: Trainer, run: RunDirectory) -> None:
     except BaseException as error:
         log_failure(error)
         if isinstance(error, KeyboardInterrupt):
+            if trainer.engine.process.is_main:
+                RunStatus.say(run, "stopped", "interrupted")
             logger.info(
                 "interrupted at step %d; steps after the last save are lost; %s stays", trainer.state.step, run.path
             )
@@ -256,10 +280,3 @@ def _initial_parameters(ingredients: Ingredients, process: Process) -> Parameter
     return {
         name: weight.detach().to(process.device, dtype).to(torch.float32) for name, weight in module.named_parameters()
     }
-
-
-def _trackers(config: RunConfig, run: RunDirectory) -> list[Tracker]:
-    trackers: list[Tracker] = [JsonLinesTracker(run.metrics)]
-    if config.monitoring.wandb.mode != "disabled":
-        trackers.append(WandbTracker(config.monitoring.wandb, run.path.name, run.logs, config.model_dump()))
-    return trackers

@@ -1,4 +1,4 @@
-"""The directory of a run; nothing of an earlier run is ever overwritten."""
+"""Which directory a run gets; nothing of an earlier run is ever overwritten."""
 
 import re
 import secrets
@@ -12,49 +12,10 @@ from pico_ds.checkpoint.store import CheckpointStore
 from pico_ds.config import ConfigError
 from pico_ds.config.schema import CheckpointingConfig
 from pico_ds.engine.distributed import Process
-from pico_ds.training.launch import CLAIM_NAME, Launch
+from pico_ds.training.launch import Launch
+from pico_ds.training.run_files import CLAIM_NAME, RunDirectory
 
-
-@dataclass(frozen=True)
-class RunDirectory:
-    """Paths of a run's files."""
-
-    path: Path
-
-    @property
-    def training_config(self) -> Path:
-        """The resolved configuration."""
-        return self.path / "training_config.yaml"
-
-    @property
-    def environment(self) -> Path:
-        """Versions, ranks, device and DeepSpeed's settings."""
-        return self.path / "environment.json"
-
-    @property
-    def metrics(self) -> Path:
-        """One JSON object a line."""
-        return self.path / "logs" / "metrics.jsonl"
-
-    @property
-    def train_log(self) -> Path:
-        """What was said on the terminal, and when."""
-        return self.path / "logs" / "train.log"
-
-    @property
-    def logs(self) -> Path:
-        """Directory of the logs."""
-        return self.path / "logs"
-
-    @property
-    def checkpoints(self) -> Path:
-        """Directory of the saved weights."""
-        return self.path / "checkpoints"
-
-    @property
-    def eval_results(self) -> Path:
-        """Directory of the evaluations."""
-        return self.path / "eval_results"
+__all__ = ["Claim", "RunDirectory", "claim_run_directory"]
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,15 @@
 import json
 import math
 import os
+from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
-from pico_ds.config.schema import WandbConfig
-from pico_ds.training.terminal import logger
+from pico_ds.config import ConfigError, RunConfig
+from pico_ds.training.run_files import RunDirectory
+from pico_ds.training.tensorboard_tracker import TensorBoardTracker
+from pico_ds.training.wandb_tracker import WandbTracker
 
 
 class Tracker(Protocol):
@@ -47,55 +51,46 @@ class JsonLinesTracker:
         self._file.close()
 
 
-class WandbTracker:
-    """Weights & Biases. It must never stop a run: after an error it says so once and goes quiet."""
-
-    def __init__(self, config: WandbConfig, run_name: str, directory: Path, run_config: dict[str, Any]) -> None:
-        mode = config.mode
-        if mode == "auto":
-            mode = "online" if os.environ.get("WANDB_API_KEY") else "offline"
-        self._run: Any = None
-        directory.mkdir(parents=True, exist_ok=True)
-        try:
-            import wandb
-
-            self._run = wandb.init(
-                project=config.project,
-                entity=config.entity,
-                name=run_name,
-                dir=str(directory),
-                config=run_config,
-                mode=mode,
-                settings=wandb.Settings(silent=True, console="off", init_timeout=20),
-            )
-        except Exception as error:  # noqa: BLE001  any failure of a logger is less than the run
-            self._give_up(error)
-        else:
-            logger.info("wandb: %s, in %s", mode, directory)
-
-    def log(self, step: int, metrics: dict[str, Any]) -> None:
-        """Send one record."""
-        if self._run is None:
-            return
-        try:
-            self._run.log(metrics, step=step)
-        except Exception as error:  # noqa: BLE001
-            self._give_up(error)
-
-    def sync(self) -> None:
-        """Wandb does as it likes."""
-
-    def close(self) -> None:
-        """Finish the run."""
-        if self._run is None:
-            return
-        try:
-            self._run.finish()
-        except Exception as error:  # noqa: BLE001
-            self._give_up(error)
-
-    def _give_up(self, error: Exception) -> None:
-        self._run = None
-        logger.warning(
-            "wandb is off for the rest of the run (%s: %s); metrics.jsonl goes on", type(error).__name__, error
+def check_trackers(config: RunConfig) -> None:
+    """
+    Raises:
+        ConfigError: a tracker is asked for whose package is not there.
+    """
+    if config.monitoring.tensorboard and find_spec("tensorboard") is None:
+        raise ConfigError(
+            "monitoring.tensorboard: got true, but the package tensorboard is not installed; "
+            "pip install 'pico_ds[tensorboard]' (or tensorboard), or write false"
         )
+
+
+def build_trackers(config: RunConfig, run: RunDirectory, step: int, rewritten: bool) -> list[Tracker]:
+    """The trackers of a run whose metrics.jsonl holds the lines up to where it goes on.
+
+    Args:
+        step: that the run goes on from.
+        rewritten: the lines after that step were written before, and will not come alike.
+    """
+    monitoring = config.monitoring
+    trackers: list[Tracker] = []
+    # the past is read by trackers that lack it, up to where the file ends now
+    if monitoring.wandb.mode != "disabled":
+        past = _written_lines(run.metrics)
+        trackers.append(WandbTracker(monitoring.wandb, run, config.model_dump(), past, anew=rewritten))
+    if monitoring.tensorboard:
+        trackers.append(TensorBoardTracker(run.tensorboard, _written_lines(run.metrics), step))
+    return [JsonLinesTracker(run.metrics), *trackers]
+
+
+def _written_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines that a file has at the time of the call, read as they are asked for."""
+    if not path.exists():
+        return iter(())
+    file = path.open("rb")
+    end = path.stat().st_size
+
+    def read() -> Iterator[dict[str, Any]]:
+        with file:
+            while file.tell() < end:
+                yield json.loads(file.readline())
+
+    return read()

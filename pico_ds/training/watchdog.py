@@ -13,6 +13,8 @@ from typing import TextIO
 HANG_EXIT_CODE = 75
 #: for the other ranks to write their stacks, before the launcher kills them because one has ended
 _GRACE_SECONDS = 3.0
+#: for a rank that has noticed to end, whatever comes
+_END_SECONDS = 20.0
 #: for a rank that lost another one to notice by itself, and to let go of its save; launchers kill it after 30 s
 _LOST_SECONDS = 15.0
 
@@ -27,13 +29,20 @@ class Watchdog:
     """
 
     def __init__(
-        self, timeout_seconds: float, rank: int, directory: Path, lost_ranks: Callable[[], list[int]] = list
+        self,
+        timeout_seconds: float,
+        rank: int,
+        directory: Path,
+        lost_ranks: Callable[[], list[int]] = list,
+        on_end: Callable[[str, bool], None] = lambda *_: None,
     ) -> None:
         """
         Args:
             lost_ranks: gives the ranks of this node that have died.
             directory: for `stacks_rank_<rank>.txt`.
+            on_end: called before the process ends, with the reason, and whether it is that another rank has died.
         """
+        self._on_end = on_end
         self._timeout, self._rank, self._lost_ranks = timeout_seconds, rank, lost_ranks
         self._path = directory / f"stacks_rank_{rank}.txt"
         self._last = time.monotonic()
@@ -80,19 +89,23 @@ class Watchdog:
         while not self._stopped.wait(min(1.0, self._timeout / 10)):
             now = time.monotonic()
             if now - self._last > self._timeout:
-                self._end(f"no progress for {self._timeout:g} s (training.hang_timeout_seconds)")
+                self._end(f"no progress for {self._timeout:g} s (training.hang_timeout_seconds)", is_lost_peer=False)
             if not (lost := self._lost_ranks()):
                 continue
             lost_since = lost_since or now
             if now - max(lost_since, self._last) > _LOST_SECONDS:
-                self._end(f"rank {', '.join(map(str, lost))} of this node has died, and this one waits for it")
+                died = f"rank {', '.join(map(str, lost))} of this node has died, and this one waits for it"
+                self._end(died, is_lost_peer=True)
 
-    def _end(self, reason: str) -> None:
+    def _end(self, reason: str, is_lost_peer: bool) -> None:
         assert self._file is not None
+        # what follows may hang as well, where it writes
+        faulthandler.dump_traceback_later(_END_SECONDS, exit=True, file=self._file)
         print(f"rank {self._rank}: {reason}; stacks are in {self._path}; ending", file=sys.stderr, flush=True)
         faulthandler.dump_traceback(file=self._file, all_threads=True)
         self._file.flush()
         faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
+        self._on_end(reason, is_lost_peer)
         time.sleep(_GRACE_SECONDS)
         # the main thread hangs: nothing that needs it, such as an orderly exit, would come to an end
         os._exit(HANG_EXIT_CODE)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from pico_ds.training.run_files import RunDirectory, RunStatus
 from tests.conftest import write_text_corpus
 from tests.end_to_end.commands import TINY, deepspeed, metrics_of, run, torchrun, two_agents
 from tests.end_to_end.test_resume import assert_same_course
@@ -53,13 +54,55 @@ def test_a_rank_that_dies_ends_the_job_and_is_named(
     assert "rank 0: a collective failed because another rank has gone: rank 1 of this node has died" in output
     assert time.monotonic() - started < 60, "30 s after the death, and the start before it"
     assert "step_4" in run("python", "scripts/checkpoint.py", "verify", str(place / name))
+    summary = summary_of(place / name, output)
+    assert "first      rank 1 died without a word" in summary
+    assert "others     rank 0 ended for want of it, after 5 steps" in summary
 
 
-def test_a_rank_that_fails_says_why(arguments: Callable[..., list[str]], fault: Callable[[str], None]) -> None:
+def summary_of(run_directory: Path, output: str) -> str:
+    """The summary of the one start that failed, which was printed once."""
+    (summary,) = (run_directory / "logs" / "failures").glob("*/summary.txt")
+    assert output.count("the run failed") == output.count(summary.read_text()) == 1
+    assert RunStatus.read(RunDirectory(run_directory)).state == "failed"
+    return summary.read_text()
+
+
+def test_a_rank_that_fails_says_why(
+    arguments: Callable[..., list[str]], place: Path, fault: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     fault("raise 1 5")
+    monkeypatch.setenv("HF_TOKEN", "a-secret")
     output = torchrun(*arguments("raises"), check=False)
     assert "the disk of the data is gone" in output
     assert "rank 0: a collective failed because another rank has gone" in output
+    summary = summary_of(place / "raises", output)
+    assert "first      rank 1, after 5 steps: OSError: the disk of the data is gone" in summary
+    assert re.search(r"checkpointing.run_name=raises goes on from checkpoints/step_[24]\n", summary)
+    # torchrun's own report shows the error, with our log, and takes it for the root cause
+    root = output.split("Root Cause")[1]
+    assert re.search(r"OSError: the disk of the data is gone; see \S+/rank_1.log", root)
+    logs = {path.name: path.read_text() for path in (place / "raises" / "logs" / "failures").glob("*/rank_*.log")}
+    assert set(logs) == {"rank_0.log", "rank_1.log"}
+    assert 'raise OSError("the disk of the data is gone")' in logs["rank_1.log"]
+    assert "all_reduce" in logs["rank_0.log"]
+    for log in logs.values():
+        assert "5 outer steps done" in log
+        assert "WORLD_SIZE=2" in log
+        assert '"torch": ' in log
+        assert "a-secret" not in log
+
+
+def test_what_a_user_got_wrong_is_said_plainly(arguments: Callable[..., list[str]], place: Path) -> None:
+    """The run is there, and is not to be gone on with under this configuration; nothing failed."""
+    train = "scripts/train.py"
+    torchrun(*arguments("plain", "training.max_steps=2", "evaluation.n_tasks=0", script=train))
+    before = (place / "plain" / "logs" / "status.json").read_text()
+    output = torchrun(*arguments("plain", "training.lr=1", "evaluation.n_tasks=0", script=train), check=False)
+    assert "error: " in output
+    assert "was trained with another configuration: training.lr was" in output
+    assert "the run failed" not in output
+    assert not (place / "plain" / "logs" / "failures").exists()
+    assert (place / "plain" / "logs" / "status.json").read_text() == before
 
 
 @pytest.mark.parametrize("stage", range(4))
@@ -75,6 +118,7 @@ def test_a_rank_that_hangs_is_found_under_every_stage(
     stacks = [(place / name / "logs" / f"stacks_rank_{rank}.txt").read_text() for rank in range(2)]
     assert "in fail" in stacks[1]
     assert "all_reduce" in stacks[0] or "sum_over_ranks" in stacks[0]
+    assert "first      rank 1, after 5 steps: no progress for 10 s" in summary_of(place / name, output)
 
 
 def test_a_hang_that_holds_the_interpreter_lock_is_found(
@@ -82,7 +126,8 @@ def test_a_hang_that_holds_the_interpreter_lock_is_found(
 ) -> None:
     """In native code: no thread of that rank can run Python any more."""
     fault("hang_locked 1 5")
-    torchrun(*arguments("locked"), check=False)
+    output = torchrun(*arguments("locked"), check=False)
+    assert "first      rank 1 hangs outside of Python" in summary_of(place / "locked", output)
     stacks = [(place / "locked" / "logs" / f"stacks_rank_{rank}.txt").read_text() for rank in range(2)]
     assert "all_reduce" in stacks[0]
     assert "in fail" in stacks[1]

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from pico_ds.config import RunConfig, load_config
 from pico_ds.evaluation.evaluator import EvaluationResult
 from pico_ds.training.report import print_report
-from pico_ds.training.run_directory import RunDirectory
+from pico_ds.training.run_files import RunDirectory
 from pico_ds.training.state import TrainingState
 from tests.conftest import write_text_corpus
 from tests.end_to_end.commands import TINY, course_of, environment, metrics_of, run, start

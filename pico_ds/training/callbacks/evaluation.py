@@ -10,7 +10,7 @@ from pico_ds.evaluation.few_shot import Estimate
 from pico_ds.meta.network import Parameters
 from pico_ds.training.callbacks.base import Callback
 from pico_ds.training.metrics import StepMetrics
-from pico_ds.training.run_directory import RunDirectory
+from pico_ds.training.run_files import RunDirectory
 from pico_ds.training.terminal import logger
 from pico_ds.training.trackers import Tracker
 

@@ -17,7 +17,7 @@ from pico_ds.hub.errors import HubError
 from pico_ds.hub.model_card import model_card
 from pico_ds.hub.repository import HubRepository
 from pico_ds.training.callbacks.base import Callback
-from pico_ds.training.run_directory import RunDirectory
+from pico_ds.training.run_files import RunDirectory
 from pico_ds.training.terminal import logger
 
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""A run seen from beside it: what its directory says, live on a terminal."""

@@ -1,0 +1,46 @@
+#!/usr/bin/env python
+"""Watch a run: where it stands, its losses, its speed, its last checkpoint.
+
+    python scripts/watch.py runs/demo-001
+    python scripts/watch.py runs/demo-001 --once
+
+It reads files alone, of a run that goes on or has ended, and needs no GPU. Ctrl-C ends it.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from pico_ds.config import ConfigError
+from pico_ds.watching.screen import watch
+from pico_ds.watching.view import RunView
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, metavar="RUN", help="directory of a run")
+    parser.add_argument("--once", action="store_true", help="print one frame and exit, as where there is no terminal")
+    parser.add_argument("--every", type=float, default=2.0, metavar="SECONDS", help="time between two looks")
+    arguments = parser.parse_args()
+    if not arguments.every > 0:
+        parser.error(f"argument --every: got {arguments.every}; write seconds, more than 0")
+    return arguments
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    try:
+        watch(RunView(arguments.run), Console(), arguments.every, arguments.once)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        # before the first frame
+        return 0
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
