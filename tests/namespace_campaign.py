@@ -240,8 +240,10 @@ def run_campaign(scenarios: list[str], directory: Path, hang_timeout_seconds: fl
 
     def arguments(name: str) -> list[str]:
         where = [f"data.paths=[{corpus}]", f"checkpointing.runs_dir={directory}", f"checkpointing.run_name={name}"]
-        settings = [f"training.max_steps={max_steps}", f"checkpointing.save_every_n_steps={SAVE_EVERY}"]
-        settings += [f"training.hang_timeout_seconds={hang_timeout_seconds:g}", "evaluation.every_n_steps=1000"]
+        # a rate at which roundings do not grow beyond fp32's
+        settings = ["training.lr=3e-4", f"training.max_steps={max_steps}", "evaluation.every_n_steps=1000"]
+        settings += [f"checkpointing.save_every_n_steps={SAVE_EVERY}"]
+        settings += [f"training.hang_timeout_seconds={hang_timeout_seconds:g}"]
         return ["--config", TINY, *where, *settings]
 
     run("python", "scripts/train.py", *arguments("undisturbed"))
@@ -255,6 +257,7 @@ def run_campaign(scenarios: list[str], directory: Path, hang_timeout_seconds: fl
             largest = deviation(job.run, directory / "undisturbed", max_steps)
             assert largest <= TOLERANCE, f"{name}: the course is off by {largest:.1e}"
             outcomes.append(Outcome(name, detected, going, job.steps_lost(), job.starts(), largest))
+            print(outcomes[-1], flush=True)
     return outcomes
 
 
