@@ -35,6 +35,7 @@ PORT = 29500
 SAVE_EVERY = 4
 #: largest that the course may be off: sums over ranks are rounded in another order
 TOLERANCE = 2e-4
+_TORCHS_KEEP_ALIVE_SECONDS = 5
 #: for anything that is waited for
 _PATIENCE_SECONDS = 180.0
 #: what the ranks and agents say when they have noticed
@@ -56,12 +57,17 @@ class Outcome:
 class Job:
     """One run on the nodes of a cluster."""
 
-    def __init__(self, directory: Path, name: str, nodes: Nodes, arguments: list[str], store_at: int) -> None:
+    def __init__(
+        self, directory: Path, name: str, nodes: Nodes, arguments: list[str], store_at: int, keep_alive_seconds: int
+    ) -> None:
         """
         Args:
             store_at: the node that the others meet at; it has the rendezvous's store.
+            keep_alive_seconds: a node that has not been heard of for three times as long is dead to torchrun.
         """
         self.directory, self.name, self.nodes, self.arguments = directory, name, nodes, arguments
+        # after 3 seconds without another node those that are there begin; a user's nodes are given longer
+        self.rendezvous = f"last_call_timeout=3,keep_alive_interval={keep_alive_seconds}"
         self.endpoint = f"{nodes[store_at].name}:{PORT}"
         self.agents: dict[int, subprocess.Popen[bytes]] = {}
         self.run = directory / name
@@ -70,8 +76,7 @@ class Job:
         """Start the agents of some nodes; that of the store is among them or runs already."""
         options = ["--nnodes", f"1:{len(self.nodes)}", "--nproc_per_node", "1", "--max-restarts", "5"]
         options += ["--rdzv_backend", "c10d", "--rdzv_endpoint", self.endpoint, "--rdzv_id", self.name]
-        # after 3 seconds without another node those that are there begin; a user's nodes are given longer
-        options += ["--rdzv_conf", "last_call_timeout=3"]
+        options += ["--rdzv_conf", self.rendezvous]
         variables = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
         variables |= {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "GLOO_SOCKET_IFNAME": "eth0"}
         command = ["torchrun", *options, "tests/end_to_end/paced_train.py", *self.arguments]
@@ -234,7 +239,13 @@ SCENARIOS: dict[str, tuple[Callable[[Job], Figures], int, int]] = {
 }
 
 
-def run_campaign(scenarios: list[str], directory: Path, hang_timeout_seconds: float, max_steps: int) -> list[Outcome]:
+def run_campaign(
+    scenarios: list[str],
+    directory: Path,
+    hang_timeout_seconds: float,
+    max_steps: int,
+    keep_alive_seconds: int = _TORCHS_KEEP_ALIVE_SECONDS,
+) -> list[Outcome]:
     """Play scenarios, and compare each run with one that nothing befell."""
     corpus = write_text_corpus(directory / "corpus.jsonl")
 
@@ -252,7 +263,7 @@ def run_campaign(scenarios: list[str], directory: Path, hang_timeout_seconds: fl
         play, count, store_at = SCENARIOS[name]
         print(f"{name}: {play.__doc__}", flush=True)
         with cluster(count) as nodes:
-            job = Job(directory, name, nodes, arguments(name), store_at)
+            job = Job(directory, name, nodes, arguments(name), store_at, keep_alive_seconds)
             detected, going = play(job)
             largest = deviation(job.run, directory / "undisturbed", max_steps)
             assert largest <= TOLERANCE, f"{name}: the course is off by {largest:.1e}"
