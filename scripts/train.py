@@ -65,9 +65,11 @@ def main() -> int:
             print_plan(config, deepspeed_json, arguments.deepspeed_config.name, arguments.world_size)
             return 0
         from pico_ds.engine.distributed import start_process, stop_process
+        from pico_ds.preflight.agreement import check_agreement
         from pico_ds.training.run import run_training
 
         process = start_process()
+        check_agreement(config, deepspeed_json, process)
         exit_code = run_training(
             config,
             arguments.config.name,

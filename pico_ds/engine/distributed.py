@@ -77,6 +77,13 @@ class Process:
         rows[self.rank] = torch.tensor(values)
         return [tuple(row) for row in self.sum_over_ranks(rows).tolist()]
 
+    def gather_texts(self, text: str) -> list[str]:
+        """A short text of every rank, on every rank, by rank."""
+        content = text.encode()
+        longest = max(length for (length,) in self.gather([len(content)]))
+        rows = self.gather([*content.ljust(longest, b"\0")])
+        return [bytes(row).rstrip(b"\0").decode() for row in rows]
+
     def select_device(self) -> None:
         """Make this process's device the one of the calling thread."""
         if self.device.type == "cuda":
@@ -143,8 +150,23 @@ def is_lost_peer(error: BaseException) -> bool:
 
 
 def host_digest() -> int:
-    """A number that tells this node from others."""
-    return zlib.crc32(socket.gethostname().encode())
+    """A number that tells this node from others: equal where process ids mean the same processes.
+
+    Names alone do not tell: containers, and nodes of one image, may all have the same.
+    """
+    signs = [socket.gethostname(), _read_or_empty(Path("/proc/sys/kernel/random/boot_id"))]
+    try:
+        signs.append(str(Path("/proc/self/ns/pid").readlink()))
+    except OSError:  # a kernel without them has one
+        signs.append("")
+    return zlib.crc32("\n".join(signs).encode())
+
+
+def _read_or_empty(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
 
 
 def _is_alive(pid: int) -> bool:

@@ -1,0 +1,66 @@
+"""How fast the ranks talk to each other, through the same calls as training."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+
+from pico_ds.engine.distributed import Process
+
+_REPEATS = 5
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """One collective of one size.
+
+    Attributes:
+        payload_bytes: of the whole tensor that is summed or gathered.
+        seconds: of the slowest rank, median.
+        bus_gb_per_second: what each rank sends, and receives, in that time: to be compared over collectives and ranks.
+    """
+
+    collective: str
+    payload_bytes: int
+    seconds: float
+    bus_gb_per_second: float
+
+
+def measure_transfers(process: Process, sizes_bytes: list[int]) -> list[Transfer]:
+    """All-reduce and all-gather of each size; nothing in a single process. A collective."""
+    import deepspeed.comm as dist
+
+    found, world = [], process.world_size
+    for size in sizes_bytes if world > 1 else []:
+        part = torch.zeros(max(1, size // 4 // world), device=process.device)
+        whole = torch.zeros(part.numel() * world, device=process.device)
+        calls: dict[str, tuple[Callable[[], object], int]] = {
+            "all-reduce": (lambda whole=whole: dist.all_reduce(whole), 2),  # type: ignore[misc]
+            "all-gather": (lambda whole=whole, part=part: dist.all_gather_into_tensor(whole, part), 1),  # type: ignore[misc]
+        }
+        for name, (call, passes) in calls.items():
+            seconds = _seconds(process, call)
+            sent = passes * (world - 1) / world * whole.nbytes
+            found.append(Transfer(name, whole.nbytes, seconds, sent / seconds / 1e9))
+    return found
+
+
+def _seconds(process: Process, call: Callable[[], object]) -> float:
+    call()  # the first sets up connections
+    times = []
+    for _ in range(_REPEATS):
+        process.wait_for_all()
+        _wait_for_device(process)
+        started = time.perf_counter()
+        call()
+        _wait_for_device(process)
+        nanoseconds = int((time.perf_counter() - started) * 1e9)
+        times.append(max(value for (value,) in process.gather([nanoseconds])) / 1e9)
+    return median(times)
+
+
+def _wait_for_device(process: Process) -> None:
+    if process.device.type == "cuda":
+        torch.cuda.synchronize(process.device)

@@ -1,0 +1,1 @@
+"""What can be known before a run starts: do the ranks agree, and does everything they need work."""

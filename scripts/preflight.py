@@ -1,0 +1,77 @@
+#!/usr/bin/env python
+"""Check nodes, network, disk and data before a run: one table, and a sentence for everything that will not do.
+
+    python scripts/preflight.py --config FILE                                      this machine alone
+    torchrun --nnodes 4 --nproc_per_node 8 ... scripts/preflight.py --config FILE  as the run will be started
+    deepspeed --hostfile FILE scripts/preflight.py --config FILE
+
+Give it the configuration and the overrides of the run. The exit code is 1 where something failed.
+"""
+
+import argparse
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+from rich.console import Console
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+_MIB = 2**20
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, default=REPOSITORY / "configs" / "demo.yaml", help="YAML of the run")
+    parser.add_argument(
+        "--deepspeed_config",
+        "--deepspeed-config",
+        type=Path,
+        default=REPOSITORY / "ds_configs" / "zero1.json",
+        help="JSON of DeepSpeed's own settings",
+    )
+    parser.add_argument("--largest_mib", type=int, help="largest message; default 256 on a GPU, 16 on CPU")
+    parser.add_argument("--least_gb_per_second", type=float, help="bus bandwidth below which the network has failed")
+    parser.add_argument("--timeout_seconds", type=float, default=120.0, help="for all ranks to come, and to answer")
+    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher's
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="override a key of the YAML")
+    return parser.parse_intermixed_args()
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    from pico_ds.config import ConfigError, load_config
+    from pico_ds.config.deepspeed import load_deepspeed_config
+    from pico_ds.engine.distributed import is_lost_peer, start_process, stop_process
+    from pico_ds.preflight.finding import findings_table
+    from pico_ds.preflight.running import Limits, run_checks
+
+    try:
+        config = load_config(arguments.config, arguments.overrides)
+        deepspeed_json = load_deepspeed_config(arguments.deepspeed_config)
+        process = start_process(timedelta(seconds=arguments.timeout_seconds))
+        largest_mib = arguments.largest_mib or (256 if process.device.type == "cuda" else 16)
+        limits = Limits(largest_mib * _MIB, arguments.least_gb_per_second)
+        findings = list(run_checks(config, deepspeed_json, limits, process))
+        stop_process()
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except RuntimeError as error:
+        if not is_lost_peer(error):
+            raise
+        print(
+            f"error: the ranks did not all answer within {arguments.timeout_seconds:g} s, or one has gone; its own "
+            f"output says why, else docs/clusters.md: {str(error).splitlines()[0]}",
+            file=sys.stderr,
+        )
+        return 1
+    if process.is_main:
+        console = Console()
+        Console(width=max(120, console.width)).print(findings_table(findings))
+        for problem in (problem for finding in findings for problem in finding.problems):
+            console.print(f"- {problem}", markup=False, highlight=False, soft_wrap=True)
+    return int(any(finding.problems for finding in findings))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,68 @@
+"""Preflight on two gloo ranks: silent where all is well, and a sentence for everything that is not."""
+
+import pytest
+
+from pico_ds.preflight.machine import _unlike
+from tests.conftest import write_text_corpus
+from tests.launching import run_ranks
+
+Findings = dict[str, dict[str, tuple[str, list[str]]]]
+
+
+@pytest.fixture(scope="module")
+def findings(tmp_path_factory: pytest.TempPathFactory) -> Findings:
+    place = tmp_path_factory.mktemp("preflight")
+    for node, n_documents in (("node0", 120), ("node1", 110)):
+        (place / node).mkdir()
+        write_text_corpus(place / node / "corpus.jsonl", n_documents)
+    first, second = run_ranks("tests.distributed.workers.preflight", 2, place, str(place))
+    for case in first:
+        problems = [{check: found[1] for check, found in rank[case].items()} for rank in (first, second)]
+        assert problems[0] == problems[1], "all ranks know of all problems"
+    return first
+
+
+def test_all_is_well(findings: Findings) -> None:
+    sound = findings["sound"]
+    assert [check for check, (_, problems) in sound.items() if problems] == []
+    assert set(sound) > {"versions", "configuration", "devices", "clocks", "data", "all-reduce", "all-gather"}
+    assert "64 KiB" in sound["all-reduce"][0]
+    assert "GB/s" in sound["all-reduce"][0]
+    assert "GiB free" in sound["disk of the run directory"][0]
+    assert "ms apart" in sound["clocks"][0]
+    assert "train" in sound["data"][0]
+
+
+@pytest.mark.parametrize(
+    ("case", "check", "parts"),
+    [
+        ("version", "versions", ["torch: ", "0.0.1 on rank 1 (", "install the same version"]),
+        ("code", "code of pico_ds", [" on rank 1 (", "check out the same commit"]),
+        ("config", "configuration", ["rank 1 (", "meta.inner_steps is 7, not 2; training.lr is 0.5, not 0.003"]),
+        ("clock", "clocks", ["rank 1 (", "+60.0 s off that of rank 0", "synchronize the clocks"]),
+        ("disk", "disk of the run directory", ["rank 1 (", "0.0 GiB are free", "make room"]),
+        ("network", "all-reduce", ["1e+06 are asked for"]),
+        ("other node", "run directory is shared", ["rank 1 (", "is not seen here", "that all nodes share"]),
+        ("other node", "data", ["rank 1 (", "the data is not that of rank 0"]),
+        ("no data", "data", ["rank 1 (", "corpus.jsonl"]),
+        ("no directory", "run directory is shared", ["rank 0 (", "cannot write to"]),
+        ("no directory", "disk of the run directory", ["rank 0 (", "1 (", "cannot write to"]),
+    ],
+)
+def test_what_will_not_do_is_said(findings: Findings, case: str, check: str, parts: list[str]) -> None:
+    (sentence,) = findings[case][check][1]
+    for part in parts:
+        assert part in sentence
+
+
+@pytest.mark.parametrize(
+    ("case", "check"), [("version", "versions"), ("clock", "clocks"), ("disk", "disk of the run directory")]
+)
+def test_nothing_else_is_said(findings: Findings, case: str, check: str) -> None:
+    assert [name for name, (_, problems) in findings[case].items() if problems] == [check]
+
+
+def test_gpus_that_differ_are_named() -> None:
+    assert _unlike([(8, 79)] * 16) == ()
+    (sentence,) = _unlike([(8, 79)] * 8 + [(8, 39)] * 8)
+    assert "8 of 39 GiB (from rank 8), 8 of 79 GiB (from rank 0)" in sentence

@@ -1,0 +1,71 @@
+"""Preflight on ranks of which rank 1 has something of its own: OUT DIRECTORY; the problems of each case go to OUT."""
+
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from unittest import mock
+
+import pico_ds
+from pico_ds.config import load_config
+from pico_ds.config.deepspeed import load_deepspeed_config
+from pico_ds.engine.distributed import start_process, stop_process
+from pico_ds.preflight import agreement, storage
+from pico_ds.preflight.running import Limits, run_checks
+from tests.launching import REPOSITORY
+
+
+def main() -> None:
+    out, place = map(Path, sys.argv[1:])
+    process = start_process()
+    odd = process.rank == 1
+    # relative paths: a node's own file system is one of another directory
+    own = place / f"node{process.rank}"
+    os.chdir(place / "node0")
+    tiny, deepspeed_json = (
+        str(REPOSITORY / "tests/end_to_end/tiny.yaml"),
+        load_deepspeed_config(REPOSITORY / "ds_configs/zero1.json"),
+    )
+    results: dict[str, object] = {}
+
+    def play(name: str, *overrides: str, least_gb_per_second: float | None = None) -> None:
+        settings = ["data.paths=[corpus.jsonl]", "checkpointing.runs_dir=runs", "data.cache_dir=cache", *overrides]
+        limits = Limits(2**16, least_gb_per_second)
+        findings = list(run_checks(load_config(tiny, settings), deepspeed_json, limits, process))
+        results[name] = {finding.check: [finding.found, list(finding.problems)] for finding in findings}
+
+    def with_patch(name: str, target: object, attribute: str, value: object) -> None:
+        with mock.patch.object(target, attribute, value if odd else getattr(target, attribute)):
+            play(name)
+
+    storage._WRITTEN_BYTES = 2**20
+    play("sound")
+    real_version: Callable[[str], str] = agreement.version
+    with_patch("version", agreement, "version", lambda name: "0.0.1" if name == "torch" else real_version(name))
+    if odd:
+        copy = shutil.copytree(Path(pico_ds.__file__).parent, place / "pico_ds")
+        with (copy / "files.py").open("a") as file:
+            file.write("\n")
+    with_patch("code", pico_ds, "__file__", str(place / "pico_ds" / "__init__.py"))
+    play("config", *(["training.lr=0.5", "meta.inner_steps=7"] if odd else []))
+    real_clock = time.time_ns
+    with_patch("clock", time, "time_ns", lambda: real_clock() + 60 * 10**9)
+    with_patch("disk", shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**6, 10**6, 2**10))
+    play("network", least_gb_per_second=1e6)
+    storage._SHARED_SECONDS = 0.5
+    os.chdir(own)
+    play("other node", f"data.cache_dir={own}")
+    if odd:
+        Path("corpus.jsonl").unlink()
+    play("no data", f"data.cache_dir={own}/anew")
+    (place / "file").touch()
+    play("no directory", f"checkpointing.runs_dir={place}/file/runs", f"data.cache_dir={place}/node0/cache")
+    out.write_text(json.dumps(results))
+    stop_process()
+
+
+if __name__ == "__main__":
+    main()

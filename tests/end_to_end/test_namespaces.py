@@ -1,0 +1,25 @@
+"""The namespace campaign in its short form; the long one is `python -m tests.namespace_campaign`."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.namespace_campaign import run_campaign
+from tests.namespaces import why_no_namespaces
+
+HANG_SECONDS = 5
+
+
+def test_a_job_goes_on_without_a_node_and_then_with_it(tmp_path: Path) -> None:
+    """One of three nodes loses its power, which nobody is told, and comes back."""
+    if (missing := why_no_namespaces()) is not None:
+        pytest.skip(missing)
+    started = time.monotonic()
+    (outcome,) = run_campaign(["back"], tmp_path, HANG_SECONDS, max_steps=60, keep_alive_seconds=3)
+    assert outcome.seconds_to_detect is not None
+    # the watchdog looks every half second, and machines of CI are busy
+    assert HANG_SECONDS - 1 < outcome.seconds_to_detect < HANG_SECONDS + 10
+    assert outcome.starts == 3
+    assert outcome.steps_lost <= 8, "what came after the last save, and one that was under way"
+    assert time.monotonic() - started < 200
