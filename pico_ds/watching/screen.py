@@ -85,7 +85,9 @@ def frame(view: RunView) -> RenderableType:
     parts += [Text(), table]
     if view.failure:
         parts += [Text(), Text(view.failure.rstrip(), style="red")]
-    return Panel(Group(*parts), title=Text(str(view.run.path)), title_align="left")
+    # the name first: on a narrow terminal the end is cut off
+    title = Text.assemble((view.run.path.name, "bold"), f" in {view.run.path.parent}")
+    return Panel(Group(*parts), title=title, title_align="left")
 
 
 def _headline(view: RunView) -> Text:

@@ -65,11 +65,13 @@ def said() -> Iterator[list[str]]:
     lines: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
-    before, logger.level = logger.level, logging.INFO
+    before = logger.level
+    # the attribute alone would leave what the logger remembers of being asked before
+    logger.setLevel(logging.INFO)
     logger.addHandler(handler)
     yield lines
     logger.removeHandler(handler)
-    logger.level = before
+    logger.setLevel(before)
 
 
 def resumer(
