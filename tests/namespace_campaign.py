@@ -296,6 +296,7 @@ def main() -> int:
         print(f"error: {missing}", file=sys.stderr)
         return 1
     directory = arguments.directory or Path(tempfile.mkdtemp(prefix="namespace-campaign-"))
+    directory.mkdir(parents=True, exist_ok=True)
     print(f"runs and logs are in {directory}", flush=True)
     scenarios, seconds = arguments.scenarios, arguments.hang_timeout_seconds
     print_outcomes(run_campaign(scenarios, directory, seconds, arguments.max_steps))
