@@ -36,6 +36,8 @@ COMMANDS = {
     "feeding": "the same with sampled tasks: how long a step waits for its data",
     "comm": "collectives of an outer step: stages, inner steps, tasks a rank",
     "sampling": "tasks and rows per second on one core",
+    "index": "decoding and indexing of a pool of token rows",
+    "prepare": "text to token shards, against the tokenizer alone",
     "checkpoint": "save, verify and load against raw disk, DeepSpeed and DCP",
     "snapshots": "what a snapshot of learning dynamics costs, of the demo and of the model",
 }
@@ -44,7 +46,7 @@ COMMANDS = {
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, text in {**COMMANDS, "all": "all of them but checkpoint and snapshots"}.items():
+    for name, text in {**COMMANDS, "all": "the steps: all up to sampling"}.items():
         command = commands.add_parser(name, help=text)
         command.add_argument("--size", help="the model of configs/pico-<size>.yaml; default 1b on a GPU, tiny on CPU")
         command.add_argument("--ranks", type=int, nargs="+", help="world sizes, one after another")
@@ -54,7 +56,8 @@ def parse_arguments() -> argparse.Namespace:
         command.add_argument(
             "--stages", type=int, nargs="+", help="ZeRO stages; default 1 2 3, of comm 0 1 2 3, of snapshots 1"
         )
-        command.add_argument("--rows", type=int, help="of a micro-batch on each rank, or contexts of a set")
+        command.add_argument("--rows", type=int, help="of a micro-batch on each rank, contexts of a set, or of a pool")
+        command.add_argument("--megabytes", type=int, default=100, help="of text for prepare")
         command.add_argument("--micro_batches", type=int, default=1, help="of a step of lm")
         command.add_argument("--length", type=int, help="of a row or context [tokens]")
         command.add_argument("--tasks", type=int, help="of a step on each rank")

@@ -70,7 +70,7 @@ def random_tasks(directory: Path, smlmt: str) -> tuple[TextCorpus, SMLMT]:
 
 def _write_corpus(path: Path) -> None:
     rng = np.random.default_rng(0)
-    words = np.array([_word(rank) for rank in range(_VOCABULARY)])
+    words = np.array([random_word(rank) for rank in range(_VOCABULARY)])
     weights = 1 / np.arange(1, _VOCABULARY + 1)
     partial = path.with_suffix(f".{os.getpid()}")
     with partial.open("w") as file:
@@ -80,7 +80,7 @@ def _write_corpus(path: Path) -> None:
     partial.replace(path)
 
 
-def _word(rank: int) -> str:
+def random_word(rank: int) -> str:
     """A pronounceable word; the more frequent the shorter."""
     syllables = ""
     number = rank + 1

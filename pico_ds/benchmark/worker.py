@@ -12,9 +12,10 @@ from pico_ds.benchmark.attention import measure_attention
 from pico_ds.benchmark.checkpoint import CheckpointBenchmark
 from pico_ds.benchmark.communication import CountCollectives
 from pico_ds.benchmark.sampling import measure_sampling, random_tasks
+from pico_ds.benchmark.shards import measure_index, measure_preparation
 from pico_ds.benchmark.snapshots import measure_snapshots
 from pico_ds.benchmark.steps import StepBenchmark, Workload
-from pico_ds.config import load_config
+from pico_ds.config import SmlmtConfig, load_config
 from pico_ds.config.deepspeed import load_deepspeed_config
 from pico_ds.config.validation import LAYOUT_EXTRA_TOKENS
 from pico_ds.engine.distributed import Process, start_process, stop_process
@@ -140,6 +141,14 @@ def _sampling(arguments: argparse.Namespace, repository: Path, process: Process)
     return measure_sampling(arguments.directory, seconds=float(arguments.repeats))
 
 
+def _index(arguments: argparse.Namespace, repository: Path, process: Process) -> Rows:
+    return measure_index(arguments.directory, arguments.rows or SmlmtConfig().pool_rows, arguments.repeats)
+
+
+def _prepare(arguments: argparse.Namespace, repository: Path, process: Process) -> Rows:
+    return measure_preparation(arguments.directory, arguments.megabytes, arguments.repeats)
+
+
 def _checkpoint(arguments: argparse.Namespace, repository: Path, process: Process) -> Rows:
     config = load_config(repository / "configs" / f"pico-{arguments.size or 'small'}.yaml", arguments.set)
     assert config.model.vocab_size is not None
@@ -179,6 +188,8 @@ _MEASUREMENTS: dict[str, Callable[[argparse.Namespace, Path, Process], Rows]] = 
     "feeding": _feeding,
     "comm": _communication,
     "sampling": _sampling,
+    "index": _index,
+    "prepare": _prepare,
     "checkpoint": _checkpoint,
     "snapshots": _snapshots,
 }

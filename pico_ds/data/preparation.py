@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
+from threading import Event, Semaphore
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,8 @@ from pico_ds.data.tokenizer import TextTokenizer, import_tokenizer, load_tokeniz
 
 #: documents, and characters, that a process tokenizes at once
 _BATCH_DOCUMENTS, _BATCH_CHARACTERS = 512, 2**21
+#: batches of a worker that are tokenized, or will be, before the first of them is written
+_BATCHES_AHEAD = 4
 
 #: of a worker
 _TOKENIZER: TextTokenizer
@@ -150,14 +153,31 @@ class Preparation:
 
     def _tokenized(self, texts: Iterator[str], tokenizer: Path) -> Iterator[npt.NDArray[np.int32]]:
         """Tokens of each document, with an end of text, in order."""
+        # a disk that is slower than the cores must not let results pile up in memory
+        room, is_over = Semaphore(_BATCHES_AHEAD * self.workers), Event()
+
+        def given() -> Iterator[list[str]]:
+            for batch in text_batches(texts):
+                room.acquire()
+                if is_over.is_set():
+                    return
+                yield batch
+
         # not forked: the tokenizer's threads would not survive it
         context = multiprocessing.get_context("spawn")
         with context.Pool(self.workers, _start_worker, (str(tokenizer),)) as pool:
-            for flat, lengths in pool.imap(_tokenize, _batches(texts)):
-                yield from np.split(flat, np.cumsum(lengths)[:-1])
+            try:
+                for flat, lengths in pool.imap(_tokenize, given()):
+                    room.release()
+                    yield from np.split(flat, np.cumsum(lengths)[:-1])
+            finally:
+                # the pool ends when its thread does, which may wait for room
+                is_over.set()
+                room.release()
 
 
-def _batches(texts: Iterator[str]) -> Iterator[list[str]]:
+def text_batches(texts: Iterator[str]) -> Iterator[list[str]]:
+    """What a process tokenizes at once."""
     batch: list[str] = []
     characters = 0
     for text in texts:

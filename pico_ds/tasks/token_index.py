@@ -106,11 +106,13 @@ class TokenIndex:
 
     Attributes:
         tokens: `[n_tokens]`, the rows one after another.
-        document_ends: where documents, and rows, end (exclusive).
+        document_ends: where documents, and rows, end (exclusive), in order.
         positions: `[n_occurrences]` of words with a frequency from `min_word_freq` to `max_word_freq`.
     """
 
-    def __init__(self, rows: npt.NDArray[Any], words: TokenWords, config: SmlmtConfig) -> None:
+    def __init__(
+        self, rows: npt.NDArray[Any], words: TokenWords, config: SmlmtConfig, threads: int = _THREADS
+    ) -> None:
         """
         Args:
             rows: `[n_rows, tokens]`, of fewer than 2^32 tokens.
@@ -120,7 +122,7 @@ class TokenIndex:
         self._length, self._by_sentence = config.context_tokens, config.context == "sentence"
         per_chunk = max(1, _CHUNK_TOKENS // self._width)
         chunks = [(first, rows[first : first + per_chunk]) for first in range(0, len(rows), per_chunk)]
-        with ThreadPoolExecutor(_THREADS, "index") as pool:
+        with ThreadPoolExecutor(threads, "index") as pool:
             found = [*pool.map(lambda chunk: self._survey(chunk[1]), chunks)]
             by_chunk = np.array([counts for counts, _, _ in found])
             self.lexicon = PoolLexicon(words, by_chunk.sum(axis=0))
@@ -131,9 +133,9 @@ class TokenIndex:
             for which in (1, 2)
         )
         row_ends = np.arange(1, len(rows) + 1) * self._width
-        self.document_ends: Integers = np.union1d(row_ends, special + 1)
+        self.document_ends = _merged(row_ends, special + 1)
         # a special token bounds a context on both sides
-        self._bounds: Integers = np.unique(np.concatenate([self.document_ends, special, ends]))
+        self._bounds = _merged(self.document_ends, special, ends)
 
     def occurrences(self, word: int) -> slice:
         """Where the occurrences of a word stand in `positions`."""
@@ -245,6 +247,12 @@ class TokenIndex:
         inside = np.minimum(places, len(self.tokens) - 1)
         here, before, _ = self._flags_around(inside)
         return (places < len(self.tokens)) & _continues(here) & ((before & _LETTERS) != 0)
+
+
+def _merged(*ordered: Integers) -> Integers:
+    """Every place once, in order. (np.unique hashes, which takes many times as long as to merge what is in order.)"""
+    places = np.sort(np.concatenate(ordered), kind="stable")
+    return places[np.diff(places, prepend=-1) > 0]
 
 
 def _continues(flags: npt.NDArray[np.uint8]) -> Flags:

@@ -77,3 +77,18 @@ def test_a_measurement_that_fails_does_not_cost_the_others(tmp_path: Path) -> No
     assert "failed" in text
     (row,) = json.loads(out.read_text())["results"]
     assert row["failed"].startswith("exit code")
+
+
+def test_index_and_prepare(tmp_path: Path) -> None:
+    _, results = benchmark(tmp_path, "index", "--rows", "64")
+    decoding, *indexes = results
+    assert decoding["tokens"] == 64 * 2049
+    assert [(row["what"].rpartition(" ")[2], row["threads"]) for row in indexes] == [
+        (context, threads) for context in ("window", "sentence") for threads in (1, 2)
+    ]
+    for row in indexes:
+        assert 0 < row["occurrences_per_token"] < 1
+        assert 2 < row["bytes_per_token"] < row["peak_bytes_per_token"]
+    _, (alone, prepared) = benchmark(tmp_path, "prepare", "--megabytes", "1")
+    assert alone["tokens"] == prepared["tokens"] > 100_000
+    assert prepared["share_of_tokenizer"] > 0

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import time
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from pico_ds.data import preparation
 from pico_ds.data.errors import DataError
 from pico_ds.data.preparation import Counts, Preparation, Source, local_source
 from pico_ds.data.shard_writing import ShardWriter
@@ -148,3 +150,25 @@ def test_a_source_is_read_from_where_it_stopped(corpus: Path) -> None:
     source: Source = local_source([str(corpus)], "text", "file")
     every: Iterator[str] = source.read(0)
     assert [*every][7:] == [*source.read(7)]
+
+
+def test_results_do_not_pile_up_before_a_slow_disk(
+    tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Text is read no further ahead of what is written than a few batches; a job that ends early ends at once."""
+    monkeypatch.setattr(preparation, "_BATCH_DOCUMENTS", 1)
+    read = 0
+
+    def texts(first: int) -> Iterator[str]:
+        nonlocal read
+        for read in range(1, 10_001):  # noqa: B007
+            yield "a document"
+
+    many = Preparation(Source({}, texts), str(tokenizer), tmp_path / "out", 32, 4, workers=1)
+    written = many._tokenized(texts(0), tokenizer)
+    next(written)
+    time.sleep(0.5)
+    assert read <= 6
+    started = time.monotonic()
+    written.close()
+    assert time.monotonic() - started < 5
