@@ -38,6 +38,8 @@ TOLERANCE = 2e-4
 _TORCHS_KEEP_ALIVE_SECONDS = 5
 #: for anything that is waited for
 _PATIENCE_SECONDS = 180.0
+#: for agents that have lost their store: torch asks it again and again, a minute each time
+_STORE_PATIENCE_SECONDS = 900.0
 #: what the ranks and agents say when they have noticed
 _NOTICED = re.compile(rb"no progress for|a collective failed because|has died, and this one|failed \(exitcode")
 
@@ -217,7 +219,7 @@ def store(job: Job) -> Figures:
     job.wait_for_step(9)
     began = time.monotonic()
     job.nodes[2].switch_off()
-    codes = [job.agents[number].wait(timeout=_PATIENCE_SECONDS) for number in (0, 1)]
+    codes = [job.agents[number].wait(timeout=_STORE_PATIENCE_SECONDS) for number in (0, 1)]
     ended = time.monotonic()
     assert 0 not in codes, codes
     job.endpoint = f"{job.nodes[0].name}:{PORT}"
