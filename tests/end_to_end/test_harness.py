@@ -38,31 +38,9 @@ def test_a_checkpoint_is_judged(tmp_path: Path) -> None:
     data.write_text("\n".join(map(json.dumps, QUESTIONS)))
     (tmp_path / "own_choice.yaml").write_text(TASK.replace("DATA", str(data)))
     model = f"pretrained={checkpoint},trust_remote_code=True,dtype=float32"
-    run(
-        *(
-            "python",
-            "-m",
-            "lm_eval",
-            "--model",
-            "hf",
-            "--model_args",
-            model,
-            "--tasks",
-            "own_choice",
-            "--device",
-            "cpu",
-        ),
-        *(
-            "--batch_size",
-            "3",
-            "--include_path",
-            str(tmp_path),
-            "--output_path",
-            str(tmp_path / "out"),
-            "--log_samples",
-        ),
-        HF_DATASETS_CACHE=str(tmp_path / "cache"),
-    )
+    how = ["--model", "hf", "--model_args", model, "--device", "cpu", "--batch_size", "3"]
+    where = ["--tasks", "own_choice", "--include_path", str(tmp_path), "--output_path", str(tmp_path / "out")]
+    run("python", "-m", "lm_eval", *how, *where, "--log_samples", HF_DATASETS_CACHE=str(tmp_path / "cache"))
     (results,) = (tmp_path / "out").rglob("results_*.json")
     (samples,) = (tmp_path / "out").rglob("samples_*.jsonl")
     found = {one["doc"]["context"]: one for one in map(json.loads, samples.read_text().splitlines())}

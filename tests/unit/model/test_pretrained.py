@@ -84,6 +84,12 @@ def test_rows_beyond_the_source_stay_as_they_are(llama: LlamaForCausalLM, tmp_pa
     assert torch.equal(decoder.embedding_proj.weight[97:], torch.nn.Embedding(100, 32).weight[97:])
 
 
+def test_a_constant_that_went_through_fp32_is_the_same(tmp_path: Path) -> None:
+    """As in models that were GGUF files."""
+    model = make_llama(tmp_path, rms_norm_eps=9.999999747378752e-06)
+    assert_same_logits(decoder_of(tmp_path), model)
+
+
 def test_another_shape_is_said_with_every_key_to_change(llama: LlamaForCausalLM, tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         decoder_of(tmp_path, d_model=64, n_layers=3, norm_eps=1e-6)
