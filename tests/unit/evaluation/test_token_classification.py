@@ -27,6 +27,34 @@ def test_columns_may_be_parted_by_tabs_or_spaces_and_numbered(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("22 CD B-NP O\nmen NNS I-NP O\n", ("22", "men")),
+        ("In IN O\n1996 CD O\n", ("In", "1996")),
+        ("1\tCD\tO\nman\tNN\tO\n\n1\tCD\tO\n2\tCD\tO\n", ("1", "man")),
+        ("buy O\n#zebras O\n# O\nnow O\n", ("buy", "#zebras", "#", "now")),
+        ("# of two words\n#zebras O\nrun O\n", ("#zebras", "run")),
+        ("\ufeffAnn B-PER\n. O\n", ("Ann", ".")),
+        ("a\u2028b\tO\nc\x85d\tO\n", ("a\u2028b", "c\x85d")),
+    ],
+    ids=["number first", "number later", "counts in one sentence", "hashes", "comment", "byte order mark", "separators"],
+)
+def test_words_that_look_like_something_else_are_words(tmp_path: Path, text: str, words: tuple[str, ...]) -> None:
+    path = tmp_path / "own.conll"
+    path.write_text(text, encoding="utf-8")
+    assert read_conll(path)[0].words == words
+
+
+def test_entities_that_begin_with_i_are_read_as_if_with_b(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "iob1.conll"
+    path.write_text("the O\nNew I-LOC\nYork I-LOC\nParis B-LOC\nAnn I-PER\n\nYork I-LOC\n")
+    first, second = read_conll(path)
+    assert first.tags == ("O", "B-LOC", "I-LOC", "B-LOC", "B-PER")
+    assert second.tags == ("B-LOC",)
+    assert "3 entities begin with I- (the first at line 2)" in caplog.text
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("New B-LOC\nYork\n", r"bad.conll:2: got 'York'; expected a word and, in the last column, a tag"),
