@@ -30,10 +30,10 @@ class _Line:
 def read_conll(path: Path) -> list[TaggedSentence]:
     """Read one word a line and an empty line between sentences.
 
-    Columns are parted by tabs or spaces: the word first and the tag last. Where columns are parted by tabs and the first
-    counts 1, 2, 3, ... in every sentence, as in Universal NER, they are number, word, tag. Lines that begin with #
-    before the first word of a sentence are comments, unless they have the columns of a word. An entity that begins with
-    I-, as in the IOB1 scheme, is read as one that begins with B-, with a warning.
+    Columns are parted by tabs or spaces: the word first and the tag last. Where columns are parted by tabs and the
+    first counts 1, 2, 3, ... in every sentence, as in Universal NER, they are number, word, tag. Lines that begin with
+    # before the first word of a sentence are comments, unless they have the columns of a word. An entity that begins
+    with I-, as in the IOB1 scheme, is read as one that begins with B-, with a warning.
 
     Raises:
         DataError: a file that cannot be read, or a line without a tag, with its number.

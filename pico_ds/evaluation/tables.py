@@ -51,13 +51,12 @@ def percent(values: list[float]) -> str:
     estimate = Estimate.of(values)
     if len(set(values)) == 1:
         return f"{100 * estimate.mean:.1f}"
-    return f"{100 * estimate.mean:.1f} ± {100 * estimate.half_width:.1f}"
+    return estimate.percent()
 
 
 def percent_difference(a: npt.ArrayLike, b: npt.ArrayLike) -> str:
     """Mean of the differences task by task, with its 95 % interval."""
-    estimate = Estimate.of((np.asarray(a) - np.asarray(b)).tolist())
-    return f"{100 * estimate.mean:+.1f} ± {100 * estimate.half_width:.1f}"
+    return Estimate.of((np.asarray(a) - np.asarray(b)).tolist()).percent(signed=True)
 
 
 def perplexity_table(result: PerplexityResult, title: str) -> Table:

@@ -37,7 +37,7 @@ def test_columns_may_be_parted_by_tabs_or_spaces_and_numbered(tmp_path: Path) ->
         ("\ufeffAnn B-PER\n. O\n", ("Ann", ".")),
         ("a\u2028b\tO\nc\x85d\tO\n", ("a\u2028b", "c\x85d")),
     ],
-    ids=["number first", "number later", "counts in one sentence", "hashes", "comment", "byte order mark", "separators"],
+    ids=["number first", "number later", "counts in one sentence", "hashes", "comment", "byte order mark", "U+2028"],
 )
 def test_words_that_look_like_something_else_are_words(tmp_path: Path, text: str, words: tuple[str, ...]) -> None:
     path = tmp_path / "own.conll"
