@@ -156,13 +156,13 @@ def ner(trained: TrainedModel, arguments: argparse.Namespace, process: Process, 
     parts = [read_conll(path) for path in arguments.ner]
     splits = Splits.of_one(parts[0]) if len(parts) == 1 else Splits(*parts)
     longest = arguments.max_tokens or trained.config.model.max_seq_len
-    scores = evaluate_ner(trained.model, splits, arguments.seeds, longest, process)
+    found = evaluate_ner(trained.model, splits, arguments.seeds, longest, process)
     if not process.is_main:
         return
     name = arguments.ner[0].stem
-    console.print(ner_table(scores, f"{trained.directory}: entity F1 on {name}, {arguments.seeds} seeds [%]"))
+    console.print(ner_table(found, f"{trained.directory}: entity F1 on {name}, {arguments.seeds} seeds [%]"))
     path = trained.run / "eval_results" / f"ner_{name}_step_{trained.step}.json"
-    write_ner(path, scores, {"step": trained.step, "files": [str(file) for file in arguments.ner]})
+    write_ner(path, found, {"step": trained.step, "files": [str(file) for file in arguments.ner]})
     console.print(f"{path}", highlight=False, soft_wrap=True)
 
 
