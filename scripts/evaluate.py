@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 from rich.console import Console
 
@@ -38,7 +39,7 @@ from pico_ds.tasks.source import TaskSource
 from pico_ds.training.assembly import build_judged_rows
 from pico_ds.training.trained_model import TrainedModel, load_trained_model
 
-READOUTS: list[Readout] = ["fim", "pre", "fimpre", "mask", "last", "mean"]
+READOUTS: tuple[Readout, ...] = get_args(Readout)
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from jaxtyping import Float
+from scipy.stats import t
 from torch import Tensor
 
 from pico_ds.config import Readout
@@ -39,6 +40,15 @@ class Estimate:
         array = np.asarray(values, dtype=np.float64)
         error = array.std(ddof=1) / math.sqrt(len(array)) if len(array) > 1 else math.inf
         return cls(float(array.mean()), Z_95 * float(error))
+
+    @classmethod
+    def of_seeds(cls, values: npt.ArrayLike) -> "Estimate":
+        """Mean over seeds with an interval by Student's t: seeds are too few for a normal approximation."""
+        array = np.asarray(values, dtype=np.float64)
+        if len(array) < 2:
+            return cls(float(array.mean()), math.inf)
+        error = array.std(ddof=1) / math.sqrt(len(array))
+        return cls(float(array.mean()), float(t.ppf(0.975, len(array) - 1) * error))
 
     def percent(self, signed: bool = False) -> str:
         """As text [%]; without the interval where a single value gives none."""

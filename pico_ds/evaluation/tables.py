@@ -60,6 +60,18 @@ def percent_difference(a: npt.ArrayLike, b: npt.ArrayLike) -> str:
     return Estimate.of((np.asarray(a) - np.asarray(b)).tolist()).percent(signed=True)
 
 
+def percent_difference_by_seed(a: npt.ArrayLike, b: npt.ArrayLike) -> str:
+    """Mean of the differences, seed by seed and task by task, with its 95 % interval over tasks, and that over seeds.
+
+    Args:
+        a, b: accuracies, [seeds, tasks].
+    """
+    differences = np.asarray(a) - np.asarray(b)
+    over_seeds = Estimate.of_seeds(differences.mean(axis=1)).half_width
+    text = Estimate.of(differences.mean(axis=0)).percent(signed=True)
+    return f"{text} (± {100 * over_seeds:.1f})" if np.isfinite(over_seeds) else text
+
+
 def perplexity_table(result: PerplexityResult, title: str) -> Table:
     """A row for each domain, where there are several, and one for all tokens."""
     table = Table(title=title, title_justify="left")
