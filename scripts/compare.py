@@ -39,15 +39,11 @@ def main() -> int:
             entry.name,
             str(entry.step),
             "" if entry.validation_loss is None else f"{entry.validation_loss:.3f}",
-            *(percent(Estimate.of(values)) for values in (entry.few_shot.before, entry.few_shot.after)),
-            *("" if entry is entries[0] else percent(difference) for difference in pair),
+            *(Estimate.of(values).percent() for values in (entry.few_shot.before, entry.few_shot.after)),
+            *("" if entry is entries[0] else difference.percent() for difference in pair),
         )
     Console(width=max(120, Console().width)).print(table)
     return 0
-
-
-def percent(estimate: Estimate) -> str:
-    return f"{100 * estimate.mean:.1f} ± {100 * estimate.half_width:.1f}"
 
 
 if __name__ == "__main__":

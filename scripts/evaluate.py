@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 from rich.console import Console
 
@@ -25,8 +26,8 @@ from pico_ds.config.arguments import at_least, task_shape
 from pico_ds.data.errors import DataError
 from pico_ds.engine.distributed import Process, start_process, stop_process
 from pico_ds.evaluation.conll import read_conll
-from pico_ds.evaluation.evaluator import task_key
-from pico_ds.evaluation.grid import Setting, SettingResult, best_readout, evaluate_grid, write_grid
+from pico_ds.evaluation.evaluator import grid_key
+from pico_ds.evaluation.grid import Setting, SettingResult, best_readout, evaluate_grid, grid_name, write_grid
 from pico_ds.evaluation.perplexity import evaluate_perplexity
 from pico_ds.evaluation.tables import grid_tables, ner_table, perplexity_table
 from pico_ds.evaluation.token_classification import Splits, evaluate_ner, write_ner
@@ -38,7 +39,7 @@ from pico_ds.tasks.source import TaskSource
 from pico_ds.training.assembly import build_judged_rows
 from pico_ds.training.trained_model import TrainedModel, load_trained_model
 
-READOUTS: list[Readout] = ["fim", "pre", "fimpre", "mask", "last", "mean"]
+READOUTS: tuple[Readout, ...] = get_args(Readout)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -90,6 +91,12 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_intermixed_args()
 
 
+def check_together(arguments: argparse.Namespace) -> None:
+    other = "--data" if arguments.data is not None else "perplexity" if arguments.command == "perplexity" else None
+    if arguments.ner is not None and other is not None:
+        raise ConfigError(f"--ner: got it with {other}; they are two evaluations: give one at a time")
+
+
 def settings_of(
     trained: TrainedModel, arguments: argparse.Namespace, process: Process
 ) -> tuple[str, list[tuple[Setting, Callable[[], TaskSource]]], dict[str, object]]:
@@ -101,7 +108,8 @@ def settings_of(
             raise ConfigError("--readout: got best with --data; it is chosen on words of the corpus: name a readout")
         readout = arguments.readout or config.smlmt.readout
         make = trained.labelled_tasks(Path(arguments.data), arguments.max_tokens)
-        return readout, [(Setting(one), partial(make, one, readout)) for one in shapes], {"data": arguments.data}
+        of = {"data": arguments.data, "max_tokens": arguments.max_tokens}
+        return readout, [(Setting(one), partial(make, one, readout)) for one in shapes], of
     builder = TaskBuilder(config, trained.open_corpus())
     split: WordSplit = arguments.split or config.evaluation.word_split
     readout = arguments.readout or config.smlmt.readout
@@ -115,7 +123,7 @@ def settings_of(
         for documents in arguments.documents
         for one in shapes
     ]
-    return readout, pairs, {"word_split": split, "task_key": task_key(config)}
+    return readout, pairs, {"word_split": split, "task_key": grid_key(config, split)}
 
 
 def few_shot(trained: TrainedModel, arguments: argparse.Namespace, process: Process, console: Console) -> None:
@@ -134,10 +142,12 @@ def few_shot(trained: TrainedModel, arguments: argparse.Namespace, process: Proc
     title = f"{trained.directory}: {of}, readout {readout}, {learner}, {arguments.tasks} tasks [%, 95 % interval]"
     for table in grid_tables(results, title):
         console.print(table)
-    about = {"step": trained.step, "learner": learner, "readout": readout, "n_tasks": arguments.tasks, **source}
-    name = "few_shot" if arguments.data is None else f"few_shot_{Path(arguments.data).stem}"
-    path = trained.run / "eval_results" / f"{name}_step_{trained.step}.json"
-    write_grid(path, results, about)
+    head = trained.model.learner.config.head
+    about = {"step": trained.step, "learner": learner, "head": head, "readout": readout, **source}
+    about["overrides"] = arguments.overrides
+    since = max([trained.written, *([Path(arguments.data).stat().st_mtime] if arguments.data else [])])
+    path = trained.run / "eval_results" / f"{grid_name(about, trained.run_config)}_step_{trained.step}.json"
+    write_grid(path, results, about, since)
     console.print(f"{path}", highlight=False, soft_wrap=True)
 
 
@@ -147,13 +157,13 @@ def ner(trained: TrainedModel, arguments: argparse.Namespace, process: Process, 
     parts = [read_conll(path) for path in arguments.ner]
     splits = Splits.of_one(parts[0]) if len(parts) == 1 else Splits(*parts)
     longest = arguments.max_tokens or trained.config.model.max_seq_len
-    scores = evaluate_ner(trained.model, splits, arguments.seeds, longest, process)
+    found = evaluate_ner(trained.model, splits, arguments.seeds, longest, process)
     if not process.is_main:
         return
     name = arguments.ner[0].stem
-    console.print(ner_table(scores, f"{trained.directory}: entity F1 on {name}, {arguments.seeds} seeds [%]"))
+    console.print(ner_table(found, f"{trained.directory}: entity F1 on {name}, {arguments.seeds} seeds [%]"))
     path = trained.run / "eval_results" / f"ner_{name}_step_{trained.step}.json"
-    write_ner(path, scores, {"step": trained.step, "files": [str(file) for file in arguments.ner]})
+    write_ner(path, found, {"step": trained.step, "files": [str(file) for file in arguments.ner]})
     console.print(f"{path}", highlight=False, soft_wrap=True)
 
 
@@ -180,6 +190,7 @@ def main() -> int:
     arguments = parse_arguments()
     console = Console()
     try:
+        check_together(arguments)
         process = start_process()
         overrides = arguments.overrides
         if arguments.command == "perplexity":

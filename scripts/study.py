@@ -27,7 +27,7 @@ from pico_ds.config import ConfigError, RunConfig, load_config
 from pico_ds.config.arguments import at_least
 from pico_ds.config.validation import LAYOUT_EXTRA_TOKENS
 from pico_ds.evaluation.evaluator import EvaluationResult
-from pico_ds.evaluation.tables import percent, percent_difference
+from pico_ds.evaluation.tables import percent, percent_difference_by_seed
 from pico_ds.training.state import step_kind
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -75,7 +75,8 @@ def main() -> int:
             return table(arguments)
         calls = [(method, seed) for seed in arguments.seeds for method in arguments.methods]
         with ThreadPoolExecutor(arguments.jobs) as pool:
-            return max(pool.map(lambda call: train(call[0], call[1], arguments), calls))
+            # a run that was killed has a negative code
+            return int(any([*pool.map(lambda call: train(call[0], call[1], arguments), calls)]))
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -183,32 +184,33 @@ def table(arguments: argparse.Namespace) -> int:
     results = {method: [read(method, seed, arguments) for seed in arguments.seeds] for method in arguments.methods}
     steps = config_of(REFERENCE, 0, arguments).evaluation.adaptation_steps
     found = Table(
-        title=f"equal {arguments.budget}, {len(arguments.seeds)} seeds, test words [%, 95 % interval over tasks]"
+        title=f"equal {arguments.budget}, {len(arguments.seeds)} seeds, test words [%, 95 % interval over tasks (in "
+        "brackets: over seeds, by t)]"
     )
     columns = ("method", "readout", "val. loss", "before", f"after {steps} steps", "gain", "by seed, before")
     for column in (*columns, f"before - {REFERENCE}", f"after - {REFERENCE}"):
         found.add_column(column, justify="left" if column in columns[:2] else "right", no_wrap=True)
-    reference = means(results.get(REFERENCE) or [read(REFERENCE, seed, arguments) for seed in arguments.seeds], "fim")
+    reference = by_seed(results.get(REFERENCE) or [read(REFERENCE, seed, arguments) for seed in arguments.seeds], "fim")
     for method, evaluations in results.items():
         # the control is judged where it is best, on the very tasks that are reported, which favours it
-        readout = max(evaluations[0].few_shot, key=lambda one: float(np.mean(means(evaluations, one)[0])))
-        before, after = means(evaluations, readout)
+        readout = max(evaluations[0].few_shot, key=lambda one: float(np.mean(by_seed(evaluations, one)[0])))
+        before, after = by_seed(evaluations, readout)
         losses = [one.validation_loss for one in evaluations if one.validation_loss is not None]
         seeds = "  ".join(f"{100 * np.mean(one.few_shot[readout].before):.1f}" for one in evaluations)
         differences = [
-            percent_difference(mine, theirs) for mine, theirs in zip((before, after), reference, strict=True)
+            percent_difference_by_seed(mine, theirs) for mine, theirs in zip((before, after), reference, strict=True)
         ]
         found.add_row(
             method,
             readout,
             f"{np.mean(losses):.3f}",
-            percent(before.tolist()),
-            percent(after.tolist()),
-            percent_difference(after, before),
+            percent(before.mean(axis=0).tolist()),
+            percent(after.mean(axis=0).tolist()),
+            percent_difference_by_seed(after, before),
             seeds,
             *(differences if method != REFERENCE else ("", "")),
         )
-    Console(width=170).print(found)
+    Console(width=200).print(found)
     return 0
 
 
@@ -221,10 +223,10 @@ def read(method: str, seed: int, arguments: argparse.Namespace) -> EvaluationRes
     return EvaluationResult.read(directory / f"step_{max(steps)}.json")
 
 
-def means(evaluations: list[EvaluationResult], readout: str) -> tuple[np.ndarray, np.ndarray]:
-    """Mean over seeds of each task's accuracy, before and after adaptation."""
+def by_seed(evaluations: list[EvaluationResult], readout: str) -> tuple[np.ndarray, np.ndarray]:
+    """Accuracies before and after adaptation, [seeds, tasks]."""
     found = [one.few_shot[readout] for one in evaluations]  # type: ignore[index]
-    return np.mean([one.before for one in found], axis=0), np.mean([one.after for one in found], axis=0)
+    return np.array([one.before for one in found]), np.array([one.after for one in found])
 
 
 if __name__ == "__main__":

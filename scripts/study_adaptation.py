@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
@@ -26,13 +27,13 @@ from rich.console import Console
 from rich.table import Table
 
 from pico_ds.checkpoint.errors import CheckpointError
-from pico_ds.config import ConfigError, load_config
+from pico_ds.config import ConfigError, Readout, load_config
 from pico_ds.config.arguments import at_least, task_shape
 from pico_ds.data.documents import is_validation
 from pico_ds.data.errors import DataError
 from pico_ds.engine.distributed import start_process
 from pico_ds.evaluation.baselines import frozen_feature_accuracies
-from pico_ds.evaluation.few_shot import adaptation_curve
+from pico_ds.evaluation.few_shot import adaptation_curve, check_n_way
 from pico_ds.evaluation.tables import percent, percent_difference
 from pico_ds.meta.learners import make_learner
 from pico_ds.reporting.records import Group, Record, group_by_experiment
@@ -73,7 +74,7 @@ def parse_arguments() -> argparse.Namespace:
     judging.add_argument("--shapes", nargs="+", type=task_shape, default=[(5, 5)], metavar="NxK")
     judging.add_argument("--documents", choices=["any", "same", "different"], default="any")
     judging.add_argument("--data", type=Path, help="JSONL of text and label instead of the corpus")
-    judging.add_argument("--readout", help="the run's if left out")
+    judging.add_argument("--readout", choices=get_args(Readout), help="the run's if left out")
     judging.add_argument("--rates", type=float, nargs="+", default=[0.0, 0.02, 0.1], help="meta.inner_lr")
     judging.add_argument("--head_rates", type=float, nargs="+", default=[1.0], help="meta.head_inner_lr")
     judging.add_argument("--steps", type=at_least(0), default=10, help="most adaptation steps")
@@ -107,11 +108,12 @@ def judge(run: Path, shape: tuple[int, int], arguments: argparse.Namespace) -> O
     trained = load_trained_model(run, [], start_process())
     choosing, reported = task_sources(trained, shape, arguments)
     network, theta = trained.model.network, trained.model.theta
+    check_n_way(trained.model.learner, theta, shape[0])
     readout = reported.readout
 
     def curves(tasks: TaskSource, step: int, count: int, rates: tuple[float, float]) -> np.ndarray:
         changed = {"inner_lr": rates[0], "head_inner_lr": rates[1]}
-        learner = make_learner(trained.config.meta.model_copy(update=changed), network.twin.decoder)
+        learner = make_learner(trained.config.judged_meta.model_copy(update=changed), network.twin.decoder)
         episodes = (tasks.sample(step, index) for index in range(count))
         found = [adaptation_curve(network, learner, theta, each, readout, arguments.steps) for each in episodes]
         return torch.stack(found).double().numpy()

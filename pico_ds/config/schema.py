@@ -289,6 +289,11 @@ class RunConfig(Section):
     """logs"""
 
     @property
+    def judged_meta(self) -> MetaConfig:
+        """How held-out tasks are learned from: as in training, by the head of `evaluation.head`."""
+        return self.meta if self.evaluation.head is None else self.meta.model_copy(update={"head": "prototype"})
+
+    @property
     def meta_ratio(self) -> float:
         """Probability that an outer step after the warm-up is a meta step."""
         return 0.0 if self.meta.learner == "ar" else self.smlmt.hybrid_ratio

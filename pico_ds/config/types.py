@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 Precision = Literal["fp32", "bf16"]
+#: each is a module of pico_ds.meta.learners
 LearnerName = Literal["fomaml", "anil", "boil", "reptile", "meta_sgd", "protonet", "multitask", "masked_word", "ar"]
 Readout = Literal["fim", "pre", "fimpre", "mask", "last", "mean"]
 

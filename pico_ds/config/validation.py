@@ -124,7 +124,7 @@ def _check_tasks(config: RunConfig) -> Iterator[str]:
 
 def _check_learner(config: RunConfig) -> Iterator[str]:
     meta = config.meta
-    learner, gradient_based = meta.learner, meta.learner in ("fomaml", "anil", "boil", "meta_sgd")
+    learner = meta.learner
     if learner == "anil" and meta.adapt not in ("all", "head"):
         yield f"meta.adapt: got {meta.adapt!r} with meta.learner: anil, which adapts the head alone; leave it out"
     if learner == "boil" and meta.adapt == "head":
@@ -146,8 +146,6 @@ def _check_learner(config: RunConfig) -> Iterator[str]:
     if learner == "multitask" and meta.head in ("prototype", "linear"):
         reason = "that is meta.learner: protonet" if meta.head == "prototype" else "each task has labels of its own"
         yield f"meta.head: got {meta.head!r} with meta.learner: multitask; {reason}; write vocab or generated"
-    if meta.multi_step_loss and not gradient_based:
-        yield f"meta.multi_step_loss: got true with meta.learner: {learner}, which has no query loss at adapted weights"
 
 
 def _check_speed(config: RunConfig) -> Iterator[str]:

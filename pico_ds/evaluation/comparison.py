@@ -32,6 +32,11 @@ def read_entry(text: str) -> Entry:
     if not steps:
         raise ConfigError(f"{path} holds no eval_results/step_<N>.json; give the directory of a finished run")
     result = EvaluationResult.read(Path(path, "eval_results", f"step_{max(steps)}.json"))
+    if not result.few_shot:
+        raise ConfigError(
+            f"{path}: the evaluation of step {result.step} has no few-shot accuracy; train with "
+            "evaluation.n_tasks above 0"
+        )
     if not readout and len(result.few_shot) == 1:
         readout = next(iter(result.few_shot))
     if readout not in result.few_shot:
@@ -46,13 +51,19 @@ def paired_differences(a: Entry, b: Entry) -> tuple[Estimate, Estimate]:
     """Mean over tasks of a - b, before and after adaptation, with the interval of the differences.
 
     Raises:
-        ConfigError: the runs were evaluated on different tasks.
+        ConfigError: the runs were evaluated on different tasks, or adapted for different numbers of steps.
     """
     n_a, n_b = len(a.few_shot.before), len(b.few_shot.before)
     if a.task_key != b.task_key or n_a != n_b:
         raise ConfigError(
             f"{a.name} and {b.name} were evaluated on different tasks ({n_a} and {n_b}); evaluate both with the same "
             "data, smlmt, evaluation.word_split and evaluation.n_tasks"
+        )
+    steps_a, steps_b = len(a.few_shot.by_step) - 1, len(b.few_shot.by_step) - 1
+    if steps_a != steps_b:
+        raise ConfigError(
+            f"{a.name} and {b.name} were adapted for {steps_a} and {steps_b} steps; evaluate both with the same "
+            "evaluation.adaptation_steps"
         )
     before = np.subtract(a.few_shot.before, b.few_shot.before)
     after = np.subtract(a.few_shot.after, b.few_shot.after)

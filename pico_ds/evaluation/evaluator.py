@@ -16,6 +16,7 @@ from pico_ds.files import replace_text
 from pico_ds.meta.learners import Learner
 from pico_ds.meta.network import Network, Parameters
 from pico_ds.tasks.building import judged
+from pico_ds.tasks.lexicon import WordSplit
 from pico_ds.tasks.smlmt import SMLMT
 
 
@@ -41,7 +42,7 @@ class EvaluationResult:
         """Write `step_<N>.json`: means with 95 % intervals, and the accuracy of every task."""
         path = directory / f"step_{self.step}.json"
         summary = {
-            readout: [{"steps": step, **asdict(Estimate.of(values))} for step, values in enumerate(result.by_step)]
+            readout: [{"steps": step, **Estimate.of(values).to_json()} for step, values in enumerate(result.by_step)]
             for readout, result in self.few_shot.items()
         }
         perplexity = self.perplexity and self.perplexity.to_json()
@@ -124,7 +125,16 @@ class Evaluator:
 
 def task_key(config: RunConfig) -> str:
     """A digest of everything that decides the evaluation tasks; the readout changes their layout alone."""
+    return _digest_of_tasks(config, config.evaluation.word_split, set())
+
+
+def grid_key(config: RunConfig, split: WordSplit) -> str:
+    """The same of tasks of given words, without their shape."""
+    return _digest_of_tasks(config, split, {"n_way", "k_shot", "q_query"})
+
+
+def _digest_of_tasks(config: RunConfig, split: WordSplit, left_out: set[str]) -> str:
     corpus = config.data.model_dump(exclude={"cache_dir", "sequence_length"})
     of_training = {"readout", "hybrid_ratio", "warmup_steps", "cluster_size", "inject"}
-    tasks = judged(config.smlmt).model_dump(exclude=of_training)
-    return f"{digest64(repr((corpus, tasks, config.evaluation.word_split))):016x}"
+    tasks = judged(config.smlmt).model_dump(exclude=of_training | left_out)
+    return f"{digest64(repr((corpus, tasks, split))):016x}"

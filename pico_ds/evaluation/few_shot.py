@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from jaxtyping import Float
+from scipy.stats import t
 from torch import Tensor
 
 from pico_ds.config import Readout
@@ -17,7 +18,9 @@ from pico_ds.meta.inner_loop import Adapted
 from pico_ds.meta.learners import Learner
 from pico_ds.meta.network import Network, Parameters
 from pico_ds.meta.problem import accuracy
+from pico_ds.model.meta_model import HEAD
 from pico_ds.tasks.episode import Episode
+from pico_ds.tasks.errors import TaskError
 from pico_ds.tasks.source import TaskSource
 
 #: half-width of a 95 % interval in standard errors (normal approximation)
@@ -37,6 +40,24 @@ class Estimate:
         array = np.asarray(values, dtype=np.float64)
         error = array.std(ddof=1) / math.sqrt(len(array)) if len(array) > 1 else math.inf
         return cls(float(array.mean()), Z_95 * float(error))
+
+    @classmethod
+    def of_seeds(cls, values: npt.ArrayLike) -> "Estimate":
+        """Mean over seeds with an interval by Student's t: seeds are too few for a normal approximation."""
+        array = np.asarray(values, dtype=np.float64)
+        if len(array) < 2:
+            return cls(float(array.mean()), math.inf)
+        error = array.std(ddof=1) / math.sqrt(len(array))
+        return cls(float(array.mean()), float(t.ppf(0.975, len(array) - 1) * error))
+
+    def percent(self, signed: bool = False) -> str:
+        """As text [%]; without the interval where a single value gives none."""
+        mean = f"{100 * self.mean:{'+' if signed else ''}.1f}"
+        return f"{mean} ± {100 * self.half_width:.1f}" if math.isfinite(self.half_width) else mean
+
+    def to_json(self) -> dict[str, float | None]:
+        """What JSON can hold: an infinite half-width is null."""
+        return {"mean": self.mean, "half_width": self.half_width if math.isfinite(self.half_width) else None}
 
 
 @dataclass(frozen=True)
@@ -81,6 +102,21 @@ def evaluate_few_shot(
         episode = tasks.sample(step=0, index=i).to(process.device)
         accuracies[:, i] = adaptation_curve(network, learner, theta, episode, tasks.readout, adaptation_steps)
     return FewShotResult(process.sum_over_ranks(accuracies).tolist())
+
+
+def check_n_way(learner: Learner, theta: Parameters, n_way: int) -> None:
+    """Whether the head can tell so many classes apart.
+
+    Raises:
+        TaskError: it was trained for another number.
+    """
+    own = {name.removeprefix(HEAD): part for name, part in theta.items() if name.startswith(HEAD)}
+    fixed = learner.head.n_way(own)
+    if fixed not in (None, n_way):
+        raise TaskError(
+            f"got {n_way} classes with meta.head: {learner.config.head}, which was trained for {fixed}; take "
+            f"{fixed}-way tasks, or judge by prototypes: evaluation.head=prototype"
+        )
 
 
 def adaptation_curve(

@@ -1,17 +1,21 @@
 """Few-shot accuracy of a model over shapes of tasks, beside baselines on the same tasks."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from pico_ds.config import Readout
+from pico_ds.config import Readout, RunConfig
+from pico_ds.data.keyed_random import digest64
 from pico_ds.data.tokenizer import TextTokenizer
 from pico_ds.engine.distributed import Process
 from pico_ds.evaluation.baselines import frozen_feature_accuracies, tfidf_accuracies
-from pico_ds.evaluation.few_shot import Estimate, adaptation_curve
+from pico_ds.evaluation.few_shot import Estimate, adaptation_curve, check_n_way
 from pico_ds.files import replace_text
 from pico_ds.meta.learners import Learner
 from pico_ds.meta.network import Network, Parameters
@@ -21,6 +25,8 @@ from pico_ds.tasks.shape import TaskShape
 from pico_ds.tasks.source import TaskSource
 
 CHANCE = "chance"
+#: overrides that can be a part of a file's name
+_PLAIN = re.compile(r"[\w.=+-]{1,80}")
 
 
 @dataclass(frozen=True)
@@ -28,14 +34,20 @@ class Model:
     """What is judged.
 
     Attributes:
-        theta: its parameters; `untrained` those that it started from.
+        theta: its parameters.
+        make_untrained: those that it started from.
     """
 
     network: Network
     learner: Learner
     theta: Parameters
-    untrained: Parameters
+    make_untrained: Callable[[], Parameters]
     tokenizer: TextTokenizer
+
+    @cached_property
+    def untrained(self) -> Parameters:
+        """The parameters that it started from; made when they are asked for, as not every evaluation does."""
+        return self.make_untrained()
 
 
 @dataclass(frozen=True)
@@ -61,7 +73,7 @@ class SettingResult:
     Attributes:
         by_method: accuracy of every task, by the name of the method.
         by_step: the same of the learner after 0, 1, ... steps of adaptation.
-        problem: why there is none, where the data cannot supply such tasks.
+        problem: why there is none, where the data cannot supply such tasks, or the head has other classes.
     """
 
     by_method: dict[str, list[float]]
@@ -119,9 +131,10 @@ def evaluate_grid(
     adaptation_steps: int,
     process: Process,
 ) -> Iterator[tuple[Setting, SettingResult]]:
-    """Each setting in turn; one whose tasks the data cannot supply has a problem instead of figures."""
+    """Each setting in turn; one whose tasks the data cannot supply, or the head not tell apart, has a problem."""
     for setting, make_tasks in settings:
         try:
+            check_n_way(model.learner, model.theta, setting.shape.n_way)
             yield setting, evaluate_setting(model, make_tasks(), n_tasks, adaptation_steps, process)
         except TaskError as error:
             yield setting, SettingResult({}, [], problem=str(error))
@@ -150,23 +163,64 @@ def best_readout(
     return max(means, key=lambda readout: means[readout])
 
 
-def write_grid(path: Path, results: dict[Setting, SettingResult], about: dict[str, object]) -> None:
+def grid_name(about: Mapping[str, object], run: RunConfig) -> str:
+    """What results are filed under, without the step: by all that is not as in the run, so that none hides another.
+
+    Args:
+        about: word_split (or data), readout and overrides.
+    """
+    parts = ["few_shot"]
+    if "data" in about:
+        parts.append(Path(str(about["data"])).stem)
+    elif about["word_split"] != run.evaluation.word_split:
+        parts.append(str(about["word_split"]))
+    if about["readout"] != run.smlmt.readout:
+        parts.append(str(about["readout"]))
+    overrides = about["overrides"]
+    if isinstance(overrides, list) and overrides:
+        plain = "_".join(sorted(overrides))
+        parts.append(plain if _PLAIN.fullmatch(plain) else f"{digest64(plain):016x}")
+    return "_".join(parts)
+
+
+def write_grid(path: Path, results: dict[Setting, SettingResult], about: Mapping[str, object], since: float) -> None:
     """Write means with 95 % intervals, and the accuracy of every task.
+
+    Other settings of the same model, readout and words that stand in the file already are kept.
 
     Args:
         about: what else is recorded: step, readout, what decides the tasks.
+        since: time of the weights; older results are of others [s since the epoch].
     """
-    content = {
-        **about,
-        "settings": [
+    settings = {
+        _key_of(entry): entry
+        for entry in (
             {
                 **asdict(setting.shape),
                 "documents": setting.documents,
                 **asdict(result),
-                "summary": {name: asdict(Estimate.of(values)) for name, values in result.by_method.items()},
-                "summary_by_step": [asdict(Estimate.of(values)) for values in result.by_step],
+                "summary": {name: Estimate.of(values).to_json() for name, values in result.by_method.items()},
+                "summary_by_step": [Estimate.of(values).to_json() for values in result.by_step],
             }
             for setting, result in results.items()
-        ],
+        )
     }
-    replace_text(path, json.dumps(content, indent=1) + "\n")
+    for entry in _kept(path, about, since):
+        settings.setdefault(_key_of(entry), entry)
+    replace_text(path, json.dumps({**about, "settings": [*settings.values()]}, indent=1) + "\n")
+
+
+def _kept(path: Path, about: Mapping[str, object], since: float) -> list[dict[str, Any]]:
+    if not path.exists() or path.stat().st_mtime < since:
+        return []
+    try:
+        content = json.loads(path.read_text())
+    except ValueError:
+        # damaged: it is written anew
+        return []
+    settings: list[dict[str, Any]] = content.pop("settings", [])
+    return settings if content == about else []
+
+
+def _key_of(entry: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(entry[name] for name in ("n_way", "k_shot", "q_query", "documents"))

@@ -10,6 +10,7 @@ from rich.table import Table
 from pico_ds.evaluation.few_shot import Estimate
 from pico_ds.evaluation.grid import Setting, SettingResult
 from pico_ds.evaluation.perplexity import PerplexityResult
+from pico_ds.evaluation.token_classification import FineTuned
 
 #: adaptation steps that are shown, as far as there are as many
 _SHOWN_STEPS = (0, 1, 2, 3, 5, 10, 20, 50, 100)
@@ -51,13 +52,24 @@ def percent(values: list[float]) -> str:
     estimate = Estimate.of(values)
     if len(set(values)) == 1:
         return f"{100 * estimate.mean:.1f}"
-    return f"{100 * estimate.mean:.1f} ± {100 * estimate.half_width:.1f}"
+    return estimate.percent()
 
 
 def percent_difference(a: npt.ArrayLike, b: npt.ArrayLike) -> str:
     """Mean of the differences task by task, with its 95 % interval."""
-    estimate = Estimate.of((np.asarray(a) - np.asarray(b)).tolist())
-    return f"{100 * estimate.mean:+.1f} ± {100 * estimate.half_width:.1f}"
+    return Estimate.of((np.asarray(a) - np.asarray(b)).tolist()).percent(signed=True)
+
+
+def percent_difference_by_seed(a: npt.ArrayLike, b: npt.ArrayLike) -> str:
+    """Mean of the differences, seed by seed and task by task, with its 95 % interval over tasks, and that over seeds.
+
+    Args:
+        a, b: accuracies, [seeds, tasks].
+    """
+    differences = np.asarray(a) - np.asarray(b)
+    over_seeds = Estimate.of_seeds(differences.mean(axis=1)).half_width
+    text = Estimate.of(differences.mean(axis=0)).percent(signed=True)
+    return f"{text} (± {100 * over_seeds:.1f})" if np.isfinite(over_seeds) else text
 
 
 def perplexity_table(result: PerplexityResult, title: str) -> Table:
@@ -72,14 +84,19 @@ def perplexity_table(result: PerplexityResult, title: str) -> Table:
     return table
 
 
-def ner_table(scores: dict[str, list[float]], title: str) -> Table:
-    """Mean and standard deviation over seeds of every way to fine-tune."""
+def ner_table(found: dict[str, list[FineTuned]], title: str) -> Table:
+    """Mean and standard deviation of F1 over seeds of every way to fine-tune, and how long each took."""
     table = Table(title=title, title_justify="left")
     table.add_column("fine-tuned", no_wrap=True)
     table.add_column("mean ± deviation", justify="right", no_wrap=True)
     table.add_column("by seed", no_wrap=True)
-    for name, values in scores.items():
+    table.add_column("steps", no_wrap=True)
+    for name, seeds in found.items():
+        values = [one.f1 for one in seeds]
         deviation = stdev(values) if len(values) > 1 else 0.0
         each = "  ".join(f"{100 * value:.1f}" for value in values)
-        table.add_row(name, f"{100 * mean(values):.1f} ± {100 * deviation:.1f}", each)
+        steps = "  ".join(f"{one.steps}{'*' * one.at_limit}" for one in seeds)
+        table.add_row(name, f"{100 * mean(values):.1f} ± {100 * deviation:.1f}", each, steps)
+    if any(one.at_limit for seeds in found.values() for one in seeds):
+        table.caption = "* ended by the most steps, while it still got better on the dev set"
     return table

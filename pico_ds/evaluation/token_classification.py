@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -15,7 +16,8 @@ from seqeval.metrics import f1_score
 from seqeval.scheme import IOB2
 from torch import Tensor, nn
 
-from pico_ds.data.keyed_random import digest64
+from pico_ds.data.errors import DataError
+from pico_ds.data.keyed_random import keyed_uniform
 from pico_ds.data.tokenizer import TextTokenizer
 from pico_ds.engine.distributed import Process
 from pico_ds.evaluation.conll import TaggedSentence
@@ -28,21 +30,32 @@ from pico_ds.model.meta_model import DECODER
 #: head: the decoder stays as it is; full: all of it is trained
 Mode = Literal["head", "full"]
 MODES: tuple[Mode, ...] = ("head", "full")
+_TRAIN_SHARE, _DEV_SHARE = 0.7, 0.15
+#: by which a better dev loss is less than the best; what is learned by heart gets better for ever [nats per word]
+_LEAST_GAIN = 0.002
 
 
 @dataclass(frozen=True)
 class FineTuning:
     """How a model is fine-tuned; the same for every model that is compared.
 
+    Epochs of a small set are a few steps, so that lengths are given in both: the longer counts.
+
     Attributes:
-        max_epochs: passes over the training sentences.
-        patience: epochs without a better F1 on the dev set before it ends.
+        max_epochs, max_steps: when it ends at the latest.
+        min_steps: optimizer steps before it may end.
+        patience_epochs, patience_steps: without a better F1 or loss on the dev set before it ends.
+        judge_every_steps: least steps between looks at the dev set, which is at the ends of epochs.
         batch_size: sentences of a step.
         head_lr, body_lr: AdamW's learning rates of the classifier and of the decoder.
     """
 
     max_epochs: int = 20
-    patience: int = 3
+    max_steps: int = 2000
+    min_steps: int = 200
+    patience_epochs: int = 3
+    patience_steps: int = 150
+    judge_every_steps: int = 25
     batch_size: int = 16
     head_lr: float = 3e-3
     body_lr: float = 3e-4
@@ -56,12 +69,33 @@ class Splits:
     dev: list[TaggedSentence]
     test: list[TaggedSentence]
 
+    def __post_init__(self) -> None:
+        """
+        Raises:
+            DataError: a part that nothing can be learned from, or judged by.
+        """
+        for name, part in (("train", self.train), ("dev", self.dev), ("test", self.test)):
+            n_entities = sum(tag.startswith("B-") for sentence in part for tag in sentence.tags)
+            if not n_entities:
+                raise DataError(
+                    f"--ner: the {name} set has {len(part)} sentences and no entity, so that F1 says nothing; give "
+                    "more sentences, or three files that all have entities"
+                )
+
     @staticmethod
     def of_one(sentences: Sequence[TaggedSentence]) -> "Splits":
-        """70 % to train on, 15 % to stop by, 15 % to report; a sentence's place depends on its words alone."""
-        ordered = sorted(sentences, key=lambda sentence: digest64("ner split", *sentence.words))
-        first, second = round(0.7 * len(ordered)), round(0.85 * len(ordered))
-        return Splits(ordered[:first], ordered[first:second], ordered[second:])
+        """About 70 % to train on, 15 % to stop by, 15 % to report; a sentence's place depends on its words alone.
+
+        Sentences that stand there twice are thus in one part.
+
+        Raises:
+            DataError: too few sentences for three parts with entities.
+        """
+        parts: tuple[list[TaggedSentence], ...] = ([], [], [])
+        for sentence in sentences:
+            place = keyed_uniform("ner split", *sentence.words)
+            parts[(place >= _TRAIN_SHARE) + (place >= _TRAIN_SHARE + _DEV_SHARE)].append(sentence)
+        return Splits(*parts)
 
     @property
     def tags(self) -> list[str]:
@@ -78,6 +112,21 @@ class _Encoded:
     labels: Int[Tensor, " words"]
 
 
+@dataclass(frozen=True)
+class FineTuned:
+    """What came of a fine-tuning.
+
+    Attributes:
+        f1: entity F1 on the test set, at the look that is best on the dev set.
+        steps: optimizer steps taken.
+        at_limit: whether it was ended by the most steps, while it still got better.
+    """
+
+    f1: float
+    steps: int
+    at_limit: bool
+
+
 def fine_tune(
     decoder: PicoDecoder,
     tokenizer: TextTokenizer,
@@ -86,8 +135,8 @@ def fine_tune(
     seed: int,
     max_length: int,
     settings: FineTuning = FineTuning(),
-) -> float:
-    """Entity F1 (seqeval, strict IOB2) on the test set at the epoch that is best on the dev set.
+) -> FineTuned:
+    """Entity F1 (seqeval, strict IOB2) on the test set, at the look with the best F1, then loss, on the dev set.
 
     Args:
         decoder: is not changed.
@@ -111,21 +160,38 @@ def fine_tune(
     def f1(encoded: Sequence[_Encoded], sentences: Sequence[TaggedSentence]) -> float:
         return _f1(states, classifier, encoded, sentences, tags, settings.batch_size)
 
-    best, at_best, waited = -1.0, 0.0, 0
-    for _ in range(settings.max_epochs):
+    def loss_of(chosen: Sequence[_Encoded]) -> Tensor:
+        labels = torch.cat([one.labels for one in chosen]).to(device)
+        return F.cross_entropy(classifier(states(chosen)), labels, reduction="none")
+
+    @torch.no_grad()
+    def dev_loss() -> float:
+        return float(torch.cat([loss_of(chosen) for chosen in _batches(dev, settings.batch_size)]).mean())
+
+    per_epoch = -(-len(train) // settings.batch_size)
+    most = max(settings.max_epochs * per_epoch, settings.max_steps)
+    patience = max(settings.patience_epochs * per_epoch, settings.patience_steps)
+    best, at_best, least_loss = (-1.0, -math.inf), 0.0, math.inf
+    step = judged_at = better_at = 0
+    while step < most:
         order = torch.randperm(len(train), generator=generator).tolist()
         for chosen in _batches([train[place] for place in order], settings.batch_size):
-            loss = F.cross_entropy(classifier(states(chosen)), torch.cat([one.labels for one in chosen]).to(device))
+            loss = loss_of(chosen).mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        if (score := f1(dev, splits.dev)) > best:
-            best, at_best, waited = score, f1(test, splits.test), 0
-        else:
-            waited += 1
-        if waited >= settings.patience:
+            step += 1
+        if step - judged_at < settings.judge_every_steps and step < most:
+            continue
+        judged_at = step
+        score, of_dev = f1(dev, splits.dev), dev_loss()
+        if score > best[0] or of_dev < least_loss - _LEAST_GAIN:
+            better_at, least_loss = step, min(of_dev, least_loss)
+        if (score, -of_dev) > best:
+            best, at_best = (score, -of_dev), f1(test, splits.test)
+        if step >= settings.min_steps and step - better_at >= patience:
             break
-    return at_best
+    return FineTuned(at_best, step, at_limit=step >= most and step - better_at < patience)
 
 
 class _States:
@@ -193,21 +259,22 @@ def _f1(
 
 def evaluate_ner(
     model: Model, splits: Splits, n_seeds: int, max_length: int, process: Process
-) -> dict[str, list[float]]:
-    """F1 by seed of a trained and an untrained model, head alone and whole. A collective: ranks share the runs."""
+) -> dict[str, list[FineTuned]]:
+    """A trained and an untrained model by seed, head alone and whole. A collective: ranks share the runs."""
     jobs = [
         (f"{name}, {mode}", theta, mode, seed)
         for name, theta in (("untrained", model.untrained), ("trained", model.theta))
         for mode in MODES
         for seed in range(n_seeds)
     ]
-    scores = torch.zeros(len(jobs), dtype=torch.float64, device=process.device)
+    scores = torch.zeros(len(jobs), 3, dtype=torch.float64, device=process.device)
     for place in range(process.rank, len(jobs), process.world_size):
         _, theta, mode, seed = jobs[place]
-        scores[place] = fine_tune(_decoder_at(model, theta), model.tokenizer, splits, mode, seed, max_length)
-    found: dict[str, list[float]] = {}
-    for (name, *_), score in zip(jobs, process.sum_over_ranks(scores).tolist(), strict=True):
-        found.setdefault(name, []).append(score)
+        one = fine_tune(_decoder_at(model, theta), model.tokenizer, splits, mode, seed, max_length)
+        scores[place] = torch.tensor([one.f1, one.steps, one.at_limit], dtype=torch.float64)
+    found: dict[str, list[FineTuned]] = {}
+    for (name, *_), (f1, steps, at_limit) in zip(jobs, process.sum_over_ranks(scores).tolist(), strict=True):
+        found.setdefault(name, []).append(FineTuned(f1, int(steps), bool(at_limit)))
     return found
 
 
@@ -220,6 +287,10 @@ def _decoder_at(model: Model, theta: Parameters) -> PicoDecoder:
     return decoder.requires_grad_(requires_grad=False)
 
 
-def write_ner(path: Path, scores: dict[str, list[float]], about: dict[str, object]) -> None:
-    """Write F1 by seed, and what else is recorded."""
-    replace_text(path, json.dumps({**about, "f1": scores}, indent=1) + "\n")
+def write_ner(path: Path, found: dict[str, list[FineTuned]], about: dict[str, object]) -> None:
+    """Write F1 and steps by seed, and what else is recorded."""
+    of_each = {
+        key: {name: [getattr(one, key) for one in seeds] for name, seeds in found.items()}
+        for key in ("f1", "steps", "at_limit")
+    }
+    replace_text(path, json.dumps({**about, **of_each}, indent=1) + "\n")

@@ -78,13 +78,9 @@ def _results(config: RunConfig, results: Mapping[int, EvaluationResult]) -> str:
         loss = "" if result.validation_loss is None else f"{result.validation_loss:.3f}"
         perplexity = "" if result.perplexity is None else f"{result.perplexity.total.perplexity:,.1f}"
         by_readout: list[tuple[str, str, str]] = [
-            (readout, _percent(Estimate.of(found.before)), _percent(Estimate.of(found.after)))
+            (readout, Estimate.of(found.before).percent(), Estimate.of(found.after).percent())
             for readout, found in result.few_shot.items()
         ]
         for readout, before, after in by_readout or [("", "", "")]:
             lines.append(f"| {step} | {loss} | {perplexity} | {readout} | {before} | {after} |")
     return "\n".join(lines)
-
-
-def _percent(estimate: Estimate) -> str:
-    return f"{100 * estimate.mean:.1f} ± {100 * estimate.half_width:.1f}"

@@ -41,6 +41,14 @@ class Head(ABC):
         """Give every parameter of `module` its first value."""
         raise AssertionError("a head without parameters")
 
+    def n_way(self, own: Mapping[str, Tensor]) -> int | None:
+        """The only number of classes that a task can have; None where any will do.
+
+        Args:
+            own: the parameters of `module`.
+        """
+        return None
+
     @abstractmethod
     def start(
         self, own: Mapping[str, Tensor], features: Float[Tensor, "*tasks contexts width"], episode: Episode
@@ -82,6 +90,9 @@ class LinearHead(Head):
         assert isinstance(module, nn.Linear)
         module.weight.normal_(0.0, 1 / math.sqrt(module.in_features), generator=generator)
         module.bias.zero_()
+
+    def n_way(self, own: Mapping[str, Tensor]) -> int:
+        return len(own["bias"])
 
     def start(self, own: Mapping[str, Tensor], features: Tensor, episode: Episode) -> HeadWeights:
         return {name: _of_each_task(part.float(), episode.n_tasks) for name, part in own.items()}

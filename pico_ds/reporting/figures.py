@@ -13,10 +13,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pico_ds.evaluation.few_shot import Estimate
+from pico_ds.reporting.few_shot import judged
 from pico_ds.reporting.records import Group
 
 #: of the lines, by group; Okabe and Ito's, which the colour-blind can tell apart
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31", "#7F7F7F")
+#: width and height of a panel; a phone scales a wider one until its letters cannot be read
+_INCHES = (5.5, 3.5)
 
 
 @dataclass(frozen=True)
@@ -87,42 +90,30 @@ def _evaluations(groups: Sequence[Group]) -> Iterator[Plot]:
 
 
 def _adaptation(groups: Sequence[Group]) -> Figure | None:
-    """One panel for each shape of tasks."""
-    settings = [*dict.fromkeys(name for group in groups for name in _settings(group))]
+    """One panel for each kind of tasks, one below the other: a page may be as narrow as a phone."""
+    settings = judged(groups)
     if not settings:
         return None
-    columns = min(3, len(settings))
-    rows = -(-len(settings) // columns)
+    width, height = _INCHES
     figure, panels = plt.subplots(
-        rows, columns, figsize=(4.2 * columns, 3.3 * rows), squeeze=False, layout="constrained"
+        len(settings), 1, figsize=(width, height * len(settings)), squeeze=False, layout="constrained"
     )
-    for panel in panels.flat[len(settings) :]:
-        panel.axis("off")
-    for setting, axes in zip(settings, panels.flat, strict=False):
-        for group, colour in zip(groups, _colours(), strict=False):
-            if (by_step := _settings(group).get(setting)) is None:
-                continue
-            estimates = [Estimate.of(values) for values in by_step]
+    names = [*(group.name for group in groups), *(name for setting in settings for name in setting.columns)]
+    colours = dict(zip(dict.fromkeys(names), _colours(), strict=False))
+    for setting, axes in zip(settings, panels.flat, strict=True):
+        for name, column in setting.columns.items():
+            estimates = [Estimate.of(values) for values in column.by_step]
             mean = 100 * np.array([estimate.mean for estimate in estimates])
+            axes.plot(mean, color=colours[name], label=name)
             half = 100 * np.array([estimate.half_width for estimate in estimates])
-            axes.plot(mean, color=colour, label=_label(group))
-            axes.fill_between(range(len(mean)), mean - half, mean + half, color=colour, alpha=0.2, linewidth=0)
-        axes.set(title=setting, xlabel="adaptation steps", ylabel="accuracy [%]")
+            if np.isfinite(half).all():
+                axes.fill_between(
+                    range(len(mean)), mean - half, mean + half, color=colours[name], alpha=0.2, linewidth=0
+                )
+        axes.set(title=setting.title, xlabel="adaptation steps", ylabel="accuracy [%]")
         axes.grid(alpha=0.3)
-    panels.flat[0].legend(fontsize="small", frameon=False)
+        axes.legend(fontsize="small", frameon=False)
     return figure
-
-
-def _settings(group: Group) -> dict[str, list[list[float]]]:
-    """Mean over seeds of each task's accuracy by step, by setting."""
-    found: dict[str, list[list[list[float]]]] = {}
-    for record in group.records:
-        for entry in (record.few_shot or {}).get("settings", ()):
-            if entry["by_step"]:
-                name = f"{entry['n_way']}-way {entry['k_shot']}-shot"
-                name += "" if entry["documents"] == "any" else f", {entry['documents']} documents"
-                found.setdefault(name, []).append(entry["by_step"])
-    return {name: np.mean(np.array(seeds), axis=0).tolist() for name, seeds in found.items()}
 
 
 def _layers(groups: Sequence[Group]) -> Iterator[Plot]:
@@ -149,7 +140,7 @@ def _layers(groups: Sequence[Group]) -> Iterator[Plot]:
 
 
 def _new(x_label: str, y_label: str) -> tuple[Figure, Axes]:
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    figure, axes = plt.subplots(figsize=_INCHES, layout="constrained")
     axes.set(xlabel=x_label, ylabel=y_label)
     axes.grid(alpha=0.3)
     return figure, axes

@@ -11,8 +11,8 @@ from jinja2 import Environment
 from matplotlib import pyplot as plt
 
 from pico_ds.evaluation.few_shot import Estimate
-from pico_ds.evaluation.tables import shown_steps
 from pico_ds.files import replace_text
+from pico_ds.reporting.few_shot import judged
 from pico_ds.reporting.figures import Plot, plots
 from pico_ds.reporting.records import Group
 
@@ -89,36 +89,27 @@ def _save(plot: Plot, directory: Path) -> str:
 def _run_row(group: Group) -> list[str]:
     config = group.records[0].config
     seeds = sorted(record.config.training.seed for record in group.records)
-    tokens = [record.series("ar/loss")[0] for record in group.records]
+    tokens = [record.most("tokens") for record in group.records]
     losses = [values[-1] for record in group.records if len(values := record.series("eval/validation_loss")[1])]
-    last = [record.metrics[-1].get("step", 0) for record in group.records if record.metrics]
+    last = {record.most("step") for record in group.records}
     return [
         group.name,
         ", ".join(map(str, seeds)),
         config.meta.learner,
         config.meta.head,
         str(config.meta.inner_steps),
-        " / ".join(f"{step:,}" for step in sorted(set(last))),
-        f"{np.mean([found[-1] for found in tokens if len(found)] or [0]):,.0f}",
+        " / ".join(f"{step:,}" for step in sorted(last)),
+        f"{np.mean(tokens):,.0f}",
         f"{np.mean(losses):.3f}" if losses else "",
     ]
 
 
 def few_shot_tables(groups: Sequence[Group]) -> list[FewShotTable]:
-    """A table for each setting that was evaluated: methods by experiment, and the paired difference to the first."""
-    settings: dict[str, dict[str, list[dict[str, list[float]]]]] = {}
-    for group in groups:
-        for record in group.records:
-            for entry in (record.few_shot or {}).get("settings", ()):
-                if not entry["by_step"]:
-                    continue
-                documents = "" if entry["documents"] == "any" else f", {entry['documents']} documents"
-                name = f"{entry['n_way']}-way {entry['k_shot']}-shot{documents}"
-                settings.setdefault(name, {}).setdefault(group.name, []).append(_methods(entry))
+    """A table for each kind of tasks that was evaluated: methods by experiment, and the paired difference to the first."""
     tables = []
-    for setting, by_group in settings.items():
-        names = [*by_group]
-        means = {name: _mean_over_seeds(seeds) for name, seeds in by_group.items()}
+    for setting in judged(groups):
+        names = [*setting.columns]
+        means = {name: column.methods for name, column in setting.columns.items()}
         methods = [*dict.fromkeys(method for found in means.values() for method in found)]
         rows = [
             Row(
@@ -131,27 +122,16 @@ def few_shot_tables(groups: Sequence[Group]) -> list[FewShotTable]:
         ]
         note = "Accuracy [%] with 95 % intervals over tasks, tasks averaged over seeds"
         note += "; in brackets the paired difference to the first." if len(names) > 1 else "."
-        tables.append(FewShotTable(f"Few-shot: {setting}", note, names, rows))
+        if cut := [name for name, column in setting.columns.items() if column.is_cut]:
+            note += f" Of {', '.join(cut)}: the tasks and steps that all seeds have."
+        tables.append(FewShotTable(f"Few-shot: {setting.title}", note, names, rows))
     return tables
-
-
-def _methods(entry: dict[str, object]) -> dict[str, list[float]]:
-    by_method, by_step = entry["by_method"], entry["by_step"]
-    assert isinstance(by_method, dict)
-    assert isinstance(by_step, list)
-    return {**by_method, **{f"adapted, {step} steps": by_step[step] for step in shown_steps(len(by_step) - 1)}}
-
-
-def _mean_over_seeds(seeds: Sequence[dict[str, list[float]]]) -> dict[str, list[float]]:
-    return {name: np.mean([seed[name] for seed in seeds if name in seed], axis=0).tolist() for name in seeds[0]}
 
 
 def _cell(values: list[float] | None, first: list[float] | None, is_first: bool) -> str:
     if values is None:
         return ""
-    estimate = Estimate.of(values)
-    text = f"{100 * estimate.mean:.1f} ± {100 * estimate.half_width:.1f}"
+    text = Estimate.of(values).percent()
     if is_first or first is None or len(first) != len(values) or values == first:
         return text
-    difference = Estimate.of(np.subtract(values, first))
-    return f"{text} ({100 * difference.mean:+.1f} ± {100 * difference.half_width:.1f})"
+    return f"{text} ({Estimate.of(np.subtract(values, first)).percent(signed=True)})"

@@ -22,13 +22,13 @@ class Record:
 
     Attributes:
         metrics: lines of metrics.jsonl, and after them a line for each snapshot, with scalars by layer.
-        few_shot: content of the newest few_shot_step_<N>.json of `scripts/evaluate.py`, if there is one.
+        few_shot: what `scripts/evaluate.py` found on words of the corpus at the newest step, each file of it.
     """
 
     path: Path
     config: RunConfig
     metrics: list[dict[str, Any]]
-    few_shot: dict[str, Any] | None
+    few_shot: list[dict[str, Any]]
 
     @classmethod
     def read(cls, path: Path) -> "Record":
@@ -43,11 +43,18 @@ class Record:
         try:
             lines = (path / "logs" / "metrics.jsonl").read_text().splitlines()
             metrics = [json.loads(line) for line in lines]
-            grids = sorted((path / "eval_results").glob("few_shot_step_*.json"), key=_step_of)
-            few_shot = json.loads(grids[-1].read_text()) if grids else None
+            grids = [*map(_read_json, sorted((path / "eval_results").glob("few_shot*_step_*.json")))]
         except ValueError as error:
             raise ConfigError(f"{path}: a file of the run is damaged: {error}") from error
+        grids = [content for content in grids if "data" not in content]
+        newest = max((content["step"] for content in grids), default=0)
+        few_shot = [content for content in grids if content["step"] == newest]
         return cls(path, load_config(path / "training_config.yaml"), metrics + _snapshot_lines(path, metrics), few_shot)
+
+    @property
+    def name(self) -> str:
+        """Of the directory, however it was given."""
+        return self.path.resolve().name
 
     @cached_property
     def experiment(self) -> str:
@@ -57,6 +64,10 @@ class Record:
         for of_a_seed in ("seed", "max_steps"):
             content["training"].pop(of_a_seed)
         return json.dumps(content, sort_keys=True)
+
+    def most(self, name: str) -> int:
+        """The most of a counter; not every line has it, and the last may be of a snapshot before."""
+        return int(max((line.get(name, 0) for line in self.metrics), default=0))
 
     def series(self, name: str) -> tuple[Floats, Floats]:
         """Tokens so far and a metric, at the lines that have it."""
@@ -92,8 +103,9 @@ def _snapshot_lines(run: Path, metrics: list[dict[str, Any]]) -> list[dict[str, 
     return lines
 
 
-def _step_of(path: Path) -> int:
-    return int(path.stem.rsplit("_", 1)[-1])
+def _read_json(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text())
+    return content
 
 
 @dataclass(frozen=True)
@@ -121,11 +133,53 @@ class Group:
 
 
 def group_by_experiment(records: Sequence[Record]) -> list[Group]:
-    """Runs that differ in their seed alone, together; a group is named by what its runs' names share."""
-    groups: dict[str, list[Record]] = {}
+    """Runs that differ in their seed alone, together; a group is named by what its runs' names share.
+
+    Where a seed stands twice, runs are told apart by their names without the number at the end, and where that is not
+    enough, each is a group of its own: a mean over seeds counts none of them twice.
+
+    Raises:
+        ConfigError: a run is given twice.
+    """
+    places: dict[Path, Record] = {}
     for record in records:
-        groups.setdefault(record.experiment, []).append(record)
-    return [Group(_common_name([record.path.name for record in members]), members) for members in groups.values()]
+        if (other := places.setdefault(record.path.resolve(), record)) is not record:
+            raise ConfigError(f"{record.path} is given twice (as {other.path}); give it once")
+    experiments: dict[str, list[Record]] = {}
+    for record in records:
+        experiments.setdefault(record.experiment, []).append(record)
+    groups = [members for experiment in experiments.values() for members in _once_a_seed(experiment)]
+    return [Group(name, members) for name, members in zip(_names_of(groups), groups, strict=True)]
+
+
+def _once_a_seed(records: list[Record]) -> list[list[Record]]:
+    if _has_each_seed_once(records):
+        return [records]
+    by_stem: dict[tuple[Path, str], list[Record]] = {}
+    for record in records:
+        by_stem.setdefault((record.path.resolve().parent, _stem(record.name)), []).append(record)
+    found: list[list[Record]] = []
+    for members in by_stem.values():
+        found += [members] if _has_each_seed_once(members) else [[record] for record in members]
+    return found
+
+
+def _has_each_seed_once(records: Sequence[Record]) -> bool:
+    return len({record.config.training.seed for record in records}) == len(records)
+
+
+def _names_of(groups: Sequence[Sequence[Record]]) -> list[str]:
+    """A name for each, and no name twice: figures are filed by it."""
+    plain = [_common_name([record.name for record in members]) for members in groups]
+    longer = [f"{members[0].path.resolve().parent.name}-{name}" for name, members in zip(plain, groups, strict=True)]
+    names: list[str] = []
+    for name, other in zip(plain, longer, strict=True):
+        wanted = name if plain.count(name) == 1 else other
+        number, free = 2, wanted
+        while free in names:
+            free, number = f"{wanted}-{number}", number + 1
+        names.append(free)
+    return names
 
 
 def _common_name(names: Sequence[str]) -> str:
@@ -134,4 +188,8 @@ def _common_name(names: Sequence[str]) -> str:
     shared = 0
     while all(len(name) > shared and name[shared] == names[0][shared] for name in names):
         shared += 1
-    return names[0][:shared].rstrip("-_0123456789.") or names[0]
+    return _stem(names[0][:shared]) or names[0]
+
+
+def _stem(name: str) -> str:
+    return name.rstrip("-_0123456789.")

@@ -24,6 +24,8 @@ Kind = Literal["word", "label"]
 _KINDS: tuple[Kind, ...] = ("word", "label")
 #: draws of classes before a task is given up
 _MAX_DRAWS = 1000
+#: what JSON may hold and no encoding of text
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,8 @@ def read_sentences(path: Path) -> list[Sentence]:
         TaskError: a file that cannot be read, or a line that is not as it should be, with its number.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # at line feeds alone: a string of JSON may hold a character that other tools break lines at
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except OSError as error:
         raise TaskError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeError as error:
@@ -60,6 +63,8 @@ def read_sentences(path: Path) -> list[Sentence]:
             records.append((f"{path}:{number}", json.loads(line)))
         except ValueError as error:
             raise TaskError(f"{path}:{number}: not JSON ({error}); one object a line is expected") from error
+        except RecursionError as error:
+            raise TaskError(f"{path}:{number}: nested too deeply; one object of strings a line is expected") from error
     if not records:
         raise TaskError(f"{path}: holds no sentence; one JSON object a line is expected, with text, and word or label")
     return parse_sentences(records)
@@ -107,12 +112,21 @@ def _parse(where: str, record: Any) -> Sentence:
     for key in ("text", kinds[0]):
         if not isinstance(record.get(key), str) or not record[key].strip():
             raise TaskError(f"{where}: {key}: got {record.get(key)!r:.80}; expected a string that is not empty")
+        if lone := _SURROGATE.search(record[key]):
+            raise TaskError(
+                f"{where}: {key}: holds {lone.group()!a}, half of a character; write the whole one, or none"
+            )
     text, name, kind = record["text"].strip(), record[kinds[0]].strip(), kinds[0]
     if kind == "word":
-        name = name.lower()
+        name = _lower(name)
         if not _occurrences(name).search(text):
             raise TaskError(f"{where}: the word {name!r} does not stand in the text {text!r:.80} as a whole word")
     return Sentence(text, name, kind, where)
+
+
+def _lower(word: str) -> str:
+    # the one letter that becomes two, of which no text holds the second; a search in any case finds it by `i`
+    return word.replace("\N{LATIN CAPITAL LETTER I WITH DOT ABOVE}", "i").lower()
 
 
 def _occurrences(word: str) -> re.Pattern[str]:
@@ -143,14 +157,16 @@ class SentenceTasks:
             name: of the sentences, for messages.
 
         Raises:
-            TaskError: fewer than n_way classes with k_shot + q_query sentences.
+            TaskError: fewer than n_way classes with k_shot + q_query sentences, a sentence that holds a special token,
+                or texts of two labels that are the same once they are cut.
         """
         self.readout: Readout = readout or config.readout
         self.sequence_length = config.context_tokens + LAYOUT_EXTRA_TOKENS
         self.shapes = TaskShapes(config, seed)
         self._key, self._name, self._tokenizer = ("sentences", seed), name, tokenizer
+        laid_out = self._lay_out(sentences, config.context_tokens)
         by_class: dict[str, list[Sentence]] = {}
-        for sentence in sentences:
+        for sentence in laid_out:
             by_class.setdefault(sentence.name, []).append(sentence)
         needed, n_way = self.shapes.largest.per_class, self.shapes.largest.n_way
         self.classes = sorted(name for name, members in by_class.items() if len(members) >= needed)
@@ -164,14 +180,40 @@ class SentenceTasks:
             )
         chosen = [sentence for name in self.classes for sentence in by_class[name]]
         self._first = np.cumsum([0, *(len(by_class[name]) for name in self.classes)])
-        rows = [
-            lay_out_one(*self._encode(sentence), self.readout, config.context_tokens, tokenizer) for sentence in chosen
-        ]
+        rows = [laid_out[sentence] for sentence in chosen]
         self._ids = torch.stack([row[0] for row in rows])
         self._lengths = torch.tensor([row[1] for row in rows])
         self._readout_index = torch.tensor([row[2] for row in rows])
         self._word_tokens = name_tokens(self.classes, tokenizer)
         self._others = self._words_within(chosen)
+
+    def _lay_out(
+        self, sentences: Sequence[Sentence], context_tokens: int
+    ) -> dict[Sentence, tuple[torch.Tensor, int, int]]:
+        """Each sentence as the model gets it; of those of a class that are the same then, the first."""
+        own = {self._tokenizer.mask_id, self._tokenizer.pad_id, self._tokenizer.end_of_text_id}
+        added = self._tokenizer.backend.get_added_tokens_decoder()
+        special = [token.content for number, token in added.items() if token.special or number in own]
+        found: dict[Sentence, tuple[torch.Tensor, int, int]] = {}
+        first: dict[tuple[int, ...], dict[str, Sentence]] = {}
+        for sentence in sentences:
+            if held := [token for token in special if token in sentence.text or token in sentence.name]:
+                raise TaskError(
+                    f"{sentence.where}: holds {held[0]!r}, which is a special token of the tokenizer; "
+                    "write it otherwise"
+                )
+            row = lay_out_one(*self._encode(sentence), self.readout, context_tokens, self._tokenizer)
+            same = first.setdefault((*row[0].tolist(),), {})
+            if sentence.kind == "label" and same and sentence.name not in same:
+                other = next(iter(same.values()))
+                raise TaskError(
+                    f"{sentence.where}: label {sentence.name!r}, but cut to smlmt.context_tokens = {context_tokens} "
+                    f"it is the same as {other.where}, which has label {other.name!r}; raise context_tokens, or keep "
+                    "one of them"
+                )
+            if same.setdefault(sentence.name, sentence) is sentence:
+                found[sentence] = row
+        return found
 
     def _encode(self, sentence: Sentence) -> tuple[list[int], int]:
         """Token ids with every occurrence masked, and the place of the [MASK] that features are read at."""
@@ -191,7 +233,7 @@ class SentenceTasks:
             return [frozenset()] * len(sentences)
         any_class = re.compile("|".join(_occurrences(name).pattern for name in self.classes), re.IGNORECASE)
         # a few letters that match in any case have another lower case, such as the long s: no class is named so
-        named = [{word.strip().lower() for word in any_class.findall(one.text)} for one in sentences]
+        named = [{_lower(word.strip()) for word in any_class.findall(one.text)} for one in sentences]
         found = [{place[word] for word in words if word in place} for words in named]
         return [frozenset(words - {place[one.name]}) for words, one in zip(found, sentences, strict=True)]
 

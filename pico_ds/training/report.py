@@ -85,14 +85,10 @@ def results_table(config: RunConfig, results: dict[int, EvaluationResult]) -> Ta
         if not readouts:
             table.add_row(name, loss, *found_perplexity)
         for readout, found in result.few_shot.items():
-            accuracies = [_percent(Estimate.of(values)) for values in (found.before, found.after)]
+            accuracies = [Estimate.of(values).percent() for values in (found.before, found.after)]
             table.add_row(name, loss, *found_perplexity, *[readout] * several, *accuracies)
             name, loss, found_perplexity = "", "", [""] * judged
     return table
-
-
-def _percent(estimate: Estimate) -> str:
-    return f"{100 * estimate.mean:.1f} ± {100 * estimate.half_width:.1f}"
 
 
 def _moment(step: int, config: RunConfig) -> str:

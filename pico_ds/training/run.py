@@ -24,11 +24,7 @@ from pico_ds.engine.optimizer_state import OptimizerState
 from pico_ds.engine.zero_settings import check_zero_settings
 from pico_ds.files import replace_text
 from pico_ds.hub.repository import HubRepository
-from pico_ds.meta.building import build_meta_model
 from pico_ds.meta.network import Parameters
-from pico_ds.model.meta_model import MetaModel
-from pico_ds.model.precision import COMPUTE_DTYPE
-from pico_ds.model.pretrained import load_initial_weights
 from pico_ds.training.assembly import Ingredients, gather_ingredients
 from pico_ds.training.callbacks.base import Callback
 from pico_ds.training.callbacks.checkpointing import Checkpointing
@@ -40,6 +36,7 @@ from pico_ds.training.callbacks.metrics_log import FirstStepClock, MetricsLog, P
 from pico_ds.training.callbacks.profile import Profile
 from pico_ds.training.errors import TrainingError
 from pico_ds.training.failures import FailureReport
+from pico_ds.training.initial_weights import initial_module, initial_parameters
 from pico_ds.training.outer_step import OuterStep
 from pico_ds.training.report import print_report
 from pico_ds.training.resume import Resumer, rewind_metrics
@@ -93,7 +90,7 @@ def run_training(
     logger.info("preparing the corpus (the first time: a tokenizer is trained and tokens are cached)")
     ingredients = gather_ingredients(config, process)
     config = ingredients.config
-    module = _initial_module(ingredients)
+    module = initial_module(config)
     n_parameters = sum(weight.numel() for weight in module.parameters())
     engine = MetaEngine(module, config.training, deepspeed_config, process)
     repository = None if config.checkpointing.hub.repo_id is None else prepare_repository(config, process)
@@ -154,9 +151,7 @@ def _train_in(
         watchdog.beat()
         return signals.received is None
 
-    evaluation = Evaluation(
-        ingredients.evaluator, lambda: _initial_parameters(ingredients, process), run, trackers, go_on
-    )
+    evaluation = Evaluation(ingredients.evaluator, lambda: _untrained(config, process), run, trackers, go_on)
     pushes = None
     if config.checkpointing.hub.repo_id is not None:
         pushes = HubPushes(repository, config, run, store, evaluation.results, watchdog.beat)
@@ -263,20 +258,5 @@ def _snapshots(ingredients: Ingredients, store: CheckpointStore, process: Proces
     return [build_snapshots(ingredients, store, process)]
 
 
-def _initial_module(ingredients: Ingredients) -> MetaModel:
-    config = ingredients.config
-    module = build_meta_model(
-        config.model, config.meta, config.smlmt.n_ways[1], ingredients.vocab_size, config.training.seed
-    )
-    if config.model.init_from is not None:
-        load_initial_weights(module.decoder, config.model)
-    return module
-
-
-def _initial_parameters(ingredients: Ingredients, process: Process) -> Parameters:
-    """The untrained weights as the engine held them, rounded to the run's precision."""
-    dtype = COMPUTE_DTYPE[ingredients.config.training.precision]
-    module = _initial_module(ingredients)
-    return {
-        name: weight.detach().to(process.device, dtype).to(torch.float32) for name, weight in module.named_parameters()
-    }
+def _untrained(config: RunConfig, process: Process) -> Parameters:
+    return {name: weight.to(torch.float32) for name, weight in initial_parameters(config, process).items()}

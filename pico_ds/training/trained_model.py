@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 
 from pico_ds.checkpoint.errors import CheckpointError
+from pico_ds.checkpoint.index import INDEX_NAME, STATE_DIRECTORY, Index
 from pico_ds.checkpoint.weights import META_NAME, WEIGHTS_NAME
 from pico_ds.config import ConfigError, Readout, RunConfig, load_config
 from pico_ds.config.validation import LAYOUT_EXTRA_TOKENS
@@ -17,7 +19,6 @@ from pico_ds.data.text_corpus import TextCorpus
 from pico_ds.data.tokenizer import load_tokenizer
 from pico_ds.engine.distributed import Process
 from pico_ds.evaluation.grid import Model
-from pico_ds.meta.building import build_meta_model
 from pico_ds.meta.learners import make_learner
 from pico_ds.model.meta_model import DECODER
 from pico_ds.model.precision import COMPUTE_DTYPE
@@ -25,6 +26,7 @@ from pico_ds.tasks.building import judged
 from pico_ds.tasks.sentences import SentenceTasks, read_sentences
 from pico_ds.tasks.shape import TaskShape
 from pico_ds.training.assembly import build_network
+from pico_ds.training.initial_weights import initial_parameters
 
 
 @dataclass(frozen=True)
@@ -35,13 +37,20 @@ class TrainedModel:
         directory: of the checkpoint.
         run: directory of the run.
         step: outer steps taken.
+        config: with what was overridden; `run_config` that of the run itself.
     """
 
     directory: Path
     run: Path
     step: int
     config: RunConfig
+    run_config: RunConfig
     model: Model
+
+    @property
+    def written(self) -> float:
+        """Time of the weights [s since the epoch]."""
+        return (self.directory / WEIGHTS_NAME).stat().st_mtime
 
     def open_corpus(self) -> TextCorpus | ShardCorpus:
         """The corpus that it was trained on.
@@ -101,26 +110,39 @@ def load_trained_model(path: Path, overrides: list[str], process: Process) -> Tr
     vocab_size = config.model.vocab_size
     assert vocab_size is not None, "a run writes its configuration with the vocabulary filled in"
     dtype = COMPUTE_DTYPE[config.training.precision]
-    untrained = build_meta_model(config.model, config.meta, config.smlmt.n_ways[1], vocab_size, config.training.seed)
-    theta = _weights(directory)
-    initial = {}
-    for name, weight in untrained.named_parameters():
-        initial[name] = weight.detach().to(process.device, dtype)
-        if name not in theta or theta[name].shape != weight.shape:
-            there = f"shape {list(theta[name].shape)}" if name in theta else "no such parameter"
+    network = build_network(config, vocab_size, process)
+    found = _weights(directory)
+    theta = {}
+    for name, weight in network.twin.named_parameters():
+        if name not in found or found[name].shape != weight.shape:
+            there = f"shape {list(found[name].shape)}" if name in found else "no such parameter"
             raise CheckpointError(
                 f"{directory}: {name}: the model has shape {list(weight.shape)}, the checkpoint {there}; leave model, "
-                "meta.head and meta.learner as they were in training, or take a head without parameters (prototype)"
+                "meta.head and meta.learner as they were in training, or judge by prototypes: evaluation.head=prototype"
             )
-    network = build_network(config, vocab_size, process)
+        theta[name] = found[name].to(process.device, dtype)
     model = Model(
         network,
-        make_learner(config.meta, network.twin.decoder),
-        {name: theta[name].to(process.device, dtype) for name in initial},
-        initial,
+        make_learner(config.judged_meta, network.twin.decoder),
+        theta,
+        partial(initial_parameters, config, process),
         load_tokenizer(directory),
     )
-    return TrainedModel(directory, run, int(directory.resolve().name.removeprefix("step_")), config, model)
+    run_config = load_config(run / "training_config.yaml")
+    return TrainedModel(directory, run, _step_of(directory.resolve()), config, run_config, model)
+
+
+def _step_of(directory: Path) -> int:
+    """By its name; of one that was renamed, as its training state says."""
+    step = directory.name.removeprefix("step_")
+    if step.isdecimal():
+        return int(step)
+    if (directory / STATE_DIRECTORY / INDEX_NAME).exists():
+        return Index.read(directory).step
+    raise CheckpointError(
+        f"{directory}: got the name {directory.name!r}, and no training state that knows the step, by which results "
+        "are filed; name it step_<N>"
+    )
 
 
 def _weights(directory: Path) -> dict[str, torch.Tensor]:

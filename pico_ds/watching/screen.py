@@ -156,11 +156,14 @@ def _evaluation_rows(view: RunView) -> Iterator[tuple[str, RenderableType]]:
         if found.get("validation_loss") is not None:
             told.append(f"val. loss {found['validation_loss']:.3f}")
         for readout, moments in found.get("few_shot_summary", {}).items():
-            before, after = (
-                f"{100 * moment['mean']:.1f} ± {100 * moment['half_width']:.1f}" for moment in (moments[0], moments[-1])
-            )
+            before, after = (_percent(moment["mean"], moment["half_width"]) for moment in (moments[0], moments[-1]))
             told.append(f"{readout} {before} -> {after} %")
         yield "evaluated" if number == 0 else "", f"step {step}: {', '.join(told)}"
+
+
+def _percent(mean: float, half_width: float | None) -> str:
+    # a single task gives no interval
+    return f"{100 * mean:.1f}" + ("" if half_width is None else f" ± {100 * half_width:.1f}")
 
 
 def _speed(view: RunView) -> Iterator[str]:

@@ -4,8 +4,10 @@ and keys lead somewhere. Pages and scripts are found by themselves.
 
 import importlib.util
 import json
+import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from argparse import Namespace
@@ -19,7 +21,6 @@ from pico_ds.config import RunConfig, load_config, parse_config
 from pico_ds.config.deepspeed import load_deepspeed_config
 from pico_ds.config.loading import all_keys
 from pico_ds.config.moved_keys import KEPT_KEYS, moved
-from pico_ds.meta.learners import LEARNERS
 from pico_ds.tasks.sentences import read_sentences
 from tests.hf_checkpoint import write_checkpoint
 from tests.launching import REPOSITORY
@@ -143,19 +144,38 @@ def test_yaml_is_a_configuration(page: str, block: str) -> None:
 
 @pytest.mark.parametrize(("page", "code"), blocks("python"))
 def test_python_runs(page: str, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    known = dict(LEARNERS)
     monkeypatch.chdir(tmp_path)
     # blocks of a page build on one another
     above = [block for name, block in blocks("python") if name == page]
     source = "\n".join(above[: above.index(code) + 1])
-    if page == "docs/learners.md":
-        source = "from pico_ds.meta.learners import LEARNERS\n" + source
     write_checkpoint(tmp_path / "runs" / "demo-001" / "checkpoints" / "step_800")
-    try:
-        exec(compile(source, page, "exec"), {"__name__": page})
-    finally:
-        LEARNERS.clear()
-        LEARNERS.update(known)
+    exec(compile(source, page, "exec"), {"__name__": page})
+
+
+def test_the_learner_of_the_docs_is_a_file_and_a_name(tmp_path: Path) -> None:
+    shutil.copytree(REPOSITORY / "pico_ds", tmp_path / "pico_ds", ignore=shutil.ignore_patterns("__pycache__"))
+    (code,) = [block for page, block in blocks("python") if page == "docs/learners.md"]
+    (tmp_path / "pico_ds" / "meta" / "learners" / "half.py").write_text(code)
+    types = tmp_path / "pico_ds" / "config" / "types.py"
+    names = re.search(r"^LearnerName = Literal\[.*?(?=\])", types.read_text(), flags=re.DOTALL | re.MULTILINE)
+    assert names is not None
+    types.write_text(types.read_text().replace(names[0], f'{names[0]}, "half"'))
+    check = (
+        "from pico_ds.config import ModelConfig, parse_config; from pico_ds.meta.building import build_meta_model;"
+        "from pico_ds.meta.learners import make_learner;"
+        "meta = parse_config('meta: {learner: half, multi_step_loss: true}').meta;"
+        "decoder = build_meta_model(ModelConfig(n_layers=1), meta, 5, 300, 0).decoder;"
+        "print(type(make_learner(meta, decoder)).__name__)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", check],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == "Half\n", done.stderr
 
 
 def test_json_is_valid(tmp_path: Path) -> None:

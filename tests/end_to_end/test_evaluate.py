@@ -77,7 +77,7 @@ def test_labelled_texts_are_classified(trained: Path, directory: Path) -> None:
     options = ["--shapes", "3x2", "--tasks", "4", "--steps", "1", "--queries", "2", "--readout", "mean"]
     output = script("evaluate", "few-shot", str(trained), "--data", str(data), *options)
     assert "topics, readout mean" in output
-    content = json.loads((trained / "eval_results" / "few_shot_topics_step_6.json").read_text())
+    content = json.loads((trained / "eval_results" / "few_shot_topics_mean_step_6.json").read_text())
     assert content["settings"][0]["by_method"]["TF-IDF, nearest prototype"] == [1.0] * 4
 
 
@@ -148,6 +148,7 @@ def test_injected_sentences_are_seen_in_the_tasks(directory: Path, where: list[s
             ["few-shot", "RUN", "meta.head=vocab"],
             "error: RUN/checkpoints/step_6: head.layer_0.weight: the model has",
         ),
+        (["few-shot", "RUN", "--data", "own.jsonl", "--ner", "a"], "error: --ner: got it with --data; they are two"),
         (["perplexity", "RUN"], "error: --data: got nothing, and the run's evaluation.perplexity.data is null"),
         (["few-shot", "RUN", "--shapes", "5"], "got '5'; write N-way x K-shot, such as 5x1"),
         (["few-shot", "RUN", "--tasks", "0"], "argument --tasks: got '0'; write an integer, 1 or more"),

@@ -1,7 +1,10 @@
 """scripts/study.py: equal work, and a table over the runs."""
 
+import importlib.util
 import json
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -20,6 +23,33 @@ def study(directory: Path, *arguments: str, **options: object) -> str:
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("study")
+
+
+def script(name: str) -> ModuleType:
+    specification = importlib.util.spec_from_file_location(f"script_{name}", REPOSITORY / "scripts" / f"{name}.py")
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    sys.modules[specification.name] = module
+    specification.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(("codes", "code"), [((0, -9), 1), ((0, 3), 1), ((0, 0), 0)])
+def test_a_run_that_was_killed_is_no_success(
+    codes: tuple[int, int], code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, left = script("study"), [*codes]
+    monkeypatch.setattr(module, "train", lambda *_: left.pop())
+    monkeypatch.setattr(sys, "argv", ["study.py", "train", "--methods", "fomaml", "ar", "--seeds", "0"])
+    assert module.main() == code
+
+
+def test_a_readout_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["study_adaptation.py", "judge", "runs/a", "--readout", "bogus"])
+    with pytest.raises(SystemExit):
+        script("study_adaptation").parse_arguments()
+    assert "--readout: invalid choice: 'bogus'" in capsys.readouterr().err
 
 
 def tokens_of(run_directory: Path) -> int:

@@ -11,6 +11,7 @@ from pico_ds.meta.gradient import GradientSum
 from pico_ds.meta.heads import HEADS, keyed_dropout
 from pico_ds.meta.inner_loop import descend
 from pico_ds.meta.learners import LEARNERS, Given, make_learner
+from pico_ds.meta.learners.fomaml import FOMAML
 from pico_ds.meta.network import Network
 from pico_ds.meta.sgd import Conditioner
 from pico_ds.model.meta_model import MetaModel
@@ -269,13 +270,18 @@ def test_a_word_of_one_token_has_the_score_of_its_row() -> None:
         ("learner: meta_sgd, inner_lr: 0.0", "meta.inner_lr: got 0"),
         ("learner: protonet, head: linear", "meta.head: got 'linear' with meta.learner: protonet"),
         ("learner: multitask", "meta.head: got 'prototype'.*that is meta.learner: protonet"),
-        ("learner: protonet, multi_step_loss: true", "meta.multi_step_loss: got true"),
         ("learner: mamll", "meta.learner: got 'mamll'.*'fomaml'"),
     ],
 )
 def test_what_cannot_go_together_is_refused(text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         parse_config(f"meta: {{{text}}}")
+
+
+@pytest.mark.parametrize("learner", [name for name, found in LEARNERS.items() if not issubclass(found, FOMAML)])
+def test_losses_after_every_step_are_refused_where_there_are_none(learner: str) -> None:
+    with pytest.raises(ConfigError, match=f"meta.multi_step_loss: got true with meta.learner: {learner}, which has no"):
+        make(MetaConfig.model_validate({"learner": learner, "multi_step_loss": True}))
 
 
 def test_every_learner_and_head_has_a_reference() -> None:

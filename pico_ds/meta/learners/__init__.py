@@ -1,38 +1,38 @@
-"""Learners, by the value of `meta.learner`."""
+"""Learners, by the value of `meta.learner`: each is the class of the module of its name."""
 
-from pico_ds.config import MetaConfig
-from pico_ds.meta.learners.anil import ANIL
-from pico_ds.meta.learners.ar import Autoregressive
+from importlib import import_module
+from typing import get_args
+
+from pico_ds.config import ConfigError, MetaConfig
+from pico_ds.config.types import LearnerName
 from pico_ds.meta.learners.base import Given, Learner, TaskOutcome, Work
-from pico_ds.meta.learners.boil import BOIL
-from pico_ds.meta.learners.fomaml import FOMAML
-from pico_ds.meta.learners.masked_word import MaskedWord
-from pico_ds.meta.learners.meta_sgd import MetaSGD
-from pico_ds.meta.learners.multitask import Multitask
-from pico_ds.meta.learners.protonet import ProtoNet
-from pico_ds.meta.learners.reptile import Reptile
 from pico_ds.model.decoder import PicoDecoder
 
-LEARNERS: dict[str, type[Learner]] = {
-    "fomaml": FOMAML,
-    "anil": ANIL,
-    "boil": BOIL,
-    "reptile": Reptile,
-    "meta_sgd": MetaSGD,
-    "protonet": ProtoNet,
-    "multitask": Multitask,
-    "masked_word": MaskedWord,
-    "ar": Autoregressive,
-}
+
+def _class_of(name: str) -> type[Learner]:
+    module = import_module(f"{__name__}.{name}")
+    own = [found for found in vars(module).values() if isinstance(found, type) and found.__module__ == module.__name__]
+    (learner,) = (found for found in own if issubclass(found, Learner))
+    return learner
+
+
+LEARNERS: dict[str, type[Learner]] = {name: _class_of(name) for name in get_args(LearnerName)}
 
 
 def make_learner(config: MetaConfig, decoder: PicoDecoder) -> Learner:
     """The learner that the configuration asks for; the decoder gives names alone.
 
     Raises:
-        ConfigError: a `meta.adapt` that finds no weight of the decoder.
+        ConfigError: a `meta.adapt` that finds no weight of the decoder, or a `meta.multi_step_loss` of a learner that
+            has no such losses.
     """
-    return LEARNERS[config.learner](config, decoder)
+    learner = LEARNERS[config.learner]
+    if config.multi_step_loss and not learner.has_step_losses:
+        raise ConfigError(
+            f"meta.multi_step_loss: got true with meta.learner: {config.learner}, which has no query loss at adapted "
+            "weights; leave it out"
+        )
+    return learner(config, decoder)
 
 
 __all__ = ["LEARNERS", "Given", "Learner", "TaskOutcome", "Work", "make_learner"]

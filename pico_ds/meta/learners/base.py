@@ -74,6 +74,8 @@ class Learner(ABC):
     trains_on_tasks = True
     #: whether tasks that are computed together have the same weights
     shares_weights = False
+    #: whether there is a query loss after every inner step, for `meta.multi_step_loss`
+    has_step_losses = False
     #: whether the inner loop changes the head
     adapts_head = True
 

@@ -31,6 +31,7 @@ class FOMAML(Learner):
     MAML++, arXiv 1810.09502, section 4).
     """
 
+    has_step_losses = True
     #: whether the outer gradient needs the adapted weights in fp32
     needs_fast = False
 

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ from pico_ds.config import ConfigError, RunConfig
 from pico_ds.evaluation.comparison import paired_differences, read_entry
 from pico_ds.evaluation.evaluator import EvaluationResult, task_key
 from pico_ds.evaluation.few_shot import Estimate, FewShotResult
+from pico_ds.evaluation.tables import percent_difference_by_seed
 
 
 def make_run(path: Path, accuracies: list[float], step: int = 7, key: str = "tasks", readout: str = "fim") -> str:
@@ -49,6 +51,36 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
         read_entry(str(tmp_path / "nowhere"))
     with pytest.raises(ConfigError, match=r"a:pre: name one of the readouts.*a:fim"):
         read_entry(f"{tmp_path / 'a'}:pre")
+
+
+def test_what_has_no_pairs_is_refused(tmp_path: Path) -> None:
+    a = read_entry(make_run(tmp_path / "a", [0.5, 0.9]))
+    shorter = EvaluationResult(7, 3.5, {"fim": FewShotResult(a.few_shot.by_step[:2])}, "tasks")
+    shorter.write(tmp_path / "b" / "eval_results")
+    with pytest.raises(ConfigError, match=r"were adapted for 2 and 1 steps; .*evaluation.adaptation_steps"):
+        paired_differences(a, read_entry(str(tmp_path / "b")))
+    EvaluationResult(7, 3.5, {}, "tasks").write(tmp_path / "c" / "eval_results")
+    for text in (str(tmp_path / "c"), f"{tmp_path / 'c'}:fim"):
+        with pytest.raises(ConfigError, match=r"c: the evaluation of step 7 has no few-shot accuracy"):
+            read_entry(text)
+
+
+def test_one_task_gives_no_interval(tmp_path: Path) -> None:
+    make_run(tmp_path / "a", [0.5])
+    written = (tmp_path / "a" / "eval_results" / "step_7.json").read_text()
+    (summary, *_) = json.loads(written, parse_constant=pytest.fail)["few_shot_summary"]["fim"]
+    assert summary == {"steps": 0, "mean": 0.5, "half_width": None}
+    assert Estimate.of([0.5]).percent() == "50.0"
+    assert Estimate.of([0.5, 0.5]).percent(signed=True) == "+50.0 ± 0.0"
+
+
+def test_seeds_give_an_interval_of_their_own() -> None:
+    a = np.array([[0.50, 0.70], [0.40, 0.60], [0.45, 0.65]])
+    b = a - np.array([[0.030], [0.016], [0.020]])
+    # every task differs alike; seeds do not, and three of them are few: t is 4.30
+    assert percent_difference_by_seed(a, b) == "+2.2 ± 0.0 (± 1.8)"
+    assert percent_difference_by_seed(a[:1], b[:1]) == "+3.0 ± 0.0"
+    assert Estimate.of_seeds([0.013, 0.026, 0.010]).percent() == "1.6 ± 2.1"
 
 
 def test_the_task_key_ignores_training_and_readout_but_not_tasks() -> None:

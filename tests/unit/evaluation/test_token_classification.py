@@ -9,6 +9,7 @@ from pico_ds.config import MetaConfig, ModelConfig
 from pico_ds.data.errors import DataError
 from pico_ds.data.tokenizer import TextTokenizer
 from pico_ds.evaluation.conll import TaggedSentence, read_conll
+from pico_ds.evaluation.tables import ner_table
 from pico_ds.evaluation.token_classification import FineTuning, Mode, Splits, _encode, fine_tune
 from pico_ds.meta.building import build_meta_model
 
@@ -24,6 +25,34 @@ def test_columns_may_be_parted_by_tabs_or_spaces_and_numbered(tmp_path: Path) ->
         "# text\n1\tNew\tB-LOC\t-\t-\n2\tYork\tI-LOC\t-\t-\n3\tsleeps\tO\t-\t-\n\n1\tAnn\tB-PER\n2\t.\tO\n\n"
     )
     assert read_conll(plain) == read_conll(numbered) == wanted
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("22 CD B-NP O\nmen NNS I-NP O\n", ("22", "men")),
+        ("In IN O\n1996 CD O\n", ("In", "1996")),
+        ("1\tCD\tO\nman\tNN\tO\n\n1\tCD\tO\n2\tCD\tO\n", ("1", "man")),
+        ("buy O\n#zebras O\n# O\nnow O\n", ("buy", "#zebras", "#", "now")),
+        ("# of two words\n#zebras O\nrun O\n", ("#zebras", "run")),
+        ("\ufeffAnn B-PER\n. O\n", ("Ann", ".")),
+        ("a\u2028b\tO\nc\x85d\tO\n", ("a\u2028b", "c\x85d")),
+    ],
+    ids=["number first", "number later", "counts in one sentence", "hashes", "comment", "byte order mark", "U+2028"],
+)
+def test_words_that_look_like_something_else_are_words(tmp_path: Path, text: str, words: tuple[str, ...]) -> None:
+    path = tmp_path / "own.conll"
+    path.write_text(text, encoding="utf-8")
+    assert read_conll(path)[0].words == words
+
+
+def test_entities_that_begin_with_i_are_read_as_if_with_b(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "iob1.conll"
+    path.write_text("the O\nNew I-LOC\nYork I-LOC\nParis B-LOC\nAnn I-PER\n\nYork I-LOC\n")
+    first, second = read_conll(path)
+    assert first.tags == ("O", "B-LOC", "I-LOC", "B-LOC", "B-PER")
+    assert second.tags == ("B-LOC",)
+    assert "3 entities begin with I- (the first at line 2)" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -67,16 +96,52 @@ def test_it_learns_what_can_be_learned(mode: Mode, tokenizer: TextTokenizer) -> 
     decoder = build_meta_model(shape, MetaConfig(), 2, tokenizer.vocab_size, seed=0).decoder.requires_grad_(False)
     before = {name: weight.clone() for name, weight in decoder.state_dict().items()}
     splits = Splits(sentences(40), sentences(10, 40), sentences(10, 50))
-    settings = FineTuning(max_epochs=15, batch_size=4, head_lr=3e-2, body_lr=3e-3)
+    settings = FineTuning(max_steps=150, min_steps=50, patience_steps=30, batch_size=4, head_lr=3e-2, body_lr=3e-3)
     first, again = (fine_tune(decoder, tokenizer, splits, mode, 0, 64, settings) for _ in range(2))
     assert first == again, "a function of the seed"
-    assert first > 0.9
+    assert first.f1 > 0.9
     assert all(torch.equal(before[name], weight) for name, weight in decoder.state_dict().items())
 
 
 def test_one_file_is_split_by_its_words() -> None:
-    many = sentences(40)
-    first, again = Splits.of_one(many), Splits.of_one(many[::-1])
-    assert (len(first.train), len(first.dev), len(first.test)) == (28, 6, 6)
-    assert first == again
+    many = sentences(400)
+    first, fewer, twice = Splits.of_one(many), Splits.of_one(many[::2]), Splits.of_one([*many, *many])
+    assert [len(part) / 400 for part in (first.train, first.dev, first.test)] == pytest.approx(
+        [0.7, 0.15, 0.15], abs=0.05
+    )
     assert first.tags == ["B-ANI", "B-TOOL", "I-ANI", "O"]
+    for name in ("train", "dev", "test"):
+        whole = [one.words for one in getattr(first, name)]
+        assert {one.words for one in getattr(fewer, name)} <= {*whole}, "what else is in the file does not matter"
+        assert sorted(one.words for one in getattr(twice, name)) == sorted(2 * whole), "no sentence is in two parts"
+
+
+@pytest.mark.parametrize(
+    ("train", "dev", "test", "message"),
+    [
+        (4, 0, 4, "the dev set has 0 sentences and no entity"),
+        (4, 4, 0, "the test set has 0 sentences and no entity"),
+        (0, 4, 4, "the train set has 0 sentences"),
+    ],
+)
+def test_sets_that_say_nothing_are_refused(train: int, dev: int, test: int, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        Splits(sentences(train), sentences(dev), sentences(test))
+    plain = [TaggedSentence(("no", "name"), ("O", "O"))]
+    with pytest.raises(DataError, match="the test set has 1 sentences and no entity, so that F1 says nothing"):
+        Splits(sentences(4), sentences(4), plain)
+
+
+def test_fine_tuning_ends_by_what_is_learned_and_not_by_early_luck(tokenizer: TextTokenizer) -> None:
+    shape = ModelConfig(d_model=48, n_layers=1, attention_n_heads=4, attention_n_kv_heads=2, activation_hidden_dim=96)
+    decoder = build_meta_model(shape, MetaConfig(), 2, tokenizer.vocab_size, seed=0).decoder.requires_grad_(False)
+    splits = Splits(sentences(40), sentences(10, 40), sentences(10, 50))
+    # three steps an epoch: F1 is 0 in the first epochs, whatever is learned
+    found = fine_tune(decoder, tokenizer, splits, "head", 0, 64)
+    assert found.steps >= FineTuning().min_steps
+    assert found.f1 > 0.9
+    cut = fine_tune(decoder, tokenizer, splits, "head", 0, 64, FineTuning(max_epochs=1, max_steps=60))
+    assert (cut.steps, cut.at_limit) == (60, True)
+    table = ner_table({"trained, head": [found, cut]}, "F1")
+    assert "60*" in next(iter(table.columns[3].cells))
+    assert "ended by the most steps" in str(table.caption)

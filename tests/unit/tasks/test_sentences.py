@@ -156,6 +156,9 @@ def test_what_stands_there_twice_is_one_sentence(tmp_path: Path, tokenizer: Text
             "own.jsonl:2: label 'y', but .* 'x'",
         ),
         ([""], "own.jsonl: holds no sentence"),
+        (['{"text": "a", "label": "x"}', "[" * 100_000], "own.jsonl:2: nested too deeply"),
+        (['{"text": "a \\ud800 b", "label": "x"}'], r"own.jsonl:1: text: holds '\\ud800', half of a character"),
+        (['{"text": "a b", "label": "x\\udfff"}'], r"own.jsonl:1: label: holds '\\udfff', half of a character"),
     ],
 )
 def test_bad_sentences_are_named_by_line(tmp_path: Path, lines: list[str], message: str) -> None:
@@ -184,3 +187,52 @@ def test_words_that_stand_in_each_others_sentences_are_said(tokenizer: TextToken
     tasks = SMLMT.from_sentences(tangled, tokenizer, CONFIG)
     with pytest.raises(TaskError, match="the sentences given: no 3 words with 3 sentences free of each other"):
         tasks.sample(0, 0)
+
+
+def test_lines_end_at_line_feeds_alone(tmp_path: Path) -> None:
+    path = tmp_path / "own.jsonl"
+    records = [{"text": f"one\u2028two\x85three {n}", "label": "x"} for n in range(2)]
+    content = "\n".join(json.dumps(record, ensure_ascii=False) for record in records)
+    path.write_text("\ufeff" + content, encoding="utf-8")
+    assert [sentence.text for sentence in read_sentences(path)] == [record["text"] for record in records]
+
+
+@pytest.mark.parametrize("token", ["[MASK]", "[PAD]", "<|endoftext|>"])
+def test_special_tokens_in_a_text_are_refused(token: str, tokenizer: TextTokenizer) -> None:
+    for records in ([{"text": f"a {token} b", "label": "x"}], [{"text": f"a zebra {token}", "word": "zebra"}]):
+        with pytest.raises(TaskError, match=rf"sentence 1: holds '{re.escape(token)}', which is a special token"):
+            SMLMT.from_sentences(records, tokenizer, CONFIG)
+
+
+def test_sentences_that_are_the_same_once_they_are_cut_are_one(tokenizer: TextTokenizer) -> None:
+    long = " and so on without an end" * 10
+    same = [{"text": f"case of {label}{long} {n}", "label": label} for label in "abc" for n in range(3)]
+    with pytest.raises(TaskError, match=r"0 classes have .* = 3 different .*a 1, b 1, c 1"):
+        SMLMT.from_sentences(same, tokenizer, CONFIG)
+    clash = [{"text": f"{long} {label}", "label": label} for label in "ab"]
+    with pytest.raises(
+        TaskError,
+        match=r"sentence 2: label 'b', but cut to smlmt.context_tokens = 40 it is the same as "
+        r"sentence 1, which has label 'a'",
+    ):
+        SMLMT.from_sentences(clash, tokenizer, CONFIG)
+    # words that stand in the same place are what tasks are about
+    words = [{"text": f"the {word} ran {n}", "word": word} for word in ANIMALS for n in range(3)]
+    assert SMLMT.from_sentences(words, tokenizer, CONFIG).sample(0, 0).n_way == 3
+
+
+def test_a_capital_letter_that_has_two_in_lower_case_is_found(tokenizer: TextTokenizer) -> None:
+    words = ["\u0130stanbul", "ankara", "izmir"]
+    records = [{"text": f"{n} here is {word} \u0130STANBUL {n}", "word": word} for word in words[:1] for n in range(3)]
+    records += [{"text": f"{n} here is {word} {n}", "word": word} for word in words[1:] for n in range(3)]
+    episode = SMLMT.from_sentences(records, tokenizer, CONFIG).sample(0, 0)
+    assert set(episode.words) == {"istanbul", "ankara", "izmir"}
+    counts = {
+        episode.words[label]: ids.eq(tokenizer.mask_id).sum().item()
+        for ids, label in zip(episode.support.input_ids, episode.support.labels.tolist(), strict=True)
+    }
+    assert counts == {"istanbul": 2, "ankara": 1, "izmir": 1}
+    mixed = [*records, {"text": "ankara is not \u0130stanbul", "word": "ankara"}]
+    tasks = SMLMT.from_sentences(mixed, tokenizer, CONFIG)
+    for index in range(10):
+        assert not any("stanbul" in text for text in rows(tasks.sample(0, index).query, tokenizer))

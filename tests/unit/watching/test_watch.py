@@ -49,7 +49,7 @@ def add_lines(run: RunDirectory, first: int, last: int, **others: Any) -> None:
 
 def add_evaluation(run: RunDirectory, step: int) -> None:
     run.eval_results.mkdir(exist_ok=True)
-    summary = {"fim": [{"mean": 0.4, "half_width": 0.02}, {"mean": 0.5, "half_width": 0.03}]}
+    summary = {"fim": [{"mean": 0.4, "half_width": None}, {"mean": 0.5, "half_width": 0.03}]}
     content = {"step": step, "validation_loss": 5.0 - step / 100, "few_shot_summary": summary}
     (run.eval_results / f"step_{step}.json").write_text(json.dumps(content))
 
@@ -98,7 +98,7 @@ def test_all_that_is_asked_for_is_shown(run: RunDirectory) -> None:
         "query accuracy     62.5 %",
         "support adapted  accuracy 50.0 % -> 75.0 %",
         "query adapted    loss 1.600 -> 1.400",
-        "step 0: val. loss 5.000, fim 40.0 ± 2.0 -> 50.0 ± 3.0 %",
+        "step 0: val. loss 5.000, fim 40.0 -> 50.0 ± 3.0 %",
         "step 40: val. loss 4.600",
         "12,346 tokens/s, 7.0 tasks/s, 2 s a step, MFU 41.2 %",
         "waits for data 12.5 % of the time, peak memory 61.50 GiB (rank 0)",

@@ -1,0 +1,34 @@
+"""The weights that a run begins with."""
+
+from pico_ds.config import RunConfig
+from pico_ds.engine.distributed import Process
+from pico_ds.meta.building import build_meta_model
+from pico_ds.meta.network import Parameters
+from pico_ds.model.meta_model import MetaModel
+from pico_ds.model.precision import COMPUTE_DTYPE
+from pico_ds.model.pretrained import load_initial_weights
+
+
+def initial_module(config: RunConfig) -> MetaModel:
+    """The model that training begins with: of the seed, and of `model.init_from` where it is given.
+
+    Args:
+        config: with the vocabulary filled in.
+
+    Raises:
+        ConfigError: a `model.init_from` that cannot be used.
+    """
+    assert config.model.vocab_size is not None
+    module = build_meta_model(
+        config.model, config.meta, config.smlmt.n_ways[1], config.model.vocab_size, config.training.seed
+    )
+    if config.model.init_from is not None:
+        load_initial_weights(module.decoder, config.model)
+    return module
+
+
+def initial_parameters(config: RunConfig, process: Process) -> Parameters:
+    """The untrained weights as the engine held them, in the run's precision."""
+    dtype = COMPUTE_DTYPE[config.training.precision]
+    module = initial_module(config)
+    return {name: weight.detach().to(process.device, dtype) for name, weight in module.named_parameters()}
