@@ -159,7 +159,7 @@ def _train_in(
     )
     pushes = None
     if config.checkpointing.hub.repo_id is not None:
-        pushes = HubPushes(repository, config, run, store, evaluation.results, watchdog.beat)
+        pushes = HubPushes(repository, config, run, store, evaluation.results, go_on)
     last = point.index if point is not None and point.checkpoint.parent.resolve() == store.directory.resolve() else None
     callbacks: list[Callback] = [
         *([FirstStepClock(started), ProgressBar(console)] if process.is_main else []),
