@@ -138,7 +138,7 @@ class HubPushes(Callback):
             try:
                 self._push(repository, push)
             # xet and LFS have errors of any type
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001
                 name = "" if isinstance(error, HubError) else f"{type(error).__name__}: "
                 logger.warning(
                     "warning: %s was not pushed to the hub, and training goes on: %s%s",

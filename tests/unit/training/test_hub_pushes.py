@@ -54,7 +54,9 @@ class Run:
 
     def __init__(self, directory: Path, repository: FakeRepository, go_on: Callable[[], bool] = lambda: True) -> None:
         hub = {"repo_id": "lab/pico", "revision": "run-3"}
-        config = RunConfig.model_validate({"checkpointing": {"hub": hub}, "training": {"max_steps": 4}})
+        config = RunConfig.model_validate(
+            {"checkpointing": {"hub": hub}, "training": {"max_steps": 4}, "model": {"vocab_size": 400}}
+        )
         self.store = CheckpointStore(directory / "checkpoints")
         self.checkpoint = self.store.path(4)
         self.checkpoint.mkdir(parents=True)
