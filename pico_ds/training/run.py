@@ -3,8 +3,9 @@
 import json
 import os
 import platform
+import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,8 @@ def _train_in(
     config, process, run = ingredients.config, engine.process, claim.run
     corpus = ingredients.corpus.identity()
     store, optimizer_state = CheckpointStore(run.checkpoints), OptimizerState(engine)
+    # of saves and of snapshots: what another start left half written is removed, what is being written is not
+    launch = process.from_main(secrets.randbits(40))
     point = Resumer(config, corpus, store, optimizer_state, process, claim.since, watchdog.beat).resume()
     start_step = 0 if point is None else point.index.step
     trackers: list[Tracker] = []
@@ -166,7 +169,7 @@ def _train_in(
         DataCursor(ingredients.rows),
         *([MetricsLog(trackers, config.monitoring.log_every_n_steps)] if process.is_main else []),
         Checkpointing(
-            build_saver(ingredients, store, optimizer_state, watchdog, trackers, last, pushes),
+            build_saver(ingredients, store, optimizer_state, launch, watchdog, trackers, last, pushes),
             signals,
             store.next_save_number() if process.is_main else 0,
             last,
@@ -174,7 +177,7 @@ def _train_in(
             {"corpus": corpus, "environment": environment},
         ),
         evaluation,
-        *_snapshots(ingredients, store, process),
+        *_snapshots(ingredients, store, launch, process, watchdog.beat),
         *([pushes] if pushes is not None else []),
         *([Profile(config.monitoring.profile_steps, run.logs)] if config.monitoring.profile_steps else []),
         Heartbeat(watchdog),
@@ -253,14 +256,16 @@ def _environment(deepspeed_config: dict[str, Any], process: Process) -> dict[str
     }
 
 
-def _snapshots(ingredients: Ingredients, store: CheckpointStore, process: Process) -> list[Callback]:
+def _snapshots(
+    ingredients: Ingredients, store: CheckpointStore, launch: int, process: Process, on_progress: Callable[[], None]
+) -> list[Callback]:
     """What takes snapshots, where any are asked for. A collective."""
     if ingredients.config.learning_dynamics.save_every_n_steps is None:
         return []
     # here, for `datasets` takes a second to import that other runs need not wait for
     from pico_ds.training.callbacks.snapshots import build_snapshots
 
-    return [build_snapshots(ingredients, store, process)]
+    return [build_snapshots(ingredients, store, launch, process, on_progress)]
 
 
 def _initial_module(ingredients: Ingredients) -> MetaModel:
