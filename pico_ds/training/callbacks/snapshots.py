@@ -46,7 +46,7 @@ class Snapshots(Callback):
         """
         Args:
             launch: the same number on every rank and for checkpoints, another one at every start of the job.
-            on_progress: called again and again while a snapshot is waited for.
+            on_progress: called again and again while a snapshot is taken, or waited for.
         """
         self._taker, self._store, self._launch, self._tokenizer = taker, store, launch, tokenizer
         self._on_progress = on_progress
@@ -167,5 +167,6 @@ def build_snapshots(
         corpus.validation_rows(config.data.sequence_length),
         tasks,
         process,
+        on_progress,
     )
     return Snapshots(taker, store, launch, corpus.tokenizer, on_progress)
