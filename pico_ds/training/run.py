@@ -43,7 +43,7 @@ from pico_ds.training.errors import TrainingError
 from pico_ds.training.failures import FailureReport
 from pico_ds.training.outer_step import OuterStep
 from pico_ds.training.report import print_report
-from pico_ds.training.resume import Resumer, rewind_metrics
+from pico_ds.training.resume import Resumer, goes_on, rewind_metrics
 from pico_ds.training.run_directory import Claim, claim_run_directory
 from pico_ds.training.run_files import RunDirectory, RunStatus
 from pico_ds.training.saving import build_saver
@@ -94,7 +94,8 @@ def run_training(
     logger.info("preparing the corpus (the first time: a tokenizer is trained and tokens are cached)")
     ingredients = gather_ingredients(config, process)
     config = ingredients.config
-    module = _initial_module(ingredients)
+    # where it goes on from a checkpoint the weights are replaced: what they once came from may be gone
+    module = _initial_module(ingredients, with_source=not goes_on(config.checkpointing))
     n_parameters = sum(weight.numel() for weight in module.parameters())
     engine = MetaEngine(module, config.training, deepspeed_config, process)
     repository = None if config.checkpointing.hub.repo_id is None else prepare_repository(config, process)
@@ -268,12 +269,12 @@ def _snapshots(
     return [build_snapshots(ingredients, store, launch, process, on_progress)]
 
 
-def _initial_module(ingredients: Ingredients) -> MetaModel:
+def _initial_module(ingredients: Ingredients, with_source: bool = True) -> MetaModel:
     config = ingredients.config
     module = build_meta_model(
         config.model, config.meta, config.smlmt.n_ways[1], ingredients.vocab_size, config.training.seed
     )
-    if config.model.init_from is not None:
+    if config.model.init_from is not None and with_source:
         load_initial_weights(module.decoder, config.model)
     return module
 
