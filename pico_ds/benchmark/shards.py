@@ -85,7 +85,7 @@ def measure_preparation(directory: Path, megabytes: int, repeats: int) -> list[d
         nonlocal n_tokens
         n_tokens = sum(len(ids) for batch in batches for ids in tokenizer.encode(batch))
 
-    found = []
+    found: list[dict[str, Any]] = []
     for what, work in (("the tokenizer's own batches", tokenize), ("prepare_data.py", prepare)):
         seconds = _median_seconds(work, repeats)
         rates = {"tokens_per_second": n_tokens / seconds, "megabytes_per_second": size / 1e6 / seconds}

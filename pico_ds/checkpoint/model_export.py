@@ -17,7 +17,7 @@ from pico_ds.checkpoint.weights import WEIGHTS_NAME
 from pico_ds.model.llama import llama_name, to_llama
 from pico_ds.model.pretrained import UPSTREAM_PREFIX
 
-_TORCH_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16}
+_TORCH_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 #: of the tokenizer, and of what `generate` needs
 _KEPT = (
     "tokenizer.json",
@@ -91,17 +91,29 @@ def _write_weights(checkpoint: Path, out: Path, head_dim: int, layout: Layout) -
     try:
         with safe_open(checkpoint / WEIGHTS_NAME, "pt") as weights:
             slices = {name: weights.get_slice(name) for name in weights.keys()}  # noqa: SIM118
+            # pico-train's names as well as those of this package
+            names = {name: name.removeprefix(UPSTREAM_PREFIX) for name in slices}
             entries = {
-                layout.name(name): (_TORCH_DTYPES[part.get_dtype()], tuple(part.get_shape()))
+                layout.name(names[name]): (_dtype_of(checkpoint, name, part.get_dtype()), tuple(part.get_shape()))
                 for name, part in slices.items()
             }
             with SafetensorsWriter(out / WEIGHTS_NAME, entries, {"format": "pt"}) as writer:
                 for name in slices:
-                    writer.append(layout.tensor(name, weights.get_tensor(name), head_dim).contiguous())
+                    writer.append(layout.tensor(names[name], weights.get_tensor(name), head_dim).contiguous())
                 writer.finish()
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{checkpoint / WEIGHTS_NAME}: cannot be read ({error})") from error
+    except ValueError as error:
+        raise CheckpointError(f"{checkpoint / WEIGHTS_NAME}: {error}; give a checkpoint of this package") from error
     return sum(torch.Size(shape).numel() for _, shape in entries.values())
+
+
+def _dtype_of(checkpoint: Path, name: str, dtype: str) -> torch.dtype:
+    if dtype not in _TORCH_DTYPES:
+        raise CheckpointError(
+            f"{checkpoint / WEIGHTS_NAME}: {name} is of type {dtype}; {', '.join(_TORCH_DTYPES)} can be exported"
+        )
+    return _TORCH_DTYPES[dtype]
 
 
 def _llama_config(config: dict[str, Any]) -> dict[str, Any]:

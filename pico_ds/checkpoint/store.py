@@ -135,6 +135,7 @@ class CheckpointStore:
 
         Args:
             newest: just published.
+            launch: of this start of the job, whose saves and snapshots in flight stay.
             protected: save numbers that stay, whatever the settings say.
         """
         if settings.keep_last_n is None:
@@ -144,17 +145,19 @@ class CheckpointStore:
             if (every is None or index.step % every) and index.save_number not in protected:
                 path = self.path(index.step)
                 doomed = path / STATE_DIRECTORY if settings.keep_weights else path
-                # renamed first: half a checkpoint must not look like one
-                removed = doomed.rename(self.directory / f".{path.name}{_REMOVED}")
-                if (removed / _DYNAMICS).exists():
-                    path.mkdir()
-                    (removed / _DYNAMICS).rename(path / _DYNAMICS)
+                with self._publishing:
+                    # renamed first: half a checkpoint must not look like one
+                    removed = doomed.rename(self.directory / f".{path.name}{_REMOVED}")
+                    if (removed / _DYNAMICS).exists():
+                        path.mkdir()
+                        (removed / _DYNAMICS).rename(path / _DYNAMICS)
         for path in self.cut_off():
             if f".{launch:x}." not in path.name:
                 shutil.rmtree(path)
-        for path in self._entries():
-            if path.name.endswith(_REMOVED):
-                shutil.rmtree(path)
+        with self._publishing:
+            for path in self._entries():
+                if path.name.endswith(_REMOVED):
+                    shutil.rmtree(path)
 
     def _line_of(self, newest: Index) -> list[Index]:
         """The checkpoints that led to the newest, itself first, back to one that was removed before."""

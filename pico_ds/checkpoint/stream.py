@@ -28,7 +28,7 @@ HASH_NAME = "xxh3_128"
 #: the longest header that the safetensors library reads
 _MAX_HEADER_BYTES = 100_000_000
 
-_DTYPE_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16"}
+_DTYPE_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """What adaptation does to a model: by layer, and by step of the inner loop, on fixed tasks."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -27,6 +28,7 @@ class AdaptationProbe:
         network: not compiled.
         layers: parameter names by module path.
         steps: of the inner loop; there are steps + 1 moments.
+        on_progress: called at every moment.
     """
 
     network: Network
@@ -36,6 +38,7 @@ class AdaptationProbe:
     steps: int
     layers: Mapping[str, str]
     process: Process
+    on_progress: Callable[[], None] = lambda: None
 
     def observe(self, theta: Parameters) -> dict[str, Tensor]:
         """All records by name, fp32, on every rank. A collective; the same on any number of ranks.
@@ -89,21 +92,38 @@ class AdaptationProbe:
     def _moment(
         self, theta: Parameters, body: Parameters, head: HeadWeights, fast: Parameters, episode: Episode
     ) -> dict[str, Tensor]:
-        """What is recorded of one step of the inner loop."""
+        """What is recorded of one step of the inner loop.
+
+        Gradients leave the device layer by layer, as the backward pass comes to them; those of the support set wait for
+        those of the query set in host memory.
+        """
+        self.on_progress()
         found: dict[str, Tensor] = {}
-        leaves = {name: body.get(name, theta[name]).detach().requires_grad_() for name in self.layers.values()}
-        weights = {**theta, **{name: weight.detach() for name, weight in body.items()}, **leaves}
+        leaves = {path: body.get(name, theta[name]).detach().requires_grad_() for path, name in self.layers.items()}
+        weights = {
+            **theta,
+            **{name: weight.detach() for name, weight in body.items()},
+            **{name: leaves[path] for path, name in self.layers.items()},
+        }
         fixed_head = {name: weight.detach() for name, weight in head.items()}
-        gradients = {}
+        waiting: dict[str, Tensor] = {}
+
+        def meet(leaf: Tensor, path: str) -> None:
+            assert leaf.grad is not None
+            gradient, leaf.grad = leaf.grad.to("cpu", torch.float32, copy=True), None
+            if path in waiting:
+                found[f"gradient_cosine.{path}"] = _cosine(waiting.pop(path), gradient)
+            else:
+                waiting[path] = gradient
+
+        for path, leaf in leaves.items():
+            leaf.register_post_accumulate_grad_hook(partial(meet, path=path))
         for part, contexts in (("support", episode.support), ("query", episode.query)):
             logits = self.learner.head.logits(fixed_head, self.network.features(weights, contexts, self.tasks.readout))
             loss = task_loss(logits, contexts.labels)
-            gradients[part] = torch.autograd.grad(loss, list(leaves.values()))
+            loss.backward()  # type: ignore[no-untyped-call]
             found[f"{part}_loss"], found[f"{part}_accuracy"] = loss.detach(), accuracy(logits.detach(), contexts)
-        for path, name, support, query in zip(
-            self.layers, leaves, gradients["support"], gradients["query"], strict=True
-        ):
-            found[f"gradient_cosine.{path}"] = _cosine(support, query)
+        for path, name in self.layers.items():
             found[f"displacement.{path}"] = displacement({name: theta[name]}, {name: fast.get(name, theta[name])})
         return found
 
@@ -118,7 +138,7 @@ class AdaptationProbe:
 
 def _cosine(one: Tensor, other: Tensor) -> Tensor:
     """Nan where a gradient is 0."""
-    a, b = one.flatten().float(), other.flatten().float()
+    a, b = one.flatten(), other.flatten()
     return a.dot(b) / (a.norm() * b.norm())
 
 

@@ -1,6 +1,6 @@
 """What comes out of some modules of the decoder for given rows, and the gradient of their weights."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -39,6 +39,7 @@ def observe(
     sequence_idx: int,
     micro_batch_size: int,
     process: Process,
+    on_progress: Callable[[], None] = lambda: None,
 ) -> Observation:
     """Run the decoder over the rows, and back. A collective; the same on any number of ranks.
 
@@ -50,6 +51,7 @@ def observe(
         rows: the same on every rank; the last token of each is a target alone.
         layers: parameter names by module path.
         sequence_idx: position whose activations are kept, from the end where it is negative.
+        on_progress: called at every micro-batch.
     """
     n_samples, n_tokens = len(rows), rows[:, 1:].numel()
     activations: dict[str, Tensor] = {}
@@ -61,6 +63,7 @@ def observe(
     parameters = {**theta, **{name: leaves[path] for path, name in layers.items()}}
     mine = torch.arange(process.rank, n_samples, process.world_size)
     for indices in mine.split(micro_batch_size):
+        on_progress()
         batch = rows[indices].to(process.device)
         with record_outputs(network.twin.get_submodule(DECODER.removesuffix(".")), layers) as outputs:
             loss = network.language_model_loss(parameters, batch)
@@ -123,13 +126,18 @@ def _sum_on_main(values: Tensor, process: Process) -> Tensor:
 
 @torch.no_grad()
 def observe_head_entropy(
-    network: Network, theta: Parameters, rows: Int[Tensor, "samples length"], process: Process
+    network: Network,
+    theta: Parameters,
+    rows: Int[Tensor, "samples length"],
+    process: Process,
+    on_progress: Callable[[], None] = lambda: None,
 ) -> Float[Tensor, "layers heads"]:
     """Mean entropy of each head's attention over rows and queries [nats]. A collective; alike on any number of ranks.
 
     Args:
         network: not compiled.
         rows: the same on every rank; the last token of each is left out.
+        on_progress: called at every row.
     """
     twin = network.twin
     totals: list[Tensor] = [torch.zeros(())] * len(twin.decoder.layers)
@@ -147,6 +155,7 @@ def observe_head_entropy(
     n_heads = theta[f"{DECODER}layers.0.attention.q_proj.weight"].shape[0] // twin.decoder.head_dim
     total = torch.zeros(len(totals), n_heads, device=process.device)
     for row in rows[process.rank :: process.world_size, :-1].to(process.device):
+        on_progress()
         # one row at a time: the probabilities of a layer are heads x length x length
         functional_call(twin.with_attention(attend), weights, (row[None],))
         total += torch.stack(totals)

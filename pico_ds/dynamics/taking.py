@@ -1,5 +1,7 @@
 """Looking at a state of the model: rows, tasks and weights, one after another."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 
@@ -28,14 +30,17 @@ class SnapshotTaker:
         validation: Rows,
         tasks: TaskSource | None,
         process: Process,
+        on_progress: Callable[[], None] = lambda: None,
     ) -> None:
         """
         Args:
             network: not compiled.
             tasks: held-out tasks, or None where adaptation is not recorded.
+            on_progress: called again and again while a snapshot is taken.
         """
         self._config, self._network, self._learner = config, network, learner
         self._training, self._validation, self._tasks, self._process = training, validation, tasks, process
+        self._on_progress = on_progress
         names = [name for name, _ in network.twin.named_parameters()]
         self._layers = recorded_layers(names, config.learning_dynamics.layer_suffixes)
 
@@ -58,10 +63,12 @@ class SnapshotTaker:
                 settings.sequence_idx,
                 self._config.training.micro_batch_size,
                 self._process,
+                self._on_progress,
             )
             splits[split] = SplitSnapshot(rows, observation)  # type: ignore[index]
-        meta = {"head_entropy": observe_head_entropy(self._network, theta, val, self._process)}
+        meta = {"head_entropy": observe_head_entropy(self._network, theta, val, self._process, self._on_progress)}
         for path, name in self._layers.items():
+            self._on_progress()
             if theta[name].ndim == 2:
                 rank = proportional_effective_rank(singular_values(theta[name]))
                 meta[f"effective_rank.{path}"] = torch.tensor(rank)
@@ -74,6 +81,7 @@ class SnapshotTaker:
                 settings.adaptation_steps,
                 self._layers,
                 self._process,
+                self._on_progress,
             )
             meta |= {name: values.cpu() for name, values in probe.observe(theta).items()}
         about = {

@@ -23,6 +23,8 @@ def model_card(repo_id: str, config: RunConfig, step: int, results: Mapping[int,
         pipeline_tag="text-generation",
         tags=["pico", "pico_ds", "meta-learning", learner],
     )
+    revision = config.checkpointing.hub.revision
+    place = f'"{repo_id}", ' + ("" if revision is None else f'revision="{revision}", ')
     source = data.source if data.source != "files" else f"local files: {', '.join(data.paths)}"
     kind = "autoregressive training" if config.meta_ratio == 0 else f"meta-learning by `{learner}` on SMLMT tasks"
     return f"""---
@@ -39,8 +41,8 @@ sequences of up to {model.max_seq_len}. These are the weights after
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-model = AutoModelForCausalLM.from_pretrained("{repo_id}", trust_remote_code=True)
-tokenizer = AutoTokenizer.from_pretrained("{repo_id}", trust_remote_code=True)
+model = AutoModelForCausalLM.from_pretrained({place}trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained({place}trust_remote_code=True)
 ```
 
 ## Data

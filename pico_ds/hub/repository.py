@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from pico_ds.config import ConfigError, HubConfig
-from pico_ds.data.hub_requests import http_error, request_with_retries
+from pico_ds.data.hub_requests import http_error, request_with_retries, set_timeout
 from pico_ds.hub.errors import HubError
 
 
@@ -20,6 +20,7 @@ class HubRepository:
         from huggingface_hub import HfApi, get_token
 
         assert settings.repo_id is not None
+        set_timeout()
         self.repo_id, self._private, self._revision = settings.repo_id, settings.private, settings.revision
         self._api, self._token = HfApi(), get_token()
 
@@ -33,6 +34,11 @@ class HubRepository:
             raise ConfigError(
                 f"checkpointing.hub.repo_id: {self.repo_id} needs a token that may write: set $HF_TOKEN, or run "
                 "`hf auth login`; or write null"
+            )
+        if not self._token.isascii():
+            raise ConfigError(
+                "checkpointing.hub.repo_id: the token has characters that no token has; copy it anew into $HF_TOKEN, "
+                "or run `hf auth login`"
             )
         try:
             self._attempt(self._api.create_repo, repo_id=self.repo_id, private=self._private, exist_ok=True)
@@ -75,8 +81,9 @@ class HubRepository:
         except HFValidationError as error:
             raise HubError(str(error)) from error
         except (http_error(), OSError) as error:
-            raise HubError(self._without_token(f"{self.repo_id}: {error}")) from None
+            raise HubError(self.without_token(f"{self.repo_id}: {error}")) from None
 
-    def _without_token(self, message: str) -> str:
+    def without_token(self, message: str) -> str:
+        """A message on one line, fit to be shown."""
         message = " ".join(message.split())
         return message.replace(self._token, "<token>") if self._token else message

@@ -36,11 +36,16 @@ _ROTATED = ("attention.q_proj.weight", "attention.k_proj.weight")
 
 
 def llama_name(name: str) -> str:
-    """Name of a parameter of the decoder in a `LlamaForCausalLM`."""
+    """Name of a parameter of the decoder in a `LlamaForCausalLM`.
+
+    Raises:
+        ValueError: no parameter of a decoder.
+    """
     if name in _OUTER:
         return _OUTER[name]
     match = _BLOCK.fullmatch(name)
-    assert match is not None, f"{name} is no parameter of a decoder"
+    if match is None or match[2] not in _OF_A_BLOCK:
+        raise ValueError(f"{name} is no parameter of a decoder")
     return f"model.layers.{match[1]}.{_OF_A_BLOCK[match[2]]}.weight"
 
 

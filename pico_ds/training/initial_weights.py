@@ -9,11 +9,12 @@ from pico_ds.model.precision import COMPUTE_DTYPE
 from pico_ds.model.pretrained import load_initial_weights
 
 
-def initial_module(config: RunConfig) -> MetaModel:
+def initial_module(config: RunConfig, with_source: bool = True) -> MetaModel:
     """The model that training begins with: of the seed, and of `model.init_from` where it is given.
 
     Args:
         config: with the vocabulary filled in.
+        with_source: False leaves `model.init_from` alone.
 
     Raises:
         ConfigError: a `model.init_from` that cannot be used.
@@ -22,7 +23,7 @@ def initial_module(config: RunConfig) -> MetaModel:
     module = build_meta_model(
         config.model, config.meta, config.smlmt.n_ways[1], config.model.vocab_size, config.training.seed
     )
-    if config.model.init_from is not None:
+    if config.model.init_from is not None and with_source:
         load_initial_weights(module.decoder, config.model)
     return module
 

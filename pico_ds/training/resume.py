@@ -11,11 +11,12 @@ from pico_ds.checkpoint.errors import CheckpointError
 from pico_ds.checkpoint.index import Index
 from pico_ds.checkpoint.state_reader import StateReader
 from pico_ds.checkpoint.store import CheckpointStore
-from pico_ds.config import ConfigError, RunConfig
+from pico_ds.config import CheckpointingConfig, ConfigError, RunConfig
 from pico_ds.engine.distributed import Process
 from pico_ds.engine.optimizer import learning_rate
 from pico_ds.engine.optimizer_state import MOMENTS, OptimizerState, StateKind
 from pico_ds.files import replace_text
+from pico_ds.training.run_directory import RunDirectory
 from pico_ds.training.terminal import logger
 
 #: keys, and sections, that do not change what a run computes from its checkpoint on
@@ -48,6 +49,14 @@ class ResumePoint:
     checkpoint: Path
     index: Index
     changed: bool = False
+
+
+def goes_on(settings: CheckpointingConfig) -> bool:
+    """Whether `Resumer.resume` finds a checkpoint, or raises; False where a run may start at its beginning."""
+    if settings.resume == "auto":
+        run = None if settings.run_name is None else RunDirectory(Path(settings.runs_dir) / settings.run_name)
+        return run is not None and bool(CheckpointStore(run.checkpoints).steps())
+    return settings.resume != "never"
 
 
 class Resumer:

@@ -3,8 +3,9 @@
 import json
 import os
 import platform
+import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ from pico_ds.training.failures import FailureReport
 from pico_ds.training.initial_weights import initial_module, initial_parameters
 from pico_ds.training.outer_step import OuterStep
 from pico_ds.training.report import print_report
-from pico_ds.training.resume import Resumer, rewind_metrics
+from pico_ds.training.resume import Resumer, goes_on, rewind_metrics
 from pico_ds.training.run_directory import Claim, claim_run_directory
 from pico_ds.training.run_files import RunDirectory, RunStatus
 from pico_ds.training.saving import build_saver
@@ -90,7 +91,8 @@ def run_training(
     logger.info("preparing the corpus (the first time: a tokenizer is trained and tokens are cached)")
     ingredients = gather_ingredients(config, process)
     config = ingredients.config
-    module = initial_module(config)
+    # where it goes on from a checkpoint the weights are replaced: what they once came from may be gone
+    module = initial_module(config, with_source=not goes_on(config.checkpointing))
     n_parameters = sum(weight.numel() for weight in module.parameters())
     engine = MetaEngine(module, config.training, deepspeed_config, process)
     repository = None if config.checkpointing.hub.repo_id is None else prepare_repository(config, process)
@@ -133,6 +135,8 @@ def _train_in(
     config, process, run = ingredients.config, engine.process, claim.run
     corpus = ingredients.corpus.identity()
     store, optimizer_state = CheckpointStore(run.checkpoints), OptimizerState(engine)
+    # of saves and of snapshots: what another start left half written is removed, what is being written is not
+    launch = process.from_main(secrets.randbits(40))
     point = Resumer(config, corpus, store, optimizer_state, process, claim.since, watchdog.beat).resume()
     start_step = 0 if point is None else point.index.step
     trackers: list[Tracker] = []
@@ -154,14 +158,14 @@ def _train_in(
     evaluation = Evaluation(ingredients.evaluator, lambda: _untrained(config, process), run, trackers, go_on)
     pushes = None
     if config.checkpointing.hub.repo_id is not None:
-        pushes = HubPushes(repository, config, run, store, evaluation.results, watchdog.beat)
+        pushes = HubPushes(repository, config, run, store, evaluation.results, go_on)
     last = point.index if point is not None and point.checkpoint.parent.resolve() == store.directory.resolve() else None
     callbacks: list[Callback] = [
         *([FirstStepClock(started), ProgressBar(console)] if process.is_main else []),
         DataCursor(ingredients.rows),
         *([MetricsLog(trackers, config.monitoring.log_every_n_steps)] if process.is_main else []),
         Checkpointing(
-            build_saver(ingredients, store, optimizer_state, watchdog, trackers, last, pushes),
+            build_saver(ingredients, store, optimizer_state, launch, watchdog, trackers, last, pushes),
             signals,
             store.next_save_number() if process.is_main else 0,
             last,
@@ -169,7 +173,7 @@ def _train_in(
             {"corpus": corpus, "environment": environment},
         ),
         evaluation,
-        *_snapshots(ingredients, store, process),
+        *_snapshots(ingredients, store, launch, process, watchdog.beat),
         *([pushes] if pushes is not None else []),
         *([Profile(config.monitoring.profile_steps, run.logs)] if config.monitoring.profile_steps else []),
         Heartbeat(watchdog),
@@ -248,14 +252,16 @@ def _environment(deepspeed_config: dict[str, Any], process: Process) -> dict[str
     }
 
 
-def _snapshots(ingredients: Ingredients, store: CheckpointStore, process: Process) -> list[Callback]:
+def _snapshots(
+    ingredients: Ingredients, store: CheckpointStore, launch: int, process: Process, on_progress: Callable[[], None]
+) -> list[Callback]:
     """What takes snapshots, where any are asked for. A collective."""
     if ingredients.config.learning_dynamics.save_every_n_steps is None:
         return []
     # here, for `datasets` takes a second to import that other runs need not wait for
     from pico_ds.training.callbacks.snapshots import build_snapshots
 
-    return [build_snapshots(ingredients, store, process)]
+    return [build_snapshots(ingredients, store, launch, process, on_progress)]
 
 
 def _untrained(config: RunConfig, process: Process) -> Parameters:

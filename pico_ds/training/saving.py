@@ -1,6 +1,5 @@
 """What a save of a run holds beside its state, and what is done once it stands."""
 
-import secrets
 from pathlib import Path
 
 from pico_ds.checkpoint.index import Index
@@ -21,19 +20,20 @@ def build_saver(
     ingredients: Ingredients,
     store: CheckpointStore,
     state: OptimizerState,
+    launch: int,
     watchdog: Watchdog,
     trackers: list[Tracker],
     last: Index | None,
     pushes: HubPushes | None,
 ) -> CheckpointSaver:
-    """The saver of a run. A collective.
+    """The saver of a run.
 
     Args:
+        launch: the same number on every rank and for snapshots, another one at every start of the job.
         last: checkpoint of this run that it goes on from; it is never removed.
         pushes: what checkpoints are pushed by, if they are.
     """
     process = state.engine.process
-    launch = process.from_main(secrets.randbits(40))
     protected = set() if last is None else {last.save_number}
 
     def complete(directory: Path, reader: StateReader) -> None:

@@ -12,6 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from pico_ds.checkpoint.index import Index
+from pico_ds.model.huggingface import PicoDecoderHF, PicoDecoderHFConfig
 from tests.conftest import write_text_corpus
 from tests.end_to_end.commands import TINY, course_of, deepspeed, metrics_of, run, start, torchrun
 from tests.launching import free_port
@@ -279,3 +281,27 @@ def test_old_checkpoints_go_as_configured(arguments: Callable[..., list[str]], p
     assert kept == {"step_4", "step_8", "step_12", "latest"}
     index = json.loads((place / "kept/checkpoints/step_8/training_state/index.json").read_text())
     assert index["progress"]["step"] == 8
+
+
+def test_a_run_goes_on_when_what_it_began_with_is_gone(arguments: Callable[..., list[str]], place: Path) -> None:
+    """The untrained model is judged first; neither a resume nor the end reads `model.init_from` again."""
+    source = place / "source"
+    shape = {"d_model": 24, "n_layers": 2, "attention_n_heads": 4, "attention_n_kv_heads": 2}
+    torch.manual_seed(0)
+    config = PicoDecoderHFConfig(**shape, activation_hidden_dim=48, max_seq_len=64, vocab_size=300)
+    PicoDecoderHF(config).save_pretrained(source)
+    begun = arguments("begun", f"model.init_from={source}", "checkpointing.save_every_n_steps=2")
+    log = run("python", *begun, "training.max_steps=2")
+    assert log.index("evaluating step 0") < log.index("evaluating step 2")
+    source.rename(place / "gone")
+    # a checkpoint that does not know of the evaluation
+    checkpoint = place / "begun" / "checkpoints" / "step_2"
+    index = Index.read(checkpoint)
+    index.callbacks["Evaluation"]["done"].remove(0)
+    index.write(checkpoint)
+    log = run("python", *begun, "training.max_steps=3")
+    assert "warning: the model before training is not in the report: model.init_from: " in log
+    assert (place / "begun" / "checkpoints" / "step_3").exists()
+    fresh = [argument.replace("run_name=begun", "run_name=fresh") for argument in begun]
+    assert "error: model.init_from: " in run("python", *fresh, check=False)
+    assert not (place / "fresh").exists()

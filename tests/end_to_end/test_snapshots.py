@@ -117,6 +117,16 @@ def test_a_snapshot_that_was_cut_off_is_made_up_for(directory: Path, one_rank: P
     assert snapshot(one_rank, 10).exists()
 
 
+def test_old_checkpoints_go_while_a_snapshot_is_written(directory: Path) -> None:
+    """That of step 4 is saved, and what is not kept removed, before the snapshot of step 2 is on the disk."""
+    script, *others = arguments(directory, "slow", "training.max_steps=4", "learning_dynamics.n_tasks=1")
+    assert script == "scripts/train.py"
+    every = ["learning_dynamics.save_every_n_steps=2", "checkpointing.save_every_n_steps=2"]
+    slow = ["python", "-m", "tests.end_to_end.slow_snapshots_train"]
+    run(*slow, *others, *every, "checkpointing.keep_last_n=1", SLOW_SECONDS="5")
+    assert all((snapshot(directory / "slow", step) / "meta_dynamics.safetensors").exists() for step in (0, 2, 4))
+
+
 def test_layers_that_are_not_there_are_an_error_at_the_start(directory: Path) -> None:
     suffixes = "learning_dynamics.layer_suffixes=[attention.v_porj]"
     output = run("python", *arguments(directory, "bad", *EVERY, suffixes), check=False)

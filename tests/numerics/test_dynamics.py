@@ -1,8 +1,12 @@
 """Snapshots against plain PyTorch: a module, hooks by hand, `.backward()`."""
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pico_ds.config import ConfigError, MetaConfig
 from pico_ds.dynamics.adaptation import AdaptationProbe
@@ -134,3 +138,41 @@ def test_adaptation_equals_a_plain_loop(learner: str) -> None:
     )
     assert same != moved
     assert bool(got["update_effective_rank.layers.0.attention.o_proj"].isnan().all()) != moved
+
+
+class LiveGradients(TorchDispatchMode):
+    """Counts the results of matrix products that have the shape of a weight and are not freed yet."""
+
+    def __init__(self, shapes: set[torch.Size]) -> None:
+        super().__init__()
+        self.shapes, self.most = shapes | {torch.Size(reversed(shape)) for shape in shapes}, 0
+        self.found: list[StorageWeakRef] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        if function is torch.ops.aten.mm.default and result.shape in self.shapes:
+            self.found = [storage for storage in self.found if not storage.expired()]
+            self.found.append(StorageWeakRef(result.untyped_storage()))
+            self.most = max(self.most, len(self.found))
+        return result
+
+
+def test_there_is_never_more_than_one_gradient_of_one_layer_on_the_device() -> None:
+    meta = MetaConfig()
+    _, network, theta = make(meta)
+    layers = recorded_layers(theta, ["attention.v_proj", "attention.o_proj", "swiglu.w_2"])
+    live = LiveGradients({theta[name].shape for name in layers.values()})
+    beats: list[None] = []
+    rows = torch.randint(0, 61, (5, 9), generator=torch.Generator().manual_seed(3))
+    with live:
+        observe(network, theta, rows, layers, -1, 2, ALONE, lambda: beats.append(None))
+    assert live.most == 1
+    # a snapshot may take longer than training.hang_timeout_seconds
+    assert len(beats) == 3
+    # no step of the inner loop, whose gradients are those of training
+    tasks, rule = Tasks(), make_learner(meta, network.twin.decoder)
+    probe = AdaptationProbe(network, rule, tasks, 3, 0, layers, ALONE, lambda: beats.append(None))
+    with live:
+        probe.observe(theta)
+    assert live.most == 1
+    assert len(beats) == 3 + 3

@@ -1,11 +1,13 @@
 """A Pico decoder as transformers' own LLAMA, and as pico-train publishes it: the same logits, the same words."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from pico_ds.checkpoint.errors import CheckpointError
@@ -63,6 +65,13 @@ def test_the_way_back_is_exact(checkpoint: Path) -> None:
     assert len(names) == len(model.state_dict())
 
 
+def assert_equal_files(got: Path, wanted: Path) -> None:
+    weights = [load_file(path / "model.safetensors") for path in (got, wanted)]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+@pytest.mark.usefixtures("exported")
 def test_the_layout_of_pico_train(checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "pico"
     export_model(checkpoint, out, PICO_TRAIN)
@@ -76,6 +85,11 @@ def test_the_layout_of_pico_train(checkpoint: Path, tmp_path: Path) -> None:
     model, wanted = (AutoModelForCausalLM.from_pretrained(path, trust_remote_code=True) for path in (out, checkpoint))
     for (name, ours), theirs in zip(model.state_dict().items(), wanted.state_dict().values(), strict=True):
         assert torch.equal(ours, theirs), name
+    # to LLAMA as well, and what is exported twice is the same
+    for layout, name in ((LLAMA, "llama"), (PICO_TRAIN, "again")):
+        export_model(out, tmp_path / name, layout)
+    assert_equal_files(tmp_path / "llama", checkpoint.parent / "llama")
+    assert_equal_files(tmp_path / "again", out)
     # and back into training
     shape = ModelConfig(**SHAPE, activation_hidden_dim=96, norm_eps=1e-3, init_from=str(out))
     decoder = PicoDecoder(shape, SHAPE["vocab_size"])
@@ -91,3 +105,15 @@ def test_mistakes_are_said(checkpoint: Path, exported: Path, tmp_path: Path) -> 
     with pytest.raises(CheckpointError, match="is a model of type 'llama'"):
         export_model(exported, tmp_path / "out", PICO_TRAIN)
     assert list(tmp_path.iterdir()) == []
+    odd = tmp_path / "odd"
+    shutil.copytree(checkpoint, odd)
+    weights = load_file(checkpoint / "model.safetensors")
+    save_file({name: weight.half() for name, weight in weights.items()}, odd / "model.safetensors")
+    export_model(odd, tmp_path / "half", LLAMA)
+    assert {weight.dtype for weight in load_file(tmp_path / "half" / "model.safetensors").values()} == {torch.float16}
+    save_file({name: weight.double() for name, weight in weights.items()}, odd / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: .* is of type F64; F32, BF16, F16 can be exported"):
+        export_model(odd, tmp_path / "out", LLAMA)
+    save_file({"lora.weight": torch.zeros(2)}, odd / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: lora\.weight is no parameter of a decoder"):
+        export_model(odd, tmp_path / "out", LLAMA)

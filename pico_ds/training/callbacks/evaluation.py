@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from pico_ds.config import ConfigError
 from pico_ds.evaluation.evaluator import EvaluationResult, Evaluator
 from pico_ds.evaluation.few_shot import Estimate
 from pico_ds.meta.network import Parameters
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 class Evaluation(Callback):
     """Evaluates after the warm-up, every `evaluation.every_n_steps`, at the end, and the untrained model.
 
-    The untrained weights are a function of the seed, so they are evaluated last: training starts without waiting.
+    Untrained weights that are a function of the seed are evaluated last: training starts without waiting. Those of
+    `model.init_from` are evaluated first, for by the end their source may be gone.
     """
 
     def __init__(
@@ -61,6 +63,8 @@ class Evaluation(Callback):
         """Make up for an evaluation that was due at the step of the checkpoint."""
         if trainer.state.step:
             self._evaluate_if_due(trainer)
+        elif trainer.config.model.init_from is not None:
+            self._evaluate(trainer, 0, trainer.engine.full_parameters)
 
     def on_step_end(self, trainer: Trainer, metrics: StepMetrics) -> None:
         """Evaluate where it is due; a run that is told to stop does it when it is resumed."""
@@ -77,7 +81,19 @@ class Evaluation(Callback):
     def on_train_end(self, trainer: Trainer) -> None:
         """Evaluate the end, and the untrained model."""
         self._evaluate(trainer, trainer.state.step, trainer.engine.full_parameters)
-        self._evaluate(trainer, 0, self._initial_parameters)
+        if 0 in self._done or trainer.stopping:
+            return
+        # left over where a run of model.init_from goes on from a checkpoint that does not know of the evaluation
+        initial, problem = None, "another rank says why"
+        try:
+            initial = self._initial_parameters()
+        except ConfigError as error:
+            problem = str(error)
+        if trainer.engine.process.any_rank(initial is None):
+            logger.warning("warning: the model before training is not in the report: %s", problem)
+            return
+        assert initial is not None
+        self._evaluate(trainer, 0, lambda: initial)
 
     def _evaluate(self, trainer: Trainer, step: int, parameters: Callable[[], Parameters]) -> None:
         if step in self._done or trainer.stopping:

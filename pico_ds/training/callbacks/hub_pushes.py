@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from queue import Empty, Queue
+from threading import Thread
 from typing import TYPE_CHECKING
 
 from pico_ds.checkpoint.index import Index
 from pico_ds.checkpoint.store import CheckpointStore
+from pico_ds.checkpoint.weights import WEIGHTS_NAME
 from pico_ds.config import ConfigError, RunConfig
 from pico_ds.engine.distributed import Process
 from pico_ds.evaluation.evaluator import EvaluationResult
@@ -25,12 +30,25 @@ if TYPE_CHECKING:
 
 #: between two looks at whether the last push is through [s]
 _WAIT_SECONDS = 1.0
+#: what the last push may take; a large model over a slow line needs some of it [s]
+_LAST_SECONDS = 1800.0
+
+
+@dataclass(frozen=True)
+class _Push:
+    """Attributes: checkpoint: whose model goes along, unless it is in the repository already; step: of it."""
+
+    message: str
+    step: int
+    checkpoint: Path
+    save_number: int | None = None
 
 
 class HubPushes(Callback):
     """Pushes each checkpoint that is due, and at the end what came after it, from rank 0 and in the background.
 
-    A push that fails is a warning: training goes on, and the next push has what this one lacked.
+    A push that fails is a warning: training goes on, and the next push has what this one lacked. At the end, of this
+    start or of a later one that finds nothing left to train, that is the model as well.
     """
 
     def __init__(
@@ -40,21 +58,25 @@ class HubPushes(Callback):
         run: RunDirectory,
         store: CheckpointStore,
         results: Mapping[int, EvaluationResult],
-        on_progress: Callable[[], None],
+        go_on: Callable[[], bool],
     ) -> None:
         """
         Args:
             repository: None on all ranks but the first.
             results: of the evaluations, as they come.
-            on_progress: called again and again while the last push is waited for.
+            go_on: called again and again while the last push is waited for; where it says False on some rank, nobody
+                waits any longer.
         """
         self._repository, self._config, self._run, self._store = repository, config, run, store
-        self._results, self._on_progress = results, on_progress
-        self._executor = ThreadPoolExecutor(1, "hub")
-        self._pushes: list[Future[None]] = []
+        self._results, self._go_on = results, go_on
+        self._queue: Queue[_Push] = Queue()
+        self._pushed_step: int | None = None
         self._pushed_snapshots: set[int] = set()
         #: save numbers of checkpoints that must stay until they are pushed
         self.in_flight: set[int] = set()
+        if repository is not None:
+            # a thread that no program waits for at its end: the hub may not answer
+            Thread(target=self._work, args=(repository,), name="hub", daemon=True).start()
 
     def checkpoint_stands(self, index: Index, path: Path) -> None:
         """Push a checkpoint where it is due; called on rank 0, by the thread that has published it."""
@@ -62,44 +84,80 @@ class HubPushes(Callback):
         if every is not None and index.step % every and index.step != self._config.training.max_steps:
             return
         self.in_flight.add(index.save_number)
-        self._pushes.append(self._executor.submit(self._push_checkpoint, index, path))
+        self._queue.put(_Push(f"step {index.step}", index.step, path, index.save_number))
 
     def on_train_end(self, trainer: Trainer) -> None:
         """Push what came after the last checkpoint, and wait for it, on all ranks. A collective."""
-        if self._repository is not None:
-            self._pushes.append(self._executor.submit(self._push, {}, trainer.state.step, "end of the run"))
-        while trainer.engine.process.any_rank(bool(wait(self._pushes, timeout=_WAIT_SECONDS).not_done)):
-            self._on_progress()
+        process, step = trainer.engine.process, trainer.state.step
+        # it is not there where a run that goes on from another's checkpoint had nothing left to train
+        if process.is_main and (self._store.path(step) / WEIGHTS_NAME).exists():
+            self._queue.put(_Push("end of the run", step, self._store.path(step)))
+        started = time.monotonic()
+        while process.any_rank(self._is_busy()):
+            trainer.stopping = process.any_rank(not self._go_on())
+            if trainer.stopping or process.any_rank(time.monotonic() - started > _LAST_SECONDS):
+                self._leave_out()
+                return
 
     def on_stop(self, trainer: Trainer) -> None:
-        """What has not begun is left out: a job that is told to stop has little time."""
-        waiting = [push for push in self._pushes if push.cancel()]
-        if waiting:
-            logger.warning("warning: %d pushes to the hub are left out; the next has what they lack", len(waiting))
+        """What is not through is left out: a job that is told to stop has little time."""
+        self._leave_out()
 
     def on_exit(self) -> None:
         """Nothing new is begun."""
-        self._executor.shutdown(wait=True, cancel_futures=True)
+        self._drop_waiting()
 
-    def _push_checkpoint(self, index: Index, path: Path) -> None:
-        try:
-            self._push(model_files(path), index.step, f"step {index.step}")
-        finally:
-            self.in_flight.discard(index.save_number)
+    def _is_busy(self) -> bool:
+        """Whether a push is not through, after a wait for it."""
+        queue = self._queue
+        with queue.all_tasks_done:
+            return not queue.all_tasks_done.wait_for(lambda: queue.unfinished_tasks == 0, timeout=_WAIT_SECONDS)
 
-    def _push(self, files: Mapping[str, Path], step: int, message: str) -> None:
-        repository = self._repository
-        assert repository is not None, "rank 0 alone pushes"
+    def _leave_out(self) -> None:
+        if count := self._queue.unfinished_tasks:
+            logger.warning(
+                "warning: %d pushes to the hub are left out; the next has what they lack: that of a later step, or of "
+                "the same command again",
+                count,
+            )
+        self._drop_waiting()
+
+    def _drop_waiting(self) -> None:
+        with suppress(Empty):
+            while True:
+                self._done(self._queue.get_nowait())
+
+    def _done(self, push: _Push) -> None:
+        if push.save_number is not None:
+            self.in_flight.discard(push.save_number)
+        self._queue.task_done()
+
+    def _work(self, repository: HubRepository) -> None:
+        while True:
+            push = self._queue.get()
+            try:
+                self._push(repository, push)
+            # xet and LFS have errors of any type
+            except Exception as error:  # noqa: BLE001
+                name = "" if isinstance(error, HubError) else f"{type(error).__name__}: "
+                logger.warning(
+                    "warning: %s was not pushed to the hub, and training goes on: %s%s",
+                    push.message,
+                    name,
+                    repository.without_token(str(error)),
+                )
+            else:
+                logger.info("pushed %s to %s", push.message, repository.repo_id)
+            self._done(push)
+
+    def _push(self, repository: HubRepository, push: _Push) -> None:
+        model = {} if push.step == self._pushed_step else model_files(push.checkpoint)
         new = set(snapshot_steps(self._store)) - self._pushed_snapshots
-        card = model_card(repository.repo_id, self._config, step, self._results)
-        content = {**files, **result_files(self._run.path), **snapshot_files(self._store, new)}
-        try:
-            repository.commit({**content, "README.md": card.encode()}, message)
-        except HubError as error:
-            logger.warning("warning: %s was not pushed to the hub, and training goes on: %s", message, error)
-            return
+        card = model_card(repository.repo_id, self._config, push.step, self._results)
+        content = {**model, **result_files(self._run.path), **snapshot_files(self._store, new)}
+        repository.commit({**content, "README.md": card.encode()}, push.message)
+        self._pushed_step = push.step
         self._pushed_snapshots |= new
-        logger.info("pushed %s to %s", message, repository.repo_id)
 
 
 def prepare_repository(config: RunConfig, process: Process) -> HubRepository | None:

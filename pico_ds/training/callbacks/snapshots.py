@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import secrets
 import shutil
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from pico_ds.training.trainer import Trainer
 
 _FAILED = "snapshot_failed"
+#: how often ranks that wait for a snapshot tell each other, and the watchdog
+_WAIT_SECONDS = 1.0
 
 
 class Snapshots(Callback):
@@ -33,12 +35,21 @@ class Snapshots(Callback):
     Rank 0 writes it in the background. One that is missing where the run goes on, for it was cut off, is made up for.
     """
 
-    def __init__(self, taker: SnapshotTaker, store: CheckpointStore, launch: int, tokenizer: TextTokenizer) -> None:
+    def __init__(
+        self,
+        taker: SnapshotTaker,
+        store: CheckpointStore,
+        launch: int,
+        tokenizer: TextTokenizer,
+        on_progress: Callable[[], None],
+    ) -> None:
         """
         Args:
-            launch: the same number on every rank, another one at every start of the job.
+            launch: the same number on every rank and for checkpoints, another one at every start of the job.
+            on_progress: called again and again while a snapshot is taken, or waited for.
         """
         self._taker, self._store, self._launch, self._tokenizer = taker, store, launch, tokenizer
+        self._on_progress = on_progress
         self._executor = ThreadPoolExecutor(1, "snapshot")
         self._writing: Future[None] | None = None
 
@@ -110,14 +121,18 @@ class Snapshots(Callback):
             stall_seconds,
         )
 
+    def _is_writing(self) -> bool:
+        """Whether the snapshot in flight is not on the disk, after a wait for it."""
+        return self._writing is not None and bool(wait([self._writing], timeout=_WAIT_SECONDS).not_done)
+
     def _finish(self, trainer: Trainer) -> None:
         """Wait for the snapshot in flight, on all ranks. A collective.
 
         Raises:
             CheckpointError: it could not be written.
         """
-        if self._writing is not None:
-            wait([self._writing])
+        while trainer.engine.process.any_rank(self._is_writing()):
+            self._on_progress()
         if trainer.engine.process.any_rank(self._failed):
             if self._writing is not None:
                 self._writing.result()
@@ -125,8 +140,14 @@ class Snapshots(Callback):
         self._writing = None
 
 
-def build_snapshots(ingredients: Ingredients, store: CheckpointStore, process: Process) -> Snapshots:
-    """What takes the snapshots of a run. A collective.
+def build_snapshots(
+    ingredients: Ingredients,
+    store: CheckpointStore,
+    launch: int,
+    process: Process,
+    on_progress: Callable[[], None],
+) -> Snapshots:
+    """What takes the snapshots of a run; arguments as of `Snapshots`.
 
     Raises:
         ConfigError: layers that are not there.
@@ -146,5 +167,6 @@ def build_snapshots(ingredients: Ingredients, store: CheckpointStore, process: P
         corpus.validation_rows(config.data.sequence_length),
         tasks,
         process,
+        on_progress,
     )
-    return Snapshots(taker, store, process.from_main(secrets.randbits(40)), corpus.tokenizer)
+    return Snapshots(taker, store, launch, corpus.tokenizer, on_progress)

@@ -22,13 +22,11 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     # the library repeats what fails as well, with waits of its own
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)
-    # httpx or httpx2, by release
-    client = type(_http.default_client_factory())
-    huggingface_hub.set_client_factory(lambda: client(timeout=1.0))
+    monkeypatch.setattr(hub_requests, "TIMEOUT_SECONDS", 1.0)
     with fake_hub() as found:
         monkeypatch.setattr(constants, "ENDPOINT", found.url)
         yield found
-    huggingface_hub.close_session()
+    huggingface_hub.set_client_factory(_http.default_client_factory)
 
 
 def make(**settings: object) -> HubRepository:
@@ -81,6 +79,10 @@ def test_a_wrong_token_is_said_at_once_and_not_shown(hub: FakeHub, monkeypatch: 
 def test_no_token_and_a_bad_name_are_said(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="Repo id must"):
         make(repo_id="a b").prepare()
+    monkeypatch.setenv("HF_TOKEN", "hf_thétoken")
+    with pytest.raises(ConfigError, match="the token has characters that no token has") as refused:
+        make().prepare()
+    assert "hf_th" not in str(refused.value)
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", "/nowhere")
     with pytest.raises(ConfigError, match=r"needs a token that may write: set \$HF_TOKEN"):
