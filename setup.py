@@ -53,6 +53,7 @@ setup(
         "rich>=13",
         "safetensors>=0.4.5",
         "scikit-learn>=1.4",
+        "scipy>=1.11",
         "seqeval>=1.2.2",
         "tokenizers>=0.20",
         "torch>=2.11",
