@@ -2,7 +2,7 @@
 
 import argparse
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,9 @@ from pico_ds.config.validation import LAYOUT_EXTRA_TOKENS
 from pico_ds.meta.building import build_twin
 from pico_ds.meta.learners import make_learner
 from pico_ds.model.flops import context_flops, language_model_flops
+from pico_ds.model.meta_model import MetaModel
 from pico_ds.model.precision import COMPUTE_DTYPE
-from pico_ds.training.plan import communication, make_plan
+from pico_ds.training.plan import communication
 
 Row = dict[str, Any]
 
@@ -35,13 +36,8 @@ def projection_of(arguments: argparse.Namespace, repository: Path) -> list[Row]:
     config = load_config(arguments.projected_config, arguments.projected_set)
     jsons = [load_deepspeed_config(repository / "ds_configs" / f"zero{stage}.json") for stage in (1, 2, 3)]
     rows = project(config, arguments.projected_config.stem, jsons, sorted(arguments.gpus), cluster)
-    of_config = {
-        "command": ASSUMPTIONS,
-        "assumed": "config",
-        "value": str(arguments.projected_config),
-        "source": "given",
-    }
-    return [of_config, *assumptions(cluster), *rows]
+    named = {"assumed": "config", "value": arguments.projected_config.stem, "source": "--config"}
+    return [{"command": ASSUMPTIONS, **named}, *assumptions(cluster), *rows]
 
 
 def project(
@@ -56,23 +52,13 @@ def project(
         raise ConfigError(
             f"{name}: model.vocab_size is not given, and the work of a step depends on it; set it, as configs/pico-* do"
         )
-    # of a single rank: what it does are the units of all
-    plan = make_plan(config, deepspeed_jsons[0], config.model.vocab_size, world_size=1)
-    units = {"ar": plan.rows_per_rank, **({"meta": plan.tasks_per_rank} if config.meta_ratio > 0 else {})}
-    tokens = {"ar": plan.ar_tokens_per_step, "meta": plan.meta_tokens_per_step}
-    flops = {"ar": _row_flops(config), "meta": _task_flops(config)}
     twin = build_twin(config.model, config.meta, config.smlmt.n_ways[1], config.model.vocab_size)
     sizes = [weight.numel() for weight in twin.parameters()]
+    steps = [_rows(config), *([_tasks(config, twin)] if config.meta_ratio > 0 else [])]
     return [
-        _projected(
-            _Batch(kind, batch, round(factor * count), tokens[kind] // count, flops[kind]),
-            config,
-            deepspeed_json,
-            sizes,
-            n,
-            cluster,
-        )
-        for kind, count in units.items()
+        _projected(replace(step, units=round(factor * step.units)), config, deepspeed_json, sizes, n, cluster)
+        | {"batch": batch}
+        for step in steps
         for batch in ("fixed", "grown")
         for deepspeed_json in deepspeed_jsons
         for n in gpus
@@ -108,20 +94,19 @@ def _buckets(sizes: list[int], limit: int) -> int:
 
 
 @dataclass(frozen=True)
-class _Batch:
+class _Step:
     """Of a step of all ranks; a unit is a row or a task, which no two ranks share."""
 
     kind: str
-    batch: str
     units: int
     tokens_per_unit: int
     flops_per_unit: float
 
 
 def _projected(
-    batch: _Batch, config: RunConfig, deepspeed_json: dict[str, Any], sizes: list[int], gpus: int, cluster: Cluster
+    step: _Step, config: RunConfig, deepspeed_json: dict[str, Any], sizes: list[int], gpus: int, cluster: Cluster
 ) -> Row:
-    model, tokens, total = cluster.model(gpus), batch.units * batch.tokens_per_unit, sum(sizes)
+    model, tokens, total = cluster.model(gpus), step.units * step.tokens_per_unit, sum(sizes)
     stage, weight_bytes = zero_stage(deepspeed_json), total * COMPUTE_DTYPE[config.training.precision].itemsize
     calls = collective_calls(deepspeed_json, sizes)
     collectives = [
@@ -130,17 +115,17 @@ def _projected(
         for kind in [name.split(" of ")[0]]
     ]
     # of the rank that has most to do
-    step = together(collectives, {batch.kind: math.ceil(batch.units / gpus) * batch.flops_per_unit})
+    work = together(collectives, {step.kind: math.ceil(step.units / gpus) * step.flops_per_unit})
     update_bytes = total * (_UPDATE_BYTES_WHOLE + _UPDATE_BYTES_SHARED / gpus)
-    compute = model.compute_seconds(step) + update_bytes / cluster.memory_gb_per_second / 1e9
-    communicated = model.communication_seconds(step)
+    compute = model.compute_seconds(work) + update_bytes / cluster.memory_gb_per_second / 1e9
+    communicated = model.communication_seconds(work)
     seconds, overlapped = compute + communicated, max(compute, communicated)
     # passes alone, shared by all GPUs to the last FLOP
-    ideal = batch.units * batch.flops_per_unit / gpus / model.flops_per_second[batch.kind]
+    ideal = step.units * step.flops_per_unit / gpus / model.flops_per_second[step.kind]
     return {
         "command": PROJECTION,
-        "kind": batch.kind,
-        "batch": batch.batch,
+        "kind": step.kind,
+        "batch": "",
         "stage": stage,
         "gpus": gpus,
         "tokens_per_step": tokens,
@@ -150,22 +135,26 @@ def _projected(
         "communication_share": communicated / seconds,
         "overlapped_seconds": overlapped,
         "overlapped_share": (overlapped - compute) / overlapped,
-        "compute_bound_seconds": sum(step.flops.values()) / cluster.peak_tflops / 1e12,
-        "bandwidth_bound_seconds": step.sent_bytes / cluster.line_gb_per_second(gpus) / 1e9,
+        "compute_bound_seconds": sum(work.flops.values()) / cluster.peak_tflops / 1e12,
+        "bandwidth_bound_seconds": work.sent_bytes / cluster.line_gb_per_second(gpus) / 1e9,
         # nobody has measured one of tasks
-        "over_critical_batch": tokens / cluster.critical_batch_tokens if batch.kind == "ar" else None,
+        "over_critical_batch": tokens / cluster.critical_batch_tokens if step.kind == "ar" else None,
     }
 
 
-def _row_flops(config: RunConfig) -> float:
-    assert config.model.vocab_size is not None
-    return language_model_flops(config.model, config.model.vocab_size, 1, config.data.sequence_length)
+def _rows(config: RunConfig) -> _Step:
+    length, vocab_size = config.data.sequence_length, config.model.vocab_size
+    assert vocab_size is not None
+    flops = language_model_flops(config.model, vocab_size, 1, length)
+    return _Step("ar", config.training.global_batch_size, length, flops)
 
 
-def _task_flops(config: RunConfig) -> float:
+def _tasks(config: RunConfig, twin: MetaModel) -> _Step:
     model, smlmt = config.model, config.smlmt
     assert model.vocab_size is not None
-    decoder = build_twin(model, config.meta, smlmt.n_ways[1], model.vocab_size).decoder
-    work = make_learner(config.meta, decoder).work(step=0)
-    contexts = smlmt.n_ways[1] * (smlmt.k_shots[1] * work.support + smlmt.q_query * work.query)
-    return contexts * context_flops(model, model.vocab_size, smlmt.context_tokens + LAYOUT_EXTRA_TOKENS)
+    work = make_learner(config.meta, twin.decoder).work(step=0)
+    support, query = (smlmt.n_ways[1] * count for count in (smlmt.k_shots[1], smlmt.q_query))
+    length = smlmt.context_tokens + LAYOUT_EXTRA_TOKENS
+    tokens = length * (query + (support if work.support else 0))
+    flops = (support * work.support + query * work.query) * context_flops(model, model.vocab_size, length)
+    return _Step("meta", config.meta.tasks_per_step, tokens, flops)

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from statistics import mean, median
+from statistics import mean
 from typing import Any
 
 import psutil
@@ -23,8 +23,10 @@ _NAMES = {"allreduce": "all-reduce", "allgather": "all-gather", "reduce_scatter"
 _SIZES_BYTES = [1 << 12, 1 << 16, 1 << 20, 1 << 23, 1 << 25]
 
 
-def measure_collectives(process: Process) -> list[Row]:
+def measure_collectives(process: Process, repeats: int) -> list[Row]:
     """Of several sizes, from those that are all latency to those that are all bytes. A collective."""
+    # as of steps, the least that was taken: what is above is what others did to the machine
+    each = zip(*(measure_transfers(process, _SIZES_BYTES) for _ in range(repeats)), strict=True)
     return [
         {
             "command": COLLECTIVES,
@@ -35,7 +37,7 @@ def measure_collectives(process: Process) -> list[Row]:
             "seconds": found.seconds,
             "bus_gb_per_second": found.bus_gb_per_second,
         }
-        for found in measure_transfers(process, _SIZES_BYTES)
+        for found in (min(same, key=lambda transfer: transfer.seconds) for same in each)
     ]
 
 
@@ -52,6 +54,7 @@ def measure_scaling(
 
     Args:
         strong_units: of all ranks together.
+        repeats: of which the shortest is told, and the seconds of the longest.
     """
     weak_units = workload.micro_batches if workload.kind == "lm" else workload.tasks
     rows: list[Row] = []
@@ -78,7 +81,7 @@ def _measure(benchmark: StepBenchmark, units: int, steps: int, repeats: int) -> 
     process, workload = benchmark.process, benchmark.workload
     for _ in range(WARM_UP):
         benchmark.trainer.take_step()
-    wall, own, machine = [], [], []
+    taken: list[tuple[float, float, float]] = []
     for _ in range(repeats):
         benchmark.together()
         started = time.perf_counter(), time.process_time(), _machine_cpu_seconds()
@@ -86,12 +89,15 @@ def _measure(benchmark: StepBenchmark, units: int, steps: int, repeats: int) -> 
             benchmark.trainer.take_step()
         benchmark.trainer.settle()
         # what this rank computed, without its waiting for the others at the end
-        own.append((time.process_time() - started[1]) / steps)
+        own = time.process_time() - started[1]
         benchmark.together()
-        wall.append((time.perf_counter() - started[0]) / steps)
-        machine.append((_machine_cpu_seconds() - started[2]) / steps)
-    cpu_seconds = [nanoseconds / 1e9 for (nanoseconds,) in process.gather([int(median(own) * 1e9)])]
-    seconds, tokens = median(wall), workload.rows * workload.length
+        taken.append((time.perf_counter() - started[0], own, _machine_cpu_seconds() - started[2]))
+    # every rank looks at the repeat that was the shortest on rank 0
+    at = process.gather([min(range(repeats), key=lambda i: taken[i][0])])[0][0]
+    seconds, own, machine = (value / steps for value in taken[at])
+    longest = max(wall for wall, _, _ in taken) / steps
+    cpu_seconds = [nanoseconds / 1e9 for (nanoseconds,) in process.gather([int(own * 1e9)])]
+    tokens = workload.rows * workload.length
     tokens *= units * process.world_size * (2 if workload.kind == "task" else 1)
     return {
         "kind": "ar" if workload.kind == "lm" else "fomaml",
@@ -102,9 +108,9 @@ def _measure(benchmark: StepBenchmark, units: int, steps: int, repeats: int) -> 
         "units_per_rank": units,
         "tokens_per_step": tokens,
         "seconds_per_step": seconds,
-        "seconds_spread": (max(wall) - min(wall)) / seconds,
+        "longest_seconds": longest,
         "cpu_seconds_per_rank": mean(cpu_seconds),
-        "others_cpu_share": max(0.0, median(machine) - sum(cpu_seconds)) / (seconds * (psutil.cpu_count() or 1)),
+        "others_cpu_share": max(0.0, machine - sum(cpu_seconds)) / (seconds * (psutil.cpu_count() or 1)),
         "gflops_per_rank": benchmark.flops() / 1e9,
         **_communication(benchmark),
         "config": benchmark.config.model_dump(),

@@ -141,7 +141,7 @@ def _communication(arguments: argparse.Namespace, repository: Path, process: Pro
 
 def _scaling(arguments: argparse.Namespace, repository: Path, process: Process) -> Rows:
     torch.set_num_threads(1)
-    rows = measure_collectives(process)
+    rows = measure_collectives(process, arguments.repeats)
     shape, steps = _shape(arguments, process, rows=8), arguments.steps or (5 if _on_gpu(process) else 1)
     micro_batches, tasks = arguments.micro_batches, arguments.tasks or 1
     inner = {"inner_steps": arguments.inner_steps, "head": arguments.head}
