@@ -14,7 +14,7 @@ _SERIES = ("scaling", "kind", "stage")
 
 
 def conclude(rows: list[Row], on_gpu: bool) -> list[Row]:
-    """The rows, what each says beside the others, a cost model of all, and what a reader must know."""
+    """The rows, what each says beside the others, cost models of all, and what a reader must know."""
     steps = [row for row in rows if row["command"] == STEPS]
     collectives = [row for row in rows if row["command"] == COLLECTIVES]
     others = [row for row in rows if row["command"] not in (STEPS, COLLECTIVES)]
@@ -23,21 +23,33 @@ def conclude(rows: list[Row], on_gpu: bool) -> list[Row]:
     efficiencies = [_efficiency(row, steps, on_gpu) for row in steps]
     timed, notes, models = [*collectives, *steps], _notes(steps), []
     measured = [(work_of(row, on_gpu), seconds_of(row)) for row in timed]
-    chosen = _to_fit(measured)
-    try:
-        model = fit([work for work, _ in chosen], [seconds for _, seconds in chosen])
-    except ValueError as error:
-        notes.append(f"no cost model: {error}")
-    else:
+    if (model := _fit(_to_fit(measured), "seconds", notes)) is not None:
         for row, (work, seconds) in zip([*collectives, *efficiencies], measured, strict=True):
             predicted = model.seconds(work)
             row |= {"model_seconds": predicted, "residual": seconds / predicted - 1}
-            row["fitted"] = (work, seconds) in chosen
+            row["fitted"] = (work, seconds) in _to_fit(measured)
             if row["command"] == EFFICIENCY:
                 row["model_communication_share"] = model.communication_seconds(work) / predicted
-        models = [_model_row(model, [*collectives, *efficiencies])]
+        models.append(_model_row(model, "seconds", [*collectives, *efficiencies], "residual"))
+    # a program beside the benchmark takes cores from it, but adds little to what it computes; nor do ranks that share
+    alone = (
+        [] if on_gpu else [(replace(work_of(row, on_gpu), crowding=1.0), row["cpu_seconds_per_rank"]) for row in steps]
+    )
+    if alone and (model := _fit(_to_fit(alone), "CPU seconds", notes)) is not None:
+        for row, (work, seconds) in zip(efficiencies, alone, strict=True):
+            row["cpu_residual"] = seconds / model.seconds(work) - 1
+        models.append(_model_row(model, "CPU seconds", efficiencies, "cpu_residual"))
     said = [{"command": NOTES, "note": note} for note in notes]
     return [*collectives, *steps, *efficiencies, *others, *models, *said]
+
+
+def _fit(measured: list[tuple[Work, float]], of: str, notes: list[str]) -> CostModel | None:
+    """None, and a note, where too little was measured."""
+    try:
+        return fit([work for work, _ in measured], [seconds for _, seconds in measured])
+    except ValueError as error:
+        notes.append(f"no cost model of {of}: {error}")
+        return None
 
 
 def _to_fit(measured: list[tuple[Work, float]]) -> list[tuple[Work, float]]:
@@ -89,13 +101,16 @@ def _crowding(row: Row) -> float:
     return max(1.0, row["ranks"] / row["cores"])
 
 
-def _model_row(model: CostModel, timed: list[Row]) -> Row:
+def _model_row(model: CostModel, of: str, rows: list[Row], residual: str) -> Row:
     def worst(command: str, fitted: bool) -> float | None:
-        found = [abs(row["residual"]) for row in timed if row["command"] == command and row["fitted"] is fitted]
-        return max(found, default=None)
+        # all CPU seconds are fitted
+        of_command = [row for row in rows if row["command"] == command]
+        chosen = [row for row in of_command if (residual != "residual" or row["fitted"]) is fitted]
+        return max((abs(row[residual]) for row in chosen), default=None)
 
     return {
         "command": MODEL,
+        "of": of,
         "latency_microseconds": 1e6 * model.latency_seconds,
         # nothing was sent, or nothing that took time
         "gb_per_second": model.bytes_per_second / 1e9 if math.isfinite(model.bytes_per_second) else None,

@@ -35,12 +35,18 @@ def table(rows: list[dict[str, Any]], command: str) -> list[dict[str, Any]]:
 
 def test_the_model_that_made_the_rows_is_found_and_says_those_that_it_did_not_see() -> None:
     rows = conclude(measured_rows(), on_gpu=False)
-    (model,) = table(rows, MODEL)
+    model, of_cpu_seconds = table(rows, MODEL)
     assert model["latency_microseconds"] == pytest.approx(100)
     assert model["gb_per_second"] == pytest.approx(1.0)
     assert model["ar_gflops_per_second"] == pytest.approx(20)
     assert model["fomaml_gflops_per_second"] == pytest.approx(10)
     assert model["of_steps_not_fitted"] == pytest.approx(0, abs=1e-9)
+    # what a rank computes beside its passes is in none of these CPU seconds
+    assert of_cpu_seconds["ar_gflops_per_second"] == pytest.approx(20)
+    assert (of_cpu_seconds["latency_microseconds"], of_cpu_seconds["gb_per_second"]) == (
+        pytest.approx(0, abs=1e-6),
+        None,
+    )
     # ranks that share a core are predicted, not fitted
     assert {row["ranks"] for row in table(rows, EFFICIENCY) if not row["fitted"]} == {4}
 
@@ -84,6 +90,7 @@ def test_a_world_size_that_failed_does_not_cost_the_others() -> None:
     assert table(rows, MODEL)
     nothing = conclude([failed], on_gpu=False)
     assert [row["command"] for row in nothing] == ["scaling", NOTES]
+    assert "0 measurements" in nothing[1]["note"]
 
 
 def test_operations_are_told_by_what_they_do() -> None:
