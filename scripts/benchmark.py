@@ -18,12 +18,15 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+
+from pico_ds.benchmark.cluster import SOURCES, Cluster
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 COMMANDS = {
@@ -38,6 +41,7 @@ COMMANDS = {
     "sampling": "tasks and rows per second on one core",
     "index": "decoding and indexing of a pool of token rows",
     "prepare": "text to token shards, against the tokenizer alone",
+    "scaling": "steps on 1, 2 and 4 ranks, a cost model of them, and what it says of 8, 64 and 512 GPUs",
     "checkpoint": "save, verify and load against raw disk, DeepSpeed and DCP",
     "snapshots": "what a snapshot of learning dynamics costs, of the demo and of the model",
 }
@@ -73,7 +77,39 @@ def parse_arguments() -> argparse.Namespace:
         for of_worker in ("--worker", "--measure", "--label"):
             command.add_argument(of_worker, help=argparse.SUPPRESS)
         command.add_argument("--stage", type=int, default=1, help=argparse.SUPPRESS)
+        if name == "scaling":
+            _add_projection(command)
     return parser.parse_args()
+
+
+def _add_projection(command: argparse.ArgumentParser) -> None:
+    """What `scaling` says of GPUs that are not at hand."""
+    group = command.add_argument_group("projection", "figures of a cluster; every default is an assumption")
+    # not `config`: what is measured is chosen by --size
+    group.add_argument(
+        "--config", dest="projected_config", type=Path, default=REPOSITORY / "configs" / "pico-maml-1b.yaml"
+    )
+    group.add_argument("--config_set", dest="projected_set", nargs="*", default=[], metavar="section.key=value")
+    group.add_argument("--gpus", type=_positive_int, nargs="+", default=[8, 64, 512])
+    group.add_argument("--no_measurements", action="store_true", help="project alone")
+    for field in fields(Cluster):
+        of_type = _positive_int if isinstance(field.default, int) else _positive
+        text = SOURCES[field.name].replace("%", "%%")
+        group.add_argument(f"--{field.name}", type=of_type, default=field.default, help=f"default %(default)s: {text}")
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return value
+
+
+def _positive_int(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1")
+    return value
 
 
 def print_results(console: Console, results: list[dict[str, Any]]) -> None:
@@ -108,14 +144,25 @@ def main() -> int:
 
         measure(arguments, REPOSITORY)
         return 0
+    from pico_ds.benchmark.efficiency import conclude
     from pico_ds.benchmark.measurements import measurements, run
+    from pico_ds.benchmark.projection import projection_of
     from pico_ds.benchmark.provenance import provenance
+    from pico_ds.config import ConfigError
 
     settings = {name: str(value) for name, value in vars(arguments).items()}
     facts, results = {"settings": settings, **provenance()}, []
     console = Console(width=max(240, Console().width))
     print(json.dumps(facts))
-    planned = measurements(arguments)
+    projected = []
+    if arguments.command == "scaling":
+        try:
+            # before the measurements: they take minutes, and the configuration may be wrong
+            projected = projection_of(arguments, REPOSITORY)
+        except ConfigError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+    planned = [] if projected and arguments.no_measurements else measurements(arguments)
     for number, measurement in enumerate(planned, start=1):
         started = time.perf_counter()
         rows = run(arguments, measurement, __file__)
@@ -125,6 +172,9 @@ def main() -> int:
             shown = {name: value for name, value in row.items() if value is not None and not isinstance(value, dict)}
             print("  ".join(f"{name} {_shown(value)}" for name, value in shown.items()))
         print(f"{number} of {len(planned)} done, {time.perf_counter() - started:.0f} s", flush=True)
+    if arguments.command == "scaling":
+        results = [*(conclude(results, on_gpu=facts["device"] != "cpu") if planned else []), *projected]
+        arguments.json.write_text(json.dumps({**facts, "results": results}, indent=1) + "\n")
     print_results(console, results)
     print(f"written to {arguments.json}")
     return int(any("failed" in row for row in results))

@@ -14,6 +14,9 @@ import torch
 
 Rows = list[dict[str, Any]]
 
+#: of scaling
+WORLD_SIZES = [1, 2, 4]
+
 
 @dataclass(frozen=True)
 class Measurement:
@@ -34,7 +37,7 @@ class Measurement:
 def measurements(arguments: argparse.Namespace) -> list[Measurement]:
     """What a command stands for, in order."""
     name = arguments.command
-    ranks = arguments.ranks or {"checkpoint": [1, 2, 4], "comm": [2]}.get(name, [1])
+    ranks = arguments.ranks or {"checkpoint": [1, 2, 4], "comm": [2], "scaling": WORLD_SIZES}.get(name, [1])
     against = {"lm": "plain", "fomaml": "plain", "tasks": "loop"}
     if name == "memory":
         each = [{"label": "memory", "measure": "fomaml", "--tasks": "1"}, {"label": "memory", "measure": "lm"}]

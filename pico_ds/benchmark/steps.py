@@ -30,7 +30,7 @@ from pico_ds.training.outer_step import OuterStep
 from pico_ds.training.trainer import Trainer
 
 #: steps before the first that counts: compilation, and the first allocations
-_WARM_UP = 3
+WARM_UP = 3
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ class StepBenchmark:
         workload, world_size = self.workload, self.process.world_size
         tokens = workload.rows * workload.length
         tokens *= 2 * workload.tasks if workload.kind == "task" else workload.micro_batches
-        timed = taken[_WARM_UP:]
+        timed = taken[WARM_UP:]
         found: dict[str, Any] = {
             "stage": self.engine.stage,
             "world_size": world_size,
@@ -160,7 +160,7 @@ class StepBenchmark:
             "peak_memory_gib": peak_memory_gib,
         }
         peak = peak_flops(self.process.device)
-        found["model_flops_utilization"] = self._flops() / seconds / peak if peak else None
+        found["model_flops_utilization"] = self.flops() / seconds / peak if peak else None
         return found
 
     def measure_plain(self, steps: int, repeats: int, step_seconds: float) -> dict[str, Any]:
@@ -208,7 +208,7 @@ class StepBenchmark:
         seconds, _ = self._timed(loop, steps=1, repeats=1, warm_up=1)
         return {"loop_seconds": seconds, "loop_over_step": seconds / step_seconds}
 
-    def _flops(self) -> float:
+    def flops(self) -> float:
         """Of one rank's step."""
         workload, model = self.workload, self.config.model
         if workload.kind == "lm":
@@ -219,7 +219,7 @@ class StepBenchmark:
         return contexts * context_flops(model, self.vocab_size, workload.length)
 
     def _timed(
-        self, action: Callable[[], object], steps: int, repeats: int, warm_up: int = _WARM_UP
+        self, action: Callable[[], object], steps: int, repeats: int, warm_up: int = WARM_UP
     ) -> tuple[float, float | None]:
         for _ in range(warm_up):
             action()
@@ -228,15 +228,16 @@ class StepBenchmark:
             torch.cuda.reset_peak_memory_stats()
         each = []
         for _ in range(repeats):
-            self._together()
+            self.together()
             started = time.perf_counter()
             for _ in range(steps):
                 action()
-            self._together()
+            self.together()
             each.append((time.perf_counter() - started) / steps)
         return median(each), torch.cuda.max_memory_allocated() / 2**30 if cuda else None
 
-    def _together(self) -> None:
+    def together(self) -> None:
+        """Come back when every rank, and its device, has done what it was given. A collective."""
         self.process.wait_for_all()
         if self.process.device.type == "cuda":
             torch.cuda.synchronize()

@@ -2,7 +2,9 @@
 
 import argparse
 import json
+import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,9 @@ import torch
 from pico_ds.benchmark.attention import measure_attention
 from pico_ds.benchmark.checkpoint import CheckpointBenchmark
 from pico_ds.benchmark.communication import CountCollectives
+from pico_ds.benchmark.measurements import WORLD_SIZES
 from pico_ds.benchmark.sampling import measure_sampling, random_tasks
+from pico_ds.benchmark.scaling import measure_collectives, measure_scaling
 from pico_ds.benchmark.shards import measure_index, measure_preparation
 from pico_ds.benchmark.snapshots import measure_snapshots
 from pico_ds.benchmark.steps import StepBenchmark, Workload
@@ -42,15 +46,9 @@ def _steps(
     arguments: argparse.Namespace, repository: Path, process: Process, workload: Workload, tasks: SMLMT | None = None
 ) -> dict[str, Any]:
     """Figures of one workload, and of what it is measured against."""
-    size = arguments.size or ("1b" if _on_gpu(process) else "tiny")
-    precision = ["training.precision=bf16"] if _on_gpu(process) else ["training.precision=fp32"]
-    family = "pico" if workload.kind == "lm" else "pico-maml"
-    overrides = [*workload.overrides(process.world_size), *precision, *arguments.set]
-    config = load_config(repository / "configs" / f"{family}-{size}.yaml", overrides)
-    deepspeed_json = load_deepspeed_config(repository / "ds_configs" / f"zero{arguments.stage}.json")
-    benchmark = StepBenchmark(config, deepspeed_json, workload, process, tasks)
+    benchmark = _step_benchmark(arguments, repository, process, workload, tasks)
     steps = arguments.steps or (5 if _on_gpu(process) else 1)
-    row: dict[str, Any] = {"size": size, "rows": workload.rows, "length": workload.length}
+    row: dict[str, Any] = {"size": _size(arguments, process), "rows": workload.rows, "length": workload.length}
     if workload.kind == "lm":
         row["micro_batches"] = workload.micro_batches
     else:
@@ -61,7 +59,23 @@ def _steps(
         row |= benchmark.measure_plain(steps, arguments.repeats, row["seconds_per_step"])
     elif arguments.against == "loop":
         row |= benchmark.measure_loop(row["seconds_per_step"])
-    return {**row, "config": config.model_dump(), "deepspeed_config": deepspeed_json}
+    deepspeed_json = load_deepspeed_config(repository / "ds_configs" / f"zero{arguments.stage}.json")
+    return {**row, "config": benchmark.config.model_dump(), "deepspeed_config": deepspeed_json}
+
+
+def _size(arguments: argparse.Namespace, process: Process) -> str:
+    return arguments.size or ("1b" if _on_gpu(process) else "tiny")
+
+
+def _step_benchmark(
+    arguments: argparse.Namespace, repository: Path, process: Process, workload: Workload, tasks: SMLMT | None = None
+) -> StepBenchmark:
+    precision = ["training.precision=bf16"] if _on_gpu(process) else ["training.precision=fp32"]
+    family = "pico" if workload.kind == "lm" else "pico-maml"
+    overrides = [*workload.overrides(process.world_size), *precision, *arguments.set]
+    config = load_config(repository / "configs" / f"{family}-{_size(arguments, process)}.yaml", overrides)
+    deepspeed_json = load_deepspeed_config(repository / "ds_configs" / f"zero{arguments.stage}.json")
+    return StepBenchmark(config, deepspeed_json, workload, process, tasks)
 
 
 def _shape(arguments: argparse.Namespace, process: Process, rows: int) -> tuple[int, int]:
@@ -122,6 +136,24 @@ def _communication(arguments: argparse.Namespace, repository: Path, process: Pro
             for name in counted.calls:
                 row[name] = f"{counted.calls[name]} x, {counted.bytes[name] / weight_bytes:.3f} P"
             rows.append(row)
+    return rows
+
+
+def _scaling(arguments: argparse.Namespace, repository: Path, process: Process) -> Rows:
+    torch.set_num_threads(1)
+    rows = measure_collectives(process, arguments.repeats)
+    shape, steps = _shape(arguments, process, rows=8), arguments.steps or (5 if _on_gpu(process) else 1)
+    micro_batches, tasks = arguments.micro_batches, arguments.tasks or 1
+    inner = {"inner_steps": arguments.inner_steps, "head": arguments.head}
+    # what every world size divides
+    shares = math.lcm(*(arguments.ranks or WORLD_SIZES))
+    for stage in arguments.stages or [1]:
+        arguments.stage = stage
+        build = partial(_step_benchmark, arguments, repository, process)
+        rows_of_text = Workload("lm", *shape, micro_batches=micro_batches)
+        rows += measure_scaling(build, rows_of_text, micro_batches * shares, steps, arguments.repeats)
+        of_tasks = Workload("task", *shape, tasks=tasks, **inner)
+        rows += measure_scaling(build, of_tasks, tasks * shares, steps, arguments.repeats)
     return rows
 
 
@@ -190,6 +222,7 @@ _MEASUREMENTS: dict[str, Callable[[argparse.Namespace, Path, Process], Rows]] = 
     "sampling": _sampling,
     "index": _index,
     "prepare": _prepare,
+    "scaling": _scaling,
     "checkpoint": _checkpoint,
     "snapshots": _snapshots,
 }

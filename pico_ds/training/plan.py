@@ -87,7 +87,7 @@ def make_plan(config: RunConfig, deepspeed_json: dict[str, Any], vocab_size: int
         rows_per_rank=rows_per_rank,
         memory={phase: {**lasting, **parts} for phase, parts in working.items()},
         host_memory=host_memory,
-        communication=_communication(stage, weights, world_size),
+        communication=communication(stage, weights, world_size),
     )
 
 
@@ -133,7 +133,8 @@ def _held(dtype: torch.dtype, contributions: int) -> int:
     return (0, dtype.itemsize, FP32_BYTES)[min(contributions, 3) - 1]
 
 
-def _communication(stage: int, weight_bytes: int, world_size: int) -> dict[str, int]:
+def communication(stage: int, weight_bytes: int, world_size: int) -> dict[str, int]:
+    """Collective -> payload bytes per outer step; the first words say what it is."""
     if world_size == 1:
         return {}
     if stage == 0:

@@ -6,7 +6,10 @@ from typing import Any
 
 import pytest
 
+from pico_ds.benchmark.projection import collective_calls
+from pico_ds.config.deepspeed import load_deepspeed_config
 from tests.end_to_end.commands import run
+from tests.launching import REPOSITORY
 
 #: as many tokens as the tokenizer of the random corpus has
 SMALL = ["model.vocab_size=4608", "model.n_layers=1"]
@@ -68,6 +71,52 @@ def test_all(tmp_path: Path) -> None:
     kept = [{k: v for k, v in row.items() if k not in ("inner_steps", "tasks_per_rank")} for row in by_command["comm"]]
     assert len(kept) == 3
     assert kept[0] == kept[1] == kept[2]
+
+
+def test_scaling(tmp_path: Path) -> None:
+    """What is counted of bytes and calls, on two ranks, is what a ring and the projection take."""
+    options = ["--size", "tiny", "--rows", "4", "--length", "32", "--inner_steps", "1", "--ranks", "2"]
+    text, results = benchmark(tmp_path, "scaling", *options, "--stages", "1", "3", "--set", *SMALL)
+    assert "failed" not in text
+    by_command = {name: [row for row in results if row["command"] == name] for name in {r["command"] for r in results}}
+    steps, efficiencies = by_command["scaling: steps"], by_command["scaling: efficiency"]
+    assert len(steps) == len(efficiencies) == 2 * 2 * 2
+    for row in steps:
+        ar = row["kind"] == "ar"
+        assert row["threads_per_rank"] == 1
+        assert row["tokens_per_step"] == 4 * 32 * (1 if ar else 2) * 2
+        # gloo does a reduce-scatter as an all-reduce; a few numbers are summed beside the weights
+        sent = row["ring_bytes"] * (1 if row["stage"] == 1 else 1.5)
+        assert row["sent_bytes"] == pytest.approx(sent, rel=0.02)
+        assert row["received_bytes"] == pytest.approx(sent, rel=0.02)
+        payload = {name: one["payload_bytes"] for name, one in row["collectives"].items()}
+        gradient = payload["all-reduce" if row["stage"] == 1 else "reduce-scatter"]
+        assert gradient == pytest.approx(payload["all-gather"], rel=1e-3)
+        # parameters of a decoder of one layer, and two of a head
+        sizes = [1] * (12 if ar else 14)
+        wanted = collective_calls(load_deepspeed_config(REPOSITORY / f"ds_configs/zero{row['stage']}.json"), sizes)
+        beside = 2 if row["stage"] == 1 else 3
+        wanted["all-reduce"] = wanted.get("all-reduce", 0) + beside
+        assert {name: one["calls"] for name, one in row["collectives"].items()} == wanted
+    assert all(row["residual"] > -1 for row in efficiencies)
+    assert by_command["scaling: cost model"][0]["ar_gflops_per_second"] > 0
+    # 512 GPUs do not share 64 tasks
+    projected = by_command["scaling: projection"]
+    assert {row["gpus"] for row in projected} == {8, 64, 512}
+    assert all(
+        row["efficiency"] < 1 / 8
+        for row in projected
+        if (row["gpus"], row["kind"], row["batch"]) == (512, "meta", "fixed")
+    )
+
+
+def test_a_projection_alone_and_a_wrong_option(tmp_path: Path) -> None:
+    options = ["--no_measurements", "--config", "configs/pico-maml-tiny.yaml", "--gpus", "2", "--utilization", "0.3"]
+    _, results = benchmark(tmp_path, "scaling", *options)
+    assert {row["command"] for row in results} == {"scaling: assumptions", "scaling: projection"}
+    text = run("python", "scripts/benchmark.py", "scaling", "--config", "configs/demo.yaml", check=False)
+    assert text.splitlines()[-1].startswith("error: demo: model.vocab_size")
+    assert "Traceback" not in text
 
 
 def test_a_measurement_that_fails_does_not_cost_the_others(tmp_path: Path) -> None:
