@@ -129,11 +129,14 @@ def _notes(steps: list[Row]) -> list[str]:
         cores = next(row["cores"] for row in steps if row["ranks"] == ranks)
         notes.append(
             f"{ranks} ranks share {cores} cores: seconds and efficiency there measure how the machine is overbooked, "
-            "not how the software scales; none exceeds cores_allow; cpu_efficiency leaves the waiting out"
+            "not how the software scales, which cannot exceed cores_allow; cpu_efficiency leaves the waiting out"
         )
     busy = max((row["others_cpu_share"] for row in steps), default=0.0)
     if busy > 0.05:
-        notes.append(f"other programs took up to {busy:.0%} of this machine's cores meanwhile")
+        notes.append(
+            f"other programs took up to {busy:.0%} of this machine's cores meanwhile: seconds and efficiency are "
+            "disturbed by that, CPU seconds and cpu_efficiency hardly"
+        )
     more = sorted({row["stage"] for row in steps if row.get("sent_bytes", 0) > 1.05 * row["ring_bytes"] > 0})
     if more:
         notes.append(
