@@ -9,6 +9,7 @@ import argparse
 import json
 import sys
 from dataclasses import asdict
+from math import isfinite
 from pathlib import Path
 
 from rich.console import Console
@@ -38,7 +39,9 @@ def main() -> int:
     Console(width=max(120, console.width)).print(dynamics_table(measurements, arguments.split))
     out = arguments.out or arguments.run / "analysis"
     path = out / f"{arguments.split}.json"
-    replace_text(path, json.dumps([asdict(one) for one in measurements], indent=1) + "\n")
+    # JSON has no nan: of the similarity of a single row, say
+    records = [{**asdict(one), "value": one.value if isfinite(one.value) else None} for one in measurements]
+    replace_text(path, json.dumps(records, indent=1, allow_nan=False) + "\n")
     for plot in dynamics_plots(measurements):
         plot.figure.savefig(out / f"{arguments.split}_{plot.name}.png", dpi=120)
     console.print(f"{path}, and figures beside it", highlight=False, soft_wrap=True)

@@ -28,7 +28,7 @@ from pico_ds.engine.distributed import Process, start_process, stop_process
 from pico_ds.evaluation.conll import read_conll
 from pico_ds.evaluation.evaluator import grid_key
 from pico_ds.evaluation.grid import Setting, SettingResult, best_readout, evaluate_grid, grid_name, write_grid
-from pico_ds.evaluation.perplexity import evaluate_perplexity
+from pico_ds.evaluation.perplexity import evaluate_perplexity, judged_name
 from pico_ds.evaluation.tables import grid_tables, ner_table, perplexity_table
 from pico_ds.evaluation.token_classification import Splits, evaluate_ner, write_ner
 from pico_ds.tasks.building import TaskBuilder
@@ -179,10 +179,10 @@ def perplexity(trained: TrainedModel, arguments: argparse.Namespace, process: Pr
     result = evaluate_perplexity(model.network, model.theta, rows, batch, process, lambda: True)
     if not process.is_main:
         return
-    source = str(config.evaluation.perplexity.data)
-    console.print(perplexity_table(result, f"{trained.directory}: {source}; loss in nats per token"))
-    path = trained.run / "eval_results" / f"perplexity_{Path(source).stem}_step_{trained.step}.json"
-    result.write(path, {"step": trained.step, "data": source})
+    texts = config.evaluation.perplexity
+    console.print(perplexity_table(result, f"{trained.directory}: {texts.data}; loss in nats per token"))
+    path = trained.run / "eval_results" / f"perplexity_{judged_name(texts)}_step_{trained.step}.json"
+    result.write(path, {"step": trained.step, **texts.model_dump()})
     console.print(f"{path}", highlight=False, soft_wrap=True)
 
 

@@ -69,7 +69,7 @@ def export_model(checkpoint: Path, out: Path, layout: Layout) -> int:
         (partial / "config.json").write_text(json.dumps(layout.config(config), indent=2) + "\n")
         partial.rename(out)
     except OSError as error:
-        raise cannot_write(Path(error.filename or out), error) from error
+        raise cannot_write(out, error) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return count

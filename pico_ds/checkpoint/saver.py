@@ -249,7 +249,7 @@ def _naming(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise cannot_write(Path(error.filename or path), error) from error
+        raise cannot_write(path, error) from error
 
 
 def _receipt(staging: Path, rank: int) -> Path:

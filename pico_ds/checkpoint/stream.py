@@ -277,9 +277,15 @@ def _places(header: dict[str, Any], data_start: int) -> Iterator[tuple[str, Tens
 
 
 def cannot_write(path: Path, error: OSError) -> CheckpointError:
-    """What to say where the file system refuses."""
+    """What to say where the file system refuses.
+
+    Args:
+        path: taken where the error names none.
+    """
+    # of a copy, the first name is that of the source
+    name = error.filename2 or error.filename or path
     return CheckpointError(
-        f"{path}: cannot be written ({error.strerror}); free space or make the directory writable, and start the run "
+        f"{name}: cannot be written ({error.strerror}); free space or make the directory writable, and start the run "
         "again: it goes on from its last complete checkpoint"
     )
 

@@ -40,13 +40,22 @@ def read_texts(config: PerplexityConfig) -> Iterator[tuple[str, Document]]:
                 f"{config.text_column!r}: name the one that holds the text (or give token ids as {TOKEN_COLUMN})"
             )
         has_domains = config.domain_column in columns
-        for row in rows.select_columns([column, config.domain_column] if has_domains else [column]):
-            if row[column] is None or not len(row[column]):
-                continue
-            document: Document = row[column]
-            if not isinstance(document, str):
-                document = np.asarray(document, dtype=np.int64)
-            yield str(row[config.domain_column]) if has_domains else name, document
+        for number, row in enumerate(rows.select_columns([column, config.domain_column] if has_domains else [column])):
+            document = _document(row[column], f"{config.data}, {name}, row {number}: {column}")
+            if document is not None:
+                yield str(row[config.domain_column]) if has_domains else name, document
+
+
+def _document(value: Any, where: str) -> Document | None:
+    """A text, or token ids; None where there is nothing."""
+    if value is None or (isinstance(value, str | list) and not value):
+        return None
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list) and all(isinstance(one, int) for one in value):
+        return np.asarray(value, dtype=np.int64)
+    shown = f"{value!r:.40}"
+    raise DataError(f"evaluation.perplexity.data: {where} is {shown}; a text, or a list of token ids, is expected")
 
 
 def _local_files(source: str) -> list[Path]:
@@ -70,6 +79,8 @@ def _from_files(files: list[Path]) -> Iterator[tuple[str, Any]]:
                 f"evaluation.perplexity.data: {path} ends in {path.suffix!r}; give {', '.join(_BUILDERS)} files, or "
                 "the id of a dataset"
             )
+        if path.stat().st_size == 0:
+            raise DataError(f"evaluation.perplexity.data: {path} is empty; give a file with text, or leave it out")
         try:
             rows = load_dataset(**builder, data_files=str(path), split="train")
         except (OSError, ValueError, DatasetsError) as error:

@@ -20,7 +20,8 @@ def export_for_pico_analyze(snapshots: RunSnapshots, out: Path) -> None:
     layers alone, and at least two of them. Each `.pt` is a plain dict of fp32 tensors.
 
     Raises:
-        ConfigError: `out` is there already; a run with fewer than two layers recorded; a damaged file.
+        ConfigError: `out` is there already, or cannot be written; a run with fewer than two layers recorded; a file
+            that is damaged or missing. No part of `out` is left behind.
     """
     if out.exists():
         raise ConfigError(f"{out} is there already; give a directory that is not")
@@ -31,6 +32,21 @@ def export_for_pico_analyze(snapshots: RunSnapshots, out: Path) -> None:
             f"{snapshots.run}: pico-analyze needs activations of at least two layers, got {len(numbers)}; record "
             "modules of the decoder's blocks (learning_dynamics.layer_suffixes) of a model with two or more"
         )
+    partial = out.with_name(f".{out.name}.partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        _write(snapshots, partial)
+        partial.rename(out)
+    except OSError as error:
+        name = error.filename2 or error.filename or out
+        raise ConfigError(f"{name}: {error.strerror or error}; nothing was exported to {out}") from error
+    except RuntimeError as error:  # torch's writer, where the disk is full
+        raise ConfigError(f"{out}: cannot be written ({error}); nothing was exported") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write(snapshots: RunSnapshots, out: Path) -> None:
     config = yaml.safe_load((snapshots.run / "training_config.yaml").read_text())
     # a run whose name was left to chance is called by its directory
     config["checkpointing"]["run_name"] = snapshots.run.resolve().name

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,8 +14,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from pico_ds.config import PerplexityConfig
 from pico_ds.data.documents import Document
 from pico_ds.data.errors import DataError
+from pico_ds.data.keyed_random import digest64
 from pico_ds.data.tokenizer import TextTokenizer
 from pico_ds.engine.distributed import Process
 from pico_ds.files import replace_text
@@ -139,6 +142,13 @@ def _tokenized(
         encoded = iter(tokenizer.encode([text for _, text in batch if isinstance(text, str)]))
         for domain, text in batch:
             yield domain, np.asarray(next(encoded), dtype=np.int64) if isinstance(text, str) else text
+
+
+def judged_name(config: PerplexityConfig) -> str:
+    """What results are filed under: the name of the texts, and a digest of all that decides them."""
+    assert config.data is not None
+    name = re.sub(r"[^\w.-]+", "-", Path(config.data).stem).strip("-")
+    return f"{name}_{digest64(config.model_dump_json()) >> 32:08x}"
 
 
 @torch.no_grad()

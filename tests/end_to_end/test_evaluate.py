@@ -97,7 +97,7 @@ def test_perplexity_is_the_same_in_training_and_on_two_ranks(trained: Path, wher
     data.write_text("\n".join(map(json.dumps, records)))
     output = script("evaluate", "perplexity", str(trained), "--data", str(data))
     assert "all" in output
-    path = trained / "eval_results" / "perplexity_judged_step_6.json"
+    (path,) = (trained / "eval_results").glob("perplexity_judged_*_step_6.json")
     one = json.loads(path.read_text())
     assert set(one["by_domain"]) == {"a", "b"}
     torchrun(str(REPOSITORY / "scripts/evaluate.py"), "perplexity", str(trained), "--data", str(data))
@@ -108,7 +108,8 @@ def test_perplexity_is_the_same_in_training_and_on_two_ranks(trained: Path, wher
     assert "perplexity" in output
     found = json.loads((directory / "judged" / "eval_results" / "step_6.json").read_text())["perplexity"]
     script("evaluate", "perplexity", str(directory / "judged"))  # the run says what by
-    again = json.loads((directory / "judged" / "eval_results" / "perplexity_judged_step_6.json").read_text())
+    (path,) = (directory / "judged" / "eval_results").glob("perplexity_judged_*_step_6.json")
+    again = json.loads(path.read_text())
     assert found == {name: again[name] for name in found}
     logged = [json.loads(line) for line in (directory / "judged" / "logs" / "metrics.jsonl").read_text().splitlines()]
     assert found["perplexity"] in [record.get("eval/perplexity") for record in logged]

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 from pathlib import Path
 
 import datasets
@@ -159,6 +161,18 @@ def test_the_export_is_what_pico_analyze_reads(directory: Path, one_rank: Path) 
     assert states["activations"]["layers.0.attention.v_proj"].shape[1] == kv_heads * head_dim
     assert states["weights"]["layers.0.attention.o_proj"].shape[1] == heads * head_dim
     assert f"error: {out} is there already" in run(*script, check=False)
+
+
+def test_an_export_that_fails_leaves_nothing(directory: Path, one_rank: Path) -> None:
+    damaged, out = directory / "damaged", directory / "never-exported"
+    shutil.copytree(one_rank, damaged)
+    shutil.rmtree(snapshot(damaged, 2) / "val_data")
+    command = ["python", "scripts/export.py", "snapshots", str(damaged), str(out), "--format", "pico-analyze"]
+    output = run(*command, check=False)
+    assert re.search(r"error: \S*val_data: No such file or directory; nothing was exported to", output)
+    assert "Traceback" not in output
+    assert not [path.name for path in directory.iterdir() if out.name in path.name]
+    shutil.rmtree(damaged)
 
 
 def test_a_first_look_needs_no_other_tool(directory: Path, one_rank: Path) -> None:

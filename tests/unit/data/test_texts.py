@@ -72,6 +72,9 @@ def test_every_subset_of_a_dataset_is_a_domain(tmp_path: Path) -> None:
         ("{", "a.jsonl", r"cannot read .*a\.jsonl"),
         ("one", "a.csv", r"a\.csv ends in '\.csv'; give \.jsonl"),
         ("no parquet", "a.parquet", r"cannot read .*a\.parquet"),
+        ("", "a.jsonl", r"a\.jsonl is empty"),
+        ('{"text": 5}', "a.jsonl", r"a\.jsonl, a, row 0: text is 5; a text, or a list of token ids, is expected"),
+        ('{"text": ["one", "two"]}', "a.jsonl", r"row 0: text is \['one', 'two'\]; a text, or"),
     ],
 )
 def test_bad_files_are_named(tmp_path: Path, content: str, name: str, message: str) -> None:

@@ -1,17 +1,18 @@
 """Perplexity against transformers' own loss, row by row."""
 
 import math
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from pico_ds.config import MetaConfig, ModelConfig
+from pico_ds.config import MetaConfig, ModelConfig, PerplexityConfig
 from pico_ds.data.errors import DataError
 from pico_ds.data.tokenizer import TextTokenizer
 from pico_ds.engine.distributed import Process
-from pico_ds.evaluation.perplexity import JudgedRows, Perplexity, PerplexityResult, evaluate_perplexity
+from pico_ds.evaluation.perplexity import JudgedRows, Perplexity, PerplexityResult, evaluate_perplexity, judged_name
 from pico_ds.meta.building import build_meta_model, build_twin
 from pico_ds.meta.network import Network, Parameters
 from pico_ds.model.huggingface import PicoDecoderHF, PicoDecoderHFConfig
@@ -111,3 +112,11 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     assert result.total.perplexity == math.inf
     assert result.to_json()["perplexity"] is None
     assert PerplexityResult.from_json(result.to_json()) == result
+
+
+def test_results_of_other_texts_have_another_name() -> None:
+    configs = [{"data": "a/texts.jsonl"}, {"data": "b/texts.jsonl"}, {"data": "a/texts.jsonl", "max_length": 8}]
+    names = {judged_name(PerplexityConfig.model_validate(one)) for one in configs}
+    assert len(names) == 3
+    assert all(name.startswith("texts_") for name in names)
+    assert re.fullmatch(r"of-any_[0-9a-f]{8}", judged_name(PerplexityConfig(data="here/[of] any*.jsonl")))
