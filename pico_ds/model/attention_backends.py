@@ -62,7 +62,7 @@ def choose_attention(
     Raises:
         ConfigError: the kernel asked for is not there; the message says how to get it.
     """
-    problems = []
+    problems: list[str] = []
     for name in BACKENDS if wanted == "auto" else (wanted,):
         for repeat_keys in (False, True) if name in _SDPA and n_kv_heads < n_heads else (False,):
             try:
@@ -72,7 +72,9 @@ def choose_attention(
                 for length in lengths:
                     probe(attend, device, dtype, n_heads, n_kv_heads, head_dim, length)
             except UnavailableError as problem:
-                problems.append(f"{name}: {problem}")
+                said = f"{name}: {problem}"
+                # with keys repeated it is the same, where the kernel is not there at all
+                problems += [said] if said not in problems else []
                 continue
             how = "keys and values repeated for each query head" if repeat_keys else f"model.attention: {wanted}"
             logger.info("attention: %s (%s)%s", name, how, "".join(f"; not {problem}" for problem in problems))
