@@ -124,6 +124,8 @@ class AdaptationProbe:
             loss.backward()  # type: ignore[no-untyped-call]
             found[f"{part}_loss"], found[f"{part}_accuracy"] = loss.detach(), accuracy(logits.detach(), contexts)
         for path, name in self.layers.items():
+            # in the order of the layers, not of the backward pass
+            found[f"gradient_cosine.{path}"] = found.pop(f"gradient_cosine.{path}")
             found[f"displacement.{path}"] = displacement({name: theta[name]}, {name: fast.get(name, theta[name])})
         return found
 

@@ -41,9 +41,10 @@ class Measurement:
 def analyze(snapshots: RunSnapshots, split: str) -> Iterator[Measurement]:
     """Every measure of every snapshot; definitions are those of pico-analyze where it has them.
 
-    Activations are compared with those of the last snapshot (`cka_to_last`) and of the one before
-    (`cka_to_previous`). Spectra are of weights and gradients. Of adaptation there are the displacement after the last
-    inner step and the cosine of support and query gradient before the first, means over the tasks.
+    Activations of `val` are compared with those of the last snapshot (`cka_to_last`) and of the one before
+    (`cka_to_previous`); rows of `train` are others at every step, so that there is nothing to compare. Spectra are of
+    weights and gradients. Of adaptation there are the displacement after the last inner step and the cosine of support
+    and query gradient before the first, means over the tasks.
 
     Raises:
         ConfigError: a file that is missing or damaged.
@@ -60,7 +61,7 @@ def analyze(snapshots: RunSnapshots, split: str) -> Iterator[Measurement]:
                     singular = singular_values(values)
                     yield Measurement(step, kind, "effective_rank", layer, proportional_effective_rank(singular))
                     yield Measurement(step, kind, "condition_number", layer, condition_number(singular))
-            if kind == "activations":
+            if kind == "activations" and split == "val":
                 for layer, values in tensors.items():
                     yield Measurement(step, kind, "cka_to_last", layer, linear_cka(values, last[layer]))
                     if previous:

@@ -15,6 +15,9 @@ from pico_ds.reporting.figures import Plot
 
 #: steps that a table has room for
 _SHOWN_STEPS = 8
+#: measures of which a course spans powers of ten
+_LOGARITHMIC = ("condition_number", "displacement")
+_UNITS = {"head_entropy": "head entropy [nats]"}
 
 
 def dynamics_table(measurements: Sequence[Measurement], split: str) -> Table:
@@ -39,11 +42,14 @@ def dynamics_table(measurements: Sequence[Measurement], split: str) -> Table:
 
 
 def dynamics_plots(measurements: Sequence[Measurement]) -> list[Plot]:
-    """A figure for each kind and measure, a panel for each name of a module, a line for each block."""
+    """A figure for each kind and measure, a panel for each name of a module, a line for each block.
+
+    Of attention heads a panel for each block, a line for each head.
+    """
     found = []
     for kind, measure in dict.fromkeys((one.kind, one.measure) for one in measurements):
         mine = [one for one in measurements if (one.kind, one.measure) == (kind, measure)]
-        names = [*dict.fromkeys(_name_of(one.layer) for one in mine)]
+        names = [*dict.fromkeys(_panel_of(one.layer) for one in mine)]
         columns = min(3, len(names))
         rows = -(-len(names) // columns)
         figure, panels = plt.subplots(
@@ -52,20 +58,25 @@ def dynamics_plots(measurements: Sequence[Measurement]) -> list[Plot]:
         for panel in panels.flat[len(names) :]:
             panel.axis("off")
         for name, panel in zip(names, panels.flat, strict=False):
-            layers = [*dict.fromkeys(one.layer for one in mine if _name_of(one.layer) == name)]
+            layers = [*dict.fromkeys(one.layer for one in mine if _panel_of(one.layer) == name)]
             colours = plt.get_cmap("viridis")(np.linspace(0, 0.9, len(layers)))
             for layer, colour in zip(layers, colours, strict=True):
                 points = [(one.step, one.value) for one in mine if one.layer == layer]
                 panel.plot(*zip(*points, strict=True), marker="o", markersize=3, color=colour, label=layer)
-            panel.set(title=name, xlabel="outer step", ylabel=measure.replace("_", " "))
+            panel.set(title=name, xlabel="outer step", ylabel=_UNITS.get(measure, measure.replace("_", " ")))
             panel.grid(alpha=0.3)
             if len(layers) <= 12:
                 panel.legend(fontsize="xx-small", frameon=False)
-        if measure == "condition_number":
+        if measure in _LOGARITHMIC and all(one.value > 0 for one in mine):
             for panel in panels.flat[: len(names)]:
                 panel.set_yscale("log")
         found.append(Plot(f"{kind}_{measure}", f"{kind}: {measure.replace('_', ' ')}", figure))
     return found
+
+
+def _panel_of(layer: str) -> str:
+    name = _name_of(layer)
+    return f"heads of {layer.partition('.heads')[0]}" if name == "heads" else name
 
 
 def _name_of(layer: str) -> str:

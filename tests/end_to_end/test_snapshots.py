@@ -178,7 +178,17 @@ def test_an_export_that_fails_leaves_nothing(directory: Path, one_rank: Path) ->
 def test_a_first_look_needs_no_other_tool(directory: Path, one_rank: Path) -> None:
     output = run("python", "scripts/analyze.py", str(one_rank), "--out", str(directory / "analysis"))
     assert "effective_rank" in output
+    # rows of training are others at every step: nothing of them can be compared
+    of_train = run("python", "scripts/analyze.py", str(one_rank), "--split", "train", "--out", str(directory / "train"))
+    assert "effective_rank" in of_train
+    assert "cka" in output
+    assert "cka" not in of_train
     found = json.loads((directory / "analysis" / "val.json").read_text())
+    order = {
+        measure: [one["layer"] for one in found if (one["step"], one["measure"]) == (4, measure)]
+        for measure in ("gradient_cosine", "displacement")
+    }
+    assert order["gradient_cosine"] == order["displacement"]
     weights = load_file(snapshot(one_rank, 4) / "val_weights.safetensors")
     layer = "layers.1.attention.o_proj"
     values = {
