@@ -17,7 +17,8 @@ SMALL = ["model.vocab_size=4608", "model.n_layers=1"]
 
 def benchmark(tmp_path: Path, command: str, *options: str) -> tuple[str, list[dict[str, Any]]]:
     out = tmp_path / "result.json"
-    text = run("python", "scripts/benchmark.py", command, "--repeats", "1", "--json", str(out), *options)
+    timing = ["--repeats", "1", "--json", str(out)]
+    text = run("python", "scripts/benchmark.py", command, *timing, *options, timeout_seconds=580)
     found = json.loads(out.read_text())
     assert {"processor", "cores", "versions", "commit", "settings"} <= found.keys()
     return text, found["results"]
@@ -46,6 +47,8 @@ def test_snapshots(tmp_path: Path) -> None:
         assert row["stall_seconds"] > 0
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_all(tmp_path: Path) -> None:
     """The one command that is run on a GPU."""
     options = ["--size", "tiny", "--rows", "4", "--length", "32", "--tasks", "2", "--inner_steps", "1"]

@@ -70,15 +70,6 @@ def test_the_first_block_is_the_two_commands() -> None:
     assert "bash scripts/run_tests.sh" in (REPOSITORY / ".ci" / "run").read_text()
 
 
-@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL))
-def test_the_python_of_the_readme_runs(code: str, place: Path) -> None:
-    checkpoints = sorted((place / "runs").glob("demo-*/checkpoints/step_2"))
-    assert checkpoints, "the commands above leave a run of the demo"
-    code, replaced = re.subn(r'"runs/demo-001/checkpoints/step_\d+"', repr(str(checkpoints[0])), code)
-    assert replaced == 1
-    run("python", "-c", code)
-
-
 def test_files_that_the_readme_names_are_there() -> None:
     for name in re.findall(r"\]\(([^)#:]+)\)", README):
         assert (REPOSITORY / name).exists(), name

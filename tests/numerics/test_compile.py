@@ -64,6 +64,8 @@ def test_gradients_equal_the_eager_ones(theta: Parameters, mode: CompileMode, dt
     assert relative_error(got, wanted) < (1e-6 if dtype == torch.float32 else 2e-2)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)  # inductor compiles, on machines that do other things as well
 def test_gradients_equal_the_eager_ones_through_inductor(tmp_path: Path) -> None:
     """Also where the first backward pass of a graph did not keep it, in this process and in one that filled the
     cache.
