@@ -6,8 +6,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+from http.server import BaseHTTPRequestHandler
+
+from tests.loopback import serving
 
 TOKEN, READING_TOKEN = "hf_thetokenthatmaywrite", "hf_thetokenthatmayread"
 
@@ -108,11 +109,5 @@ def fake_hub() -> Iterator[FakeHub]:
             hub.commits.append((lines[0]["value"]["summary"], self.path.rsplit("/", 1)[1], files))
             self.reply(200, {"success": True, "commitUrl": f"{hub.url}/lab/pico/commit/1", "commitOid": "1" * 40})
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    hub.url = f"http://127.0.0.1:{server.server_port}"
-    Thread(target=server.serve_forever, daemon=True).start()
-    try:
+    with serving(Handler) as hub.url:
         yield hub
-    finally:
-        server.shutdown()
-        server.server_close()
