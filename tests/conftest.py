@@ -1,7 +1,9 @@
 """Shapes and types of public signatures are checked in every test; the corpus cache is the test session's own."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from jaxtyping import install_import_hook
@@ -12,11 +14,31 @@ os.environ.pop("WANDB_API_KEY", None)
 install_import_hook(["pico_ds.meta", "pico_ds.tasks", "pico_ds.data.rows"], "beartype.beartype")
 
 
+if TYPE_CHECKING:
+    from tests.shared_runs import SharedRuns
+
+
+@pytest.fixture(scope="session")
+def session_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory that all workers of the session share."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
 @pytest.fixture(scope="session", autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+def _own_cache(session_directory: Path) -> None:
     """PICO_DS_CACHE decides; without it the session has a cache of its own."""
-    if "PICO_DS_CACHE" not in os.environ:
-        os.environ["PICO_DS_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    os.environ.setdefault("PICO_DS_CACHE", str(session_directory / "cache"))
+
+
+@pytest.fixture(scope="session")
+def shared_runs(session_directory: Path) -> Iterator["SharedRuns"]:
+    """Small runs that are trained once a session, to be read by any test."""
+    from tests.shared_runs import SharedRuns
+
+    runs = SharedRuns(session_directory / "shared_runs")
+    yield runs
+    runs.check_unchanged()
 
 
 @pytest.fixture

@@ -11,21 +11,16 @@ and every weight, bit for bit. The first thing that is not so ends the campaign 
 import argparse
 import random
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
 from pathlib import Path
 
-import torch
-from safetensors.torch import load_file
-
 from pico_ds.checkpoint.inspection import verify
 from pico_ds.checkpoint.store import CheckpointStore
 from tests.conftest import write_text_corpus
-from tests.end_to_end.commands import course_of
-from tests.launching import REPOSITORY, free_port, rank_environment
+from tests.launching import Launcher, Process, free_port, rank_variables, real
+from tests.run_results import TINY, assert_bit_identical
 
 WORLD_SIZE = 2
 #: a survivor of a dead rank must end within this time [s]
@@ -35,25 +30,28 @@ SURVIVOR_SECONDS = 30.0
 class Campaign:
     """One run that is killed again and again."""
 
-    def __init__(self, directory: Path, max_steps: int, stage: int, generator: random.Random) -> None:
+    def __init__(
+        self, directory: Path, max_steps: int, stage: int, generator: random.Random, launcher: Launcher
+    ) -> None:
         self.directory, self.max_steps, self.stage, self.random = directory, max_steps, stage, generator
+        self.launcher = launcher
+        # what a rank needs to start, or nearly so
+        self.start_seconds = 5.0 if launcher is real else 1.0
         self.corpus = write_text_corpus(directory / "corpus.jsonl")
         self.store = CheckpointStore(directory / "killed" / "checkpoints")
         self.complete: set[int] = set()
         self.counts: Counter[str] = Counter()
 
-    def start(self, name: str) -> list[subprocess.Popen[bytes]]:
+    def start(self, name: str) -> list[Process]:
         port = free_port()
-        log = (self.directory / f"{name}.log").open("ab")
-        command = [sys.executable, "scripts/train.py", "--config", "tests/end_to_end/tiny.yaml"]
-        command += ["--deepspeed_config", f"ds_configs/zero{self.stage}.json", f"data.paths=[{self.corpus}]"]
-        command += [f"checkpointing.runs_dir={self.directory}", f"checkpointing.run_name={name}"]
-        command += [f"training.max_steps={self.max_steps}", "checkpointing.save_every_n_steps=2"]
-        command += ["monitoring.log_every_n_steps=3", "evaluation.every_n_steps=50"]
+        command = ["scripts/train.py", "--config", TINY, "--deepspeed_config", f"ds_configs/zero{self.stage}.json"]
+        command += [f"data.paths=[{self.corpus}]", f"checkpointing.runs_dir={self.directory}"]
+        command += [f"checkpointing.run_name={name}", f"training.max_steps={self.max_steps}"]
+        command += ["checkpointing.save_every_n_steps=2", "monitoring.log_every_n_steps=3"]
+        command += ["evaluation.every_n_steps=50"]
+        log = self.directory / f"{name}.log"
         return [
-            subprocess.Popen(
-                command, cwd=REPOSITORY, env=rank_environment(rank, WORLD_SIZE, port), stdout=log, stderr=log
-            )
+            self.launcher.start(*command, log=log, **rank_variables(rank, WORLD_SIZE, port))
             for rank in range(WORLD_SIZE)
         ]
 
@@ -69,7 +67,7 @@ class Campaign:
         ranks = self.start("killed")
         if self.random.random() < 0.2:
             moment = "while starting"
-            self._sleep(ranks, self.random.uniform(0, 5))
+            self._sleep(ranks, self.random.uniform(0, self.start_seconds))
         else:
             moment = "while training"
             while b"first step done" not in log.read_bytes()[offset:] and all(rank.poll() is None for rank in ranks):
@@ -91,7 +89,7 @@ class Campaign:
         self.check()
 
     @staticmethod
-    def _sleep(ranks: list[subprocess.Popen[bytes]], seconds: float) -> None:
+    def _sleep(ranks: list[Process], seconds: float) -> None:
         end = time.monotonic() + seconds
         while time.monotonic() < end and all(rank.poll() is None for rank in ranks):
             time.sleep(0.005)
@@ -111,21 +109,18 @@ class Campaign:
             assert len(complete) <= 1, "a checkpoint was published, and the next without `latest`"
 
     def compare(self) -> None:
-        """The killed run took the course of the undisturbed one."""
-        killed, whole = (self.directory / name for name in ("killed", "whole"))
-        assert course_of(killed) == course_of(whole), "the metrics differ"
-        weights = [load_file(run / f"checkpoints/step_{self.max_steps}/model.safetensors") for run in (killed, whole)]
-        assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1]), "the weights differ"
+        """The killed run equals the undisturbed one."""
+        assert_bit_identical(self.directory / "killed", self.directory / "whole", self.max_steps)
 
 
-def run_campaign(kills: int, seed: int, directory: Path, max_steps: int) -> Counter[str]:
+def run_campaign(kills: int, seed: int, directory: Path, max_steps: int, launcher: Launcher = real) -> Counter[str]:
     """Kill `kills` times, over as many runs as that takes; returns what happened how often."""
     generator, total = random.Random(seed), Counter[str]()
     done = runs = 0
     while done < kills:
         place = directory / f"run-{runs}"
         place.mkdir(parents=True)
-        campaign = Campaign(place, max_steps, stage=generator.choice([1, 2, 3]), generator=generator)
+        campaign = Campaign(place, max_steps, generator.choice([1, 2, 3]), generator, launcher)
         campaign.finish("whole")
         while done < kills and max_steps not in campaign.complete:
             campaign.kill_once()

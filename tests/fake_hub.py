@@ -31,6 +31,10 @@ class FakeHub:
     troubles: list[int | str] = field(default_factory=list)
     always: int | None = None
 
+    def reset(self) -> None:
+        """Forget everything, and behave."""
+        vars(self).update(vars(FakeHub(self.url)))
+
     @property
     def files(self) -> dict[str, bytes]:
         """Of all commits, the last one first seen."""

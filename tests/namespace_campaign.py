@@ -25,10 +25,10 @@ from rich.table import Table
 from safetensors.torch import load_file
 
 from tests.conftest import write_text_corpus
-from tests.end_to_end.commands import BIN, TIMINGS, TINY, metrics_of, run
-from tests.launching import REPOSITORY
+from tests.launching import BIN, REPOSITORY, warm
 from tests.namespaces import Nodes, cluster, why_no_namespaces, why_no_netem
 from tests.reference import relative_error
+from tests.run_results import TIMINGS, TINY, metrics_of
 
 PORT = 29500
 #: between two saves
@@ -262,7 +262,7 @@ def run_campaign(
         settings += [f"training.hang_timeout_seconds={hang_timeout_seconds:g}"]
         return ["--config", TINY, *where, *settings]
 
-    run("python", "scripts/train.py", *arguments("undisturbed"))
+    warm.python("scripts/train.py", *arguments("undisturbed"))
     outcomes = []
     for name in scenarios:
         play, count, store_at = SCENARIOS[name]

@@ -1,11 +1,13 @@
 """The ZeRO-sharded model and optimizer, seen by the outer loop as: read all parameters, apply one gradient."""
 
+import importlib
 import logging
 import math
 import re
 from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
+from unittest import mock
 
 import torch
 from jaxtyping import Bool, Float
@@ -49,6 +51,7 @@ class MetaEngine:
         module.to(process.device)
         adamw = build_optimizer(module, training)
         adamw.register_step_pre_hook(self._before_update)
+        _import_muon_uncompiled()
         self._engine, _, _, _ = deepspeed.initialize(model=module, optimizer=adamw, config=deepspeed_config)
         self.stage = int(self._engine.zero_optimization_stage())
         self.parameters: dict[str, nn.Parameter] = dict(self._engine.module.named_parameters())
@@ -140,6 +143,19 @@ class MetaEngine:
                 weight.grad.data = gradient[name]
             else:
                 weight.grad = gradient[name]
+
+
+def _import_muon_uncompiled() -> None:
+    """Import DeepSpeed's Muon optimizer, which no run uses, without the compiler that its decorators import.
+
+    `deepspeed.initialize` imports the module to name its class. Decorated by `torch.compile`, the module imports
+    inductor, which takes 0.8 s of CPU time on every rank. `tests/end_to_end/test_imports.py` shows that it does not.
+    """
+    with mock.patch.object(torch, "compile", return_value=lambda function: function):
+        try:
+            importlib.import_module("deepspeed.runtime.zero.muon.original_muon")
+        except ImportError:  # a release without Muon has nothing to import
+            return
 
 
 def _check_deepspeed(found: str) -> None:

@@ -8,7 +8,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from jaxtyping import Float
-from scipy.stats import t
 from torch import Tensor
 
 from pico_ds.config import Readout
@@ -47,6 +46,9 @@ class Estimate:
         array = np.asarray(values, dtype=np.float64)
         if len(array) < 2:
             return cls(float(array.mean()), math.inf)
+        # imported here because it takes half a second, and a run does not need it
+        from scipy.stats import t
+
         error = array.std(ddof=1) / math.sqrt(len(array))
         return cls(float(array.mean()), float(t.ppf(0.975, len(array) - 1) * error))
 

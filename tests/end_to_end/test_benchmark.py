@@ -8,8 +8,7 @@ import pytest
 
 from pico_ds.benchmark.projection import collective_calls
 from pico_ds.config.deepspeed import load_deepspeed_config
-from tests.end_to_end.commands import run
-from tests.launching import REPOSITORY
+from tests.launching import REPOSITORY, real, warm
 
 #: as many tokens as the tokenizer of the random corpus has
 SMALL = ["model.vocab_size=4608", "model.n_layers=1"]
@@ -18,12 +17,13 @@ SMALL = ["model.vocab_size=4608", "model.n_layers=1"]
 def benchmark(tmp_path: Path, command: str, *options: str) -> tuple[str, list[dict[str, Any]]]:
     out = tmp_path / "result.json"
     timing = ["--repeats", "1", "--json", str(out)]
-    text = run("python", "scripts/benchmark.py", command, *timing, *options, timeout_seconds=580)
+    text = real.python("scripts/benchmark.py", command, *timing, *options, timeout_seconds=580)
     found = json.loads(out.read_text())
     assert {"processor", "cores", "versions", "commit", "settings"} <= found.keys()
     return text, found["results"]
 
 
+@pytest.mark.slow
 def test_checkpoint(tmp_path: Path) -> None:
     text, results = benchmark(tmp_path, "checkpoint", "--size", "tiny", "--ranks", "2", "--directory", str(tmp_path))
     assert "verify_gb_per" in text
@@ -35,6 +35,7 @@ def test_checkpoint(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["result.json"], "nothing else is left behind"
 
 
+@pytest.mark.slow
 def test_snapshots(tmp_path: Path) -> None:
     """On two ranks and under ZeRO 3, as on one: the demo, and a model whose size is asked for."""
     options = ["--size", "tiny", "--rows", "2", "--length", "32", "--tasks", "1", "--ranks", "2", "--stages", "3"]
@@ -76,6 +77,7 @@ def test_all(tmp_path: Path) -> None:
     assert kept[0] == kept[1] == kept[2]
 
 
+@pytest.mark.slow
 def test_scaling(tmp_path: Path) -> None:
     """What is counted of bytes and calls, on two ranks, is what a ring and the projection take."""
     options = ["--size", "tiny", "--rows", "4", "--length", "32", "--inner_steps", "1", "--ranks", "2"]
@@ -115,22 +117,26 @@ def test_scaling(tmp_path: Path) -> None:
 
 def test_a_projection_alone_and_a_wrong_option(tmp_path: Path) -> None:
     options = ["--no_measurements", "--config", "configs/pico-maml-tiny.yaml", "--gpus", "2", "--utilization", "0.3"]
-    _, results = benchmark(tmp_path, "scaling", *options)
+    out = tmp_path / "result.json"
+    warm.python("scripts/benchmark.py", "scaling", "--repeats", "1", "--json", str(out), *options)
+    results = json.loads(out.read_text())["results"]
     assert {row["command"] for row in results} == {"scaling: assumptions", "scaling: projection"}
-    text = run("python", "scripts/benchmark.py", "scaling", "--config", "configs/demo.yaml", check=False)
+    text = warm.python("scripts/benchmark.py", "scaling", "--config", "configs/demo.yaml", check=False)
     assert text.splitlines()[-1].startswith("error: demo: model.vocab_size")
     assert "Traceback" not in text
 
 
+@pytest.mark.slow
 def test_a_measurement_that_fails_does_not_cost_the_others(tmp_path: Path) -> None:
     out = tmp_path / "result.json"
     command = ["scripts/benchmark.py", "lm", "--size", "none", "--stages", "1", "--repeats", "1", "--json", str(out)]
-    text = run("python", *command, check=False)
+    text = real.python(*command, check=False)
     assert "failed" in text
     (row,) = json.loads(out.read_text())["results"]
     assert row["failed"].startswith("exit code")
 
 
+@pytest.mark.slow
 def test_index_and_prepare(tmp_path: Path) -> None:
     _, results = benchmark(tmp_path, "index", "--rows", "64")
     decoding, *indexes = results

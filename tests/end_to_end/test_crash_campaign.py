@@ -2,9 +2,15 @@
 
 from pathlib import Path
 
+import pytest
+
 from tests.crash_campaign import run_campaign
+from tests.launching import Launcher, real, warm
 
 
-def test_nothing_is_lost_by_a_few_kills(tmp_path: Path) -> None:
-    counts = run_campaign(kills=4, seed=1, directory=tmp_path, max_steps=60)
+@pytest.mark.parametrize(
+    ("launcher", "kills"), [(warm, 4), pytest.param(real, 3, marks=pytest.mark.slow)], ids=["warm", "real"]
+)
+def test_nothing_is_lost_by_a_few_kills(launcher: Launcher, kills: int, tmp_path: Path) -> None:
+    counts = run_campaign(kills=kills, seed=1, directory=tmp_path, max_steps=60, launcher=launcher)
     assert counts["runs brought to their end, bit-identical"] >= 1

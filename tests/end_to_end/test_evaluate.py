@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import write_text_corpus
-from tests.end_to_end.commands import TINY, run, torchrun
-from tests.launching import REPOSITORY
+from tests.launching import warm
+from tests.run_results import TINY
 
 ANIMALS = ("zebra", "walrus", "viper", "yak")
 
@@ -37,7 +37,7 @@ def trained(directory: Path, where: list[str]) -> Path:
 
 
 def script(name: str, *arguments: str, **options: object) -> str:
-    return run("python", str(REPOSITORY / "scripts" / f"{name}.py"), *arguments, **options)
+    return warm.python(f"scripts/{name}.py", *arguments, **options)
 
 
 FEW = ["--shapes", "3x1", "2x2", "--queries", "2", "--tasks", "5", "--steps", "2", "--documents", "any", "different"]
@@ -48,7 +48,7 @@ def test_the_grid_is_the_same_on_one_rank_and_on_two(trained: Path) -> None:
     output = script("evaluate", "few-shot", str(trained), *FEW)
     one = json.loads(path.read_text())
     assert "adapted, 2 steps" in output
-    torchrun(str(REPOSITORY / "scripts/evaluate.py"), "few-shot", str(trained / "checkpoints/step_6"), *FEW)
+    warm.torchrun("scripts/evaluate.py", "few-shot", str(trained / "checkpoints/step_6"), *FEW)
     assert json.loads(path.read_text()) == one
     assert one["learner"] == "meta_sgd"
     settings = {(entry["n_way"], entry["k_shot"], entry["documents"]): entry for entry in one["settings"]}
@@ -100,7 +100,7 @@ def test_perplexity_is_the_same_in_training_and_on_two_ranks(trained: Path, wher
     (path,) = (trained / "eval_results").glob("perplexity_judged_*_step_6.json")
     one = json.loads(path.read_text())
     assert set(one["by_domain"]) == {"a", "b"}
-    torchrun(str(REPOSITORY / "scripts/evaluate.py"), "perplexity", str(trained), "--data", str(data))
+    warm.torchrun("scripts/evaluate.py", "perplexity", str(trained), "--data", str(data))
     assert json.loads(path.read_text()) == one
 
     settings = ["meta.learner=ar", f"evaluation.perplexity.data={data}", f"checkpointing.runs_dir={directory}"]

@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.end_to_end.commands import run
 from tests.hf_checkpoint import write_checkpoint
+from tests.launching import real
 
 lm_eval = pytest.importorskip("lm_eval", reason="pip install 'pico_ds[harness]'")
 
@@ -40,7 +40,7 @@ def test_a_checkpoint_is_judged(tmp_path: Path) -> None:
     model = f"pretrained={checkpoint},trust_remote_code=True,dtype=float32"
     how = ["--model", "hf", "--model_args", model, "--device", "cpu", "--batch_size", "3"]
     where = ["--tasks", "own_choice", "--include_path", str(tmp_path), "--output_path", str(tmp_path / "out")]
-    run("python", "-m", "lm_eval", *how, *where, "--log_samples", HF_DATASETS_CACHE=str(tmp_path / "cache"))
+    real.python("-m", "lm_eval", *how, *where, "--log_samples", HF_DATASETS_CACHE=str(tmp_path / "cache"))
     (results,) = (tmp_path / "out").rglob("results_*.json")
     (samples,) = (tmp_path / "out").rglob("samples_*.jsonl")
     found = {one["doc"]["context"]: one for one in map(json.loads, samples.read_text().splitlines())}

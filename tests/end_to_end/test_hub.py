@@ -1,6 +1,7 @@
 """Runs that are pushed to a hub, as a user starts them."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,16 +9,29 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.conftest import write_text_corpus
-from tests.end_to_end.commands import TINY, run, torchrun
 from tests.fake_hub import TOKEN, FakeHub, fake_hub
-from tests.launching import REPOSITORY
+from tests.launching import warm
+from tests.run_results import TINY
 
-TRAIN = str(REPOSITORY / "scripts" / "train.py")
+TRAIN = "scripts/train.py"
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_text_corpus(tmp_path_factory.mktemp("hub") / "corpus.jsonl")
+
+
+@pytest.fixture(scope="module")
+def shared_hub() -> Iterator[FakeHub]:
+    """One for all tests, which also have one fork server: libraries read the address when they are imported."""
+    with fake_hub() as hub:
+        yield hub
+
+
+@pytest.fixture
+def hub(shared_hub: FakeHub) -> FakeHub:
+    shared_hub.reset()
+    return shared_hub
 
 
 def settings(corpus: Path, directory: Path, name: str, *others: str) -> list[str]:
@@ -29,12 +43,11 @@ def at(hub: FakeHub, token: str = TOKEN) -> dict[str, str]:
     return {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_TOKEN": token}
 
 
-def test_checkpoints_snapshots_and_results_are_pushed(corpus: Path, tmp_path: Path) -> None:
+def test_checkpoints_snapshots_and_results_are_pushed(corpus: Path, tmp_path: Path, hub: FakeHub) -> None:
     every = ["checkpointing.save_every_n_steps=2", "checkpointing.keep_last_n=1", "checkpointing.keep_weights=false"]
     watched = ["learning_dynamics.save_every_n_steps=2", "learning_dynamics.n_tasks=1"]
-    with fake_hub() as hub:
-        hub.troubles = [500]
-        output = torchrun(TRAIN, *settings(corpus, tmp_path, "run", *every, *watched), **at(hub))
+    hub.troubles = [500]
+    output = warm.torchrun(TRAIN, *settings(corpus, tmp_path, "run", *every, *watched), **at(hub))
     assert [message for message, _, _ in hub.commits] == ["step 2", "step 4", "end of the run"]
     assert "pushed end of the run to lab/pico" in output
     files = hub.files
@@ -62,22 +75,16 @@ def test_checkpoints_snapshots_and_results_are_pushed(corpus: Path, tmp_path: Pa
     assert TOKEN not in output + card
 
 
-def test_a_hub_that_fails_does_not_end_a_run(corpus: Path, tmp_path: Path) -> None:
-    with fake_hub() as hub:
-        hub.always = 403
-        output = run("python", TRAIN, *settings(corpus, tmp_path, "run"), **at(hub))
+def test_a_hub_that_fails_does_not_end_a_run(corpus: Path, tmp_path: Path, hub: FakeHub) -> None:
+    hub.always = 403
+    output = warm.python(TRAIN, *settings(corpus, tmp_path, "run"), **at(hub))
     assert "warning: step 4 was not pushed to the hub, and training goes on: lab/pico: " in output
     assert (tmp_path / "run/checkpoints/step_4/model.safetensors").exists()
 
 
-@pytest.mark.parametrize("launcher", ["python", "torchrun"])
-def test_a_wrong_token_ends_a_run_before_it_begins(corpus: Path, tmp_path: Path, launcher: str) -> None:
-    given = settings(corpus, tmp_path, "run")
-    with fake_hub() as hub:
-        if launcher == "python":
-            output = run("python", TRAIN, *given, check=False, **at(hub, "hf_wrong"))
-        else:
-            output = torchrun(TRAIN, *given, check=False, **at(hub, "hf_wrong"))
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_wrong_token_ends_a_run_before_it_begins(corpus: Path, tmp_path: Path, ranks: int, hub: FakeHub) -> None:
+    output = warm.torchrun(TRAIN, *settings(corpus, tmp_path, "run"), ranks=ranks, check=False, **at(hub, "hf_wrong"))
     assert "error: checkpointing.hub.repo_id: lab/pico: " in output
     assert "hf_wrong" not in output
     assert not (tmp_path / "run").exists()

@@ -5,33 +5,29 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors.torch import load_file
 
-from tests.conftest import write_text_corpus
-from tests.end_to_end.commands import TIMINGS, TINY, deepspeed, metrics_of, run, torchrun, two_agents
+from tests.launching import real, two_agents, warm
 from tests.reference import relative_error
+from tests.run_results import TIMINGS, assert_bit_identical, metrics_of, weights_of
+from tests.shared_runs import SharedRuns
 
 STEPS = 6
+Arguments = Callable[..., list[str]]
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_text_corpus(tmp_path_factory.mktemp("launchers") / "corpus.jsonl")
+def runs_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("launchers")
 
 
 @pytest.fixture(scope="module")
-def arguments(corpus: Path) -> Callable[..., list[str]]:
-    def make(name: str, *others: str) -> list[str]:
-        where = [f"checkpointing.runs_dir={corpus.parent}", f"checkpointing.run_name={name}"]
-        return ["scripts/train.py", "--config", TINY, f"data.paths=[{corpus}]", *where, *others]
-
-    return make
+def arguments(runs_dir: Path, shared_runs: SharedRuns) -> Arguments:
+    return lambda name, *others: shared_runs.arguments(runs_dir, name, *others)
 
 
-@pytest.fixture(scope="module")
-def one_rank(arguments: Callable[..., list[str]], corpus: Path) -> Path:
-    run("python", *arguments("one"))
-    return corpus.parent / "one"
+@pytest.fixture
+def one_rank(shared_runs: SharedRuns) -> Path:
+    return shared_runs["plain"]
 
 
 def assert_same_run(got: Path, wanted: Path) -> None:
@@ -41,27 +37,37 @@ def assert_same_run(got: Path, wanted: Path) -> None:
         assert got_line.keys() == wanted_line.keys()
         for name in wanted_line.keys() - TIMINGS:
             assert got_line[name] == pytest.approx(wanted_line[name], rel=2e-4, abs=1e-6), (name, got_line["step"])
-    weights = [load_file(path / f"checkpoints/step_{STEPS}/model.safetensors") for path in (got, wanted)]
-    assert relative_error(*weights) < 1e-5
+    assert relative_error(weights_of(got, STEPS), weights_of(wanted, STEPS)) < 1e-5
 
 
 @pytest.mark.parametrize("stage", range(4))
-@pytest.mark.parametrize("launcher", [torchrun, deepspeed])
-def test_two_ranks_walk_the_trajectory_of_one(
-    launcher: Callable[..., str], stage: int, arguments: Callable[..., list[str]], one_rank: Path
+def test_two_ranks_follow_the_trajectory_of_one(
+    stage: int, arguments: Arguments, runs_dir: Path, one_rank: Path
 ) -> None:
-    name = f"{launcher.__name__}-zero{stage}"
-    launcher(*arguments(name, "--deepspeed_config", f"ds_configs/zero{stage}.json"))
-    assert_same_run(one_rank.parent / name, one_rank)
+    warm.torchrun(*arguments(f"zero{stage}", "--deepspeed_config", f"ds_configs/zero{stage}.json"))
+    assert_same_run(runs_dir / f"zero{stage}", one_rank)
 
 
-def test_bf16_stages_agree_and_stay_near_one_rank(arguments: Callable[..., list[str]], corpus: Path) -> None:
+@pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
+def test_real_launchers_train_the_same_run(launcher: str, arguments: Arguments, runs_dir: Path, one_rank: Path) -> None:
+    launch = {"torchrun": real.torchrun, "deepspeed": real.deepspeed}[launcher]
+    launch(*arguments(launcher))
+    assert_same_run(runs_dir / launcher, one_rank)
+
+
+def test_a_forked_run_equals_a_started_one(arguments: Arguments, runs_dir: Path, one_rank: Path) -> None:
+    """The warm launcher changes nothing: every deterministic metric and every weight, bit for bit."""
+    real.python(*arguments("python"))
+    assert_bit_identical(runs_dir / "python", one_rank, STEPS)
+
+
+def test_bf16_stages_agree_and_stay_near_one_rank(arguments: Arguments, runs_dir: Path) -> None:
     """Ranks round their gradients to bf16 before the sum; the stages then do the very same arithmetic."""
-    run("python", *arguments("bf16-one", "training.precision=bf16"))
+    warm.python(*arguments("bf16-one", "training.precision=bf16"))
     for stage in (1, 2, 3):
         settings = ["--deepspeed_config", f"ds_configs/zero{stage}.json", "training.precision=bf16"]
-        torchrun(*arguments(f"bf16-zero{stage}", *settings))
-    one, *stages = (metrics_of(corpus.parent / f"bf16-{name}") for name in ("one", "zero1", "zero2", "zero3"))
+        warm.torchrun(*arguments(f"bf16-zero{stage}", *settings))
+    one, *stages = (metrics_of(runs_dir / f"bf16-{name}") for name in ("one", "zero1", "zero2", "zero3"))
     for other in stages[1:]:
         for got, wanted in zip(other, stages[0], strict=True):
             for name in wanted.keys() - TIMINGS:
@@ -73,12 +79,12 @@ def test_bf16_stages_agree_and_stay_near_one_rank(arguments: Callable[..., list[
             assert got[name] == pytest.approx(wanted[name], rel=1e-3), (name, got["step"])
 
 
-def test_two_agents_of_one_rank_each_over_loopback(arguments: Callable[..., list[str]], one_rank: Path) -> None:
+def test_two_agents_of_one_rank_each_over_loopback(arguments: Arguments, runs_dir: Path, one_rank: Path) -> None:
     two_agents(arguments("agents"))
-    assert_same_run(one_rank.parent / "agents", one_rank)
+    assert_same_run(runs_dir / "agents", one_rank)
 
 
-def test_metrics_say_what_the_issue_of_a_run_needs(one_rank: Path) -> None:
+def test_metrics_have_losses_rates_and_counters(one_rank: Path) -> None:
     lines: list[dict[str, Any]] = metrics_of(one_rank)
     training = [line for line in lines if "lr" in line]
     assert [line["step"] for line in training] == list(range(1, STEPS + 1))

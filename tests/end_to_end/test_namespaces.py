@@ -11,6 +11,7 @@ from tests.namespaces import why_no_namespaces
 HANG_SECONDS = 5
 
 
+@pytest.mark.slow
 def test_a_job_goes_on_without_a_node_and_then_with_it(tmp_path: Path) -> None:
     """One of three nodes loses its power, which nobody is told, and comes back."""
     if (missing := why_no_namespaces()) is not None:

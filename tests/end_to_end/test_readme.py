@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import write_text_corpus
-from tests.end_to_end.commands import run
-from tests.launching import REPOSITORY, free_port
+from tests.launching import REPOSITORY, free_port, real
 
 README = (REPOSITORY / "README.md").read_text()
 COMMANDS = [
@@ -62,7 +61,7 @@ def adapted(command: str, place: Path) -> list[str]:
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if not command.startswith("source ")])
 def test_a_command_of_the_readme_runs(command: str, place: Path) -> None:
-    run(*adapted(command, place), timeout_seconds=280)
+    real.run(*adapted(command, place), timeout_seconds=280)
 
 
 def test_the_first_block_is_the_two_commands() -> None:

@@ -14,47 +14,34 @@ from safetensors.torch import load_file
 
 from pico_ds.checkpoint.index import Index
 from pico_ds.model.huggingface import PicoDecoderHF, PicoDecoderHFConfig
-from tests.conftest import write_text_corpus
-from tests.end_to_end.commands import TINY, course_of, deepspeed, metrics_of, run, start, torchrun
-from tests.launching import free_port
+from tests.launching import Process, real, warm
 from tests.reference import relative_error
+from tests.run_results import assert_bit_identical, deterministic_metrics_of, metrics_of, weights_of
+from tests.shared_runs import RESUMABLE, RESUMABLE_STEPS, SharedRuns
 
-STEPS = 12
-EVERY_TWO = [f"training.max_steps={STEPS}", "checkpointing.save_every_n_steps=2", "evaluation.every_n_steps=3"]
+STEPS = RESUMABLE_STEPS
 #: windows that a save falls into
 WINDOWS = ["monitoring.log_every_n_steps=4"]
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("resume")
-    write_text_corpus(directory / "corpus.jsonl")
-    return directory
+    return tmp_path_factory.mktemp("resume")
 
 
 @pytest.fixture(scope="module")
-def arguments(place: Path) -> Callable[..., list[str]]:
-    def make(name: str, *others: str) -> list[str]:
-        where = [
-            f"data.paths=[{place}/corpus.jsonl]",
-            f"checkpointing.runs_dir={place}",
-            f"checkpointing.run_name={name}",
-        ]
-        return ["scripts/train.py", "--config", TINY, *where, *EVERY_TWO, *others]
-
-    return make
+def arguments(place: Path, shared_runs: SharedRuns) -> Callable[..., list[str]]:
+    return lambda name, *others: shared_runs.arguments(place, name, *RESUMABLE, *others)
 
 
-def assert_same_course(got: Path, wanted: Path) -> None:
-    """Every metric of every line, and the final weights, bit for bit."""
-    assert course_of(got) == course_of(wanted)
-    weights, expected = (load_file(path / f"checkpoints/step_{STEPS}/model.safetensors") for path in (got, wanted))
-    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+@pytest.fixture
+def whole(shared_runs: SharedRuns) -> Path:
+    """A run that nothing interrupted."""
+    return shared_runs["resumable"]
 
 
-def cut_back(whole: Path, name: str, step: int) -> Path:
+def cut_back(whole: Path, path: Path, step: int) -> Path:
     """What a run looks like that died after the save of `step`: its later log lines are there, nothing else."""
-    path = whole.parent / name
     shutil.copytree(whole, path)
     for checkpoint in (path / "checkpoints").glob("step_*"):
         if int(checkpoint.name.removeprefix("step_")) > step:
@@ -71,71 +58,60 @@ def test_a_resumed_run_is_bit_identical(
 ) -> None:
     settings = [f"training.precision={precision}", "--deepspeed_config", f"ds_configs/zero{stage}.json", *WINDOWS]
     name = f"whole-{stage}"
-    torchrun(*arguments(name, *settings))
-    resumed = cut_back(place / name, f"resumed-{stage}", step=6)
-    output = torchrun(*arguments(resumed.name, *settings))
+    warm.torchrun(*arguments(name, *settings))
+    resumed = cut_back(place / name, place / f"resumed-{stage}", step=6)
+    output = warm.torchrun(*arguments(resumed.name, *settings))
     assert f"resuming from {resumed}/checkpoints/step_6, the newest complete one" in output
-    assert_same_course(resumed, place / name)
+    assert_bit_identical(resumed, place / name, STEPS)
 
 
-@pytest.fixture(scope="module")
-def whole(arguments: Callable[..., list[str]], place: Path) -> Path:
-    run("python", *arguments("whole"))
-    return place / "whole"
-
-
-def test_a_run_wanders_over_worlds_stages_and_launchers(arguments: Callable[..., list[str]], whole: Path) -> None:
-    """1 rank, then 2 by deepspeed, 3 by torchrun, 1: the very same rows and tasks, to rounding."""
-    path = whole.parent / "wandering"
-    stops = [
-        (run, ["python"], 4, 1, {}),
-        (deepspeed, [], 6, 2, {"ranks": 2}),
-        (torchrun, [], 9, 3, {"ranks": 3}),
-        (run, ["python"], STEPS, 0, {}),
-    ]
-    for launcher, first, step, stage, options in stops:
+def test_a_run_continues_at_other_world_sizes_and_stages(arguments: Callable[..., list[str]], place: Path) -> None:
+    """1 rank, then 2, 3 and 1 again, under ZeRO 1, 2, 3 and 0: the same rows and tasks, and metrics to rounding."""
+    path, constant = place / "wandering", place / "constant"
+    for ranks, step, stage in ((1, 4, 1), (2, 6, 2), (3, 9, 3), (1, STEPS, 0)):
         settings = [f"training.max_steps={step}", "--deepspeed_config", f"ds_configs/zero{stage}.json"]
-        launcher(*first, *arguments(path.name, "training.lr_schedule=constant", *settings), **options)
-    constant = whole.parent / "constant"
-    run("python", *arguments(constant.name, "training.lr_schedule=constant"))
-    for got, wanted in zip(course_of(path), course_of(constant), strict=True):
+        warm.torchrun(*arguments(path.name, "training.lr_schedule=constant", *settings), ranks=ranks)
+    warm.python(*arguments(constant.name, "training.lr_schedule=constant"))
+    for got, wanted in zip(deterministic_metrics_of(path), deterministic_metrics_of(constant), strict=True):
         assert got.keys() == wanted.keys()
         for name in wanted:
             assert got[name] == pytest.approx(wanted[name], rel=2e-4, abs=1e-6), (name, got["step"])
-    finals = (run_directory / f"checkpoints/step_{STEPS}/model.safetensors" for run_directory in (path, constant))
-    assert relative_error(*map(load_file, finals)) <= 1e-6
+    assert relative_error(weights_of(path, STEPS), weights_of(constant, STEPS)) <= 1e-6
 
 
-def test_a_finished_run_is_not_trained_again(arguments: Callable[..., list[str]], whole: Path) -> None:
-    again = cut_back(whole, "again", STEPS)
-    before = course_of(again)
-    output = run("python", *arguments("again"))
+def test_a_finished_run_is_not_trained_again(arguments: Callable[..., list[str]], whole: Path, place: Path) -> None:
+    again = cut_back(whole, place / "again", STEPS)
+    before = deterministic_metrics_of(again)
+    output = warm.python(*arguments("again"))
     assert "has taken all of its 12 steps" in output
     assert "after meta-training, step 12" in output
-    assert course_of(again) == before
+    assert deterministic_metrics_of(again) == before
 
 
-def test_a_damaged_checkpoint_is_skipped(arguments: Callable[..., list[str]], whole: Path) -> None:
-    damaged = cut_back(whole, "damaged", 8)
+def test_a_damaged_checkpoint_is_skipped(arguments: Callable[..., list[str]], whole: Path, place: Path) -> None:
+    damaged = cut_back(whole, place / "damaged", 8)
     shard = damaged / "checkpoints/step_8/training_state/shard_0.safetensors"
     content = bytearray(shard.read_bytes())
     content[-1000] ^= 1
     shard.write_bytes(content)
-    output = run("python", *arguments("damaged"))
+    output = warm.python(*arguments("damaged"))
     assert f"skipped, and left as it is: {shard}: bytes 0 to" in output
     assert f"resuming from {damaged}/checkpoints/step_6, the newest sound one; 1 were skipped" in output
-    assert_same_course(damaged, whole)
+    assert_bit_identical(damaged, whole, STEPS)
     (aside,) = (damaged / "checkpoints").glob("step_8.replaced-*")
     assert (aside / "training_state/shard_0.safetensors").read_bytes() == content
 
 
-def test_what_is_asked_for_and_missing_is_an_error(arguments: Callable[..., list[str]], whole: Path) -> None:
-    output = run("python", *arguments(whole.name, "checkpointing.resume=5"), check=False)
-    assert f"error: {whole}/checkpoints/step_5: is not a complete checkpoint" in output
+def test_a_missing_checkpoint_that_was_asked_for_is_an_error(
+    arguments: Callable[..., list[str]], whole: Path, place: Path
+) -> None:
+    run = cut_back(whole, place / "missing", STEPS)
+    output = warm.python(*arguments(run.name, "checkpointing.resume=5"), check=False)
+    assert f"error: {run}/checkpoints/step_5: is not a complete checkpoint" in output
     assert "Traceback" not in output
 
 
-def wait_for(process: subprocess.Popen[str], text: str) -> str:
+def wait_for(process: Process, text: str) -> str:
     seen = ""
     assert process.stdout is not None
     for line in process.stdout:
@@ -151,7 +127,7 @@ def test_a_stop_signal_saves_and_ends_with_the_requeue_code(
 ) -> None:
     name, long = f"stopped-{number.name}", ["training.max_steps=100000", "training.lr_schedule=constant"]
     rare = ["checkpointing.save_every_n_steps=50000", "checkpointing.requeue_exit_code=85"]
-    process = start("python", *arguments(name, *long, *rare))
+    process = warm.start(*arguments(name, *long, *rare))
     wait_for(process, "step 5/")
     process.send_signal(number)
     output, _ = process.communicate(timeout=60)
@@ -159,15 +135,14 @@ def test_a_stop_signal_saves_and_ends_with_the_requeue_code(
     assert f"{number.name}: stopping after step" in output
     (checkpoint,) = (place / name / "checkpoints").glob("step_*")
     step = int(checkpoint.name.removeprefix("step_"))
-    again = run("python", *arguments(name, *long, *rare, f"training.max_steps={step + 2}"))
+    again = warm.python(*arguments(name, *long, *rare, f"training.max_steps={step + 2}"))
     assert f"resuming from {checkpoint}" in again
     assert [line["step"] for line in metrics_of(place / name) if "lr" in line] == list(range(1, step + 3))
 
 
 def test_a_signal_to_one_rank_stops_all_after_the_same_step(arguments: Callable[..., list[str]], place: Path) -> None:
     others = ["training.max_steps=100000", "checkpointing.save_every_n_steps=50000"]
-    launcher = ["torchrun", "--nproc_per_node", "2", "--master_port", str(free_port())]
-    process = start(*launcher, *arguments("one-signal", *others))
+    process = warm.start_ranks(2, *arguments("one-signal", *others))
     wait_for(process, "step 5/")
     children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
     subprocess.run(["kill", "-USR1", children[-1]], check=True)
@@ -188,27 +163,27 @@ def test_ranks_save_when_their_launcher_is_told_to_stop_or_dies(
     """SLURM signals the launcher, too; one that is killed must not leave ranks behind that train on."""
     name = f"launcher-{number.name}"
     options = ["--signals-to-handle", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"]
-    launcher = ["torchrun", "--nproc_per_node", "2", "--master_port", str(free_port()), *options]
-    process = start(*launcher, *arguments(name, "training.max_steps=100000", "checkpointing.save_every_n_steps=50000"))
+    settings = ["training.max_steps=100000", "checkpointing.save_every_n_steps=50000"]
+    process = real.start_ranks(2, *arguments(name, *settings), options=options)
     wait_for(process, "step 5/")
     process.send_signal(number)
     output, _ = process.communicate(timeout=60)  # the ranks hold the pipe, too
     reason = "SIGUSR1" if number == signal.SIGUSR1 else "the launcher has gone"
     assert f"{reason}: stopping after step" in output
-    run("python", "scripts/checkpoint.py", "verify", str(place / name))
+    warm.python("scripts/checkpoint.py", "verify", str(place / name))
 
 
 def test_a_stop_signal_ends_an_evaluation_which_is_made_up_for(
     arguments: Callable[..., list[str]], place: Path
 ) -> None:
-    process = start("python", *arguments("evaluating", "evaluation.n_tasks=500"))
+    process = warm.start(*arguments("evaluating", "evaluation.n_tasks=500"))
     wait_for(process, "evaluating step 3")
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=20)
     assert process.returncode == 0
     assert "the evaluation of step 3 is given up" in output
     assert "SIGTERM: stopping after step 3" in output
-    assert "evaluating step 3" in run("python", *arguments("evaluating", "training.max_steps=4"))
+    assert "evaluating step 3" in warm.python(*arguments("evaluating", "training.max_steps=4"))
     assert (place / "evaluating/eval_results/step_3.json").exists()
 
 
@@ -226,12 +201,12 @@ def test_a_full_disk_ends_the_run_and_loses_nothing(
     arguments: Callable[..., list[str]], whole: Path, small_disk: Path
 ) -> None:
     here = arguments("full", f"checkpointing.runs_dir={small_disk}")
-    output = torchrun(*here, check=False)
+    output = real.torchrun(*here, check=False)
     assert re.search(r"error: \S+\.partial/\S+: cannot be written \(No space left on device\); free space", output)
     assert "]: Traceback" not in output, "of a rank; torchrun has its own"
-    assert "step_2" in run("python", "scripts/checkpoint.py", "verify", str(small_disk / "full"))
+    assert "step_2" in warm.python("scripts/checkpoint.py", "verify", str(small_disk / "full"))
     subprocess.run(["mount", "-o", "remount,size=100m", str(small_disk)], check=True)
-    assert "resuming from" in run("python", *here)
+    assert "resuming from" in warm.python(*here)
     weights, expected = (
         load_file(p / f"checkpoints/step_{STEPS}/model.safetensors") for p in (small_disk / "full", whole)
     )
@@ -240,13 +215,13 @@ def test_a_full_disk_ends_the_run_and_loses_nothing(
 
 def test_a_read_only_directory_is_named(arguments: Callable[..., list[str]], small_disk: Path) -> None:
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    output = run("python", *arguments("ro", f"checkpointing.runs_dir={small_disk}/runs"), check=False)
+    output = warm.python(*arguments("ro", f"checkpointing.runs_dir={small_disk}/runs"), check=False)
     assert f"checkpointing.runs_dir: cannot write to {small_disk}/runs" in output
 
 
 def test_inspect_verify_and_consolidate(whole: Path, tmp_path: Path) -> None:
     checkpoint, out = whole / f"checkpoints/step_{STEPS}", tmp_path / "weights.safetensors"
-    text = run("python", "scripts/checkpoint.py", "inspect", str(checkpoint), "--tensors")
+    text = warm.python("scripts/checkpoint.py", "inspect", str(checkpoint), "--tensors")
     for part in (
         "step        12 (12 of the optimizer)",
         "29,832 in 21 tensors",
@@ -254,29 +229,29 @@ def test_inspect_verify_and_consolidate(whole: Path, tmp_path: Path) -> None:
         "shard_0",
     ):
         assert part in text, text
-    assert "every byte is as written" in run("python", "scripts/checkpoint.py", "verify", str(whole))
-    assert "29,832 fp32 parameters" in run("python", "scripts/checkpoint.py", "consolidate", str(checkpoint), str(out))
+    assert "every byte is as written" in warm.python("scripts/checkpoint.py", "verify", str(whole))
+    assert "29,832 fp32 parameters" in warm.python("scripts/checkpoint.py", "consolidate", str(checkpoint), str(out))
     consolidated, weights = load_file(out), load_file(checkpoint / "model.safetensors")
     assert consolidated.keys() == weights.keys()
     assert all(torch.equal(consolidated[name], weights[name]) for name in weights)
-    assert "error: " in run("python", "scripts/checkpoint.py", "verify", str(tmp_path), check=False)
+    assert "error: " in warm.python("scripts/checkpoint.py", "verify", str(tmp_path), check=False)
 
 
 def test_resume_never_runs_code_of_a_checkpoint(
-    arguments: Callable[..., list[str]], whole: Path, tmp_path: Path
+    arguments: Callable[..., list[str]], whole: Path, place: Path, tmp_path: Path
 ) -> None:
-    planted, trace = cut_back(whole, "planted", 6), tmp_path / "trace"
+    planted, trace = cut_back(whole, place / "planted", 6), tmp_path / "trace"
     for name in ("huggingface.py", "attention.py", "modeling.py", "__init__.py"):
         (planted / "checkpoints/step_6" / name).write_text(f"open({str(trace)!r}, 'w')")
-    run("python", *arguments("planted"))
-    run("python", "scripts/checkpoint.py", "inspect", str(planted))
+    warm.python(*arguments("planted"))
+    warm.python("scripts/checkpoint.py", "inspect", str(planted))
     assert not trace.exists()
-    assert_same_course(planted, whole)
+    assert_bit_identical(planted, whole, STEPS)
 
 
 def test_old_checkpoints_go_as_configured(arguments: Callable[..., list[str]], place: Path) -> None:
     keep = ["checkpointing.keep_last_n=1", "checkpointing.keep_every_n_steps=4", "checkpointing.keep_weights=false"]
-    run("python", *arguments("kept", *keep))
+    warm.python(*arguments("kept", *keep))
     kept = {path.name for path in (place / "kept/checkpoints").iterdir()}
     assert kept == {"step_4", "step_8", "step_12", "latest"}
     index = json.loads((place / "kept/checkpoints/step_8/training_state/index.json").read_text())
@@ -291,7 +266,7 @@ def test_a_run_goes_on_when_what_it_began_with_is_gone(arguments: Callable[..., 
     config = PicoDecoderHFConfig(**shape, activation_hidden_dim=48, max_seq_len=64, vocab_size=300)
     PicoDecoderHF(config).save_pretrained(source)
     begun = arguments("begun", f"model.init_from={source}", "checkpointing.save_every_n_steps=2")
-    log = run("python", *begun, "training.max_steps=2")
+    log = warm.python(*begun, "training.max_steps=2")
     assert log.index("evaluating step 0") < log.index("evaluating step 2")
     source.rename(place / "gone")
     # a checkpoint that does not know of the evaluation
@@ -299,9 +274,9 @@ def test_a_run_goes_on_when_what_it_began_with_is_gone(arguments: Callable[..., 
     index = Index.read(checkpoint)
     index.callbacks["Evaluation"]["done"].remove(0)
     index.write(checkpoint)
-    log = run("python", *begun, "training.max_steps=3")
+    log = warm.python(*begun, "training.max_steps=3")
     assert "warning: the model before training is not in the report: model.init_from: " in log
     assert (place / "begun" / "checkpoints" / "step_3").exists()
     fresh = [argument.replace("run_name=begun", "run_name=fresh") for argument in begun]
-    assert "error: model.init_from: " in run("python", *fresh, check=False)
+    assert "error: model.init_from: " in warm.python(*fresh, check=False)
     assert not (place / "fresh").exists()

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.commands import TINY, course_of, run, torchrun
 from tests.fake_dataset_hub import FakeDatasetHub, fake_dataset_hub
-from tests.launching import REPOSITORY
+from tests.launching import warm
+from tests.run_results import TINY, deterministic_metrics_of
 from tests.shards import write_shards
 
-TRAIN = str(REPOSITORY / "scripts" / "train.py")
+TRAIN = "scripts/train.py"
 
 
 @pytest.fixture(scope="module")
@@ -37,18 +37,18 @@ def at(hub: FakeDatasetHub) -> dict[str, str]:
 
 def test_a_run_goes_on_mid_shard_on_another_number_of_ranks(hub: tuple[FakeDatasetHub, Path]) -> None:
     server, directory = hub
-    torchrun(TRAIN, *settings(directory, "whole"), **at(server))
+    warm.torchrun(TRAIN, *settings(directory, "whole"), **at(server))
     # one fetch a node, not one a rank
     assert len(server.downloads) == len(set(server.downloads)) == 4
-    run("python", TRAIN, *settings(directory, "parts", "training.max_steps=5"), **at(server))
+    warm.python(TRAIN, *settings(directory, "parts", "training.max_steps=5"), **at(server))
     index = json.loads((directory / "runs/parts/checkpoints/step_5/training_state/index.json").read_text())
     assert index["progress"]["rows"] % 24 > 0, "in the middle of a shard"
     server.downloads.clear()
-    output = torchrun(TRAIN, *settings(directory, "parts"), **at(server))
+    output = warm.torchrun(TRAIN, *settings(directory, "parts"), **at(server))
     assert "resuming from" in output
     # the cache of this node still has what the first part fetched
     assert len(server.downloads) == len(set(server.downloads)) < 4
-    expected, found = (course_of(directory / "runs" / name) for name in ("whole", "parts"))
+    expected, found = (deterministic_metrics_of(directory / "runs" / name) for name in ("whole", "parts"))
     assert [line["step"] for line in found] == [line["step"] for line in expected]
     for mine, theirs in zip(found, expected, strict=True):
         for key, value in theirs.items():
@@ -57,10 +57,10 @@ def test_a_run_goes_on_mid_shard_on_another_number_of_ranks(hub: tuple[FakeDatas
 
 def test_a_run_does_not_go_on_with_another_commit(hub: tuple[FakeDatasetHub, Path]) -> None:
     server, directory = hub
-    run("python", TRAIN, *settings(directory, "moved", "training.max_steps=3"), **at(server))
+    warm.python(TRAIN, *settings(directory, "moved", "training.max_steps=3"), **at(server))
     before, server.commit = server.commit, "1" * 40
     try:
-        output = run("python", TRAIN, *settings(directory, "moved"), check=False, **at(server))
+        output = warm.python(TRAIN, *settings(directory, "moved"), check=False, **at(server))
     finally:
         server.commit = before
     assert before in output

@@ -12,8 +12,8 @@ import pytest
 from deepspeed.launcher.runner import fetch_hostfile
 
 from tests.conftest import write_text_corpus
-from tests.end_to_end.commands import BIN, TINY, metrics_of
-from tests.launching import REPOSITORY
+from tests.launching import BIN, REPOSITORY
+from tests.run_results import TINY, metrics_of
 
 SCRIPT = REPOSITORY / "scripts" / "slurm" / "train.sbatch"
 #: like SLURM's, it becomes what it starts, and so passes signals on

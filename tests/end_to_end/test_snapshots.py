@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import datasets
@@ -13,30 +14,31 @@ import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from tests.conftest import write_text_corpus
-from tests.end_to_end.commands import TINY, course_of, run, torchrun
+from tests.launching import warm
 from tests.reference import relative_error
+from tests.run_results import assert_bit_identical
+from tests.shared_runs import SharedRuns
 
 SPLITS, KINDS = ("train", "val"), ("activations", "weights", "gradients")
 LAYERS = [f"layers.{i}.{end}" for i in range(2) for end in ("attention.v_proj", "attention.o_proj", "swiglu.w_2")]
-
-
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_text_corpus(tmp_path_factory.mktemp("snapshots") / "corpus.jsonl").parent
-
-
-def arguments(directory: Path, name: str, *others: str) -> list[str]:
-    where = [f"checkpointing.runs_dir={directory}", f"checkpointing.run_name={name}"]
-    return ["scripts/train.py", "--config", TINY, f"data.paths=[{directory / 'corpus.jsonl'}]", *where, *others]
 
 
 EVERY = ["learning_dynamics.save_every_n_steps=2", "checkpointing.save_every_n_steps=4"]
 
 
 @pytest.fixture(scope="module")
-def one_rank(directory: Path) -> Path:
-    run("python", *arguments(directory, "one", *EVERY, "--deepspeed_config", "ds_configs/zero1.json"))
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("snapshots")
+
+
+@pytest.fixture(scope="module")
+def arguments(directory: Path, shared_runs: SharedRuns) -> Callable[..., list[str]]:
+    return lambda name, *others: shared_runs.arguments(directory, name, *others)
+
+
+@pytest.fixture(scope="module")
+def one_rank(directory: Path, arguments: Callable[..., list[str]]) -> Path:
+    warm.python(*arguments("one", *EVERY))
     return directory / "one"
 
 
@@ -54,9 +56,11 @@ def test_there_is_one_at_every_due_step_with_or_without_a_checkpoint(one_rank: P
 
 
 @pytest.mark.parametrize("stage", [0, 3])
-def test_two_ranks_write_the_files_of_one(stage: int, directory: Path, one_rank: Path) -> None:
+def test_two_ranks_write_the_files_of_one(
+    stage: int, arguments: Callable[..., list[str]], directory: Path, one_rank: Path
+) -> None:
     name = f"two-zero{stage}"
-    torchrun(*arguments(directory, name, *EVERY, "--deepspeed_config", f"ds_configs/zero{stage}.json"))
+    warm.torchrun(*arguments(name, *EVERY, "--deepspeed_config", f"ds_configs/zero{stage}.json"))
     for step in (0, 2, 4, 6):
         for path in snapshot(one_rank, step).glob("*.safetensors"):
             got, wanted = load_file(snapshot(directory / name, step) / path.name), load_file(path)
@@ -72,11 +76,8 @@ def test_two_ranks_write_the_files_of_one(stage: int, directory: Path, one_rank:
             assert rows[0].to_dict() == rows[1].to_dict()
 
 
-def test_training_is_bit_identical_to_one_without(directory: Path, one_rank: Path) -> None:
-    run("python", *arguments(directory, "without", "--deepspeed_config", "ds_configs/zero1.json"))
-    assert course_of(directory / "without") == course_of(one_rank)
-    weights = [load_file(directory / f"{name}/checkpoints/step_6/model.safetensors") for name in ("without", "one")]
-    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+def test_training_is_bit_identical_to_one_without(shared_runs: SharedRuns, one_rank: Path) -> None:
+    assert_bit_identical(one_rank, shared_runs["plain"], step=6)
 
 
 def test_the_weights_are_those_of_the_step(one_rank: Path) -> None:
@@ -108,39 +109,42 @@ def test_batches_are_datasets_with_text(one_rank: Path) -> None:
     assert "the" in found[0]["text"]
 
 
-def test_a_snapshot_that_was_cut_off_is_made_up_for(directory: Path, one_rank: Path) -> None:
-    output = run("python", *arguments(directory, "one", *EVERY, "training.max_steps=8"))
+def test_a_snapshot_that_was_cut_off_is_taken_again(
+    arguments: Callable[..., list[str]], directory: Path, one_rank: Path
+) -> None:
+    run = directory / "longer"
+    shutil.copytree(one_rank, run)
+    output = warm.python(*arguments(run.name, *EVERY, "training.max_steps=8"))
     assert "snapshot" in output
-    lost = snapshot(one_rank, 8)
+    lost = snapshot(run, 8)
     kept = load_file(lost / "val_activations.safetensors")
-    lost.rename(one_rank / "lost")
-    run("python", *arguments(directory, "one", *EVERY, "training.max_steps=10"))
+    lost.rename(run / "lost")
+    warm.python(*arguments(run.name, *EVERY, "training.max_steps=10"))
     assert relative_error(load_file(lost / "val_activations.safetensors"), kept) == 0
-    assert snapshot(one_rank, 10).exists()
+    assert snapshot(run, 10).exists()
 
 
-def test_old_checkpoints_go_while_a_snapshot_is_written(directory: Path) -> None:
+def test_old_checkpoints_go_while_a_snapshot_is_written(directory: Path, shared_runs: SharedRuns) -> None:
     """That of step 4 is saved, and what is not kept removed, before the snapshot of step 2 is on the disk."""
-    script, *others = arguments(directory, "slow", "training.max_steps=4", "learning_dynamics.n_tasks=1")
-    assert script == "scripts/train.py"
     every = ["learning_dynamics.save_every_n_steps=2", "checkpointing.save_every_n_steps=2"]
-    slow = ["python", "-m", "tests.end_to_end.slow_snapshots_train"]
-    run(*slow, *others, *every, "checkpointing.keep_last_n=1", SLOW_SECONDS="5")
+    settings = ["training.max_steps=4", "learning_dynamics.n_tasks=1", *every, "checkpointing.keep_last_n=1"]
+    script = "tests/end_to_end/slow_snapshots_train.py"
+    warm.python(*shared_runs.arguments(directory, "slow", *settings, script=script), SLOW_SECONDS="5")
     assert all((snapshot(directory / "slow", step) / "meta_dynamics.safetensors").exists() for step in (0, 2, 4))
 
 
-def test_layers_that_are_not_there_are_an_error_at_the_start(directory: Path) -> None:
+def test_layers_that_are_not_there_are_an_error_at_the_start(arguments: Callable[..., list[str]]) -> None:
     suffixes = "learning_dynamics.layer_suffixes=[attention.v_porj]"
-    output = run("python", *arguments(directory, "bad", *EVERY, suffixes), check=False)
+    output = warm.python(*arguments("bad", *EVERY, suffixes), check=False)
     assert "learning_dynamics.layer_suffixes: no module ends in 'attention.v_porj'" in output
     index = "learning_dynamics.sequence_idx=32"
-    assert "take -32 to 31" in run("python", *arguments(directory, "bad", *EVERY, index), check=False)
+    assert "take -32 to 31" in warm.python(*arguments("bad", *EVERY, index), check=False)
 
 
 def test_the_export_is_what_pico_analyze_reads(directory: Path, one_rank: Path) -> None:
     out = directory / "for-pico-analyze"
-    script = ["python", "scripts/export.py", "snapshots", str(one_rank), str(out), "--format", "pico-analyze"]
-    run(*script)
+    script = ["scripts/export.py", "snapshots", str(one_rank), str(out), "--format", "pico-analyze"]
+    warm.python(*script)
     config = yaml.safe_load((out / "training_config.yaml").read_text())
     assert config["checkpointing"]["run_name"] == "one"
     heads, kv_heads, width = (config["model"][key] for key in ("attention_n_heads", "attention_n_kv_heads", "d_model"))
@@ -160,15 +164,15 @@ def test_the_export_is_what_pico_analyze_reads(directory: Path, one_rank: Path) 
     head_dim = width // heads
     assert states["activations"]["layers.0.attention.v_proj"].shape[1] == kv_heads * head_dim
     assert states["weights"]["layers.0.attention.o_proj"].shape[1] == heads * head_dim
-    assert f"error: {out} is there already" in run(*script, check=False)
+    assert f"error: {out} is there already" in warm.python(*script, check=False)
 
 
 def test_an_export_that_fails_leaves_nothing(directory: Path, one_rank: Path) -> None:
     damaged, out = directory / "damaged", directory / "never-exported"
     shutil.copytree(one_rank, damaged)
     shutil.rmtree(snapshot(damaged, 2) / "val_data")
-    command = ["python", "scripts/export.py", "snapshots", str(damaged), str(out), "--format", "pico-analyze"]
-    output = run(*command, check=False)
+    command = ["scripts/export.py", "snapshots", str(damaged), str(out), "--format", "pico-analyze"]
+    output = warm.python(*command, check=False)
     assert re.search(r"error: \S*val_data: No such file or directory; nothing was exported to", output)
     assert "Traceback" not in output
     assert not [path.name for path in directory.iterdir() if out.name in path.name]
@@ -176,10 +180,10 @@ def test_an_export_that_fails_leaves_nothing(directory: Path, one_rank: Path) ->
 
 
 def test_a_first_look_needs_no_other_tool(directory: Path, one_rank: Path) -> None:
-    output = run("python", "scripts/analyze.py", str(one_rank), "--out", str(directory / "analysis"))
+    output = warm.python("scripts/analyze.py", str(one_rank), "--out", str(directory / "analysis"))
     assert "effective_rank" in output
     # rows of training are others at every step: nothing of them can be compared
-    of_train = run("python", "scripts/analyze.py", str(one_rank), "--split", "train", "--out", str(directory / "train"))
+    of_train = warm.python("scripts/analyze.py", str(one_rank), "--split", "train", "--out", str(directory / "train"))
     assert "effective_rank" in of_train
     assert "cka" in output
     assert "cka" not in of_train
@@ -205,11 +209,11 @@ def test_a_first_look_needs_no_other_tool(directory: Path, one_rank: Path) -> No
         one["value"] == pytest.approx(1) for one in found if (one["measure"], one["step"]) == ("cka_to_last", last)
     )
     assert (directory / "analysis" / "val_weights_effective_rank.png").exists()
-    page = run("python", "scripts/report.py", str(one_rank), "--out", str(directory / "report")).strip()
+    page = warm.python("scripts/report.py", str(one_rank), "--out", str(directory / "report")).strip()
     assert {"effective_rank_one.png", "held_out_displacement_one.png"} <= {
         path.name for path in Path(page).parent.iterdir()
     }
     (directory / "empty").mkdir()
     (directory / "empty" / "training_config.yaml").touch()
-    empty = run("python", "scripts/analyze.py", str(directory / "empty"), check=False)
+    empty = warm.python("scripts/analyze.py", str(directory / "empty"), check=False)
     assert "holds no snapshots; train with learning_dynamics.save_every_n_steps set" in empty

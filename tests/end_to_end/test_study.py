@@ -8,8 +8,7 @@ from types import ModuleType
 
 import pytest
 
-from tests.end_to_end.commands import run
-from tests.launching import REPOSITORY
+from tests.launching import REPOSITORY, warm
 
 SHORT = ["--steps", "4", "--seeds", "0", "--jobs", "1"]
 FEW = ["evaluation.n_tasks=2", "evaluation.n_rows=4", "data.sequence_length=16"]
@@ -17,7 +16,7 @@ FEW = ["evaluation.n_tasks=2", "evaluation.n_rows=4", "data.sequence_length=16"]
 
 def study(directory: Path, *arguments: str, **options: object) -> str:
     runs = ["--runs_dir", str(directory)]
-    return run("python", str(REPOSITORY / "scripts/study.py"), *arguments, *SHORT, *runs, *FEW, **options)
+    return warm.python("scripts/study.py", *arguments, *SHORT, *runs, *FEW, **options)
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +56,7 @@ def tokens_of(run_directory: Path) -> int:
     return max(json.loads(line).get("tokens", 0) for line in lines)
 
 
+@pytest.mark.slow
 def test_every_method_gets_the_tokens_of_the_reference(directory: Path) -> None:
     study(directory, "train", "--methods", "fomaml", "ar", "multitask")
     names = ("fomaml", "ar", "multitask")
@@ -67,6 +67,7 @@ def test_every_method_gets_the_tokens_of_the_reference(directory: Path) -> None:
     assert "study" not in study(directory, "train", "--methods", "fomaml", "ar"), "what is done is not done again"
 
 
+@pytest.mark.slow
 def test_the_table_shows_what_was_found(directory: Path) -> None:
     output = study(directory, "table", "--methods", "fomaml", "ar", "multitask")
     assert "equal tokens, 1 seeds" in output
@@ -74,19 +75,21 @@ def test_the_table_shows_what_was_found(directory: Path) -> None:
     assert "study-tokens-boil-0 is no finished run" in study(directory, "table", "--methods", "boil", check=False)
 
 
+@pytest.mark.slow
 def test_what_adaptation_adds_is_shown_beside_a_regression(directory: Path) -> None:
-    script, data = str(REPOSITORY / "scripts/study_adaptation.py"), directory / "addresses.jsonl"
-    assert " sentences" in run("python", script, "sentences", str(data))
+    script, data = "scripts/study_adaptation.py", directory / "addresses.jsonl"
+    assert " sentences" in warm.python(script, "sentences", str(data))
     assert {line["label"] for line in map(json.loads, data.read_text().splitlines())} > {"1863-Lincoln-1"}
     runs = [str(directory / f"study-tokens-{name}-0") for name in ("fomaml", "multitask")]
     few = ["--tasks", "2", "--choosing_tasks", "2", "--steps", "1", "--rates", "0", "0.1", "--jobs", "1"]
-    output = run("python", script, "judge", *runs, *few, "--shapes", "5x1")
+    output = warm.python(script, "judge", *runs, *few, "--shapes", "5x1")
     assert "5-way 1-shot, any documents" in output
     assert all(f"study-tokens-{name}" in output for name in ("fomaml", "multitask"))
-    output = run("python", script, "judge", runs[0], *few, "--data", str(data), "--readout", "mean")
+    output = warm.python(script, "judge", runs[0], *few, "--data", str(data), "--readout", "mean")
     assert "5-way 5-shot, addresses" in output
 
 
+@pytest.mark.slow
 def test_equal_time_goes_by_what_was_measured(directory: Path) -> None:
     assert "run `python scripts/study.py measure` first" in study(
         directory, "train", "--budget", "time", "--methods", "protonet", check=False

@@ -19,8 +19,8 @@ from pico_ds.training.report import print_report
 from pico_ds.training.run_files import RunDirectory
 from pico_ds.training.state import TrainingState
 from tests.conftest import write_text_corpus
-from tests.end_to_end.commands import TINY, course_of, environment, metrics_of, run, start
-from tests.launching import REPOSITORY
+from tests.launching import REPOSITORY, environment, warm
+from tests.run_results import TINY, deterministic_metrics_of, metrics_of
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def train(corpus: Path) -> Callable[..., str]:
     def command(*others: str, **options: object) -> str:
         where = [f"data.paths=[{corpus}]", f"checkpointing.runs_dir={corpus.parent}"]
-        return run("python", str(REPOSITORY / "scripts/train.py"), "--config", TINY, *where, *others, **options)
+        return warm.python("scripts/train.py", "--config", TINY, *where, *others, **options)
 
     return command
 
@@ -197,19 +197,14 @@ def test_a_network_failure_of_wandb_never_stops_training(train: Callable[..., st
 def test_dot_env_is_read_and_never_logged(train: Callable[..., str], corpus: Path, tmp_path: Path) -> None:
     secret = "hf_averysecrettoken"
     (tmp_path / ".env").write_text(f"HF_TOKEN={secret}\nPICO_DS_CACHE={tmp_path / 'cache'}\n")
-    variables = environment()
-    variables.pop("PICO_DS_CACHE", None)
-    done = subprocess.run(
-        [sys.executable, REPOSITORY / "scripts/train.py", "--config", REPOSITORY / TINY, f"data.paths=[{corpus}]"],
-        cwd=tmp_path,
-        env=variables,
-        capture_output=True,
-        text=True,
-        timeout=200,
+    output = warm.python(
+        str(REPOSITORY / "scripts/train.py"),
+        *("--config", str(REPOSITORY / TINY), f"data.paths=[{corpus}]"),
+        directory=tmp_path,
+        PICO_DS_CACHE=None,
     )
-    assert done.returncode == 0, done.stderr[-3000:]
     assert list((tmp_path / "cache").glob("corpus-*")), "PICO_DS_CACHE of .env was not used"
-    assert secret not in done.stdout + done.stderr
+    assert secret not in output
     for file in (tmp_path / "runs").rglob("*"):
         if file.is_file():
             assert secret.encode() not in file.read_bytes(), file
@@ -236,7 +231,7 @@ def test_mistakes_end_with_one_clear_line(train: Callable[..., str], arguments: 
 @pytest.mark.parametrize("world_size", [1, 8, 64])
 def test_dry_run_of_the_1b_config(world_size: int) -> None:
     config = ["--config", "configs/pico-maml-1b.yaml", "--deepspeed_config", "ds_configs/zero2.json"]
-    output = run("python", "scripts/train.py", *config, "--dry-run", "--world-size", str(world_size))
+    output = warm.python("scripts/train.py", *config, "--dry-run", "--world-size", str(world_size))
     assert "parameters        1,057,548,288" in output
     assert f"ranks             {world_size}, ZeRO stage 2" in output
     assert "n_way: 32" in output
@@ -254,7 +249,7 @@ def test_dry_run_takes_the_vocabulary_of_the_corpus(train: Callable[..., str], c
 
 def test_an_interrupted_run_says_where_it_stopped(corpus: Path) -> None:
     where = [f"data.paths=[{corpus}]", f"checkpointing.runs_dir={corpus.parent}", "checkpointing.run_name=interrupted"]
-    process = start("python", "scripts/train.py", "--config", TINY, *where, "training.max_steps=100000")
+    process = warm.start("scripts/train.py", "--config", TINY, *where, "training.max_steps=100000")
     assert process.stdout is not None
     for line in process.stdout:
         if "step 5/" in line:
@@ -279,7 +274,8 @@ def test_tasks_together_are_the_same_run(train: Callable[..., str], corpus: Path
     settings = ["learning_dynamics.log_every_n_steps=1", "evaluation.n_tasks=0", "evaluation.n_rows=0"]
     train("checkpointing.run_name=together", "meta.tasks_per_batch=3", *settings)
     got, wanted = (
-        [line for line in course_of(path) if "lr" in line] for path in (corpus.parent / "together", finished[0])
+        [line for line in deterministic_metrics_of(path) if "lr" in line]
+        for path in (corpus.parent / "together", finished[0])
     )
     assert any("meta/query_loss" in line for line in got)
     for mine, theirs in zip(got, wanted, strict=True):

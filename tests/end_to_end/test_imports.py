@@ -1,0 +1,50 @@
+"""What a command does not import: an import costs every rank seconds of CPU time before the first step."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.launching import real
+from tests.shared_runs import SharedRuns
+
+SCRIPT = "tests/end_to_end/imports_train.py"
+#: for evaluation, reports and data of other formats
+NEVER = {"datasets", "wandb", "sklearn", "scipy.stats", "matplotlib", "pyarrow", "tensorboard", "lm_eval"}
+#: to write a checkpoint, in the background
+FOR_A_SAVE = {"transformers"}
+#: the compiler, which DeepSpeed imports for an optimizer that no run uses
+COMPILER = {"torch._inductor.compile_fx"}
+ANYTHING_SLOW = {"torch", "numpy", "deepspeed", "pydantic", "rich"}
+
+
+def modules(directory: Path, name: str) -> set[str]:
+    return set((directory / name).read_text().splitlines())
+
+
+def test_help_imports_nothing(tmp_path: Path) -> None:
+    assert "usage" in real.python(SCRIPT, "--help", IMPORTS_DIRECTORY=str(tmp_path))
+    found = modules(tmp_path, "end.txt")
+    assert not found & (NEVER | FOR_A_SAVE | COMPILER | ANYTHING_SLOW)
+
+
+def test_a_dry_run_imports_no_more_than_it_computes_with(tmp_path: Path) -> None:
+    arguments = ["--config", "configs/pico-maml-1b.yaml", "--dry-run"]
+    real.python(SCRIPT, *arguments, IMPORTS_DIRECTORY=str(tmp_path))
+    found = modules(tmp_path, "end.txt")
+    assert "torch" in found
+    assert not found & (NEVER | FOR_A_SAVE | COMPILER)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory, shared_runs: SharedRuns) -> Path:
+    directory = tmp_path_factory.mktemp("imports")
+    real.python(*shared_runs.arguments(directory, "plain", script=SCRIPT), IMPORTS_DIRECTORY=str(directory))
+    return directory
+
+
+def test_a_plain_run_imports_a_library_only_when_it_needs_it(plain: Path) -> None:
+    first_step, end = modules(plain, "first_step.txt"), modules(plain, "end.txt")
+    assert "deepspeed" in first_step
+    assert not first_step & (NEVER | FOR_A_SAVE | COMPILER)
+    assert "transformers" in end
+    assert not end & NEVER

@@ -1,0 +1,187 @@
+"""The commands of a user, by a warm launcher or a real one."""
+
+import json
+import os
+import random
+import socket
+import subprocess
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from tests.launching.client import REPOSITORY, ForkedProcess, Program
+
+BIN = Path(sys.executable).parent
+#: a process that a test holds: started, or forked
+Process = subprocess.Popen[str] | ForkedProcess
+
+
+def free_port() -> int:
+    """A port below 16000: launches on ports of the ephemeral range now and then die without a message."""
+    for _ in range(100):
+        port = random.randint(10_000, 16_000)
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) != 0:
+                return port
+    raise RuntimeError("no free port below 16000")
+
+
+def environment(**others: str | None) -> dict[str, str]:
+    """The environment of a command on one thread; a variable that is None is left out."""
+    kept = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    path = f"{BIN}{os.pathsep}{kept.get('PATH', '')}"
+    found = {**kept, "PATH": path, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), **others}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def rank_variables(rank: int, world_size: int, port: int) -> dict[str, str]:
+    """The variables that torchrun sets for a rank."""
+    return {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world_size),
+        "LOCAL_WORLD_SIZE": str(world_size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+
+
+class Launcher(ABC):
+    """Starts a script, or a module as `-m` and its name, from the repository's root.
+
+    Keyword arguments in capitals are variables of the environment.
+    """
+
+    @abstractmethod
+    def start(
+        self, *arguments: str, directory: Path = REPOSITORY, log: Path | None = None, **variables: str | None
+    ) -> Process:
+        """Start `python *arguments`; the caller reads the output, which otherwise goes to `log`, and waits."""
+
+    @abstractmethod
+    def start_ranks(self, ranks: int, *arguments: str, **variables: str | None) -> Process:
+        """Start ranks of `python *arguments` below a launcher, which ends all of them when one fails."""
+
+    def python(
+        self,
+        *arguments: str,
+        check: bool = True,
+        timeout_seconds: float = 200,
+        directory: Path = REPOSITORY,
+        **variables: str | None,
+    ) -> str:
+        """Run `python *arguments`; returns the output."""
+        return output_of(self.start(*arguments, directory=directory, **variables), check, timeout_seconds)
+
+    def torchrun(
+        self, *arguments: str, ranks: int = 2, check: bool = True, timeout_seconds: float = 200, **variables: str | None
+    ) -> str:
+        """Run ranks of `python *arguments`; returns the output of all."""
+        return output_of(self.start_ranks(ranks, *arguments, **variables), check, timeout_seconds)
+
+
+class Warm(Launcher):
+    """Forks commands from a process that has everything imported: about 1 s of CPU time for a short run."""
+
+    def start(
+        self, *arguments: str, directory: Path = REPOSITORY, log: Path | None = None, **variables: str | None
+    ) -> ForkedProcess:
+        return ForkedProcess([Program(arguments, environment(**variables), str(directory))], log)
+
+    def start_ranks(self, ranks: int, *arguments: str, **variables: str | None) -> ForkedProcess:
+        port = free_port()
+        return ForkedProcess(
+            [Program(arguments, environment(**variables, **rank_variables(rank, ranks, port))) for rank in range(ranks)]
+        )
+
+
+class Real(Launcher):
+    """Starts commands as a user does: about 5 s of CPU time for every process."""
+
+    def start(
+        self, *arguments: str, directory: Path = REPOSITORY, log: Path | None = None, **variables: str | None
+    ) -> subprocess.Popen[str]:
+        return self.start_command("python", *arguments, directory=directory, log=log, **variables)
+
+    def start_ranks(
+        self, ranks: int, *arguments: str, options: Sequence[str] = (), **variables: str | None
+    ) -> subprocess.Popen[str]:
+        """Start ranks by torchrun, with further options of torchrun's own."""
+        given = ("--nproc_per_node", str(ranks), "--master_port", str(free_port()), *options)
+        return self.start_command("torchrun", *given, *arguments, **variables)
+
+    def start_command(
+        self, *command: str, directory: Path = REPOSITORY, log: Path | None = None, **variables: str | None
+    ) -> subprocess.Popen[str]:
+        """Start any command."""
+        with log.open("ab") if log is not None else nullcontext(subprocess.PIPE) as output:
+            return subprocess.Popen(
+                command,
+                cwd=directory,
+                env=environment(**variables),
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                text=True,
+                # ranks share the pipe: their writes may cut each other's characters in two
+                errors="replace",
+            )
+
+    def run(self, *command: str, check: bool = True, timeout_seconds: float = 200, **variables: str | None) -> str:
+        """Run any command; returns the output."""
+        return output_of(self.start_command(*command, **variables), check, timeout_seconds)
+
+    def deepspeed(self, *arguments: str, ranks: int = 2, **options: Any) -> str:
+        """Run ranks of `python *arguments` by the deepspeed launcher; returns the output of all."""
+        return self.run(
+            "deepspeed", "--num_accelerators", str(ranks), "--master_port", str(free_port()), *arguments, **options
+        )
+
+
+warm, real = Warm(), Real()
+
+
+def output_of(process: Process, check: bool, timeout_seconds: float) -> str:
+    """Wait for a process, which must succeed if `check`, and fail if not."""
+    try:
+        output = process.communicate(timeout=timeout_seconds)[0]
+    finally:
+        process.kill()
+    said = f"{process.args} exited with {process.returncode}:\n{output[-5000:]}"
+    assert (process.returncode == 0) == check, said if check else f"should have failed: {said}"
+    return output
+
+
+def run_ranks(
+    module: str, world_size: int, directory: Path, *arguments: str, timeout_seconds: float = 240
+) -> list[Any]:
+    """Run `python -m module OUT *arguments` as `world_size` ranks; returns the JSON that each rank wrote to OUT."""
+    port = free_port()
+    outputs = [directory / f"rank_{rank}.json" for rank in range(world_size)]
+    ranks = [
+        Program(["-m", module, str(output), *arguments], environment(**rank_variables(rank, world_size, port)))
+        for rank, output in enumerate(outputs)
+    ]
+    output_of(ForkedProcess(ranks), check=True, timeout_seconds=timeout_seconds)
+    return [json.loads(output.read_text()) for output in outputs]
+
+
+def two_agents(
+    arguments: list[str], *options: str, timeout_seconds: float = 200, variables: Mapping[str, str] | None = None
+) -> str:
+    """Run `torchrun` as two nodes of one rank each, over loopback; returns what both printed."""
+    rendezvous = ["--nnodes", "2", "--nproc_per_node", "1", "--rdzv_backend", "c10d", "--rdzv_id", "agents", *options]
+    rendezvous += ["--rdzv_endpoint", f"127.0.0.1:{free_port()}", "--local_addr", "127.0.0.1"]
+    agents = [
+        real.start_command("torchrun", *rendezvous, "--node_rank", str(node), *arguments, **(variables or {}))
+        for node in range(2)
+    ]
+    try:
+        logs = [agent.communicate(timeout=timeout_seconds)[0] for agent in agents]
+    finally:
+        for agent in agents:
+            agent.kill()
+    assert [agent.returncode for agent in agents] == [0, 0], "\n".join(log[-5000:] for log in logs)
+    return "\n".join(logs)
