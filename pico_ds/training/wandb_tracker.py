@@ -44,6 +44,8 @@ class WandbTracker:
         self._queue: SimpleQueue[tuple[int, dict[str, Any]] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._send, args=(past,), name="wandb", daemon=True)
         run.logs.mkdir(parents=True, exist_ok=True)
+        # wandb waits 90 s for a server that does not answer
+        os.environ.setdefault("WANDB_INIT_TIMEOUT", "20")
         try:
             import wandb
 
@@ -57,7 +59,7 @@ class WandbTracker:
                 dir=str(run.logs),
                 config=run_config,
                 mode=mode,
-                settings=wandb.Settings(silent=True, console="off", init_timeout=20),
+                settings=wandb.Settings(silent=True, console="off"),
             )
             # a resumed run keeps the configuration of its first start
             self._run.config.update(run_config, allow_val_change=True)

@@ -13,6 +13,7 @@ from tests.run_results import assert_bit_identical, metrics_of
 from tests.shared_runs import RESUMABLE, RESUMABLE_STEPS, SharedRuns
 
 HANG_SECONDS = 6
+WATCHED = f"training.hang_timeout_seconds={HANG_SECONDS}"
 
 
 @pytest.fixture(scope="module")
@@ -22,12 +23,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def arguments(place: Path, shared_runs: SharedRuns) -> Callable[..., list[str]]:
-    def make(name: str, *others: str) -> list[str]:
-        watch = f"training.hang_timeout_seconds={HANG_SECONDS}"
-        script = "tests/end_to_end/faulty_train.py"
-        return shared_runs.arguments(place, name, *RESUMABLE, watch, *others, script=script)
-
-    return make
+    script = "tests/end_to_end/faulty_train.py"
+    return lambda name, *others: shared_runs.arguments(place, name, *RESUMABLE, *others, script=script)
 
 
 @pytest.fixture
@@ -106,7 +103,7 @@ def test_a_rank_that_hangs_is_found_under_every_stage(
     fault("hang 1 5")
     name = f"hangs-{stage}"
     started = time.monotonic()
-    output = warm.torchrun(*arguments(name, "--deepspeed_config", f"ds_configs/zero{stage}.json"), check=False)
+    output = warm.torchrun(*arguments(name, WATCHED, "--deepspeed_config", f"ds_configs/zero{stage}.json"), check=False)
     assert time.monotonic() - started < HANG_SECONDS + 60
     assert f"no progress for {HANG_SECONDS} s (training.hang_timeout_seconds)" in output
     stacks = [(place / name / "logs" / f"stacks_rank_{rank}.txt").read_text() for rank in range(2)]
@@ -120,7 +117,7 @@ def test_a_hang_that_holds_the_interpreter_lock_is_found(
 ) -> None:
     """In native code: no thread of that rank can run Python any more."""
     fault("hang_locked 1 5")
-    output = warm.torchrun(*arguments("locked"), check=False)
+    output = warm.torchrun(*arguments("locked", WATCHED), check=False)
     assert "first      rank 1 hangs outside of Python" in summary_of(place / "locked", output)
     stacks = [(place / "locked" / "logs" / f"stacks_rank_{rank}.txt").read_text() for rank in range(2)]
     assert "all_reduce" in stacks[0]
@@ -134,7 +131,9 @@ def test_two_agents_restart_a_job_that_dies_and_then_hangs(
     fault("die 1 5,hang 0 9")
     # the variable: else torchrun gives the restarted ranks the addresses of the dead ones
     variables = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-    output = two_agents(arguments("back"), "--max-restarts", "3", variables=variables)
+    output = two_agents(
+        arguments("back", "training.hang_timeout_seconds=10"), "--max-restarts", "3", variables=variables
+    )
     assert re.findall(r"resuming from \S+step_(\d+)", output) == ["4", "8"]
     assert_bit_identical(place / "back", shared_runs["resumable_on_two_ranks"], RESUMABLE_STEPS)
     assert [line["step"] for line in metrics_of(place / "back") if "lr" in line] == list(range(1, 13))

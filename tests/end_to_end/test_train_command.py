@@ -188,6 +188,7 @@ def test_a_network_failure_of_wandb_never_stops_training(train: Callable[..., st
         "evaluation.n_tasks=0",
         WANDB_API_KEY="0123456789" * 4,
         WANDB_BASE_URL="http://127.0.0.1:9",
+        WANDB_INIT_TIMEOUT="2",
     )
     assert "step 6/6" in output
     assert (corpus.parent / "unreachable/checkpoints/step_6").is_dir()

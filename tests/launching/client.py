@@ -21,8 +21,8 @@ from typing import IO
 REPOSITORY = Path(__file__).resolve().parents[2]
 #: a new server imports everything [s]
 _START_SECONDS = 120.0
-#: variables that libraries read once, when they are imported: commands with other values get another server
-_READ_AT_IMPORT = ("HF_", "HUGGINGFACE_", "TRANSFORMERS_", "DS_ACCELERATOR", "OMP_NUM_THREADS", "PYTHONPATH")
+#: variables that Python and libraries read once, as they start: commands with other values get another server
+_READ_AT_START = ("HF_", "HUGGINGFACE_", "TRANSFORMERS_", "DS_ACCELERATOR", "OMP_NUM_THREADS", "PYTHON")
 #: that imports start no thread (of pyarrow's jemalloc) and do not initialise CUDA; and as scripts/train.py sets itself
 _SERVER_ONLY = {
     "JE_ARROW_MALLOC_CONF": "background_thread:false",
@@ -157,11 +157,11 @@ class _Server:
 
 
 def _server_for(environment: Mapping[str, str]) -> _Server:
-    names = (name for name in environment if name.startswith(_READ_AT_IMPORT) and name != "HF_TOKEN")
+    names = (name for name in environment if name.startswith(_READ_AT_START) and name != "HF_TOKEN")
     return _server(frozenset((name, environment[name]) for name in names))
 
 
 @cache
-def _server(read_at_import: frozenset[tuple[str, str]]) -> _Server:
+def _server(read_at_start: frozenset[tuple[str, str]]) -> _Server:
     names = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "USER")
-    return _Server({**{name: os.environ[name] for name in names if name in os.environ}, **dict(read_at_import)})
+    return _Server({**{name: os.environ[name] for name in names if name in os.environ}, **dict(read_at_start)})

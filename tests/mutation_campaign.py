@@ -1,0 +1,256 @@
+"""Break the code in one place at a time, and see which test notices.
+
+    python -m tests.mutation_campaign
+    python -m tests.mutation_campaign --only ring rope
+
+Every mutation is applied to a copy of the repository. The tests nearest to the place run first, then the rest of the
+default tier, and then the slow tier, until a test fails. docs/testing.md shows the table.
+"""
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.launching import REPOSITORY
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """A defect.
+
+    Attributes:
+        file: below the repository.
+        nearest: tests that run first; paths, joined by spaces.
+    """
+
+    name: str
+    defect: str
+    file: str
+    old: str
+    new: str
+    nearest: str
+
+
+MUTATIONS = [
+    Mutation(
+        "head-gradient",
+        "The outer gradient through the initial head has the wrong sign",
+        "pico_ds/meta/learners/fomaml.py",
+        "grad_outputs=list(of_head.values())",
+        "grad_outputs=[-part for part in of_head.values()]",
+        "tests/numerics/test_outer_gradient.py",
+    ),
+    Mutation(
+        "inner-step",
+        "Inner steps after the first ascend",
+        "pico_ds/meta/sgd.py",
+        "torch._foreach_add_(fast, steps)",
+        "torch._foreach_sub_(fast, steps)",
+        "tests/numerics/test_outer_gradient.py",
+    ),
+    Mutation(
+        "rank-weight",
+        "A rank's gradient is not weighted by the world size",
+        "pico_ds/training/outer_step.py",
+        "outcome = self._learner.add_gradient(given, gradient, scale=process.world_size / n_tasks)",
+        "outcome = self._learner.add_gradient(given, gradient, scale=1 / n_tasks)",
+        "tests/end_to_end/test_launchers.py",
+    ),
+    Mutation(
+        "fragment-offset",
+        "A fragment of ZeRO 1 and 2 is said to begin at element 0",
+        "pico_ds/engine/optimizer_state.py",
+        "tuple(weight.shape), address.start, address.numel)",
+        "tuple(weight.shape), 0, address.numel)",
+        "tests/distributed/test_resume.py",
+    ),
+    Mutation(
+        "mask",
+        "Only one occurrence of the word is masked",
+        "pico_ds/tasks/layout.py",
+        "masked = index.words_at(places) == words[:, None]",
+        "masked = (index.words_at(places) == words[:, None]) & (places == index.positions[occurrences][:, None])",
+        "tests/unit/tasks",
+    ),
+    Mutation(
+        "held-out-words",
+        "Held-out words are classes in training",
+        "pico_ds/tasks/lexicon.py",
+        "mine = [split == word_split(self.words[i], config, split_seed) for i in candidates]",
+        "mine = [True for _ in candidates]",
+        "tests/unit/tasks",
+    ),
+    Mutation(
+        "row-order",
+        "Every epoch has the same order of rows",
+        "pico_ds/data/rows.py",
+        "self._order(int(epoch))",
+        "self._order(0)",
+        "tests/unit/data",
+    ),
+    Mutation(
+        "rope",
+        "Rotary embeddings reflect instead of rotating",
+        "pico_ds/model/layers.py",
+        "even * cos - odd * sin",
+        "even * cos + odd * sin",
+        "tests/numerics/test_model.py",
+    ),
+    Mutation(
+        "loss-chunks",
+        "Only the last chunk of the loss has a gradient of the weight",
+        "pico_ds/model/loss.py",
+        "weight_gradient += to_weight",
+        "weight_gradient.copy_(to_weight)",
+        "tests/numerics/test_loss.py",
+    ),
+    Mutation(
+        "coverage",
+        "A hole between the fragments of a parameter is accepted",
+        "pico_ds/checkpoint/index.py",
+        "if fragment.offset != covered:",
+        "if fragment.offset < covered:",
+        "tests/unit/checkpoint",
+    ),
+    Mutation(
+        "chunk-hash",
+        "Chunks of a shard are not compared with their hashes",
+        "pico_ds/checkpoint/stream.py",
+        "if xxhash.xxh3_128_hexdigest(out) != self._record.chunk_hashes[number]:",
+        "if number < 0:",
+        "tests/unit/checkpoint",
+    ),
+    Mutation(
+        "fsync",
+        "A small file gets its name before its content is on the disk",
+        "pico_ds/files.py",
+        "        file.flush()\n        os.fsync(file.fileno())",
+        "        file.flush()",
+        "tests/unit/checkpoint/test_durability.py",
+    ),
+    Mutation(
+        "progress",
+        "A resumed run begins its rows anew",
+        "pico_ds/training/trainer.py",
+        "for name, value in progress.items() if name in known}",
+        'for name, value in progress.items() if name in known and name != "rows"}',
+        "tests/unit/training tests/end_to_end/test_resume.py",
+    ),
+    Mutation(
+        "ring",
+        "An all-reduce is counted as one pass around the ring",
+        "pico_ds/benchmark/cost_model.py",
+        '"all-reduce": 2,',
+        '"all-reduce": 1,',
+        "tests/unit/benchmark",
+    ),
+    Mutation(
+        "activations",
+        "Snapshots record the token before the one asked for",
+        "pico_ds/dynamics/observation.py",
+        "output[:, sequence_idx].float()",
+        "output[:, sequence_idx - 1].float()",
+        "tests/numerics/test_dynamics.py",
+    ),
+    Mutation(
+        "perplexity",
+        "Perplexity is a mean over rows instead of tokens",
+        "pico_ds/evaluation/perplexity.py",
+        "Perplexity(float(losses.sum()) / count, count)",
+        "Perplexity(float((losses / n_tokens).mean()), count)",
+        "tests/unit/evaluation/test_perplexity.py",
+    ),
+    Mutation(
+        "hub-files",
+        "The training state is pushed to the hub",
+        "pico_ds/hub/contents.py",
+        "for path in sorted(checkpoint.iterdir()) if path.is_file()}",
+        'for path in sorted(checkpoint.rglob("*")) if path.is_file()}',
+        "tests/unit/hub tests/end_to_end/test_hub.py",
+    ),
+    Mutation(
+        "metrics-tail",
+        "A line of the metrics is read while it is being written",
+        "pico_ds/watching/metrics_tail.py",
+        '*lines, _ = file.read().split(b"\\n")',
+        'lines = file.read().split(b"\\n")',
+        "tests/unit/watching",
+    ),
+    Mutation(
+        "agreement",
+        "Ranks with different configurations train together",
+        "pico_ds/preflight/agreement.py",
+        "if len(set(digests)) == 1:",
+        "if len(set(digests)) >= 1:",
+        "tests/distributed/test_preflight.py",
+    ),
+    Mutation(
+        "report",
+        "A figure shows every metric at the tokens of the last line",
+        "pico_ds/reporting/records.py",
+        "found.append(tokens)",
+        'found.append(self.most("tokens"))',
+        "tests/unit/reporting",
+    ),
+]
+
+
+def copy_repository(to: Path) -> None:
+    """The files of the working tree, and its environment."""
+    listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    for name in subprocess.run(listed, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout.splitlines():
+        (to / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(REPOSITORY / name, to / name)
+    (to / ".venv").symlink_to(REPOSITORY / ".venv")
+
+
+def failing_test(repository: Path, *arguments: str) -> str | None:
+    """The first test that fails; None where all pass."""
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-n", "logical", "--maxprocesses", "4", "--dist", "loadfile"]
+    variables = {**os.environ, "PYTHONPATH": str(repository), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(
+        [*command, *arguments], cwd=repository, env=variables, capture_output=True, text=True, check=False
+    )
+    if done.returncode in (0, 5):
+        return None
+    found = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, flags=re.MULTILINE)
+    assert found is not None, done.stdout[-3000:] + done.stderr[-3000:]
+    return found[1]
+
+
+def run(mutation: Mutation) -> tuple[str, str]:
+    """The tier that notices a mutation, and the test."""
+    with tempfile.TemporaryDirectory(prefix="mutation-") as directory:
+        repository = Path(directory)
+        copy_repository(repository)
+        path = repository / mutation.file
+        assert path.read_text().count(mutation.old) == 1, f"{mutation.name}: {mutation.file} has changed"
+        path.write_text(path.read_text().replace(mutation.old, mutation.new))
+        nearest = [name for name in mutation.nearest.split() if (repository / name).exists()]
+        for tier, arguments in (("default", ["-m", "not slow", *nearest]), ("default", ["-m", "not slow"])):
+            if (test := failing_test(repository, *arguments)) is not None:
+                return tier, test
+        return "slow", failing_test(repository, "-m", "slow") or "none"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=[mutation.name for mutation in MUTATIONS], metavar="NAME")
+    arguments = parser.parse_args()
+    for mutation in MUTATIONS:
+        if arguments.only is None or mutation.name in arguments.only:
+            started = time.monotonic()
+            tier, test = run(mutation)
+            print(f"| {mutation.defect} | `{mutation.file}` | {tier} | `{test}` |", flush=True)
+            print(f"{mutation.name}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()
