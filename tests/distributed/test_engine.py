@@ -1,6 +1,5 @@
 """DeepSpeed on two gloo ranks: exactness, and what it communicates."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,6 +7,10 @@ import pytest
 from pico_ds.config import parse_config
 from pico_ds.config.deepspeed import load_deepspeed_config
 from pico_ds.training.plan import make_plan
+from tests.distributed.workers.communication import count_communication
+from tests.distributed.workers.equivalence import compare_with_plain_loop
+from tests.distributed.workers.shared_memory import is_compiled
+from tests.distributed.workers.traffic import count_traffic
 from tests.launching import REPOSITORY, run_ranks
 from tests.reference import SHAPE
 
@@ -15,9 +18,8 @@ DS_CONFIGS = ["zero0", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offloa
 
 
 @pytest.fixture(scope="module", params=[1, 2])
-def equivalence(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    directory = tmp_path_factory.mktemp("equivalence")
-    return run_ranks("tests.distributed.workers.equivalence", request.param, directory, ",".join(DS_CONFIGS))
+def equivalence(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
+    return run_ranks(compare_with_plain_loop, request.param, DS_CONFIGS)
 
 
 @pytest.mark.parametrize("ds_config", DS_CONFIGS)
@@ -43,8 +45,8 @@ def test_a_gradient_that_is_not_finite_changes_neither_weights_nor_moments(
 
 
 @pytest.fixture(scope="module")
-def communication(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    results = run_ranks("tests.distributed.workers.communication", 2, tmp_path_factory.mktemp("communication"))
+def communication() -> dict[str, Any]:
+    results = run_ranks(count_communication, 2)
     assert results[0] == results[1]
     return results[0]
 
@@ -75,8 +77,8 @@ def test_zero3_gathers_and_scatters_the_parameters_once(communication: dict[str,
 
 
 @pytest.fixture(scope="module")
-def traffic(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return run_ranks("tests.distributed.workers.traffic", 1, tmp_path_factory.mktemp("traffic"))[0]
+def traffic() -> dict[str, Any]:
+    return run_ranks(count_traffic, 1)[0]
 
 
 @pytest.mark.parametrize("kind", ["lm", "task"])
@@ -101,7 +103,6 @@ def test_the_update_passes_over_the_weights_no_more_than_it_did(
     assert traffic[f"zero{stage}/{kind}"]["bytes_per_parameter"] == pytest.approx(limit, rel=0.02)
 
 
-def test_the_shared_memory_op_is_not_compiled(tmp_path: Path) -> None:
+def test_the_shared_memory_op_is_not_compiled() -> None:
     """DeepSpeed would compile it for 25 s; the switch is private state, so a new version may lose it."""
-    results = run_ranks("tests.distributed.workers.shared_memory", 1, tmp_path, timeout_seconds=120)
-    assert results == [{"compiled": False}]
+    assert run_ranks(is_compiled, 1, timeout_seconds=120) == [False]

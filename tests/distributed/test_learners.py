@@ -1,18 +1,15 @@
 """Every learner on two gloo ranks."""
 
-from pathlib import Path
-
 import pytest
 
 from pico_ds.meta.learners import LEARNERS
-from tests.distributed.workers.learners import CASES
+from tests.distributed.workers.learners import CASES, learner_errors
 from tests.launching import run_ranks
 
 
 @pytest.fixture(scope="module")
-def errors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, float]]:
-    directory: Path = tmp_path_factory.mktemp("learners")
-    results = run_ranks("tests.distributed.workers.learners", 2, directory)
+def errors() -> dict[str, dict[str, float]]:
+    results = run_ranks(learner_errors, 2)
     assert results[0] == results[1]
     return results[0]
 

@@ -4,6 +4,7 @@ import pytest
 
 from pico_ds.preflight.machine import _unlike
 from tests.conftest import write_text_corpus
+from tests.distributed.workers.preflight import preflight_findings
 from tests.launching import run_ranks
 
 Findings = dict[str, dict[str, tuple[str, list[str]]]]
@@ -15,7 +16,7 @@ def findings(tmp_path_factory: pytest.TempPathFactory) -> Findings:
     for node, n_documents in (("node0", 120), ("node1", 110)):
         (place / node).mkdir()
         write_text_corpus(place / node / "corpus.jsonl", n_documents)
-    first, second = run_ranks("tests.distributed.workers.preflight", 2, place, str(place))
+    first, second = run_ranks(preflight_findings, 2, str(place))
     for case in first:
         problems = [{check: found[1] for check, found in rank[case].items()} for rank in (first, second)]
         assert problems[0] == problems[1], "all ranks know of all problems"

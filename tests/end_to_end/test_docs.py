@@ -227,3 +227,10 @@ def test_keys_are_those_of_the_schema(page: Path) -> None:
             continue
         theirs = page.name == "migrating.md" and (found[1] in KEPT_KEYS or moved(found[1]) is not None)
         assert found[1] in ours or theirs, f"{span}: no such key"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_tests_that_a_page_names_exist(page: Path) -> None:
+    for path, name in re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?[^`]*`", page.read_text()):
+        assert (REPOSITORY / path).exists(), path
+        assert not name or f"def {name}(" in (REPOSITORY / path).read_text(), f"{path}::{name}"

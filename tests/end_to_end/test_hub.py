@@ -52,7 +52,9 @@ def test_checkpoints_snapshots_and_results_are_pushed(corpus: Path, tmp_path: Pa
     assert "pushed end of the run to lab/pico" in output
     files = hub.files
     assert {f"learning_dynamics/step_{step}/val_weights.safetensors" for step in (0, 2, 4)} <= files.keys()
-    assert not [name for name in files if "training_state" in name]
+    model = {path.name for path in (tmp_path / "run/checkpoints/step_4").iterdir() if path.is_file()}
+    assert {name for name in files if "/" not in name} == model | {"README.md", "training_config.yaml"}
+    assert {name.split("/")[0] for name in files if "/" in name} == {"learning_dynamics", "eval_results", "logs"}
     # the results of the end come after its checkpoint
     assert "eval_results/step_4.json" in hub.commits[2][2]
     assert "model.safetensors" not in hub.commits[2][2]

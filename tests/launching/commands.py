@@ -6,8 +6,9 @@ import random
 import socket
 import subprocess
 import sys
+import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -155,17 +156,22 @@ def output_of(process: Process, check: bool, timeout_seconds: float) -> str:
 
 
 def run_ranks(
-    module: str, world_size: int, directory: Path, *arguments: str, timeout_seconds: float = 240
+    function: Callable[..., Any], world_size: int, *arguments: Any, timeout_seconds: float = 240
 ) -> list[Any]:
-    """Run `python -m module OUT *arguments` as `world_size` ranks; returns the JSON that each rank wrote to OUT."""
+    """Call `function(process, *arguments)` on gloo ranks of this machine; returns what each rank returned, by rank.
+
+    Args:
+        function: of a module that can be imported; arguments and results are passed as JSON.
+    """
     port = free_port()
-    outputs = [directory / f"rank_{rank}.json" for rank in range(world_size)]
-    ranks = [
-        Program(["-m", module, str(output), *arguments], environment(**rank_variables(rank, world_size, port)))
-        for rank, output in enumerate(outputs)
-    ]
-    output_of(ForkedProcess(ranks), check=True, timeout_seconds=timeout_seconds)
-    return [json.loads(output.read_text()) for output in outputs]
+    with tempfile.TemporaryDirectory() as directory:
+        call = [directory, function.__module__, function.__name__, json.dumps(arguments)]
+        ranks = [
+            Program(["-m", "tests.launching.rank", *call], environment(**rank_variables(rank, world_size, port)))
+            for rank in range(world_size)
+        ]
+        output_of(ForkedProcess(ranks), check=True, timeout_seconds=timeout_seconds)
+        return [json.loads((Path(directory) / f"{rank}.json").read_text()) for rank in range(world_size)]
 
 
 def two_agents(

@@ -1,15 +1,13 @@
 """Collectives of one outer step, by stage, inner steps and tasks a rank."""
 
-import json
-import sys
-from pathlib import Path
+from typing import Any
 
 import torch
 
 from pico_ds.benchmark.communication import CountCollectives
 from pico_ds.config import parse_config
 from pico_ds.config.deepspeed import load_deepspeed_config, resolve_deepspeed_config
-from pico_ds.engine.distributed import start_process, stop_process
+from pico_ds.engine.distributed import Process
 from pico_ds.engine.meta_engine import MetaEngine
 from pico_ds.meta.building import build_meta_model, build_twin
 from pico_ds.meta.gradient import GradientSum
@@ -17,8 +15,8 @@ from pico_ds.meta.network import Network
 from tests.reference import SHAPE, add_task_gradient, random_episode
 
 
-def main() -> None:
-    process = start_process()
+def count_communication(process: Process) -> dict[str, dict[str, Any]]:
+    """Calls and bytes of each collective."""
     table = {}
     for stage in range(4):
         for inner_steps, tasks_per_rank in ((1, 1), (8, 1), (1, 4)):
@@ -43,9 +41,4 @@ def main() -> None:
                 "bytes": counted.bytes,
                 "weight_bytes": 4 * n_parameters,
             }
-    Path(sys.argv[1]).write_text(json.dumps(table))
-    stop_process()
-
-
-if __name__ == "__main__":
-    main()
+    return table

@@ -1,17 +1,14 @@
 """N ranks under every ZeRO stage against one plain PyTorch loop over the same global tasks."""
 
 import copy
-import json
 import math
-import sys
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from pico_ds.config import TrainingConfig, parse_config
 from pico_ds.config.deepspeed import load_deepspeed_config, resolve_deepspeed_config
-from pico_ds.engine.distributed import Process, start_process, stop_process
+from pico_ds.engine.distributed import Process
 from pico_ds.engine.meta_engine import MetaEngine
 from pico_ds.engine.optimizer_state import STATE_KINDS, OptimizerState
 from pico_ds.meta.building import build_meta_model, build_twin
@@ -143,15 +140,15 @@ def keeps_everything_where_a_gradient_is_not_finite(engine: MetaEngine) -> dict[
     return found
 
 
-def main() -> None:
-    process = start_process()
+def compare_with_plain_loop(process: Process, ds_configs: list[str]) -> dict[str, Any]:
+    """How far each DeepSpeed configuration is from the plain loop, and what it leaves alone."""
     initial = build_meta_model(SHAPE, CONFIG.meta, n_way=3, vocab_size=61, seed=0)
     wanted = train_reference(copy.deepcopy(initial))
     network = Network(
         build_twin(SHAPE, CONFIG.meta, n_way=3, vocab_size=61), torch.float32, CONFIG.meta.feature_squared_norm
     )
     errors = {}
-    for name in sys.argv[2].split(","):
+    for name in ds_configs:
         content = load_deepspeed_config(f"ds_configs/{name}.json")
         settings = resolve_deepspeed_config(content, CONFIG, process.world_size)
         engine = MetaEngine(copy.deepcopy(initial), CONFIG.training, settings, process)
@@ -162,9 +159,4 @@ def main() -> None:
             "untouched": untouched,
             "kept": keeps_everything_where_a_gradient_is_not_finite(engine),
         }
-    Path(sys.argv[1]).write_text(json.dumps(errors))
-    stop_process()
-
-
-if __name__ == "__main__":
-    main()
+    return errors

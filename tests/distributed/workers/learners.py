@@ -1,15 +1,12 @@
 """Every learner under ZeRO 1-3 against one plain PyTorch loop over the tasks of all ranks."""
 
 import copy
-import json
-import sys
-from pathlib import Path
 
 import torch
 
 from pico_ds.config import RunConfig, parse_config
 from pico_ds.config.deepspeed import load_deepspeed_config, resolve_deepspeed_config
-from pico_ds.engine.distributed import start_process, stop_process
+from pico_ds.engine.distributed import Process
 from pico_ds.engine.meta_engine import MetaEngine
 from pico_ds.meta.building import build_meta_model, build_twin
 from pico_ds.meta.gradient import GradientSum
@@ -66,8 +63,8 @@ def train_engine(engine: MetaEngine, network: Network, config: RunConfig) -> dic
     return engine.full_parameters()
 
 
-def main() -> None:
-    process = start_process()
+def learner_errors(process: Process) -> dict[str, dict[int, float]]:
+    """How far each learner is from the plain loop, by ZeRO stage."""
     errors: dict[str, dict[int, float]] = {}
     for learner in CASES:
         config = config_of(learner)
@@ -82,9 +79,4 @@ def main() -> None:
             engine = MetaEngine(copy.deepcopy(initial), config.training, settings, process)
             got = train_engine(engine, network, config)
             errors.setdefault(learner, {})[stage] = relative_error(got, wanted)
-    Path(sys.argv[1]).write_text(json.dumps(errors))
-    stop_process()
-
-
-if __name__ == "__main__":
-    main()
+    return errors

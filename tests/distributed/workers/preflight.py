@@ -1,9 +1,7 @@
-"""Preflight on ranks of which rank 1 has something of its own: OUT DIRECTORY; the problems of each case go to OUT."""
+"""Preflight on ranks of which rank 1 has something of its own."""
 
-import json
 import os
 import shutil
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,15 +10,15 @@ from unittest import mock
 import pico_ds
 from pico_ds.config import load_config
 from pico_ds.config.deepspeed import load_deepspeed_config
-from pico_ds.engine.distributed import start_process, stop_process
+from pico_ds.engine.distributed import Process
 from pico_ds.preflight import agreement, storage
 from pico_ds.preflight.running import Limits, run_checks
 from tests.launching import REPOSITORY
 
 
-def main() -> None:
-    out, place = map(Path, sys.argv[1:])
-    process = start_process()
+def preflight_findings(process: Process, directory: str) -> dict[str, object]:
+    """What is found and what is wrong, by case and check."""
+    place = Path(directory)
     odd = process.rank == 1
     # relative paths: a node's own file system is one of another directory
     own = place / f"node{process.rank}"
@@ -63,9 +61,4 @@ def main() -> None:
     play("no data", f"data.cache_dir={own}/anew")
     (place / "file").touch()
     play("no directory", f"checkpointing.runs_dir={place}/file/runs", f"data.cache_dir={place}/node0/cache")
-    out.write_text(json.dumps(results))
-    stop_process()
-
-
-if __name__ == "__main__":
-    main()
+    return results

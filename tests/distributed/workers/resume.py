@@ -1,10 +1,7 @@
 """Saves under every ZeRO stage, or resumes what other worlds and stages saved, and compares with no interruption."""
 
-import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -14,7 +11,7 @@ from pico_ds.checkpoint.state_reader import StateReader
 from pico_ds.checkpoint.store import CheckpointStore
 from pico_ds.config import CheckpointingConfig, RunConfig
 from pico_ds.config.deepspeed import load_deepspeed_config, resolve_deepspeed_config
-from pico_ds.engine.distributed import Process, start_process, stop_process
+from pico_ds.engine.distributed import Process
 from pico_ds.engine.meta_engine import MetaEngine
 from pico_ds.engine.optimizer_state import OptimizerState
 from pico_ds.meta.building import build_meta_model, build_twin
@@ -90,36 +87,37 @@ def same(got: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> bool:
     return all(torch.equal(got[name], wanted[name]) for name in wanted)
 
 
-def main() -> None:
-    out, mode, directory = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
-    process = start_process()
+def save_and_resume(process: Process, directory: str) -> dict[str, bool]:
+    """Save under every stage, resume under the same; whether each run equals one without an interruption."""
     twin = build_twin(SHAPE, CONFIG.meta, CONFIG.smlmt.n_way, 61)
-    results: dict[str, Any] = {}
-    fp32, bf16 = config_of("fp32"), config_of("bf16")
-    network = Network(twin, torch.float32, CONFIG.meta.feature_squared_norm)
-    if mode == "save":
-        for name in CONFIGS:
-            place = directory / f"{name}-{process.world_size}"
-            uninterrupted = save(name, fp32, process, network, place)
-            results[name] = {"exact": same(resume(name, fp32, process, network, place), uninterrupted)}
-        half = Network(twin, torch.bfloat16, CONFIG.meta.feature_squared_norm)
-        for name in ("zero1", "zero2", "zero3"):
-            place = directory / f"bf16-{name}-{process.world_size}"
-            uninterrupted = save(name, bf16, process, half, place)
-            results[f"bf16-{name}"] = {"exact": same(resume(name, bf16, process, half, place), uninterrupted)}
-    else:
-        module = build_meta_model(SHAPE, CONFIG.meta, CONFIG.smlmt.n_way, 61, seed=0)
-        reference = {name: weight.clone() for name, weight in train_reference(module).items()}
-        for source_world in WORLDS:
-            for number, source in enumerate(CONFIGS):
-                # over all worlds every stage is resumed as every other
-                target = CONFIGS[(number + source_world + process.world_size) % len(CONFIGS)]
-                weights = resume(target, fp32, process, network, directory / f"{source}-{source_world}")
-                error = relative_error(weights, reference)
-                results[f"{source} on {source_world} -> {target} on {process.world_size}"] = error
-    out.write_text(json.dumps(results))
-    stop_process()
+    results = {}
+    for precision, dtype, names in (("fp32", torch.float32, CONFIGS), ("bf16", torch.bfloat16, CONFIGS[1:4])):
+        config, network = config_of(precision), Network(twin, dtype, CONFIG.meta.feature_squared_norm)
+        for name in names:
+            place = place_of(directory, name, precision, process.world_size)
+            uninterrupted = save(name, config, process, network, place)
+            results[f"{precision} {name}"] = same(resume(name, config, process, network, place), uninterrupted)
+    return results
 
 
-if __name__ == "__main__":
-    main()
+def resume_all(process: Process, directory: str) -> dict[str, float]:
+    """Resume what every world and stage saved; how far each run is from a plain loop."""
+    network = Network(
+        build_twin(SHAPE, CONFIG.meta, CONFIG.smlmt.n_way, 61), torch.float32, CONFIG.meta.feature_squared_norm
+    )
+    module = build_meta_model(SHAPE, CONFIG.meta, CONFIG.smlmt.n_way, 61, seed=0)
+    reference = {name: weight.clone() for name, weight in train_reference(module).items()}
+    results = {}
+    for source_world in WORLDS:
+        for number, source in enumerate(CONFIGS):
+            # over all worlds every stage is resumed as every other
+            target = CONFIGS[(number + source_world + process.world_size) % len(CONFIGS)]
+            place = place_of(directory, source, "fp32", source_world)
+            weights = resume(target, config_of("fp32"), process, network, place)
+            error = relative_error(weights, reference)
+            results[f"{source} on {source_world} -> {target} on {process.world_size}"] = error
+    return results
+
+
+def place_of(directory: str, name: str, precision: str, world_size: int) -> Path:
+    return Path(directory) / f"{precision}-{name}-{world_size}"

@@ -1,19 +1,9 @@
 """Whether starting a process compiled DeepSpeed's shared-memory op."""
 
-import json
-import sys
-from pathlib import Path
-
 import deepspeed
 
-from pico_ds.engine.distributed import start_process, stop_process
+from pico_ds.engine.distributed import Process
 
 
-def main() -> None:
-    start_process()
-    Path(sys.argv[1]).write_text(json.dumps({"compiled": deepspeed.comm.comm.cdb.shm_comm_op is not None}))
-    stop_process()
-
-
-if __name__ == "__main__":
-    main()
+def is_compiled(process: Process) -> bool:
+    return deepspeed.comm.comm.cdb.shm_comm_op is not None

@@ -1,9 +1,6 @@
 """Bytes that one outer step moves beside its passes, and syncs; by ZeRO stage and kind of step."""
 
-import json
-import sys
 import warnings
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +9,7 @@ from pico_ds.benchmark.steps import StepBenchmark, Workload
 from pico_ds.benchmark.traffic import CountTraffic
 from pico_ds.config import load_config
 from pico_ds.config.deepspeed import load_deepspeed_config
-from pico_ds.engine.distributed import Process, start_process, stop_process
+from pico_ds.engine.distributed import Process
 
 LM = Workload("lm", rows=2, length=8)
 TASK = Workload("task", rows=2, length=8, tasks=2, inner_steps=2, head="prototype")
@@ -54,8 +51,8 @@ def warned_of_by_cuda(benchmark: StepBenchmark) -> list[str]:
     return [f"{one.filename}:{one.lineno}" for one in caught if "synchronizing" in str(one.message)]
 
 
-def main() -> None:
-    process = start_process()
+def count_traffic(process: Process) -> dict[str, Any]:
+    """By ZeRO stage and kind of step."""
     found = {}
     for stage in (1, 2, 3):
         for workload in (LM, TASK):
@@ -66,9 +63,4 @@ def main() -> None:
             if process.device.type == "cuda":
                 row["cuda_syncs"] = warned_of_by_cuda(benchmark)
             found[f"zero{stage}/{workload.kind}"] = row
-    Path(sys.argv[1]).write_text(json.dumps(found))
-    stop_process()
-
-
-if __name__ == "__main__":
-    main()
+    return found
