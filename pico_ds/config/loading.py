@@ -6,7 +6,6 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
@@ -14,40 +13,7 @@ from pico_ds.config.errors import ConfigError
 from pico_ds.config.moved_keys import advice_for
 from pico_ds.config.schema import RunConfig
 from pico_ds.config.validation import check_combinations
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """SafeLoader that refuses duplicate keys and reads `3e-4` as a number (YAML 1.1 reads a string)."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: dict[Any, int] = {}
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            line = key_node.start_mark.line + 1
-            if not isinstance(key, str | int | float | bool | None):
-                raise ConfigError(
-                    f"the key at line {line} of {key_node.start_mark.name} is {key!r}; keys are plain names"
-                )
-            if key in seen:
-                raise ConfigError(
-                    f"key {key!r} stands twice, at line {seen[key]} and at line {line} of {key_node.start_mark.name}; "
-                    "keep one of them"
-                )
-            seen[key] = line
-        return super().construct_mapping(node, deep)
-
-
-_StrictLoader.yaml_implicit_resolvers = {
-    # a date is a string here: nothing in a configuration is a time
-    first: [(tag, regexp) for tag, regexp in resolvers if tag != "tag:yaml.org,2002:timestamp"]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_StrictLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"),
-    list("-+0123456789"),
-)
-
+from pico_ds.config.yaml_reading import dump_yaml, parse_yaml
 
 #: what pydantic puts behind a key that may be of several types
 _TYPE_TAG = re.compile(r"^(int|float|str|none)$|^literal\[|^list\[|^constrained-")
@@ -75,7 +41,7 @@ def read_text(path: Path) -> str:
 
 def parse_config(text: str, overrides: Sequence[str] = (), name: str = "<text>") -> RunConfig:
     """`load_config` for a YAML text; `name` stands for it in messages."""
-    tree = parse_yaml(text, name)
+    tree = parse_yaml(text, name, RunConfig)
     if tree is None:
         tree = {}
     if not isinstance(tree, dict):
@@ -97,25 +63,15 @@ def parse_config(text: str, overrides: Sequence[str] = (), name: str = "<text>")
 
 def dump_config(config: RunConfig) -> str:
     """The resolved configuration as YAML; `parse_config` of it gives an equal configuration."""
-    return yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
-
-
-def parse_yaml(text: str, name: str) -> Any:
-    """What a YAML text holds, by the rules of configurations; no key may stand twice."""
-    loader = _StrictLoader(text)
-    loader.name = name
-    try:
-        return loader.get_single_data()
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{name} is not valid YAML: {error}") from error
-    finally:
-        loader.dispose()  # type: ignore[no-untyped-call]
+    return dump_yaml(config.model_dump())
 
 
 def _apply_override(tree: dict[str, Any], override: str) -> None:
     dotted, equals, value = override.partition("=")
     if not equals or not dotted:
         raise ConfigError(f"override {override!r} must have the form section.key=value, e.g. training.max_steps=20")
+    if not value.strip():
+        raise ConfigError(f"override {override!r} has no value; write {dotted}=null for no value, or a value")
     *sections, key = dotted.split(".")
     branch = tree
     for section in sections:
@@ -125,7 +81,18 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
         if not isinstance(child, dict):
             raise ConfigError(f"override {override!r}: {section!r} is a value, not a section")
         branch = child
-    branch[key] = parse_yaml(value, f"override {override!r}")
+    branch[key] = parse_yaml(value, f"override {override!r}", _declared_type(sections, key))
+
+
+def _declared_type(sections: Sequence[str], key: str) -> Any:
+    """The type that the schema declares for a key; None where there is no such key."""
+    section: Any = RunConfig
+    for name in (*sections, key):
+        fields = getattr(section, "model_fields", {})
+        if name not in fields:
+            return None
+        section = fields[name].annotation
+    return section
 
 
 def _unknown_keys(tree: Mapping[Any, Any], section: type[BaseModel], path: tuple[str, ...]) -> Iterator[str]:

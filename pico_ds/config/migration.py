@@ -8,10 +8,11 @@ from typing import Any
 import yaml
 
 from pico_ds.config.errors import ConfigError
-from pico_ds.config.loading import all_keys, parse_config, parse_yaml
+from pico_ds.config.loading import all_keys, parse_config
 from pico_ds.config.moved_keys import KEPT_KEYS, MOVED_KEYS, moved
 from pico_ds.config.predecessors import Predecessor, Written
 from pico_ds.config.schema import RunConfig
+from pico_ds.config.yaml_reading import parse_yaml
 
 _DATASET, _BATCH = "data.dataset.name", "data.dataloader.batch_size"
 _ACCUMULATION = "training.optimization.gradient_accumulation_steps"

@@ -6,6 +6,8 @@ from pico_ds.config.schema import RunConfig
 
 #: tokens that a layout adds to a context: the separator of `fim`, or the leading end-of-text of `pre`
 LAYOUT_EXTRA_TOKENS = 1
+#: of file systems in use [bytes]
+_LONGEST_NAME = 255
 
 
 def check_combinations(config: RunConfig) -> Iterator[str]:
@@ -191,5 +193,11 @@ def _check_monitoring(config: RunConfig) -> Iterator[str]:
 
 def _check_names(config: RunConfig) -> Iterator[str]:
     name = config.checkpointing.run_name
-    if name is not None and (set(name) & set("/\\\0") or name in {"", ".", ".."}):
+    if name is None:
+        return
+    if set(name) & set("/\\") or name in {"", ".", ".."}:
         yield f"checkpointing.run_name: got {name!r}; a name is one directory, without slashes"
+    elif not name.isprintable():
+        yield f"checkpointing.run_name: got {name!r}; a name has printable characters only"
+    elif (length := len(name.encode())) > _LONGEST_NAME:
+        yield f"checkpointing.run_name: got a name of {length} bytes; a file system takes at most {_LONGEST_NAME}"

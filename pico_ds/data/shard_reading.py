@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pico_ds.data.documents import TOKEN_COLUMN, check_type
 from pico_ds.data.errors import DataError
+from pico_ds.data.row_files import TOKEN_COLUMN, check_type
 
 #: rows that are decoded at once, which bounds the memory: 33 MB of a row of 2,049 tokens of 64 bits
 _BATCH_ROWS = 2048

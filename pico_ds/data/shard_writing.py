@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pico_ds.data.documents import TOKEN_COLUMN
 from pico_ds.data.errors import DataError
+from pico_ds.data.row_files import TOKEN_COLUMN
 from pico_ds.files import replace_text
 
 _PARTIAL, _PROGRESS, MANIFEST = ".partial", "progress.json", "manifest.json"

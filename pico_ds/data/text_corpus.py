@@ -15,9 +15,10 @@ from filelock import FileLock
 
 from pico_ds.config import DataConfig
 from pico_ds.data.cache import cache_directory
-from pico_ds.data.documents import Document, corpus_identity, is_validation, read_documents
+from pico_ds.data.documents import corpus_identity, is_validation, read_documents
 from pico_ds.data.errors import DataError
 from pico_ds.data.keyed_random import digest64
+from pico_ds.data.row_files import Document
 from pico_ds.data.rows import ShuffledRows, TokenRows
 from pico_ds.data.token_stream import TokenStream
 from pico_ds.data.tokenizer import TextTokenizer, import_tokenizer, load_tokenizer, train_tokenizer

@@ -68,13 +68,13 @@ def test_every_subset_of_a_dataset_is_a_domain(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "name", "message"),
     [
-        ('{"txt": "one"}', "a.jsonl", r"has the columns txt; got 'text': name the one that holds the text"),
-        ("{", "a.jsonl", r"cannot read .*a\.jsonl"),
-        ("one", "a.csv", r"a\.csv ends in '\.csv'; give \.jsonl"),
-        ("no parquet", "a.parquet", r"cannot read .*a\.parquet"),
+        ('{"txt": "one"}', "a.jsonl", r"got txt \(str\); set evaluation\.perplexity\.text_column to the field"),
+        ("{", "a.jsonl", r"a\.jsonl, line 1: not valid JSON"),
+        ("one", "a.csv", r"a\.csv ends in '\.csv'; files must be \.txt, \.jsonl or \.parquet"),
+        ("no parquet", "a.parquet", r"a\.parquet cannot be read as parquet"),
         ("", "a.jsonl", r"a\.jsonl is empty"),
-        ('{"text": 5}', "a.jsonl", r"a\.jsonl, a, row 0: text is 5; a text, or a list of token ids, is expected"),
-        ('{"text": ["one", "two"]}', "a.jsonl", r"row 0: text is \['one', 'two'\]; a text, or"),
+        ('{"text": 5}', "a.jsonl", r"a\.jsonl, line 1: expected an object with a text in 'text' .* got text \(int\)"),
+        ('{"text": ["one", "two"]}', "a.jsonl", r"line 1: expected an object with a text .* got text \(list\)"),
     ],
 )
 def test_bad_files_are_named(tmp_path: Path, content: str, name: str, message: str) -> None:

@@ -1,0 +1,106 @@
+"""YAML 1.2, and numbers that are names."""
+
+import math
+from typing import Any
+
+import pytest
+import yaml
+
+from pico_ds.config import ConfigError, dump_config, parse_config
+from pico_ds.config.yaml_reading import dump_yaml, parse_yaml
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("true", True),
+        ("FALSE", False),
+        ("null", None),
+        ("~", None),
+        ("", None),
+        ("010", 10),
+        ("0o10", 8),
+        ("0xfF", 255),
+        ("-3", -3),
+        ("1_000", 1000),
+        ("1e5", 100000.0),
+        ("3e-4", 3e-4),
+        ("-.5", -0.5),
+        ("1.", 1.0),
+        (".inf", math.inf),
+        ("-.INF", -math.inf),
+        # text in YAML 1.2, and not in YAML 1.1
+        ("off", "off"),
+        ("yes", "yes"),
+        ("No", "No"),
+        ("1:30", "1:30"),
+        ("0b11", "0b11"),
+        ("2024-01-02", "2024-01-02"),
+        ("1__0", "1__0"),
+        ("_1", "_1"),
+        ("=", "="),
+        ("'12'", "12"),
+    ],
+)
+def test_a_scalar_is_that_of_yaml_1_2(text: str, value: Any) -> None:
+    found = parse_yaml(f"a: {text}", "x")["a"]
+    assert (type(found), found) == (type(value), value)
+
+
+@pytest.mark.parametrize(
+    "value", ["off", "yes", "010", "1e5", "1:30", "0o7", "null", "", "~", ".nan", "12", "2024-01-02", "=", "<<", "a: b"]
+)
+def test_text_is_written_so_that_every_version_reads_text(value: str) -> None:
+    assert parse_yaml(dump_yaml([value, {value: value}]), "x") == [value, {value: value}]
+    assert yaml.safe_load(dump_yaml([value])) == [value]
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("data.validate=off", "off"),
+        ("training.seed=010", 10),
+        ("training.max_steps=1e5", 100_000),
+        ("training.max_steps=2.0", 2),
+        ("smlmt.n_way=[2, 1e1]", [2, 10]),
+        ("training.lr=1", 1.0),
+        ("checkpointing.run_name=123456", "123456"),
+        ("checkpointing.run_name=1e5", "1e5"),
+        ("checkpointing.run_name=007", "007"),
+        ("checkpointing.run_name=null", None),
+        ("checkpointing.resume=1e1", 10),
+        ("learning_dynamics.layer_suffixes=[1, 2.50]", ["1", "2.50"]),
+    ],
+)
+def test_a_value_becomes_what_its_key_declares(override: str, value: Any) -> None:
+    key = override.partition("=")[0]
+    section, name = key.split(".")
+    in_a_file = override.replace(".", ": {", 1).replace("=", ": ", 1) + "}"
+    for config in (parse_config("", [override]), parse_config(in_a_file)):
+        found = getattr(getattr(config, section), name)
+        assert (type(found), found) == (type(value), value)
+        assert parse_config(dump_config(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.max_steps=1:30", "training.max_steps: got '1:30'; input should be a valid integer"),
+        ("training.max_steps=2.5", "training.max_steps: got 2.5; input should be a valid integer"),
+        ("training.max_steps=.inf", "training.max_steps: got inf; input should be a valid integer"),
+        ("meta.multi_step_loss=yes", "meta.multi_step_loss: got 'yes'; input should be a valid boolean"),
+        (
+            "checkpointing.run_name=",
+            "override 'checkpointing.run_name=' has no value; write checkpointing.run_name=null",
+        ),
+        ("checkpointing.run_name=''", "checkpointing.run_name: got ''; a name is one directory"),
+        (f"checkpointing.run_name={'é' * 130}", "checkpointing.run_name: got a name of 260 bytes"),
+        ('checkpointing.run_name="a\\nb"', "checkpointing.run_name: got 'a\\nb'; a name has printable characters only"),
+        ("training.seed=" + "9" * 5000, "is not valid YAML"),
+        ("data.paths=" + "[" * 3000, "nested too deeply"),
+    ],
+)
+def test_a_value_that_cannot_be_is_an_error(override: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_config("", [override])
+    assert message in str(caught.value)
