@@ -1,6 +1,7 @@
 """Shapes and types of public signatures are checked in every test; the corpus cache is the test session's own."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +12,8 @@ from jaxtyping import install_import_hook
 # before anything imports huggingface_hub, which reads it once
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.pop("WANDB_API_KEY", None)
+# a shell ignores it for what runs in the background, and commands that tests start would inherit that
+signal.signal(signal.SIGINT, signal.default_int_handler)
 install_import_hook(["pico_ds.meta", "pico_ds.tasks", "pico_ds.data.rows"], "beartype.beartype")
 
 

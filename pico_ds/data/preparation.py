@@ -2,6 +2,8 @@
 
 import multiprocessing
 import os
+import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -14,12 +16,12 @@ import numpy as np
 import numpy.typing as npt
 
 from pico_ds.config import DataConfig
-from pico_ds.data.documents import data_files, read_documents
+from pico_ds.data.documents import corpus_identity, data_files, read_documents
 from pico_ds.data.errors import DataError
 from pico_ds.data.hub_requests import http_error
 from pico_ds.data.row_files import Document
 from pico_ds.data.shard_writing import ShardWriter
-from pico_ds.data.tokenizer import TextTokenizer, import_tokenizer, load_tokenizer
+from pico_ds.data.tokenizer import TextTokenizer, import_tokenizer, load_tokenizer, warn_of_special
 
 #: documents, and characters, that a process tokenizes at once
 _BATCH_DOCUMENTS, _BATCH_CHARACTERS = 512, 2**21
@@ -57,7 +59,7 @@ def local_source(paths: list[str], text_column: str, txt_documents: str) -> Sour
     def read(first: int) -> Iterator[str]:
         return islice(_texts(read_documents(config)), first, None)
 
-    identity = {"files": {path.name: path.stat().st_size for path in files}, "text_column": text_column}
+    identity = {"files": corpus_identity(config)[: len(files)], "text_column": text_column}
     return Source({**identity, "txt_documents": txt_documents}, read)
 
 
@@ -102,6 +104,8 @@ class Counts:
     documents: int = 0
     tokens: int = 0
     shards: int = 0
+    #: special tokens of the tokenizer that stand in the documents of this start as text
+    special: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass
@@ -125,17 +129,21 @@ class Preparation:
         Raises:
             DataError: texts, a tokenizer or a directory that cannot be used, or shards of another job.
         """
-        directory = self.out / "tokenizer"
-        if not directory.exists():
-            import_tokenizer(self.tokenizer, self.out / "tokenizer.partial")
-            (self.out / "tokenizer.partial").rename(directory)
+        directory, imported = self.out / "tokenizer", self.out / "tokenizer.partial"
+        shutil.rmtree(imported, ignore_errors=True)
+        import_tokenizer(self.tokenizer, imported)
         settings = {
             **self.source.identity,
-            "tokenizer_sha256": sha256((directory / "tokenizer.json").read_bytes()).hexdigest(),
+            "tokenizer_sha256": sha256((imported / "tokenizer.json").read_bytes()).hexdigest(),
             "row_tokens": self.sequence_length + 1,
             "rows_per_shard": self.rows_per_shard,
         }
-        writer = ShardWriter(self.out, settings, self.sequence_length + 1, self.rows_per_shard)
+        try:
+            writer = ShardWriter(self.out, settings, self.sequence_length + 1, self.rows_per_shard)
+            if not directory.exists():
+                imported.rename(directory)
+        finally:
+            shutil.rmtree(imported, ignore_errors=True)
         if writer.is_complete:
             return False
         progress = writer.progress
@@ -148,6 +156,7 @@ class Preparation:
             on_progress(self.counts)
         if self.counts.documents == 0:
             raise DataError("there is no document with any text; check the files and --text_column")
+        warn_of_special(self.counts.special)
         writer.finish({"documents": self.counts.documents})
         self.counts.shards = len(writer.progress.shards)
         return True
@@ -168,8 +177,9 @@ class Preparation:
         context = multiprocessing.get_context("spawn")
         with context.Pool(self.workers, _start_worker, (str(tokenizer),)) as pool:
             try:
-                for flat, lengths in pool.imap(_tokenize, given()):
+                for flat, lengths, special in pool.imap(_tokenize, given()):
                     room.release()
+                    self.counts.special.update(special)
                     yield from np.split(flat, np.cumsum(lengths)[:-1])
             finally:
                 # the pool ends when its thread does, which may wait for room
@@ -198,7 +208,7 @@ def _start_worker(tokenizer: str) -> None:
     _TOKENIZER = load_tokenizer(Path(tokenizer))
 
 
-def _tokenize(texts: list[str]) -> tuple[npt.NDArray[np.int32], list[int]]:
+def _tokenize(texts: list[str]) -> tuple[npt.NDArray[np.int32], list[int], Counter[str]]:
     end = _TOKENIZER.end_of_text_id
     encoded = [np.array([*ids, end], dtype=np.int32) for ids in _TOKENIZER.encode(texts)]
-    return np.concatenate(encoded), [len(tokens) for tokens in encoded]
+    return np.concatenate(encoded), [len(tokens) for tokens in encoded], _TOKENIZER.count_special(texts)

@@ -17,7 +17,7 @@ from pico_ds.data.shard_cache import ShardCache
 from pico_ds.data.shard_files import HubShards, LocalShards
 from pico_ds.data.shard_reading import RowFormat, check_footer
 from pico_ds.data.shard_rows import ShardedRows, ShardRows
-from pico_ds.data.tokenizer import TextTokenizer, import_tokenizer, load_tokenizer
+from pico_ds.data.tokenizer import TextTokenizer, import_tokenizer, load_tokenizer, tokenizer_identity
 
 logger = logging.getLogger("pico_ds")
 
@@ -54,8 +54,9 @@ class ShardCorpus:
         return range(self.training_shards.stop, len(self.cache.files.names))
 
     def identity(self) -> dict[str, Any]:
-        """Equal for equal shards: the commit of a dataset of the hub, or names and sizes of files."""
-        return {**self.cache.files.identity, "validation_shards": len(self.validation_shards)}
+        """Equal for equal shards and tokenizers: the commit of a dataset of the hub, or names and sizes of files."""
+        shards = {**self.cache.files.identity, "validation_shards": len(self.validation_shards)}
+        return {**shards, "tokenizer": self.tokenizer.digest}
 
     def training_rows(self, sequence_length: int, seed: int) -> ShardedRows:
         """What training reads; every epoch has an order of its own."""
@@ -122,7 +123,7 @@ def open_shard_corpus(config: DataConfig) -> ShardCorpus:
             "ones are held out whole: lower it, or make smaller shards (scripts/prepare_data.py --rows_per_shard)"
         )
     of_disk = [] if config.source == "hub" else corpus_identity(config)
-    key = digest64(_CACHE_VERSION, repr(files.identity), *of_disk, config.tokenizer)
+    key = digest64(_CACHE_VERSION, repr(files.identity), *of_disk, tokenizer_identity(config.tokenizer))
     directory = cache_directory(config) / f"shards-{key:016x}"
     with FileLock(f"{directory}.lock"):
         if not (directory / "tokenizer").exists():

@@ -3,6 +3,7 @@
 import json
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -21,12 +22,19 @@ from pico_ds.data.keyed_random import digest64
 from pico_ds.data.row_files import Document
 from pico_ds.data.rows import ShuffledRows, TokenRows
 from pico_ds.data.token_stream import TokenStream
-from pico_ds.data.tokenizer import TextTokenizer, import_tokenizer, load_tokenizer, train_tokenizer
+from pico_ds.data.tokenizer import (
+    TextTokenizer,
+    import_tokenizer,
+    load_tokenizer,
+    tokenizer_identity,
+    train_tokenizer,
+    warn_of_special,
+)
 
 DocumentSplit = Literal["train", "validation"]
 
 #: raise when the cached files would differ for equal settings
-_CACHE_VERSION = 1
+_CACHE_VERSION = 2
 #: tokens of a split that its digest looks at
 _SAMPLED_TOKENS = 2**18
 
@@ -46,8 +54,8 @@ class TextCorpus:
         return self.directory / "tokenizer"
 
     def identity(self) -> dict[str, Any]:
-        """Equal for equal corpora, wherever their files are: sizes, and a digest of a sample of the tokens."""
-        return {
+        """Equal for equal corpora, wherever their files are: sizes, and digests of tokens and tokenizer."""
+        streams = {
             split: {
                 "tokens": len(stream.tokens),
                 "documents": len(stream.document_ends),
@@ -55,6 +63,7 @@ class TextCorpus:
             }
             for split, stream in (("train", self.train), ("validation", self.validation))
         }
+        return {**streams, "tokenizer": self.tokenizer.digest}
 
     def training_rows(self, sequence_length: int, seed: int) -> ShuffledRows:
         """What training reads; every epoch has an order of its own.
@@ -84,7 +93,7 @@ def open_text_corpus(config: DataConfig) -> TextCorpus:
     key = digest64(
         _CACHE_VERSION,
         *corpus_identity(config),
-        config.tokenizer or config.tokenizer_vocab_size,
+        config.tokenizer_vocab_size if config.tokenizer is None else tokenizer_identity(config.tokenizer),
         config.validation_fraction.hex(),
         config.split_seed,
     )
@@ -114,6 +123,7 @@ def _build(config: DataConfig, directory: Path) -> None:
         _make_tokenizer(config, staging / "tokenizer")
         tokenizer = load_tokenizer(staging / "tokenizer")
         dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
+        special = Counter[str]()
         for split in ("train", "validation"):
             documents = (
                 document
@@ -121,11 +131,13 @@ def _build(config: DataConfig, directory: Path) -> None:
                 if is_validation(document, config) == (split == "validation")
             )
             # kept in the final type, 2 bytes a token for most vocabularies
-            tokens = [_checked(ids, tokenizer.vocab_size).astype(dtype) for ids in _tokenize(documents, tokenizer)]
+            encoded = _tokenize(documents, tokenizer, special)
+            tokens = [_checked(ids, tokenizer.vocab_size).astype(dtype) for ids in encoded]
             if not tokens:
                 raise DataError(_empty_split(config, split))
             np.save(staging / f"{split}.tokens.npy", np.concatenate(tokens))
             np.save(staging / f"{split}.document_ends.npy", np.cumsum([len(ids) for ids in tokens]))
+        warn_of_special(special)
         (staging / "corpus.json").write_text(json.dumps(config.model_dump(), indent=2) + "\n")
         staging.rename(directory)
     finally:
@@ -149,10 +161,17 @@ def _make_tokenizer(config: DataConfig, directory: Path) -> None:
     train_tokenizer(texts, config.tokenizer_vocab_size, directory)
 
 
-def _tokenize(documents: Iterator[Document], tokenizer: TextTokenizer) -> Iterator[npt.ArrayLike]:
-    """Token ids of each document; an end of text is added to text, while token rows are taken as they are."""
+def _tokenize(
+    documents: Iterator[Document], tokenizer: TextTokenizer, special: Counter[str]
+) -> Iterator[npt.ArrayLike]:
+    """Token ids of each document; an end of text is added to text, while token rows are taken as they are.
+
+    Args:
+        special: special tokens that stand in the texts are counted here.
+    """
     while batch := list(islice(documents, 256)):
         texts = [document for document in batch if isinstance(document, str)]
+        special.update(tokenizer.count_special(texts))
         encoded = iter(tokenizer.encode(texts))
         for document in batch:
             yield [*next(encoded), tokenizer.end_of_text_id] if isinstance(document, str) else document

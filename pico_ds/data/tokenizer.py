@@ -1,16 +1,30 @@
 """Tokenizers: train a byte-level BPE, or bring one of transformers; both end as one directory in HF format."""
 
 import json
-from collections.abc import Iterable
+import logging
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from pico_ds.data.errors import DataError
+from pico_ds.data.keyed_random import digest64
+
+logger = logging.getLogger("pico_ds")
 
 MASK_TOKEN, PAD_TOKEN, END_OF_TEXT_TOKEN = "[MASK]", "[PAD]", "<|endoftext|>"
 _SPECIAL_IDS_FILE = "special_token_ids.json"
+#: files that a tokenizer of transformers is made of
+_TOKENIZER_FILES = ("*.json", "*.txt", "*.model")
+#: the longest run without white space, or of white space, that the training of a BPE sees [characters]; its time grows
+#: with the square of the length
+_LONGEST_RUN = 256
+_LONG_RUN = re.compile(rf"\S{{{_LONGEST_RUN + 1},}}|\s{{{_LONGEST_RUN + 1},}}")
 
 
 @dataclass(frozen=True)
@@ -22,13 +36,27 @@ class TextTokenizer:
     pad_id: int
     end_of_text_id: int
 
-    @property
+    @cached_property
     def vocab_size(self) -> int:
-        """Entries, special tokens included."""
-        return self.backend.get_vocab_size(with_added_tokens=True)
+        """Rows of an embedding for all tokens, special ones included: the largest id, and one more."""
+        return max(self.backend.get_vocab(with_added_tokens=True).values()) + 1
+
+    @cached_property
+    def digest(self) -> str:
+        """Equal for tokenizers that encode equally."""
+        return f"{digest64(self.backend.to_str()):016x}"
+
+    @cached_property
+    def _special(self) -> re.Pattern[str]:
+        added = self.backend.get_added_tokens_decoder().values()
+        return re.compile("|".join(re.escape(token.content) for token in added if token.special))
+
+    def count_special(self, texts: Iterable[str]) -> Counter[str]:
+        """How often each special token stands in texts as text."""
+        return Counter(found for text in texts for found in self._special.findall(text))
 
     def encode(self, texts: list[str]) -> list[list[int]]:
-        """Token ids of each text, without special tokens."""
+        """Token ids of each text, without special tokens: what looks like one is encoded as text."""
         return [encoding.ids for encoding in self.backend.encode_batch_fast(texts, add_special_tokens=False)]
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -42,9 +70,11 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, directory: Path) -> N
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=vocab_size,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=sys.stderr.isatty(),
     )
-    backend.train_from_iterator(texts, trainer)
+    backend.train_from_iterator((part for text in texts for part in _without_long_runs(text)), trainer)
     backend.add_special_tokens([MASK_TOKEN, PAD_TOKEN, END_OF_TEXT_TOKEN])
     directory.mkdir(parents=True, exist_ok=True)
     backend.save(str(directory / "tokenizer.json"))
@@ -58,6 +88,35 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, directory: Path) -> N
     }
     _write_json(directory / "tokenizer_config.json", config)
     _write_special_ids(directory, backend, MASK_TOKEN, PAD_TOKEN, END_OF_TEXT_TOKEN)
+
+
+def _without_long_runs(text: str) -> Iterator[str]:
+    """Parts of a text, cut where a run of one kind is too long for the training of a BPE."""
+    start = 0
+    for run in _LONG_RUN.finditer(text):
+        for cut in range(run.start() + _LONGEST_RUN, run.end(), _LONGEST_RUN):
+            yield text[start:cut]
+            start = cut
+    yield text[start:]
+
+
+def tokenizer_identity(name: str) -> str:
+    """What tells the tokenizer at a place from one that replaces it there.
+
+    Returns:
+        a digest of the files of a directory; the id of a tokenizer of the hub.
+    """
+    if not Path(name).is_dir():
+        return name
+    files = sorted({path for pattern in _TOKENIZER_FILES for path in Path(name).glob(pattern)})
+    return f"{digest64(*(part for path in files for part in (path.name, path.read_bytes()))):016x}"
+
+
+def warn_of_special(counts: Counter[str]) -> None:
+    """Say once that texts hold special tokens as text."""
+    if counts:
+        found = ", ".join(f"{token!r} {count:,} times" for token, count in counts.most_common(5))
+        logger.warning("warning: the texts hold special tokens of the tokenizer (%s); they are encoded as text", found)
 
 
 def import_tokenizer(name: str, directory: Path) -> None:
@@ -81,10 +140,16 @@ def import_tokenizer(name: str, directory: Path) -> None:
         raise DataError(f"data.tokenizer: {name!r} has no fast (Rust) version, which pico_ds needs")
     if tokenizer.eos_token is None:
         raise DataError(f"data.tokenizer: {name!r} has no end-of-text token (eos_token)")
-    if tokenizer.mask_token is None:
-        tokenizer.add_special_tokens({"mask_token": MASK_TOKEN})
-    if tokenizer.pad_token is None:
-        tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
+    words = {number: word for word, number in tokenizer.backend_tokenizer.get_vocab().items()}
+    for kind, token in (("mask_token", MASK_TOKEN), ("pad_token", PAD_TOKEN)):
+        if getattr(tokenizer, kind) is None:
+            tokenizer.add_special_tokens({kind: token})
+            number = tokenizer.convert_tokens_to_ids(token)
+            if words.get(number, token) != token:
+                raise DataError(
+                    f"data.tokenizer: the ids of {name!r} have a hole: a new {token!r} would get the id {number}, "
+                    f"which is that of {words[number]!r}; give it a {kind} of its own"
+                )
     directory.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(str(directory))
     _write_special_ids(
@@ -95,7 +160,9 @@ def import_tokenizer(name: str, directory: Path) -> None:
 def load_tokenizer(directory: Path) -> TextTokenizer:
     """Load what `train_tokenizer` or `import_tokenizer` wrote."""
     ids = json.loads((directory / _SPECIAL_IDS_FILE).read_text())
-    return TextTokenizer(backend=Tokenizer.from_file(str(directory / "tokenizer.json")), **ids)
+    backend = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    backend.encode_special_tokens = True
+    return TextTokenizer(backend=backend, **ids)
 
 
 def _write_special_ids(directory: Path, backend: Tokenizer, mask: str, pad: str, end_of_text: str) -> None:

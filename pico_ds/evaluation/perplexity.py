@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,10 +16,10 @@ from jaxtyping import Int
 from torch import Tensor
 
 from pico_ds.config import PerplexityConfig
-from pico_ds.data.documents import Document
 from pico_ds.data.errors import DataError
 from pico_ds.data.keyed_random import digest64
-from pico_ds.data.tokenizer import TextTokenizer
+from pico_ds.data.row_files import Document
+from pico_ds.data.tokenizer import TextTokenizer, warn_of_special
 from pico_ds.engine.distributed import Process
 from pico_ds.files import replace_text
 from pico_ds.meta.network import Network, Parameters
@@ -102,7 +103,8 @@ class JudgedRows:
         self.domains: list[str] = []
         numbers: dict[str, int] = {}
         rows: list[tuple[int, npt.NDArray[np.int64]]] = []
-        for domain, ids in _tokenized(texts, tokenizer):
+        special = Counter[str]()
+        for domain, ids in _tokenized(texts, tokenizer, special):
             if len(ids) and not 0 <= ids.min() <= ids.max() < vocab_size:
                 raise DataError(
                     f"evaluation.perplexity.data: token ids from {ids.min()} to {ids.max()}, but the model has "
@@ -112,6 +114,7 @@ class JudgedRows:
             rows += [
                 (number, ids[first : first + length]) for first in range(0, max(0, len(ids) - 1), max(1, length - 1))
             ]
+        warn_of_special(special)
         if not rows:
             raise DataError("evaluation.perplexity.data: no text of two or more tokens, so that none can be predicted")
         self.domains = list(numbers)
@@ -134,12 +137,14 @@ class JudgedRows:
 
 
 def _tokenized(
-    texts: Iterable[tuple[str, Document]], tokenizer: TextTokenizer
+    texts: Iterable[tuple[str, Document]], tokenizer: TextTokenizer, special: Counter[str]
 ) -> Iterator[tuple[str, npt.NDArray[np.int64]]]:
-    """Domain and token ids of each text, without special tokens."""
+    """Domain and token ids of each text, without special tokens; those that stand in a text are counted."""
     source = iter(texts)
     while batch := [row for _, row in zip(range(_TEXTS_AT_ONCE), source, strict=False)]:
-        encoded = iter(tokenizer.encode([text for _, text in batch if isinstance(text, str)]))
+        strings = [text for _, text in batch if isinstance(text, str)]
+        special.update(tokenizer.count_special(strings))
+        encoded = iter(tokenizer.encode(strings))
         for domain, text in batch:
             yield domain, np.asarray(next(encoded), dtype=np.int64) if isinstance(text, str) else text
 

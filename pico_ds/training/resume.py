@@ -138,9 +138,12 @@ class Resumer:
     def _load(self, path: Path, explicit: bool) -> ResumePoint:
         with _Agreement(self._process) as agreement:
             reader = StateReader(path)
+        agreement.settle(path)
+        # before the model: another vocabulary, which gives weights another shape, is a change of the configuration
+        changed = self._check_config(reader.index, explicit)
+        with _Agreement(self._process) as agreement:
             self._check_model(reader)
         agreement.settle(path)
-        changed = self._check_config(reader.index, explicit)
         with reader:
             with _Agreement(self._process) as agreement:
                 self._read(reader, "master")
@@ -176,8 +179,13 @@ class Resumer:
         """Whether there is a change, which must have been asked for."""
         self._warn_of_schedule(index)
         changes = [*_changes(index.config, self._config.model_dump())]
-        if index.corpus != dict(self._corpus):
-            changes.append(f"the corpus was {json.dumps(index.corpus)}, now {json.dumps(dict(self._corpus))}")
+        was, now = dict(index.corpus), dict(self._corpus)
+        tokenizers = was.pop("tokenizer", None), now.pop("tokenizer", None)
+        # older checkpoints do not record the tokenizer
+        if None not in tokenizers and tokenizers[0] != tokenizers[1]:
+            changes.append("the tokenizer is another one (data.tokenizer, or the files at its place)")
+        if was != now:
+            changes.append(f"the corpus was {json.dumps(was)}, now {json.dumps(now)}")
         if not changes:
             return False
         if explicit:

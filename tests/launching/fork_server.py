@@ -89,8 +89,6 @@ def serve(control: socket.socket) -> None:
                             os.close(descriptor)
                         control.close()
                         os.setpgid(0, 0)
-                        # ignored where the tests run in the background of a shell
-                        signal.signal(signal.SIGINT, signal.default_int_handler)
                         _redirect(stdin, output)
                         raise SystemExit(_launch(json.loads(message)["programs"]))
                     for descriptor in (stdin, output):

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from pico_ds.checkpoint.errors import CheckpointError
-from pico_ds.checkpoint.index import INDEX_NAME, STATE_DIRECTORY
+from pico_ds.checkpoint.index import INDEX_NAME, STATE_DIRECTORY, Index
 from pico_ds.checkpoint.store import CheckpointStore
 from pico_ds.config import ConfigError, RunConfig, parse_config
 from pico_ds.engine.distributed import Process
@@ -239,6 +239,28 @@ def test_a_change_of_what_is_trained_is_refused_by_auto(store: CheckpointStore, 
 def test_another_corpus_is_refused_by_auto(store: CheckpointStore) -> None:
     with pytest.raises(ConfigError, match="the corpus was"):
         resumer(store, Engine(), corpus={"train": {"tokens": 1}}).resume()
+
+
+def test_another_tokenizer_is_named_as_such(store: CheckpointStore) -> None:
+    Index.read(store.path(6)).model_copy(update={"corpus": {"tokenizer": "a"}}).write(store.path(6))
+    assert resumer(store, Engine(), corpus={"tokenizer": "a"}).resume() is not None
+    with pytest.raises(
+        ConfigError, match=r"the tokenizer is another one \(data\.tokenizer, or the files at its place\)"
+    ):
+        resumer(store, Engine(), corpus={"tokenizer": "b"}).resume()
+
+
+def test_a_checkpoint_that_does_not_name_its_tokenizer_is_resumed(store: CheckpointStore) -> None:
+    """Those of earlier versions."""
+    Index.read(store.path(6)).model_copy(update={"corpus": {"train": 1}}).write(store.path(6))
+    assert resumer(store, Engine(), corpus={"train": 1, "tokenizer": "b"}).resume() is not None
+
+
+def test_another_vocabulary_is_a_change_and_no_damage(store: CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Auto must not skip every checkpoint for the shape of the weights."""
+    monkeypatch.setitem(SHAPES, "decoder.embedding_proj.weight", (9, 5))
+    with pytest.raises(ConfigError, match=r"model\.vocab_size was None, now 9"):
+        resumer(store, Engine(), "model.vocab_size=9").resume()
 
 
 def test_what_does_not_change_the_course_is_free(store: CheckpointStore) -> None:
