@@ -125,11 +125,11 @@ class TrainingConfig(Section):
     lr_schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """shape of the decay after the warm-up"""
     lr_warmup_steps: NonNegativeInt = 0
-    """outer steps over which the learning rate rises linearly from 0"""
+    """outer steps over which the learning rate rises linearly; the first of them has lr / lr_warmup_steps"""
     final_lr_ratio: Fraction = 0.1
     """learning rate at max_steps over training.lr"""
     weight_decay: NonNegativeFloat = 0.1
-    """decoupled weight decay; not applied to norms and embeddings"""
+    """decoupled weight decay; not applied to norms, biases, embeddings and learned inner rates"""
     adam_beta1: OpenFraction = 0.9
     """decay of AdamW's first moment"""
     adam_beta2: OpenFraction = 0.95

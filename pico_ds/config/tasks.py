@@ -103,7 +103,8 @@ class MetaConfig(Section):
     the words of the task (pico-maml)"""
     adapt: str = "all"
     """weights of the decoder that the inner loop changes beside the head: all, head (none of them), last_<k>_blocks, or
-    a regular expression over their names; all of them are trained"""
+    a regular expression over their names. The outer loop trains all weights; with meta.learner: reptile a meta step
+    trains only these, and the weights that the first weights of the head depend on"""
     inner_lr: NonNegativeFloat = 0.02
     """SGD rate of the decoder's weights in the inner loop"""
     head_inner_lr: NonNegativeFloat = 1.0
