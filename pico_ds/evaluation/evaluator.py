@@ -17,7 +17,7 @@ from pico_ds.meta.learners import Learner
 from pico_ds.meta.network import Network, Parameters
 from pico_ds.tasks.building import judged
 from pico_ds.tasks.lexicon import WordSplit
-from pico_ds.tasks.smlmt import SMLMT
+from pico_ds.tasks.smlmt import SMLMT, TASKS_VERSION
 
 
 @dataclass(frozen=True)
@@ -137,4 +137,4 @@ def _digest_of_tasks(config: RunConfig, split: WordSplit, left_out: set[str]) ->
     corpus = config.data.model_dump(exclude={"cache_dir", "sequence_length"})
     of_training = {"readout", "hybrid_ratio", "warmup_steps", "cluster_size", "inject"}
     tasks = judged(config.smlmt).model_dump(exclude=of_training | left_out)
-    return f"{digest64(repr((corpus, tasks, split))):016x}"
+    return f"{digest64(repr((TASKS_VERSION, corpus, tasks, split))):016x}"

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pico_ds.tasks.index import Index
+from pico_ds.tasks.lexicon import HASH_MULTIPLIER
 from pico_ds.tasks.shape import TaskShape
 
 Integers = npt.NDArray[np.int64]
@@ -20,10 +21,10 @@ _OVERSAMPLING: dict[Documents, int] = {"any": 4, "same": 12, "different": 12}
 
 
 class ContextChoice:
-    """Chooses contexts that do not overlap, each with its own word alone."""
+    """Chooses contexts that do not overlap and are not equal once masked, each with its own word alone."""
 
-    def __init__(self, index: Index, context_tokens: int, documents: Documents = "any") -> None:
-        self._index, self._context_tokens, self._documents = index, context_tokens, documents
+    def __init__(self, index: Index, documents: Documents = "any") -> None:
+        self._index, self._documents = index, documents
 
     def choose(self, words: Integers, shape: TaskShape, rng: np.random.Generator) -> Integers | None:
         """Occurrences `[n_way, k_shot + q_query]`, support first; None where this draw finds too few."""
@@ -73,14 +74,15 @@ class ContextChoice:
         return np.searchsorted(self._index.document_ends, positions, side="right")
 
     def _free_contexts(self, words: Integers, shape: TaskShape, rng: np.random.Generator) -> list[list[int]]:
-        """Occurrences of each word, in random order, whose contexts overlap no other and hold no other word."""
+        """Occurrences of each word, in random order; contexts hold no other word, and neither overlap nor are equal."""
         enough = shape.per_class if self._documents == "any" else 4 * shape.per_class
         free: list[list[int]] = [[] for _ in words]
         # of the contexts taken, which overlap nowhere: both are in order
         taken_starts: list[int] = []
         taken_ends: list[int] = []
-        for occurrence, label, start, end in self._candidates(words, shape, rng):
-            if len(free[label]) == enough:
+        seen: set[int] = set()
+        for occurrence, label, start, end, digest in self._candidates(words, shape, rng):
+            if len(free[label]) == enough or digest in seen:
                 continue
             place = bisect_right(taken_starts, start)
             if place and taken_ends[place - 1] > start:
@@ -89,24 +91,31 @@ class ContextChoice:
                 continue
             taken_starts.insert(place, start)
             taken_ends.insert(place, end)
+            seen.add(digest)
             free[label].append(occurrence)
         return free
 
     def _candidates(
         self, words: Integers, shape: TaskShape, rng: np.random.Generator
-    ) -> Iterator[tuple[int, int, int, int]]:
-        """(occurrence, label, start, end) of contexts that hold no other word of the task."""
+    ) -> Iterator[tuple[int, int, int, int, int]]:
+        """(occurrence, label, start, end, digest once masked) of contexts that hold no other word of the task."""
         index = self._index
         drawn = [self._draw(int(word), shape.per_class, rng) for word in words]
         occurrences = np.concatenate(drawn)
         owner = np.repeat(np.arange(len(words)), [len(some) for some in drawn])
         starts, ends = index.contexts(occurrences)
-        places = starts[:, None] + np.arange(self._context_tokens)
+        places = starts[:, None] + np.arange((ends - starts).max())
         inside = places < ends[:, None]
-        there = np.where(inside, index.words_at(np.minimum(places, len(index.tokens) - 1)), -1)
+        places = np.minimum(places, len(index.tokens) - 1)
+        there = np.where(inside, index.words_at(places), -1)
         has_other = (np.isin(there, words) & (there != words[owner][:, None])).any(axis=1)
         alone = np.flatnonzero(~has_other)
-        parts = (part[alone].tolist() for part in (occurrences, owner, starts, ends))
+        is_own = there == words[owner][:, None]
+        digests = _digests(
+            np.where(is_own, -1, index.tokens[places].astype(np.int64)),
+            kept=inside & (~is_own | index.begins_word(places)),
+        )
+        parts = (part[alone].tolist() for part in (occurrences, owner, starts, ends, digests))
         return zip(*parts, strict=True)
 
     def _draw(self, word: int, per_class: int, rng: np.random.Generator) -> Integers:
@@ -114,3 +123,11 @@ class ContextChoice:
         count = found.stop - found.start
         wanted = min(count, _OVERSAMPLING[self._documents] * per_class)
         return found.start + rng.choice(count, size=wanted, replace=False)
+
+
+def _digests(tokens: Integers, kept: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint64]:
+    """A polynomial hash of the tokens that are kept, for each row; equal rows have equal hashes."""
+    found = np.zeros(len(tokens), dtype=np.uint64)
+    for column, is_kept in zip(tokens.T, kept.T, strict=True):
+        found = np.where(is_kept, found * HASH_MULTIPLIER + (column + 2).astype(np.uint64), found)
+    return found

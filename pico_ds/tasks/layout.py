@@ -51,7 +51,9 @@ def lay_out(
         contexts of `context_tokens + 1` positions each.
     """
     starts, ends = index.contexts(occurrences)
-    columns = np.arange(context_tokens)
+    # masking removes tokens of words that have several
+    width = int((ends - starts).max())
+    columns = np.arange(width)
     places = starts[:, None] + columns
     real = places < ends[:, None]
     places = np.minimum(places, len(index.tokens) - 1)
@@ -64,9 +66,9 @@ def lay_out(
 
     # every token gets a sort key; the separator is one more column
     if readout in ROTATED:
-        keys = np.where(columns > anchor, columns, 2 * context_tokens + columns)
-        keys = np.where(columns == anchor, 4 * context_tokens, keys)
-        separator_key = np.full_like(anchor, context_tokens)
+        keys = np.where(columns > anchor, columns, 2 * width + columns)
+        keys = np.where(columns == anchor, 4 * width, keys)
+        separator_key = np.full_like(anchor, width)
         separator_kept = np.ones_like(anchor, dtype=np.bool_)
     else:
         keys = np.broadcast_to(columns, places.shape)
@@ -76,14 +78,13 @@ def lay_out(
     tokens = np.concatenate([tokens, np.full_like(anchor, separator_id)], axis=1)
     kept = np.concatenate([kept, separator_kept], axis=1)
     is_anchor = np.concatenate([columns == anchor, np.zeros_like(anchor, dtype=np.bool_)], axis=1)
-    keys = np.where(kept, np.concatenate([keys, separator_key], axis=1), 8 * context_tokens)
+    keys = np.where(kept, np.concatenate([keys, separator_key], axis=1), 8 * width)
     order = np.argsort(keys, axis=1, kind="stable")
     lengths = kept.sum(axis=1)
-    input_ids = np.where(
-        np.arange(context_tokens + LAYOUT_EXTRA_TOKENS) < lengths[:, None],
-        np.take_along_axis(tokens, order, axis=1),
-        pad_id,
-    )
+    input_ids = np.full((len(occurrences), context_tokens + LAYOUT_EXTRA_TOKENS), pad_id, dtype=np.int64)
+    n_columns = min(width + 1, input_ids.shape[1])
+    is_real = np.arange(n_columns) < lengths[:, None]
+    input_ids[:, :n_columns][is_real] = np.take_along_axis(tokens, order, axis=1)[:, :n_columns][is_real]
     anchor_index = np.take_along_axis(is_anchor, order, axis=1).argmax(axis=1)
     readout_index = {
         "fim": anchor_index,
@@ -94,7 +95,7 @@ def lay_out(
         "mean": lengths - 1,
     }[readout]
     return Contexts(
-        input_ids=torch.from_numpy(input_ids.astype(np.int64)),
+        input_ids=torch.from_numpy(input_ids),
         lengths=torch.from_numpy(lengths.astype(np.int64)),
         readout_index=torch.from_numpy(readout_index.astype(np.int64)),
         labels=torch.from_numpy(labels.astype(np.int64)),

@@ -24,7 +24,7 @@ _JOINERS = frozenset("'’-\ufffd")
 #: a run of more tokens than this is no word
 MAX_WORD_TOKENS = 12
 #: multiplier of the polynomial hash that tells token runs apart (odd, 64 bits; from Steele and Vigna 2021)
-_HASH_MULTIPLIER = np.uint64(0xD1342543DE82EF95)
+HASH_MULTIPLIER = np.uint64(0xD1342543DE82EF95)
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def find_word_runs(tokens: npt.NDArray[Any], classes: TokenClasses) -> WordRuns:
     for offset in range(MAX_WORD_TOKENS):
         inside = starts + offset < ends
         # the leading space does not make another word: its token differs, so both forms are merged by text later
-        step = hashes * _HASH_MULTIPLIER + tokens[np.minimum(starts + offset, len(tokens) - 1)].astype(np.uint64) + 1
+        step = hashes * HASH_MULTIPLIER + tokens[np.minimum(starts + offset, len(tokens) - 1)].astype(np.uint64) + 1
         hashes = np.where(inside, step, hashes)
     # glue is a hyphen, an apostrophe or a digit; or a dot between letters, as in "U.S."
     inner_dot = classes.is_dot[tokens] & _before(letters) & _after(letters & ~spaced)

@@ -20,6 +20,9 @@ from pico_ds.tasks.lexicon import WordSplit
 from pico_ds.tasks.sentences import SentenceTasks, parse_sentences
 from pico_ds.tasks.shape import TaskShapes
 
+#: raise when equal settings give other tasks: a run does not resume with them unasked, and results are not paired.
+#: 2: contexts are cut after masking, and no two contexts of a task are equal
+TASKS_VERSION = 2
 #: draws of n_way words before a task is given up
 _MAX_DRAWS: dict[Documents, int] = {"any": 1000, "same": 200, "different": 200}
 
@@ -30,7 +33,7 @@ class SMLMT:
     """Tasks over the words of one split in the documents of one index.
 
     A task has n_way distinct words; each has k_shot + q_query contexts that contain it and none of the other words;
-    no two contexts of a task overlap; labels are a random permutation.
+    no two contexts of a task overlap, or are equal once their words are masked; labels are a random permutation.
     """
 
     def __init__(
@@ -74,7 +77,7 @@ class SMLMT:
                 f"[{config.min_word_freq}, {config.max_word_freq}]); lower n_way, k_shot, q_query or min_word_freq, "
                 "raise the split's word fraction, or give more text"
             )
-        self._contexts_of = ContextChoice(index, config.context_tokens, documents)
+        self._contexts_of = ContextChoice(index, documents)
         self._max_draws = _MAX_DRAWS[documents]
         self._choice = ClassChoice(self.words, config, index)
         #: of every class word, in the order of `words`

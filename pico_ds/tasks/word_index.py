@@ -39,7 +39,7 @@ class WordIndex:
         order = np.argsort(words[usable], kind="stable")
         occurrence_words = words[usable][order]
         self.positions: Positions = runs.starts[usable][order]
-        self._span_starts, self._span_ends = self._bounds(stream.document_ends, classes, config)
+        self._span_starts, self._span_ends = self._bounds(occurrence_words, stream.document_ends, classes, config)
         self._first = np.searchsorted(occurrence_words, np.arange(len(lexicon.words) + 1))
 
     def occurrences(self, word: int) -> slice:
@@ -75,9 +75,20 @@ class WordIndex:
         return found
 
     def _bounds(
-        self, document_ends: Positions, classes: TokenClasses, config: SmlmtConfig
+        self,
+        words: npt.NDArray[np.int32],
+        document_ends: Positions,
+        classes: TokenClasses,
+        config: SmlmtConfig,
     ) -> tuple[Positions, Positions]:
-        """Bounds of the context of every occurrence: inside its document (or sentence), cutting no word."""
+        """Bounds of the context of every occurrence: inside its document (or sentence), cutting no word.
+
+        A context has `context_tokens` tokens once every occurrence of its word is one [MASK]: its length must not
+        tell how many tokens the word has.
+
+        Args:
+            words: word of each occurrence.
+        """
         positions, length = self.positions, config.context_tokens
         # a special token bounds a context on both sides: rows of a tokenized corpus may hold several documents
         special = np.flatnonzero(classes.is_special[self.tokens])
@@ -87,10 +98,23 @@ class WordIndex:
         place = np.searchsorted(bounds, positions, side="right")
         lower = np.concatenate([[0], bounds])[place]
         upper = bounds[place]
-        starts = np.maximum(lower, np.minimum(positions - length // 2, upper - length))
-        ends = np.minimum(starts + length, upper)
-        # move inwards past the parts of words that the bounds cut
+        removed = _RemovedTokens(self._word_of_token, self._continues_run)
+        # tokens that are left on each side of the [MASK], and how many of them the context takes
+        left = positions - lower - removed.count(words, lower, positions)
+        right = upper - positions - 1 - removed.count(words, positions, upper)
+        before = np.minimum(left, np.maximum(length // 2, length - 1 - right))
+        after = np.minimum(right, length - 1 - before)
+        starts, ends = positions - before, positions + 1 + after
+        while ((moved := positions - before - removed.count(words, starts, positions)) < starts).any():
+            starts = moved
+        while ((moved := positions + 1 + after + removed.count(words, positions, ends)) > ends).any():
+            ends = moved
         continues = np.append(self._continues_run, False)
+        # what is left of the word itself at the end is removed, too
+        word_of_token = np.append(self._word_of_token, np.int32(-1))
+        while (own := continues[ends] & (word_of_token[ends] == words) & (ends < upper)).any():
+            ends = ends + own
+        # move inwards past the parts of words that the bounds cut
         while (cut := continues[starts]).any():
             starts = starts + cut
         while (cut := continues[ends]).any():
@@ -103,3 +127,20 @@ class WordIndex:
         following = np.append(classes.starts_with_space[tokens[1:]], True)
         after_stop = classes.ends_sentence[tokens] & following
         return np.flatnonzero(after_stop | classes.breaks_line[tokens]) + 1
+
+
+class _RemovedTokens:
+    """Counts the tokens that masking removes: all tokens of an occurrence of a word but the first."""
+
+    def __init__(self, word_of_token: npt.NDArray[np.int32], continues_run: npt.NDArray[np.bool_]) -> None:
+        places = np.flatnonzero(continues_run & (word_of_token >= 0))
+        self._width = len(word_of_token) + 1
+        self._keys = np.sort(self._key(word_of_token[places], places))
+
+    def count(self, words: npt.NDArray[np.int32], starts: Positions, ends: Positions) -> Positions:
+        """For each word, its removed tokens in [start, end)."""
+        first, last = (np.searchsorted(self._keys, self._key(words, places)) for places in (starts, ends))
+        return last - first
+
+    def _key(self, words: npt.NDArray[np.int32], places: Positions) -> Positions:
+        return words.astype(np.int64) * self._width + places

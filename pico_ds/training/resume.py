@@ -184,6 +184,9 @@ class Resumer:
         # older checkpoints do not record the tokenizer
         if None not in tokenizers and tokenizers[0] != tokenizers[1]:
             changes.append("the tokenizer is another one (data.tokenizer, or the files at its place)")
+        # version 1 was not recorded
+        if was.pop("tasks", 1) != now.pop("tasks", 1) and self._config.meta_ratio > 0:
+            changes.append("this version of pico_ds makes other tasks than the one that saved the checkpoint")
         if was != now:
             changes.append(f"the corpus was {json.dumps(was)}, now {json.dumps(now)}")
         if not changes:

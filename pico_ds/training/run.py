@@ -26,6 +26,7 @@ from pico_ds.engine.zero_settings import check_zero_settings
 from pico_ds.files import replace_text
 from pico_ds.hub.repository import HubRepository
 from pico_ds.meta.network import Parameters
+from pico_ds.tasks.smlmt import TASKS_VERSION
 from pico_ds.training.assembly import Ingredients, gather_ingredients
 from pico_ds.training.callbacks.base import Callback
 from pico_ds.training.callbacks.checkpointing import Checkpointing
@@ -133,7 +134,7 @@ def _train_in(
 ) -> int:
     """Resume where there is something to resume from, train, and report; returns the exit code."""
     config, process, run = ingredients.config, engine.process, claim.run
-    corpus = ingredients.corpus.identity()
+    corpus = {**ingredients.corpus.identity(), "tasks": TASKS_VERSION}
     store, optimizer_state = CheckpointStore(run.checkpoints), OptimizerState(engine)
     # of saves and of snapshots: what another start left half written is removed, what is being written is not
     launch = process.from_main(secrets.randbits(40))

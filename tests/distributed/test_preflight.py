@@ -6,6 +6,7 @@ from pico_ds.preflight.machine import _unlike
 from tests.conftest import write_text_corpus
 from tests.distributed.workers.preflight import preflight_findings
 from tests.launching import run_ranks
+from tests.shards import write_shards
 
 Findings = dict[str, dict[str, tuple[str, list[str]]]]
 
@@ -16,6 +17,8 @@ def findings(tmp_path_factory: pytest.TempPathFactory) -> Findings:
     for node, n_documents in (("node0", 120), ("node1", 110)):
         (place / node).mkdir()
         write_text_corpus(place / node / "corpus.jsonl", n_documents)
+    (place / "shards").mkdir()
+    write_shards(place / "shards", width=8 * 32 + 1)
     first, second = run_ranks(preflight_findings, 2, str(place))
     for case in first:
         problems = [{check: found[1] for check, found in rank[case].items()} for rank in (first, second)]
@@ -32,6 +35,11 @@ def test_all_is_well(findings: Findings) -> None:
     assert "GiB free" in sound["disk of the run directory"][0]
     assert "ms apart" in sound["clocks"][0]
     assert "train" in sound["data"][0]
+
+
+def test_shards_are_well(findings: Findings) -> None:
+    assert [check for check, (_, problems) in findings["shards"].items() if problems] == []
+    assert findings["shards"]["data"][0] == "token shards"
 
 
 @pytest.mark.parametrize(

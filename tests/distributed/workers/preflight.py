@@ -41,6 +41,8 @@ def preflight_findings(process: Process, directory: str) -> dict[str, object]:
 
     storage._WRITTEN_BYTES = 2**20
     play("sound")
+    shards, tokenizer = f"data.paths=[{place}/shards/data/*.parquet]", f"data.tokenizer={place}/shards/tokenizer"
+    play("shards", "data.source=shards", shards, tokenizer)
     real_version: Callable[[str], str] = agreement.version
     with_patch("version", agreement, "version", lambda name: "0.0.1" if name == "torch" else real_version(name))
     if odd:

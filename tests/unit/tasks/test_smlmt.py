@@ -170,3 +170,70 @@ def test_words_that_always_stand_together_are_a_clear_error_not_a_loop(make_task
     tasks: SMLMT = make_tasks(documents, config)
     with pytest.raises(TaskError, match="contexts free of each other"):
         tasks.sample(0, 0)
+
+
+#: words of different numbers of tokens
+LONG_WORDS = ["apple", "castle", "kettle", "magnetism", "hammerhead", "orangeness"]
+
+
+def words_apart(gap: int, repeats: int, n_documents: int = 8) -> list[str]:
+    """Each word several times in a row, with random signs between the words."""
+    rng = np.random.default_rng(0)
+    signs = lambda: " ".join(rng.choice([*",;:!?"], gap))  # noqa: E731
+    return [
+        " ".join(f"{word} {signs()}" for word in rng.choice(LONG_WORDS, 60) for _ in range(repeats))
+        for _ in range(n_documents)
+    ]
+
+
+def all_words(**settings: Any) -> SmlmtConfig:
+    return SmlmtConfig(min_word_freq=3, validation_word_fraction=0, test_word_fraction=0, **settings)
+
+
+@pytest.mark.parametrize("readout", READOUTS)
+@pytest.mark.parametrize("context_tokens", [15, 16])
+def test_the_shape_of_a_context_does_not_tell_how_many_tokens_its_word_has(
+    make_tasks: MakeTasks, tokenizer: TextTokenizer, readout: Readout, context_tokens: int
+) -> None:
+    config = all_words(n_way=3, k_shot=2, q_query=2, context_tokens=context_tokens, readout=readout)
+    tasks = make_tasks(words_apart(gap=20, repeats=1), config)
+    assert len({len(tokenizer.encode([f" {word}"])[0]) for word in LONG_WORDS}) >= 3
+    shapes: dict[str, set[tuple[int, int, int]]] = {word: set() for word in LONG_WORDS}
+    for index in range(150):
+        episode = tasks.sample(0, index)
+        contexts = episode.support
+        for row, length, place, label in zip(
+            contexts.input_ids.tolist(),
+            contexts.lengths.tolist(),
+            contexts.readout_index.tolist(),
+            contexts.labels.tolist(),
+            strict=True,
+        ):
+            separator = row.index(tokenizer.end_of_text_id) if tokenizer.end_of_text_id in row else -1
+            shapes[episode.words[label]].add((length, place, separator))
+    # one shape, and another for the first word of a document, which has nothing before it
+    assert set.intersection(*shapes.values())
+    assert len(set.union(*shapes.values())) <= 2, shapes
+
+
+def test_every_occurrence_of_a_word_counts_as_one_token(make_tasks: MakeTasks) -> None:
+    tasks = make_tasks(
+        words_apart(gap=2, repeats=3), all_words(n_way=2, k_shot=1, q_query=1, context_tokens=8, readout="mask")
+    )
+    lengths = np.array([length for i in range(60) for length in tasks.sample(0, i).support.lengths.tolist()])
+    # a context is shorter only if its bounds would cut another word
+    assert lengths.max() == 8
+    assert np.mean(lengths == 8) > 0.4
+
+
+def test_no_two_contexts_of_a_task_are_equal(make_tasks: MakeTasks) -> None:
+    rng = np.random.default_rng(0)
+    sentences = [
+        f"the {word} is near {other}." for word in WORDS[:6] for other in ("rivers", "roads", "hills", "lakes")
+    ]
+    documents = [" ".join(rng.choice(sentences, 60)) for _ in range(12)]
+    tasks = make_tasks(documents, all_words(n_way=2, k_shot=1, q_query=1, max_word_freq=400, context="sentence"))
+    for index in range(100):
+        episode = tasks.sample(0, index)
+        found = [*episode.support.input_ids.tolist(), *episode.query.input_ids.tolist()]
+        assert len({tuple(row) for row in found}) == len(found)

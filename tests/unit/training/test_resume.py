@@ -256,6 +256,11 @@ def test_a_checkpoint_that_does_not_name_its_tokenizer_is_resumed(store: Checkpo
     assert resumer(store, Engine(), corpus={"train": 1, "tokenizer": "b"}).resume() is not None
 
 
+def test_other_tasks_are_not_resumed_with_unasked(store: CheckpointStore) -> None:
+    with pytest.raises(ConfigError, match=r"makes other tasks than the one that saved .*checkpointing\.resume=6"):
+        resumer(store, Engine(), corpus={"tasks": 2}).resume()
+
+
 def test_another_vocabulary_is_a_change_and_no_damage(store: CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """Auto must not skip every checkpoint for the shape of the weights."""
     monkeypatch.setitem(SHAPES, "decoder.embedding_proj.weight", (9, 5))
