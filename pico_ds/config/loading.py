@@ -70,8 +70,9 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
     dotted, equals, value = override.partition("=")
     if not equals or not dotted:
         raise ConfigError(f"override {override!r} must have the form section.key=value, e.g. training.max_steps=20")
-    if not value.strip():
-        raise ConfigError(f"override {override!r} has no value; write {dotted}=null for no value, or a value")
+    # what begins with # is a comment
+    if not value.strip() or value.lstrip().startswith("#"):
+        raise ConfigError(f"override {override!r} has no value; write {dotted}=null for no value, or quote the value")
     *sections, key = dotted.split(".")
     branch = tree
     for section in sections:
@@ -85,7 +86,7 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
 
 
 def _declared_type(sections: Sequence[str], key: str) -> Any:
-    """The type that the schema declares for a key; None where there is no such key."""
+    """The type that the schema declares for a key; None if there is no such key."""
     section: Any = RunConfig
     for name in (*sections, key):
         fields = getattr(section, "model_fields", {})

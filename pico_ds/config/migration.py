@@ -51,7 +51,7 @@ def migrate(text: str, name: str = "<text>") -> Migration:
         ConfigError: no YAML, a configuration of ours, a value without a counterpart, or a result that our own loader
             refuses.
     """
-    tree = parse_yaml(text, name)
+    tree = parse_yaml(text, name, is_yaml_1_1=True)
     if not isinstance(tree, dict):
         raise ConfigError(f"{name} must hold the sections of a pico-train or pico-maml configuration, got {tree!r}")
     leaves = {key: value for key, value in _leaves(tree) if value is not None or key.count(".")}

@@ -5,6 +5,7 @@ has none of these.
 """
 
 import re
+from copy import copy
 from types import NoneType, UnionType
 from typing import Annotated, Any, ClassVar, Union, get_args, get_origin
 
@@ -25,14 +26,11 @@ _SCALARS = {
         rf"[-+]?(?:\.[0-9]+|{_DIGITS}(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
         list("-+.0123456789"),
     ),
-    "merge": (r"<<", ["<"]),
 }
 
 
-class _StrictLoader(yaml.SafeLoader):
-    """Refuses duplicate keys."""
-
-    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {}  # type: ignore[misc]
+class _UniqueKeys(yaml.SafeLoader):
+    """Fails for duplicate keys."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: dict[Any, int] = {}
@@ -52,6 +50,21 @@ class _StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+class _Loader(_UniqueKeys):
+    """YAML 1.2."""
+
+    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {}  # type: ignore[misc]
+
+
+class _OldLoader(_UniqueKeys):
+    """YAML 1.1, as pico-train and pico-maml read it; but a date is text, and `3e-4` a number."""
+
+    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {  # type: ignore[misc]
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != f"{_TAG}timestamp"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
 def _integer(text: str) -> int:
     base = {"0o": 8, "0x": 16}.get(text[:2], 10)
     return int(text, base) if base == 10 else int(text[2:], base)
@@ -63,38 +76,40 @@ def _float(text: str) -> float:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes what either version of YAML would take for something else than text."""
+    """Quotes text that either version of YAML would read as something else."""
 
 
 for _name, (_pattern, _first) in _SCALARS.items():
-    for _class in (_StrictLoader, _Dumper):
+    for _class in (_Loader, _Dumper):
         _class.add_implicit_resolver(_TAG + _name, re.compile(f"^(?:{_pattern})$"), _first)
-_StrictLoader.add_constructor(f"{_TAG}int", lambda _, node: _integer(node.value))
-_StrictLoader.add_constructor(f"{_TAG}float", lambda _, node: _float(node.value))
+_OldLoader.add_implicit_resolver(f"{_TAG}float", re.compile(f"^(?:{_SCALARS['float'][0]})$"), _SCALARS["float"][1])
+_Loader.add_constructor(f"{_TAG}int", lambda loader, node: _integer(loader.construct_scalar(node)))
+_Loader.add_constructor(f"{_TAG}float", lambda loader, node: _float(loader.construct_scalar(node)))
 
 
-def parse_yaml(text: str, name: str, declared: Any = None) -> Any:
+def parse_yaml(text: str, name: str, declared: Any = None, is_yaml_1_1: bool = False) -> Any:
     """The content of a YAML text.
 
     Args:
         name: of the text, for messages.
         declared: type of the content, such as a section of the configuration. A number is text where text is declared,
             and a whole number in any notation is an integer where an integer is declared.
+        is_yaml_1_1: `yes`, `off` and the like are booleans.
 
     Raises:
         ConfigError: a text that is not YAML, or a key that stands twice.
     """
-    loader = _StrictLoader(text)
+    loader = _OldLoader(text) if is_yaml_1_1 else _Loader(text)
     loader.name = name
     try:
         node = loader.get_single_node()
         if node is None:
             return None
-        _declare(node, declared)
-        return loader.construct_document(node)
+        return loader.construct_document(_declared(node, declared))
     except ConfigError:
         raise
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError) as error:
+        # the last four come of tags that do not go with their value, such as !!int [1]
         raise ConfigError(f"{name} is not valid YAML: {error}") from error
     except RecursionError:
         raise ConfigError(f"{name} is nested too deeply") from None
@@ -107,26 +122,35 @@ def dump_yaml(content: Any) -> str:
     return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
-def _declare(node: yaml.Node, declared: Any) -> None:
-    """Make numbers in a node what its declared type wants them to be."""
+def _declared(node: yaml.Node, declared: Any) -> yaml.Node:
+    """The node with numbers as its declared type wants them; a copy, because an alias may be declared otherwise."""
     if isinstance(node, yaml.MappingNode) and isinstance(declared, type) and issubclass(declared, BaseModel):
-        for key, value in node.value:
-            if isinstance(key, yaml.ScalarNode) and (field := declared.model_fields.get(key.value)) is not None:
-                _declare(value, field.annotation)
-        return
+        fields = declared.model_fields
+        changed = copy(node)
+        changed.value = [
+            (key, _declared(value, fields[key.value].annotation) if key.value in map(str, fields) else value)
+            if isinstance(key, yaml.ScalarNode)
+            else (key, value)
+            for key, value in node.value
+        ]
+        return changed
     types = [*_alternatives(declared)]
     if isinstance(node, yaml.SequenceNode):
-        for element in node.value:
-            for kind in types:
-                if get_origin(kind) is list:
-                    _declare(element, get_args(kind)[0])
-    elif isinstance(node, yaml.ScalarNode) and node.tag in (f"{_TAG}int", f"{_TAG}float"):
+        of_elements = [get_args(kind)[0] for kind in types if get_origin(kind) is list]
+        changed = copy(node)
+        if of_elements:
+            changed.value = [_declared(element, of_elements[0]) for element in node.value]
+        return changed
+    if isinstance(node, yaml.ScalarNode) and node.tag in (f"{_TAG}int", f"{_TAG}float"):
+        changed = copy(node)
         if str in types and not {int, float} & {*types}:
-            node.tag = f"{_TAG}str"
+            changed.tag = f"{_TAG}str"
         elif node.tag == f"{_TAG}float" and int in types and float not in types:
             number = _float(node.value)
             if number.is_integer():
-                node.tag, node.value = f"{_TAG}int", str(int(number))
+                changed.tag, changed.value = f"{_TAG}int", str(int(number))
+        return changed
+    return node
 
 
 def _alternatives(declared: Any) -> list[Any]:

@@ -151,7 +151,7 @@ def _import_muon_uncompiled() -> None:
     `deepspeed.initialize` imports the module to name its class. Decorated by `torch.compile`, the module imports
     inductor, which takes 0.8 s of CPU time on every rank. `tests/end_to_end/test_imports.py` shows that it does not.
     """
-    with mock.patch.object(torch, "compile", return_value=lambda function: function):
+    with mock.patch.object(torch, "compile", new=lambda function: function):
         try:
             importlib.import_module("deepspeed.runtime.zero.muon.original_muon")
         except ImportError:  # a release without Muon has nothing to import

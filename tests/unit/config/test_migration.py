@@ -225,6 +225,15 @@ def test_what_has_no_counterpart_is_an_error(text: str, expected: str) -> None:
     assert expected in str(caught.value)
 
 
+@pytest.mark.parametrize("no", ["false", "no", "off", "No"])
+def test_a_boolean_of_yaml_1_1_stays_one(no: str) -> None:
+    """Else a file that says `save_to_hf: no` would push to a hub."""
+    smlmt = f"{{enabled: {no}, hybrid_ratio: 0.6, learn_inner_lr: {no}}}"
+    hub = f"{{save_to_hf: {no}, hf_checkpoint: {{repo_id: a/b}}}}"
+    config = migrate(f"smlmt: {smlmt}\ncheckpointing: {hub}").config
+    assert (config.smlmt.hybrid_ratio, config.meta.learner, config.checkpointing.hub.repo_id) == (0.0, "anil", None)
+
+
 def test_an_unknown_key_is_named() -> None:
     assert any("model.dd: 3 is left out: no key of" in note for note in migrate("model: {dd: 3}").notes)
 

@@ -98,9 +98,28 @@ def test_a_value_becomes_what_its_key_declares(override: str, value: Any) -> Non
         ('checkpointing.run_name="a\\nb"', "checkpointing.run_name: got 'a\\nb'; a name has printable characters only"),
         ("training.seed=" + "9" * 5000, "is not valid YAML"),
         ("data.paths=" + "[" * 3000, "nested too deeply"),
+        ("checkpointing.run_name=#1", "override 'checkpointing.run_name=#1' has no value"),
+        ("training.seed=!!int [1]", "is not valid YAML"),
+        ("training.lr=!!float {}", "is not valid YAML"),
+        ("training.seed=!!bool maybe", "is not valid YAML"),
     ],
 )
 def test_a_value_that_cannot_be_is_an_error(override: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_config("", [override])
     assert message in str(caught.value)
+
+
+def test_an_alias_is_what_each_of_its_keys_declares() -> None:
+    config = parse_config("checkpointing: {run_name: &value 42}\ntraining: {seed: *value}")
+    assert (config.checkpointing.run_name, config.training.seed) == ("42", 42)
+
+
+def test_files_of_the_predecessors_are_yaml_1_1() -> None:
+    assert parse_yaml("[yes, off, 010, 3e-4, 2024-01-02]", "x", is_yaml_1_1=True) == [
+        True,
+        False,
+        8,
+        3e-4,
+        "2024-01-02",
+    ]
