@@ -21,7 +21,7 @@ DEV = [
     "pre-commit>=3.7",
     "pytest>=8",
     "pytest-timeout>=2.3",
-    "pytest-xdist>=3.5",
+    "pytest-xdist>=3.8",
     "ruff>=0.17,<0.18",
     "types-PyYAML",
     "types-psutil",

@@ -206,13 +206,14 @@ def copy_repository(to: Path) -> None:
     """The files of the working tree, and its environment."""
     listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
     for name in subprocess.run(listed, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout.splitlines():
-        (to / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(REPOSITORY / name, to / name)
+        if (REPOSITORY / name).exists():
+            (to / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(REPOSITORY / name, to / name)
     (to / ".venv").symlink_to(REPOSITORY / ".venv")
 
 
 def failing_test(repository: Path, *arguments: str) -> str | None:
-    """The first test that fails; None where all pass."""
+    """The first test that fails; None if all pass."""
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-n", "logical", "--maxprocesses", "4", "--dist", "loadfile"]
     variables = {**os.environ, "PYTHONPATH": str(repository), "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(
@@ -237,7 +238,8 @@ def run(mutation: Mutation) -> tuple[str, str]:
         for tier, arguments in (("default", ["-m", "not slow", *nearest]), ("default", ["-m", "not slow"])):
             if (test := failing_test(repository, *arguments)) is not None:
                 return tier, test
-        return "slow", failing_test(repository, "-m", "slow") or "none"
+        test = failing_test(repository, "-m", "slow")
+        return ("none", "no test fails") if test is None else ("slow", test)
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from pico_ds.files import replace_text
 from tests.conftest import write_text_corpus
 from tests.launching import warm
 from tests.run_results import TINY
@@ -59,7 +60,7 @@ class SharedRuns:
                 shutil.rmtree(run, ignore_errors=True)
                 command = self.arguments(self._directory, name, *settings)
                 warm.python(*command) if ranks == 1 else warm.torchrun(*command, ranks=ranks)
-                files.write_text(json.dumps(_state_of(run)))
+                replace_text(files, json.dumps(_state_of(run)))
         return run
 
     def copy(self, name: str, to: Path, ignore: Callable[..., set[str]] | None = None) -> Path:
@@ -68,7 +69,7 @@ class SharedRuns:
         return to
 
     def check_unchanged(self) -> None:
-        """Raise where a test wrote to a shared run."""
+        """Raise if a test wrote to a shared run."""
         for files in self._directory.glob("*.files.json"):
             run = self._directory / files.name.removesuffix(".files.json")
             assert _state_of(run) == json.loads(files.read_text()), f"a test changed the shared run {run.name}"

@@ -6,7 +6,7 @@ from pico_ds.config.schema import RunConfig
 
 #: tokens that a layout adds to a context: the separator of `fim`, or the leading end-of-text of `pre`
 LAYOUT_EXTRA_TOKENS = 1
-#: of file systems in use [bytes]
+#: the longest name that common file systems take [bytes]
 _LONGEST_NAME = 255
 
 

@@ -75,6 +75,14 @@ def _float(text: str) -> float:
     return float(re.sub(r"\.(?=[iInN])", "", text))
 
 
+def _construct_integer(loader: yaml.SafeLoader, node: Any) -> int:
+    return _integer(str(loader.construct_scalar(node)))
+
+
+def _construct_float(loader: yaml.SafeLoader, node: Any) -> float:
+    return _float(str(loader.construct_scalar(node)))
+
+
 class _Dumper(yaml.SafeDumper):
     """Quotes text that either version of YAML would read as something else."""
 
@@ -83,8 +91,8 @@ for _name, (_pattern, _first) in _SCALARS.items():
     for _class in (_Loader, _Dumper):
         _class.add_implicit_resolver(_TAG + _name, re.compile(f"^(?:{_pattern})$"), _first)
 _OldLoader.add_implicit_resolver(f"{_TAG}float", re.compile(f"^(?:{_SCALARS['float'][0]})$"), _SCALARS["float"][1])
-_Loader.add_constructor(f"{_TAG}int", lambda loader, node: _integer(loader.construct_scalar(node)))
-_Loader.add_constructor(f"{_TAG}float", lambda loader, node: _float(loader.construct_scalar(node)))
+_Loader.add_constructor(f"{_TAG}int", _construct_integer)
+_Loader.add_constructor(f"{_TAG}float", _construct_float)
 
 
 def parse_yaml(text: str, name: str, declared: Any = None, is_yaml_1_1: bool = False) -> Any:
@@ -124,33 +132,23 @@ def dump_yaml(content: Any) -> str:
 
 def _declared(node: yaml.Node, declared: Any) -> yaml.Node:
     """The node with numbers as its declared type wants them; a copy, because an alias may be declared otherwise."""
-    if isinstance(node, yaml.MappingNode) and isinstance(declared, type) and issubclass(declared, BaseModel):
-        fields = declared.model_fields
-        changed = copy(node)
-        changed.value = [
-            (key, _declared(value, fields[key.value].annotation) if key.value in map(str, fields) else value)
-            if isinstance(key, yaml.ScalarNode)
-            else (key, value)
-            for key, value in node.value
-        ]
-        return changed
+    changed: Any = copy(node)
     types = [*_alternatives(declared)]
-    if isinstance(node, yaml.SequenceNode):
-        of_elements = [get_args(kind)[0] for kind in types if get_origin(kind) is list]
-        changed = copy(node)
-        if of_elements:
-            changed.value = [_declared(element, of_elements[0]) for element in node.value]
-        return changed
-    if isinstance(node, yaml.ScalarNode) and node.tag in (f"{_TAG}int", f"{_TAG}float"):
-        changed = copy(node)
+    if isinstance(node, yaml.MappingNode) and isinstance(declared, type) and issubclass(declared, BaseModel):
+        fields = {name: field.annotation for name, field in declared.model_fields.items()}
+        changed.value = [(key, _declared(value, fields.get(str(key.value)))) for key, value in node.value]
+    elif isinstance(node, yaml.SequenceNode):
+        of_elements = next((get_args(kind)[0] for kind in types if get_origin(kind) is list), None)
+        changed.value = [_declared(element, of_elements) for element in node.value]
+    elif isinstance(node, yaml.ScalarNode) and node.tag in (f"{_TAG}int", f"{_TAG}float"):
         if str in types and not {int, float} & {*types}:
             changed.tag = f"{_TAG}str"
         elif node.tag == f"{_TAG}float" and int in types and float not in types:
             number = _float(node.value)
             if number.is_integer():
                 changed.tag, changed.value = f"{_TAG}int", str(int(number))
-        return changed
-    return node
+    result: yaml.Node = changed
+    return result
 
 
 def _alternatives(declared: Any) -> list[Any]:

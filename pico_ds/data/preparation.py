@@ -84,10 +84,16 @@ def hub_source(dataset: str, subset: str | None, split: str, text_column: str) -
         raise DataError(f"--text_column: {dataset} has the columns {', '.join(columns)}; got {text_column!r}")
 
     def read(first: int) -> Iterator[str]:
-        texts = (str(row[text_column] or "").strip() for row in rows.select_columns([text_column]))
-        return islice((text for text in texts if text), first, None)
+        values = (row[text_column] for row in rows.select_columns([text_column]))
+        return islice(filter(None, (_hub_text(value, dataset, text_column) for value in values)), first, None)
 
     return Source({"dataset": dataset, "subset": subset, "split": split, "text_column": text_column}, read)
+
+
+def _hub_text(value: Any, dataset: str, column: str) -> str:
+    if value is not None and not isinstance(value, str):
+        raise DataError(f"--text_column: {column!r} of {dataset} holds {value!r:.40}, expected a text")
+    return (value or "").strip()
 
 
 def _texts(documents: Iterator[Document]) -> Iterator[str]:
@@ -131,16 +137,22 @@ class Preparation:
         """
         directory, imported = self.out / "tokenizer", self.out / "tokenizer.partial"
         shutil.rmtree(imported, ignore_errors=True)
-        import_tokenizer(self.tokenizer, imported)
+        # one of the hub has one content for one name, and a job that continues needs no network
+        is_new = Path(self.tokenizer).is_dir() or not directory.exists()
+        if is_new:
+            import_tokenizer(self.tokenizer, imported)
+        content = ((imported if is_new else directory) / "tokenizer.json").read_bytes()
         settings = {
             **self.source.identity,
-            "tokenizer_sha256": sha256((imported / "tokenizer.json").read_bytes()).hexdigest(),
+            "tokenizer_sha256": sha256(content).hexdigest(),
             "row_tokens": self.sequence_length + 1,
             "rows_per_shard": self.rows_per_shard,
         }
         try:
             writer = ShardWriter(self.out, settings, self.sequence_length + 1, self.rows_per_shard)
-            if not directory.exists():
+            if is_new and not writer.is_complete:
+                # without a shard, an earlier start may have had another one
+                shutil.rmtree(directory, ignore_errors=True)
                 imported.rename(directory)
         finally:
             shutil.rmtree(imported, ignore_errors=True)

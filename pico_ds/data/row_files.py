@@ -20,6 +20,7 @@ Document = str | npt.NDArray[np.int64]
 
 #: field or column that holds token ids; a row that has it needs no text
 TOKEN_COLUMN = "input_ids"  # noqa: S105
+_LARGEST_ID = 2**63 - 1
 SUFFIXES = (".txt", ".jsonl", ".parquet")
 #: encodings that a file announces in its first bytes; UTF-32 first, because UTF-16 is its beginning
 _OTHER_ENCODINGS = {
@@ -32,12 +33,12 @@ _OTHER_ENCODINGS = {
 
 @dataclass(frozen=True)
 class Columns:
-    """Where a row has what.
+    """Names of the fields or columns of a row.
 
     Attributes:
         text: field or column of the text.
         domain: field or column that names the row's domain.
-        setting: what sets `text`, as messages name it.
+        setting: key or option that sets `text`, for messages.
     """
 
     text: str = "text"
@@ -114,17 +115,11 @@ def _jsonl_rows(path: Path, columns: Columns) -> Iterator[Row]:
             try:
                 record = json.loads(text)
             except (ValueError, RecursionError) as error:
-                raise DataError(f"{where}: not valid JSON ({getattr(error, 'msg', 'nested too deeply')})") from None
+                reason = "nested too deeply" if isinstance(error, RecursionError) else getattr(error, "msg", error)
+                raise DataError(f"{where}: not valid JSON ({reason})") from None
             if (document := _document_of(record, columns, where)) is not None:
                 yield Row(document, _domain(record.get(columns.domain)))
-    if undecodable:
-        # once a file: a corpus may have millions of them
-        logger.warning(
-            "warning: %s: %d lines are not UTF-8 (the first is line %d); such bytes become U+FFFD",
-            path,
-            len(undecodable),
-            undecodable[0],
-        )
+    _warn_of_undecodable(path, "line", undecodable)
 
 
 def _document_of(record: Any, columns: Columns, where: str) -> Document | None:
@@ -158,7 +153,7 @@ def _token_ids(value: Any, where: str) -> npt.NDArray[np.int64] | None:
     if not isinstance(value, list):
         raise DataError(f"{where}: {TOKEN_COLUMN!r} is {value!r:.40}, expected a list of token ids")
     for position, token in enumerate(value):
-        if type(token) is not int or not 0 <= token < 2**63:
+        if type(token) is not int or not 0 <= token <= _LARGEST_ID:
             raise DataError(
                 f"{where}: {TOKEN_COLUMN!r} holds {token!r:.40} at position {position}, expected a token id"
             )
@@ -169,37 +164,81 @@ def _parquet_rows(path: Path, columns: Columns) -> Iterator[Row]:
     import pyarrow
     import pyarrow.parquet as parquet
 
+    undecodable: list[int] = []
     try:
         file = parquet.ParquetFile(path)
-    except pyarrow.ArrowException as error:
-        raise DataError(f"{path} cannot be read as parquet: {error}") from None
-    schema = file.schema_arrow
-    column = TOKEN_COLUMN if TOKEN_COLUMN in schema.names else columns.text
-    if column not in schema.names:
-        raise DataError(
-            f"{path} has the columns {', '.join(schema.names)}; expected {columns.text!r} (set {columns.setting}) or "
-            f"{TOKEN_COLUMN!r} for a corpus that is already tokenized"
-        )
-    check_type(path, column, schema.field(column).type, columns.setting)
-    has_domains = columns.domain in schema.names
-    number = 0
-    for batch in file.iter_batches(columns=[column, columns.domain] if has_domains else [column]):
-        domains = batch.column(columns.domain).to_pylist() if has_domains else [None] * len(batch)
-        for value, domain in zip(batch.column(column), domains, strict=True):
-            document = _parquet_document(value, column, f"{path}, row {number}") if value.is_valid else None
-            number += 1
-            if document is not None and len(document):
-                yield Row(document, _domain(domain))
+        schema = file.schema_arrow
+        # a row whose token ids are null may have a text
+        wanted = [column for column in (TOKEN_COLUMN, columns.text) if column in schema.names]
+        if not wanted:
+            raise DataError(
+                f"{path} has the columns {', '.join(schema.names)}; expected {columns.text!r} (set {columns.setting}) "
+                f"or {TOKEN_COLUMN!r} for a corpus that is already tokenized"
+            )
+        check_type(path, wanted[0], schema.field(wanted[0]).type, columns.setting)
+        if len(wanted) > 1 and not _holds_text(schema.field(columns.text).type):
+            wanted.pop()
+        read = [*wanted, *([columns.domain] if columns.domain in schema.names else [])]
+        first = 0
+        for batch in file.iter_batches(columns=read):
+            domains = batch.column(columns.domain).to_pylist() if columns.domain in read else [None] * len(batch)
+            for number, domain in enumerate(domains):
+                values = ((column, batch.column(column)[number]) for column in wanted)
+                column, value = next(((name, one) for name, one in values if one.is_valid), ("", None))
+                if value is None:
+                    continue
+                where = f"{path}, row {first + number}"
+                document = (
+                    _token_array(value, where) if column == TOKEN_COLUMN else _text(value, first + number, undecodable)
+                )
+                if len(document):
+                    yield Row(document, _domain(domain))
+            first += len(batch)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"{path} cannot be read as parquet: {error}") from error
+    _warn_of_undecodable(path, "row", undecodable)
 
 
-def _parquet_document(value: Any, column: str, where: str) -> Document:
-    if column != TOKEN_COLUMN:
+def _text(value: Any, number: int, undecodable: list[int]) -> str:
+    import pyarrow
+
+    try:
         text: str = value.as_py()
-        return text
+    except UnicodeDecodeError:
+        undecodable.append(number)
+        text = value.cast(pyarrow.binary()).as_py().decode("utf-8", errors="replace")
+    return text
+
+
+def _token_array(value: Any, where: str) -> npt.NDArray[np.int64]:
     if value.values.null_count:
         position = value.values.is_valid().to_pylist().index(False)
-        raise DataError(f"{where}: {column!r} holds null at position {position}, expected a token id")
-    return np.asarray(value.values.to_numpy(zero_copy_only=False), dtype=np.int64)
+        raise DataError(f"{where}: {TOKEN_COLUMN!r} holds null at position {position}, expected a token id")
+    tokens = np.asarray(value.values.to_numpy(zero_copy_only=False))
+    bad = np.flatnonzero((tokens < 0) | (tokens > _LARGEST_ID))
+    if len(bad):
+        raise DataError(f"{where}: {TOKEN_COLUMN!r} holds {tokens[bad[0]]} at position {bad[0]}, expected a token id")
+    return tokens.astype(np.int64)
+
+
+def _warn_of_undecodable(path: Path, kind: str, numbers: list[int]) -> None:
+    """Once a file: a corpus may have millions of them."""
+    if numbers:
+        logger.warning(
+            "warning: %s: %d %ss are not UTF-8 (the first is %s %d); such bytes become U+FFFD",
+            path,
+            len(numbers),
+            kind,
+            kind,
+            numbers[0],
+        )
+
+
+def _holds_text(found: Any) -> bool:
+    import pyarrow.types as types
+
+    content = found.value_type if types.is_dictionary(found) else found
+    return bool(types.is_string(content) or types.is_large_string(content) or types.is_string_view(content))
 
 
 def check_type(name: object, column: str, found: Any, setting: str = "data.text_column") -> None:
@@ -214,9 +253,7 @@ def check_type(name: object, column: str, found: Any, setting: str = "data.text_
         is_list = types.is_list(found) or types.is_large_list(found) or types.is_fixed_size_list(found)
         fits, wanted = is_list and types.is_integer(found.value_type), "lists of integers"
     else:
-        content = found.value_type if types.is_dictionary(found) else found
-        fits = types.is_string(content) or types.is_large_string(content) or types.is_string_view(content)
-        wanted = "strings"
+        fits, wanted = _holds_text(found), "strings"
     if not fits:
         hint = f"; set {setting} to the column that holds the text" if column != TOKEN_COLUMN else ""
         raise DataError(f"{name}: column {column!r} holds {found}, expected {wanted}{hint}")

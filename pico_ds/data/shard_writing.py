@@ -110,9 +110,14 @@ class ShardWriter:
             found = Progress(settings=content) if self.is_complete else Progress.model_validate(content)
         except (ValueError, ValidationError) as error:
             raise DataError(f"{path} cannot be read ({error}); remove {self._out} to begin anew") from error
-        changed = [name for name, value in settings.items() if found.settings.get(name) != value]
+        changed = [name for name, value in settings.items() if not _is_same(name, found.settings.get(name), value)]
         if changed:
-            was = "; ".join(f"{name} was {found.settings.get(name)!r}, now {settings[name]!r}" for name in changed)
+            was = "; ".join(
+                "the files are others, or were changed"
+                if name == "files"
+                else f"{name} was {found.settings.get(name)!r}, now {settings[name]!r}"
+                for name in changed
+            )
             raise DataError(f"{self._out} holds shards of another job: {was}. Name another --out, or remove it")
         return found
 
@@ -156,3 +161,11 @@ class ShardWriter:
 
     def _partial(self, number: int) -> Path:
         return self._out / _PARTIAL / f"{number:05d}.parquet"
+
+
+def _is_same(name: str, was: Any, now: Any) -> bool:
+    if name == "files" and isinstance(was, dict):
+        # of an earlier version, which knew names and sizes only
+        parts = [one.rsplit(" ", 2) for one in now]
+        return len(was) == len(now) and was == {Path(path).name: int(size) for path, size, _ in parts}
+    return bool(was == now)

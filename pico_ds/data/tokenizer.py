@@ -1,5 +1,6 @@
 """Tokenizers: train a byte-level BPE, or bring one of transformers; both end as one directory in HF format."""
 
+import itertools
 import json
 import logging
 import re
@@ -43,13 +44,22 @@ class TextTokenizer:
 
     @cached_property
     def digest(self) -> str:
-        """Equal for tokenizers that encode equally."""
-        return f"{digest64(self.backend.to_str()):016x}"
+        """Equal for tokenizers with the same entries, ids and merges, whichever release of the library saved them."""
+        return _digest(self.backend)
 
     @cached_property
     def _special(self) -> re.Pattern[str]:
         added = self.backend.get_added_tokens_decoder().values()
-        return re.compile("|".join(re.escape(token.content) for token in added if token.special))
+        # without any, what never matches
+        return re.compile("|".join(re.escape(token.content) for token in added if token.special) or "(?!)")
+
+    @cached_property
+    def _leaks_special(self) -> bool:
+        """Whether the model itself has the special tokens among its entries, and so finds them in a text."""
+        added = self.backend.get_added_tokens_decoder().items()
+        special = {number: token.content for number, token in added if token.special}
+        encoded = self.backend.encode_batch_fast([*special.values()], add_special_tokens=False)
+        return any(number in encoding.ids for number, encoding in zip(special, encoded, strict=True))
 
     def count_special(self, texts: Iterable[str]) -> Counter[str]:
         """How often each special token stands in texts as text."""
@@ -57,7 +67,16 @@ class TextTokenizer:
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         """Token ids of each text, without special tokens: what looks like one is encoded as text."""
+        if self._leaks_special and any(map(self._special.search, texts)):
+            return [self._encode_apart(text) for text in texts]
         return [encoding.ids for encoding in self.backend.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def _encode_apart(self, text: str) -> list[int]:
+        """Token ids of a text that is cut inside of each special token, so that the model cannot find one."""
+        cuts = [0, *(found.start() + 1 for found in self._special.finditer(text)), len(text)]
+        parts = [text[start:end] for start, end in itertools.pairwise(cuts)]
+        encoded = self.backend.encode_batch_fast(parts, add_special_tokens=False)
+        return [token for encoding in encoded for token in encoding.ids]
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of token ids, special tokens shown."""
@@ -100,12 +119,21 @@ def _without_long_runs(text: str) -> Iterator[str]:
     yield text[start:]
 
 
-def tokenizer_identity(name: str) -> str:
-    """What tells the tokenizer at a place from one that replaces it there.
+def _digest(backend: Tokenizer) -> str:
+    merges = json.loads(backend.to_str())["model"].get("merges", [])
+    # pairs, or texts in older files
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in merges]
+    entries = sorted(backend.get_vocab(with_added_tokens=True).items())
+    return f"{digest64(json.dumps([entries, merges])):016x}"
 
-    Returns:
-        a digest of the files of a directory; the id of a tokenizer of the hub.
-    """
+
+def digest_of_file(path: Path) -> str | None:
+    """The digest of the tokenizer in a tokenizer.json; None if there is none."""
+    return _digest(Tokenizer.from_file(str(path))) if path.is_file() else None
+
+
+def tokenizer_identity(name: str) -> str:
+    """A digest of the files of a tokenizer's directory, which changes with them; the id of one of the hub."""
     if not Path(name).is_dir():
         return name
     files = sorted({path for pattern in _TOKENIZER_FILES for path in Path(name).glob(pattern)})

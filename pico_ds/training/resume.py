@@ -12,6 +12,7 @@ from pico_ds.checkpoint.index import Index
 from pico_ds.checkpoint.state_reader import StateReader
 from pico_ds.checkpoint.store import CheckpointStore
 from pico_ds.config import CheckpointingConfig, ConfigError, RunConfig
+from pico_ds.data.tokenizer import digest_of_file
 from pico_ds.engine.distributed import Process
 from pico_ds.engine.optimizer import learning_rate
 from pico_ds.engine.optimizer_state import MOMENTS, OptimizerState, StateKind
@@ -140,6 +141,7 @@ class Resumer:
             reader = StateReader(path)
         agreement.settle(path)
         # before the model: another vocabulary, which gives weights another shape, is a change of the configuration
+        self._check_tokenizer(reader)
         changed = self._check_config(reader.index, explicit)
         with _Agreement(self._process) as agreement:
             self._check_model(reader)
@@ -175,15 +177,23 @@ class Resumer:
                     "model: take the model section of its training_config.yaml"
                 )
 
+    def _check_tokenizer(self, reader: StateReader) -> None:
+        """Weights mean nothing with other token ids, so this cannot be asked for."""
+        now = self._corpus.get("tokenizer")
+        # earlier versions did not record it, but wrote it beside the weights
+        was = reader.index.corpus.get("tokenizer") or digest_of_file(reader.checkpoint / "tokenizer.json")
+        if None not in (was, now) and was != now:
+            raise ConfigError(
+                f"{reader.checkpoint}: was trained with another tokenizer (digest {was}, now {now}); set "
+                f"data.tokenizer to {reader.checkpoint}, or choose another checkpointing.run_name"
+            )
+
     def _check_config(self, index: Index, explicit: bool) -> bool:
         """Whether there is a change, which must have been asked for."""
         self._warn_of_schedule(index)
         changes = [*_changes(index.config, self._config.model_dump())]
         was, now = dict(index.corpus), dict(self._corpus)
-        tokenizers = was.pop("tokenizer", None), now.pop("tokenizer", None)
-        # older checkpoints do not record the tokenizer
-        if None not in tokenizers and tokenizers[0] != tokenizers[1]:
-            changes.append("the tokenizer is another one (data.tokenizer, or the files at its place)")
+        was.pop("tokenizer", None), now.pop("tokenizer", None)
         # version 1 was not recorded
         if was.pop("tasks", 1) != now.pop("tasks", 1) and self._config.meta_ratio > 0:
             changes.append("this version of pico_ds makes other tasks than the one that saved the checkpoint")

@@ -115,7 +115,7 @@ class ForkedProcess:
                 raise subprocess.TimeoutExpired(self.args, timeout or 0.0)
             chunk = os.read(self._replies, 64)
             if not chunk:
-                raise RuntimeError("the fork server has died")
+                raise RuntimeError(f"the fork server has died, and with it {self.args}")
             self._replied += chunk
         line, _, self._replied = self._replied.partition(b"\n")
         return line
@@ -163,5 +163,5 @@ def _server_for(environment: Mapping[str, str]) -> _Server:
 
 @cache
 def _server(read_at_start: frozenset[tuple[str, str]]) -> _Server:
-    names = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "USER")
-    return _Server({**{name: os.environ[name] for name in names if name in os.environ}, **dict(read_at_start)})
+    others = {name: value for name, value in os.environ.items() if not name.startswith(_READ_AT_START)}
+    return _Server({**others, **dict(read_at_start)})

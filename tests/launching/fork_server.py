@@ -8,6 +8,7 @@ the command's stdin, for its stdout and stderr, and for the replies. The replies
 exit code. The server ends, and kills every command that still runs, when the client closes the socket.
 """
 
+import atexit
 import contextlib
 import gc
 import importlib
@@ -93,6 +94,9 @@ def serve(control: socket.socket) -> None:
                         raise SystemExit(_launch(json.loads(message)["programs"]))
                     for descriptor in (stdin, output):
                         os.close(descriptor)
+                    # also here: the client may kill the group before the child has made it
+                    with contextlib.suppress(ProcessLookupError):
+                        os.setpgid(pid, pid)
                     process = os.pidfd_open(pid)
                     children[process] = pid, replies
                     selector.register(process, selectors.EVENT_READ)
@@ -101,9 +105,11 @@ def serve(control: socket.socket) -> None:
                     process = int(key.fd)
                     selector.unregister(process)
                     pid, replies = children.pop(process)
+                    # ranks that outlive their launcher
+                    _kill_group(pid)
                     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
                     os.close(process)
-                    # nobody reads it where the client has given up
+                    # nobody reads it if the client has given up
                     with contextlib.suppress(BrokenPipeError):
                         os.write(replies, f"{code}\n".encode())
                     os.close(replies)
@@ -161,6 +167,9 @@ def _run(program: dict[str, Any]) -> int:
     except BaseException as error:  # noqa: BLE001
         sys.excepthook(type(error), error, error.__traceback__)
         if isinstance(error, KeyboardInterrupt):
+            # as Python ends of it
+            atexit._run_exitfuncs()
+            sys.stdout.flush()
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             os.kill(os.getpid(), signal.SIGINT)
         return 1

@@ -118,7 +118,7 @@ def test_another_job_does_not_mix_its_shards_in(corpus: Path, tokenizer: Path, t
     with pytest.raises(DataError, match=r"holds shards of another job: row_tokens was 17, now 9"):
         job(corpus, tokenizer, tmp_path / "out", sequence_length=8).run(lambda _: None)
     corpus.write_text(corpus.read_text() + '{"text": "more"}\n')
-    with pytest.raises(DataError, match="another job: files was"):
+    with pytest.raises(DataError, match="another job: the files are others, or were changed"):
         job(corpus, tokenizer, tmp_path / "out").run(lambda _: None)
 
 

@@ -110,6 +110,35 @@ def test_a_null_among_token_ids_is_named_by_its_row(tmp_path: Path) -> None:
         read_everywhere(tmp_path / "a.parquet")
 
 
+@pytest.mark.parametrize(("tokens", "kind"), [([1, -2], pa.int64()), ([1, 2**64 - 1], pa.uint64())])
+def test_a_number_that_is_no_token_id_is_named_by_its_row(tokens: list[int], kind: pa.DataType, tmp_path: Path) -> None:
+    pq.write_table(pa.table({"input_ids": pa.array([[1], tokens], pa.list_(kind))}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=rf"row 1: 'input_ids' holds {tokens[1]} at position 1, expected a token id"):
+        read_everywhere(tmp_path / "a.parquet")
+
+
+def test_a_row_of_parquet_without_token_ids_may_have_a_text(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"input_ids": [[1], None, None], "text": ["one", "two", None]}), tmp_path / "a.parquet")
+    assert read_everywhere(tmp_path / "a.parquet") == [[1], "two"]
+
+
+def test_a_string_of_parquet_that_is_not_utf_8_is_read(tmp_path: Path) -> None:
+    broken = pa.array([b"bad \xff byte", b"good"], pa.binary())
+    text = pa.StringArray.from_buffers(2, *broken.buffers()[1:], broken.buffers()[0])
+    pq.write_table(pa.table({"text": text}), tmp_path / "a.parquet")
+    assert read_everywhere(tmp_path / "a.parquet") == ["bad \ufffd byte", "good"]
+
+
+def test_a_damaged_page_of_parquet_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": [f"text {number}" for number in range(1000)]}), path)
+    content = bytearray(path.read_bytes())
+    content[4:200] = b"\xff" * 196
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"a\.parquet cannot be read as parquet"):
+        read_everywhere(path)
+
+
 def test_a_column_of_numbers_is_an_error_that_names_the_setting(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": [1, 2]}), tmp_path / "a.parquet")
     with pytest.raises(

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from pico_ds.config import DataConfig, PerplexityConfig
@@ -104,6 +104,22 @@ def test_special_tokens_in_a_text_are_text(
     assert sum(said in record.getMessage() for record in caplog.records) == 1
 
 
+def test_special_tokens_that_are_entries_of_the_model_are_text_too(tmp_path: Path) -> None:
+    """As in exports of XLM-R and T5: the model itself finds them."""
+    pieces = [("<unk>", 0.0), ("</s>", 0.0), ("<mask>", 0.0), *((piece, -2.0) for piece in "\u2581<>/abkms")]
+    backend = Tokenizer(models.Unigram(pieces, unk_id=0))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    special = {"unk_token": "<unk>", "eos_token": "</s>", "mask_token": "<mask>", "pad_token": "</s>"}
+    PreTrainedTokenizerFast(tokenizer_object=backend, **special).save_pretrained(tmp_path / "unigram")
+    import_tokenizer(str(tmp_path / "unigram"), tmp_path / "imported")
+    tokenizer = load_tokenizer(tmp_path / "imported")
+    special_ids = {tokenizer.mask_id, tokenizer.end_of_text_id}
+    (plain, marked) = tokenizer.encode(["a b", "a <mask> b </s>"])
+    assert not special_ids & set(marked)
+    assert tokenizer.decode(marked).replace(" ", "") == "a<mask>b</s>"
+    assert plain == tokenizer.encode(["a b"])[0]
+
+
 def prepare(corpus: Path, tokenizer: Path, out: Path) -> Preparation:
     source = local_source([str(corpus)], "text", "file")
     return Preparation(source, str(tokenizer), out, sequence_length=16, rows_per_shard=2000, workers=1)
@@ -155,6 +171,30 @@ def test_shards_of_another_tokenizer_are_not_taken_for_done(corpus: Path, tmp_pa
         job.run(lambda _: None)
     assert load_tokenizer(tmp_path / "out" / "tokenizer").vocab_size == 403, "that of the shards stays"
     assert not (tmp_path / "out" / "tokenizer.partial").exists()
+
+
+def test_a_job_without_a_shard_takes_the_tokenizer_of_the_new_command(corpus: Path, tmp_path: Path) -> None:
+    """The first start was interrupted before its first shard; the manifest must name the tokenizer that is used."""
+    train_tokenizer(texts_of(corpus), 400, tmp_path / "first")
+    train_tokenizer(texts_of(corpus), 300, tmp_path / "second")
+    (tmp_path / "out").mkdir()
+    import_tokenizer(str(tmp_path / "first"), tmp_path / "out" / "tokenizer")
+    assert prepare(corpus, tmp_path / "second", tmp_path / "out").run(lambda _: None)
+    assert load_tokenizer(tmp_path / "out" / "tokenizer").vocab_size == 303
+
+
+def test_a_finished_job_of_an_earlier_version_is_known(corpus: Path, tmp_path: Path) -> None:
+    train_tokenizer(texts_of(corpus), 400, tmp_path / "tokenizer")
+    job = prepare(corpus, tmp_path / "tokenizer", tmp_path / "out")
+    job.run(lambda _: None)
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    manifest["files"] = {corpus.name: corpus.stat().st_size}
+    (tmp_path / "out" / "manifest.json").write_text(json.dumps(manifest))
+    assert not job.run(lambda _: None)
+    with corpus.open("a") as file:
+        file.write(json.dumps({"text": "one more"}) + "\n")
+    with pytest.raises(DataError, match="another job: the files are others, or were changed"):
+        prepare(corpus, tmp_path / "tokenizer", tmp_path / "out").run(lambda _: None)
 
 
 def test_files_of_one_name_in_two_folders_are_two(tmp_path: Path) -> None:

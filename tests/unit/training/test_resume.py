@@ -14,6 +14,7 @@ from pico_ds.checkpoint.errors import CheckpointError
 from pico_ds.checkpoint.index import INDEX_NAME, STATE_DIRECTORY, Index
 from pico_ds.checkpoint.store import CheckpointStore
 from pico_ds.config import ConfigError, RunConfig, parse_config
+from pico_ds.data.tokenizer import load_tokenizer, train_tokenizer
 from pico_ds.engine.distributed import Process
 from pico_ds.engine.optimizer_state import Fragment, StateKind
 from pico_ds.training.resume import Resumer, rewind_metrics
@@ -241,12 +242,19 @@ def test_another_corpus_is_refused_by_auto(store: CheckpointStore) -> None:
         resumer(store, Engine(), corpus={"train": {"tokens": 1}}).resume()
 
 
-def test_another_tokenizer_is_named_as_such(store: CheckpointStore) -> None:
+@pytest.mark.parametrize("resume", ["auto", "6"])
+def test_another_tokenizer_is_an_error_whatever_was_asked_for(store: CheckpointStore, resume: str) -> None:
     Index.read(store.path(6)).model_copy(update={"corpus": {"tokenizer": "a"}}).write(store.path(6))
-    assert resumer(store, Engine(), corpus={"tokenizer": "a"}).resume() is not None
-    with pytest.raises(
-        ConfigError, match=r"the tokenizer is another one \(data\.tokenizer, or the files at its place\)"
-    ):
+    asked = f"checkpointing.resume={resume}"
+    assert resumer(store, Engine(), asked, corpus={"tokenizer": "a"}).resume() is not None
+    with pytest.raises(ConfigError, match=r"step_6: was trained with another tokenizer \(digest a, now b\); set data"):
+        resumer(store, Engine(), asked, corpus={"tokenizer": "b"}).resume()
+
+
+def test_the_tokenizer_of_an_earlier_version_is_read_beside_the_weights(store: CheckpointStore) -> None:
+    train_tokenizer(["a few words"], 260, store.path(6))
+    assert resumer(store, Engine(), corpus={"tokenizer": load_tokenizer(store.path(6)).digest}).resume() is not None
+    with pytest.raises(ConfigError, match="was trained with another tokenizer"):
         resumer(store, Engine(), corpus={"tokenizer": "b"}).resume()
 
 
