@@ -7,14 +7,14 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-#: bytes_received and bytes_sent of `struct tcp_info` (linux/tcp.h, since 4.19)
-_RECEIVED_AT, _SENT_AT = 128, 200
-_INFO_BYTES = _SENT_AT + 8
+#: bytes_received, bytes_sent and bytes_retrans of `struct tcp_info` (linux/tcp.h, since 4.19)
+_RECEIVED_AT, _SENT_AT, _SENT_AGAIN_AT = 128, 200, 208
+_INFO_BYTES = _SENT_AGAIN_AT + 8
 
 
 @dataclass(frozen=True)
 class WireBytes:
-    """Of all TCP connections that are open, since they were opened."""
+    """Of all TCP connections that are open, since they were opened; what was sent again for a loss counts once."""
 
     sent: int
     received: int
@@ -41,6 +41,6 @@ def wire_bytes() -> WireBytes | None:
             continue
         if len(info) < _INFO_BYTES:
             return None
-        sent += struct.unpack_from("Q", info, _SENT_AT)[0]
+        sent += struct.unpack_from("Q", info, _SENT_AT)[0] - struct.unpack_from("Q", info, _SENT_AGAIN_AT)[0]
         received += struct.unpack_from("Q", info, _RECEIVED_AT)[0]
     return WireBytes(sent, received)
