@@ -25,6 +25,7 @@ DEV = [
     "ruff>=0.17,<0.18",
     "types-PyYAML",
     "types-psutil",
+    "types-regex",
 ]
 
 setup(
@@ -50,6 +51,7 @@ setup(
         "pydantic>=2.7",
         "python-dotenv>=1.0",
         "pyyaml>=6.0",
+        "regex>=2024.4",
         "rich>=13",
         "safetensors>=0.4.5",
         "scikit-learn>=1.4",

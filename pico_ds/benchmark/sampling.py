@@ -10,8 +10,9 @@ import numpy as np
 
 from pico_ds.config import parse_config
 from pico_ds.data.text_corpus import TextCorpus, open_text_corpus
-from pico_ds.tasks.lexicon import Lexicon, TokenClasses
+from pico_ds.tasks.lexicon import Lexicon
 from pico_ds.tasks.smlmt import SMLMT
+from pico_ds.tasks.token_classes import TokenClasses
 from pico_ds.tasks.word_index import WordIndex
 
 _DOCUMENTS, _WORDS_PER_DOCUMENT, _VOCABULARY = 400, 1000, 3000
@@ -63,7 +64,7 @@ def random_tasks(directory: Path, smlmt: str) -> tuple[TextCorpus, SMLMT]:
     )
     corpus = open_text_corpus(config.data)
     classes = TokenClasses.of(corpus.tokenizer)
-    lexicon = Lexicon.build(corpus.train, corpus.validation, corpus.tokenizer, classes)
+    lexicon = Lexicon.build(corpus.train, corpus.validation, classes)
     index = WordIndex(corpus.train, lexicon, classes, config.smlmt)
     return corpus, SMLMT(index, lexicon, corpus.tokenizer, config.smlmt, "train", split_seed=0, seed=0)
 

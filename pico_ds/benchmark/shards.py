@@ -17,7 +17,7 @@ from pico_ds.config import SmlmtConfig
 from pico_ds.data.preparation import Preparation, local_source, text_batches
 from pico_ds.data.shard_reading import RowFormat, convert_shard, open_rows
 from pico_ds.data.tokenizer import TextTokenizer, load_tokenizer, train_tokenizer
-from pico_ds.tasks.lexicon import TokenClasses
+from pico_ds.tasks.token_classes import TokenClasses
 from pico_ds.tasks.token_index import TokenIndex, TokenWords
 
 #: as of pico-lm/pretokenized-dolma
@@ -41,7 +41,7 @@ def measure_index(directory: Path, n_rows: int, repeats: int) -> list[dict[str, 
     rows = open_rows(decoded)
     facts = {"rows": n_rows, "tokens": rows.size, "vocabulary": tokenizer.vocab_size}
     found = [{"what": "decoding", **facts, "tokens_per_second": rows.size / seconds}]
-    words = TokenWords.of(tokenizer, TokenClasses.of(tokenizer))
+    words = TokenWords.of(TokenClasses.of(tokenizer))
     for context in ("window", "sentence"):
         config = SmlmtConfig.model_validate({"min_word_freq": 100, "max_word_freq": 100_000, "context": context})
         for threads in (1, 2):

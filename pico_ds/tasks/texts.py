@@ -8,7 +8,8 @@ from pico_ds.config import RunConfig
 from pico_ds.data.shard_corpus import ShardCorpus
 from pico_ds.data.text_corpus import TextCorpus
 from pico_ds.tasks.index import Index, Vocabulary
-from pico_ds.tasks.lexicon import Lexicon, TokenClasses
+from pico_ds.tasks.lexicon import Lexicon
+from pico_ds.tasks.token_classes import TokenClasses
 from pico_ds.tasks.token_index import TokenIndex, TokenWords
 from pico_ds.tasks.word_index import WordIndex
 
@@ -65,7 +66,7 @@ class WholeTexts:
     @cached_property
     def _lexicon(self) -> Lexicon:
         corpus = self._corpus
-        return Lexicon.build(corpus.train, corpus.validation, corpus.tokenizer, self._classes)
+        return Lexicon.build(corpus.train, corpus.validation, self._classes)
 
 
 class PooledTexts:
@@ -91,8 +92,7 @@ class PooledTexts:
 
     @cached_property
     def _words(self) -> TokenWords:
-        tokenizer = self._corpus.tokenizer
-        return TokenWords.of(tokenizer, TokenClasses.of(tokenizer))
+        return TokenWords.of(TokenClasses.of(self._corpus.tokenizer))
 
 
 def texts_of(config: RunConfig, corpus: TextCorpus | ShardCorpus) -> Texts:

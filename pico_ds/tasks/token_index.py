@@ -1,30 +1,36 @@
 """Where the words of a pool of token rows stand: of words that are one token, found without a look at any text.
 
-A pool holds millions of tokens and is replaced as training goes, so that its index must be small and quick to build:
-the positions of the words that may be classes, sorted by word, are all that is stored (4 bytes each). What else is
-asked for, such as the bounds of a context, is worked out from the tokens of the few contexts that a task has.
+A pool holds millions of tokens and is replaced as training goes, so its index must be small and quick to build. The
+index stores the positions of the words that may be classes, sorted by word (4 bytes each), and one byte of flags for
+every token. The bounds of contexts are computed for the few contexts that a task has.
 """
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from pico_ds.config import SmlmtConfig
-from pico_ds.data.tokenizer import TextTokenizer
-from pico_ds.tasks.lexicon import TokenClasses, WordSplit, word_split
+from pico_ds.tasks.characters import word_name
+from pico_ds.tasks.lexicon import WordSplit, word_split
+from pico_ds.tasks.token_classes import (
+    CONTINUES_RUN,
+    GLUED_AFTER,
+    GLUED_BEFORE,
+    IN_RUN,
+    INSIDE_CHARACTER,
+    PURE,
+    SPACED,
+    SPECIAL,
+    TokenClasses,
+)
 
 Integers = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 
-#: bits of what an entry of the vocabulary is
-_LETTERS, _SPACED, _JOINS_NEXT, _JOINS_PREVIOUS, _DOT, _WORD, _SPECIAL, _ENDS_SENTENCE = (
-    np.uint8(1 << k) for k in range(8)
-)
 #: tokens that a thread looks at together
 _CHUNK_TOKENS = 2**18
 _THREADS = 2
@@ -42,34 +48,16 @@ class TokenWords:
     words: tuple[str, ...]
     word_of_token: npt.NDArray[np.int32]
     classes: TokenClasses
-    #: bits of each token
-    flags: npt.NDArray[np.uint8]
     _splits: dict[tuple[float, float, int], list[WordSplit]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, tokenizer: TextTokenizer, classes: TokenClasses) -> "TokenWords":
-        """Read them off the tokenizer."""
-        texts = tokenizer.backend.decode_batch([[i] for i in range(tokenizer.vocab_size)], skip_special_tokens=False)
-        names = [
-            text.strip().lower() if letters else "" for text, letters in zip(texts, classes.is_letters, strict=True)
-        ]
-        words = sorted({name for name in names if name.isalpha()})
+    def of(cls, classes: TokenClasses) -> "TokenWords":
+        """Read the words off the entries of a vocabulary."""
+        names = [word_name(classes.text([number])) for number in range(len(classes.is_special))]
+        words = sorted({name for name in names if name is not None})
         numbers = {word: number for number, word in enumerate(words)}
-        word_of_token = np.array([numbers.get(name, -1) for name in names], dtype=np.int32)
-        bits = {
-            _LETTERS: classes.is_letters,
-            _SPACED: classes.starts_with_space,
-            _JOINS_NEXT: classes.joins_next,
-            _JOINS_PREVIOUS: classes.joins_previous,
-            _DOT: classes.is_dot,
-            _WORD: word_of_token >= 0,
-            _SPECIAL: classes.is_special,
-            _ENDS_SENTENCE: classes.ends_sentence | classes.breaks_line,
-        }
-        flags = np.zeros(len(texts), dtype=np.uint8)
-        for bit, holds in bits.items():
-            flags |= np.where(holds, bit, np.uint8(0))
-        return cls(tuple(words), word_of_token, classes, flags)
+        word_of_token = np.array([-1 if name is None else numbers[name] for name in names], dtype=np.int32)
+        return cls(tuple(words), word_of_token, classes)
 
     def of_split(self, split: WordSplit, config: SmlmtConfig, split_seed: int) -> Flags:
         """Whether each word belongs to a split; worked out once for all pools."""
@@ -120,8 +108,9 @@ class TokenIndex:
         self._length, self._by_sentence = config.context_tokens, config.context == "sentence"
         per_chunk = max(1, _CHUNK_TOKENS // self._width)
         chunks = [(first, rows[first : first + per_chunk]) for first in range(0, len(rows), per_chunk)]
+        self._flags = np.empty(rows.shape, dtype=np.uint8)
         with ThreadPoolExecutor(threads, "index") as pool:
-            found = [*pool.map(lambda chunk: self._survey(chunk[1]), chunks)]
+            found = [*pool.map(lambda chunk: self._survey(*chunk), chunks)]
             by_chunk = np.array([counts for counts, _, _ in found])
             self.lexicon = PoolLexicon(words, by_chunk.sum(axis=0))
             self.positions = self._sort(chunks, by_chunk, config, pool.map)
@@ -155,9 +144,11 @@ class TokenIndex:
 
     def words_at(self, places: Integers) -> npt.NDArray[np.int32]:
         """The word that stands at each place, -1 where none of one token does."""
-        here, before, after = self._flags_around(places)
-        alone = _is_run_of_one(here, before, after)
-        return np.where(alone, self._words.word_of_token[self.tokens[places]], np.int32(-1))
+        flags, last = self._flags.reshape(-1), len(self.tokens) - 1
+        begins = (flags[places] & (IN_RUN | CONTINUES_RUN)) == IN_RUN
+        # the first token of a row continues none
+        goes_on = (flags[np.minimum(places + 1, last)] & CONTINUES_RUN) != 0
+        return np.where(begins & ~goes_on, self._words.word_of_token[self.tokens[places]], np.int32(-1))
 
     def begins_word(self, places: Integers) -> Flags:
         """Whether a word that `words_at` finds begins there: it has one token."""
@@ -180,21 +171,38 @@ class TokenIndex:
                 rest, ends = rest[overlaps], ends[overlaps]
         return alive
 
-    def _survey(self, rows: npt.NDArray[Any]) -> tuple[Integers, Integers, Integers]:
-        """Occurrences of each word in a chunk, and places in it of special tokens and, if asked for, sentence ends."""
-        flags = self._words.flags[rows]
-        tokens = np.bincount(rows[_usable(flags)], minlength=len(self._words.flags))
-        named = self._words.word_of_token >= 0
-        counts = np.bincount(
-            self._words.word_of_token[named], weights=tokens[named], minlength=len(self._words.words)
-        ).astype(np.int64)
-        special = np.flatnonzero(flags & _SPECIAL)
+    def _survey(self, first: int, rows: npt.NDArray[Any]) -> tuple[Integers, Integers, Integers]:
+        """Occurrences of each word in a chunk, and places in it of special tokens and, if asked for, sentence ends.
+
+        Args:
+            first: row of the pool that the chunk begins with; its flags are stored from there.
+        """
+        words, classes = self._words, self._words.classes
+        flags = classes.token_flags(rows, at_edges=True)
+        self._flags[first : first + len(rows)] = flags
+        tokens = np.bincount(rows[self._usable(first, rows)], minlength=len(words.word_of_token))
+        named = words.word_of_token >= 0
+        counts = np.bincount(words.word_of_token[named], weights=tokens[named], minlength=len(words.words)).astype(
+            np.int64
+        )
+        special = np.flatnonzero(flags & SPECIAL)
         if not self._by_sentence:
             return counts, special, np.empty(0, dtype=np.int64)
         spaced_next = np.ones(flags.shape, dtype=np.bool_)
-        spaced_next[:, :-1] = (flags[:, 1:] & _SPACED) != 0
-        breaks = self._words.classes.breaks_line[rows]
-        return counts, special, np.flatnonzero(((flags & _ENDS_SENTENCE) != 0) & (spaced_next | breaks)) + 1
+        spaced_next[:, :-1] = (flags[:, 1:] & SPACED) != 0
+        breaks = classes.breaks_line[rows]
+        return counts, special, np.flatnonzero((classes.ends_sentence[rows] & spaced_next) | breaks) + 1
+
+    def _usable(self, first: int, rows: npt.NDArray[Any]) -> Flags:
+        """Whether a whole word of one token stands at each place of a chunk, as `find_word_runs` decides it.
+
+        What stands before and behind a row is not known: a word there may be a part of one.
+        """
+        flags = self._flags[first : first + len(rows)]
+        goes_on = np.zeros(flags.shape, dtype=np.bool_)
+        goes_on[:, :-1] = (flags[:, 1:] & CONTINUES_RUN) != 0
+        alone = (flags & (IN_RUN | CONTINUES_RUN | PURE | GLUED_BEFORE | GLUED_AFTER)) == (IN_RUN | PURE)
+        return alone & ~goes_on & (self._words.word_of_token[rows] >= 0)
 
     def _sort(
         self,
@@ -218,7 +226,7 @@ class TokenIndex:
 
         def place(number: int) -> None:
             first, rows = chunks[number]
-            usable = _usable(self._words.flags[rows]) & kept_token[rows]
+            usable = self._usable(first, rows) & kept_token[rows]
             places = np.flatnonzero(usable)
             words = word_of_token[rows.reshape(-1)[places]]
             order = np.argsort(words, kind="stable")
@@ -231,20 +239,15 @@ class TokenIndex:
         [*in_threads(place, range(len(chunks)))]
         return positions
 
-    def _flags_around(self, places: Integers) -> tuple[npt.NDArray[np.uint8], ...]:
-        """Flags of the tokens at, before and behind each place; at the edges of a row, of none."""
-        column, last = places % self._width, len(self.tokens) - 1
-        look = partial(np.take, self._words.flags)
-        here = look(self.tokens[places])
-        before = np.where(column > 0, look(self.tokens[np.maximum(places - 1, 0)]), np.uint8(0))
-        after = np.where(column < self._width - 1, look(self.tokens[np.minimum(places + 1, last)]), np.uint8(0))
-        return here, before, after
-
     def _continues_word(self, places: Integers) -> Flags:
-        """Whether the token there goes on with the word of the token before it."""
+        """Whether the token there goes on with the word, or the character, of the token before it."""
         inside = np.minimum(places, len(self.tokens) - 1)
-        here, before, _ = self._flags_around(inside)
-        return (places < len(self.tokens)) & _continues(here) & ((before & _LETTERS) != 0)
+        flags = self._flags.reshape(-1)[inside]
+        return (
+            (places < len(self.tokens))
+            & (places % self._width > 0)
+            & ((flags & (CONTINUES_RUN | INSIDE_CHARACTER)) != 0)
+        )
 
 
 def _merged(*ordered: Integers) -> Integers:
@@ -252,35 +255,3 @@ def _merged(*ordered: Integers) -> Integers:
     # np.unique hashes, which takes many times as long as to merge what is in order
     places = np.sort(np.concatenate(ordered), kind="stable")
     return places[np.diff(places, prepend=-1) > 0]
-
-
-def _continues(flags: npt.NDArray[np.uint8]) -> Flags:
-    """Letters without a space before them."""
-    return (flags & (_LETTERS | _SPACED)) == _LETTERS
-
-
-def _is_run_of_one(here: npt.NDArray[np.uint8], before: npt.NDArray[np.uint8], after: npt.NDArray[np.uint8]) -> Flags:
-    """Whether letters begin with this token and do not go on with the next."""
-    begins = ((here & _LETTERS) != 0) & (((here & _SPACED) != 0) | ((before & _LETTERS) == 0))
-    return begins & ~_continues(after)
-
-
-def _usable(flags: npt.NDArray[np.uint8]) -> Flags:
-    """Whether a whole word of one token stands at each place of some rows, as `find_word_runs` decides it.
-
-    What stands before and behind a row is not known: a word there may be a part of one.
-    """
-    edge = np.zeros((len(flags), 1), dtype=np.uint8)
-    before = np.concatenate([edge | _JOINS_NEXT, flags[:, :-1]], axis=1)
-    after = np.concatenate([flags[:, 1:], edge | _JOINS_PREVIOUS], axis=1)
-    continues_after = _continues(after)
-    # a dot between letters, as in "U.S."
-    inner_dot = ((flags & _DOT) != 0) & ((before & _LETTERS) != 0) & continues_after
-    dot_before = np.concatenate([edge.astype(np.bool_), inner_dot[:, :-1]], axis=1)
-    dot_after = np.concatenate([inner_dot[:, 1:], edge.astype(np.bool_)], axis=1)
-    spaced = (flags & _SPACED) != 0
-    glued_before = ~spaced & (((before & _JOINS_NEXT) != 0) | dot_before)
-    glued_after = ((after & (_JOINS_PREVIOUS | _LETTERS)) == _JOINS_PREVIOUS) | dot_after
-    is_word = (flags & (_WORD | _LETTERS)) == (_WORD | _LETTERS)
-    begins = spaced | ((before & _LETTERS) == 0)
-    return is_word & begins & ~continues_after & ~glued_before & ~glued_after

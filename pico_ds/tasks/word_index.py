@@ -5,7 +5,8 @@ import numpy.typing as npt
 
 from pico_ds.config import SmlmtConfig
 from pico_ds.data.token_stream import TokenStream
-from pico_ds.tasks.lexicon import Lexicon, TokenClasses, find_word_runs
+from pico_ds.tasks.lexicon import Lexicon, find_word_runs
+from pico_ds.tasks.token_classes import TokenClasses
 
 Positions = npt.NDArray[np.int64]
 
@@ -34,6 +35,7 @@ class WordIndex:
         inside = np.cumsum(in_run[:-1]) > 0
         self._word_of_token = np.where(inside, words[np.maximum(run_of_token, 0)], np.int32(-1)).astype(np.int32)
         self._continues_run = inside & ~self._is_word_start
+        self._inside_character = runs.inside_character
 
         usable = runs.whole & (words >= 0) & (runs.ends - runs.starts <= config.context_tokens // 2)
         order = np.argsort(words[usable], kind="stable")
@@ -109,7 +111,7 @@ class WordIndex:
             starts = moved
         while ((moved := positions + 1 + after + removed.count(words, positions, ends)) > ends).any():
             ends = moved
-        continues = np.append(self._continues_run, False)
+        continues = np.append(self._continues_run | self._inside_character, False)
         # what is left of the word itself at the end is removed, too
         word_of_token = np.append(self._word_of_token, np.int32(-1))
         while (own := continues[ends] & (word_of_token[ends] == words) & (ends < upper)).any():

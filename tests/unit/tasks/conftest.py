@@ -7,8 +7,9 @@ import pytest
 from pico_ds.config import SmlmtConfig
 from pico_ds.data.token_stream import TokenStream
 from pico_ds.data.tokenizer import TextTokenizer, load_tokenizer, train_tokenizer
-from pico_ds.tasks.lexicon import Lexicon, TokenClasses, WordSplit
+from pico_ds.tasks.lexicon import Lexicon, WordSplit
 from pico_ds.tasks.smlmt import SMLMT
+from pico_ds.tasks.token_classes import TokenClasses
 from pico_ds.tasks.word_index import WordIndex
 
 WORDS = ["apple", "bridge", "castle", "dragon", "engine", "forest", "garden", "hammer", "island", "jacket"]
@@ -40,7 +41,7 @@ def make_tasks(tokenizer: TextTokenizer) -> MakeTasks:
         documents: list[str], config: SmlmtConfig, split: WordSplit = "train", seed: int = 0, split_seed: int = 0
     ) -> SMLMT:
         stream, classes = stream_of(documents, tokenizer), TokenClasses.of(tokenizer)
-        lexicon = Lexicon.build(stream, stream_of(["nothing"], tokenizer), tokenizer, classes)
+        lexicon = Lexicon.build(stream, stream_of(["nothing"], tokenizer), classes)
         index = WordIndex(stream, lexicon, classes, config)
         return SMLMT(index, lexicon, tokenizer, config, split, split_seed, seed)
 

@@ -2,7 +2,8 @@ import numpy as np
 
 from pico_ds.config import SmlmtConfig
 from pico_ds.data.tokenizer import TextTokenizer
-from pico_ds.tasks.lexicon import Lexicon, TokenClasses, find_word_runs, word_split
+from pico_ds.tasks.lexicon import Lexicon, find_word_runs, word_split
+from pico_ds.tasks.token_classes import TokenClasses
 from tests.unit.tasks.conftest import stream_of
 
 TEXT = 'Apple apple, APPLE! self-apple "apple" apple7 7apple snapple apple\napple don\'t U.S. end.'
@@ -27,7 +28,7 @@ def test_runs_of_letters_are_found_from_token_ids_alone(tokenizer: TextTokenizer
 def test_words_are_merged_by_text_and_counted_in_training_documents_only(tokenizer: TextTokenizer) -> None:
     classes = TokenClasses.of(tokenizer)
     train, validation = stream_of([TEXT], tokenizer), stream_of(["apple castle castle"], tokenizer)
-    lexicon = Lexicon.build(train, validation, tokenizer, classes)
+    lexicon = Lexicon.build(train, validation, classes)
     counts = dict(zip(lexicon.words, lexicon.train_counts.tolist(), strict=True))
     assert counts["apple"] == 6
     assert counts["snapple"] == 1

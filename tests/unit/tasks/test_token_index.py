@@ -11,9 +11,10 @@ from pico_ds.data.token_stream import TokenStream
 from pico_ds.data.tokenizer import TextTokenizer, load_tokenizer, train_tokenizer
 from pico_ds.tasks.building import TaskBuilder
 from pico_ds.tasks.errors import TaskError
-from pico_ds.tasks.lexicon import Lexicon, TokenClasses
+from pico_ds.tasks.lexicon import Lexicon
 from pico_ds.tasks.pooled import PooledTasks
 from pico_ds.tasks.smlmt import SMLMT
+from pico_ds.tasks.token_classes import CONTINUES_RUN, TokenClasses
 from pico_ds.tasks.token_index import TokenIndex, TokenWords
 from pico_ds.tasks.word_index import WordIndex
 from tests.shards import write_shards
@@ -50,9 +51,9 @@ def test_one_row_is_indexed_as_a_stream_is(tokenizer: TextTokenizer, context: st
     config = SmlmtConfig.model_validate({"min_word_freq": 1, "max_word_freq": 10**6, "context": context})
     ends = np.append(np.flatnonzero(tokens == tokenizer.end_of_text_id) + 1, len(tokens))
     stream = TokenStream(tokens, np.unique(ends))
-    lexicon = Lexicon.build(stream, TokenStream(tokens[:0], np.array([0])), tokenizer, classes)
+    lexicon = Lexicon.build(stream, TokenStream(tokens[:0], np.array([0])), classes)
     whole = WordIndex(stream, lexicon, classes, config)
-    words = TokenWords.of(tokenizer, classes)
+    words = TokenWords.of(classes)
     pool = TokenIndex(tokens[None], words, config)
     assert {"cat", "dog", "run", "the"} <= set(words.words)
     found = 0
@@ -64,7 +65,7 @@ def test_one_row_is_indexed_as_a_stream_is(tokenizer: TextTokenizer, context: st
             theirs = whole.positions[occurrences]
             # what a word of several tokens, or the last token of a row, cannot be told from
             following = np.minimum(theirs + 1, len(tokens) - 1)
-            one = ~(classes.is_letters[tokens[following]] & ~classes.starts_with_space[tokens[following]])
+            one = (classes.token_flags(tokens[None], at_edges=False)[0, following] & CONTINUES_RUN) == 0
             kept = one & (theirs < len(tokens) - 1)
             theirs, occurrences = theirs[kept], occurrences[kept]
             here = np.arange(*pool.occurrences(word).indices(len(pool.positions)))
@@ -86,7 +87,7 @@ def test_rows_are_apart(tokenizer: TextTokenizer) -> None:
     bare = tokenizer.encode(["cat"])[0]
     assert len(cat) == len(run) == len(bare) == 1
     rows = np.array([[*bare, *cat, *run, *cat], [*cat, *run, *run, *cat]], dtype=np.uint16)
-    words = TokenWords.of(tokenizer, TokenClasses.of(tokenizer))
+    words = TokenWords.of(TokenClasses.of(tokenizer))
     config = SmlmtConfig(min_word_freq=1, context_tokens=4)
     index = TokenIndex(rows, words, config)
     assert index.positions[index.occurrences(words.words.index("cat"))].tolist() == [1, 4]
@@ -97,7 +98,7 @@ def test_rows_are_apart(tokenizer: TextTokenizer) -> None:
 
 def test_disjoint_contexts_are_counted_as_in_a_stream(tokenizer: TextTokenizer) -> None:
     tokens = tokens_of(tokenizer, 50)
-    words = TokenWords.of(tokenizer, TokenClasses.of(tokenizer))
+    words = TokenWords.of(TokenClasses.of(tokenizer))
     index = TokenIndex(tokens.reshape(-1, 50), words, SmlmtConfig(min_word_freq=1, context_tokens=8))
     for at_least in (1, 2, 7, 30, 200):
         for word, enough in enumerate(index.disjoint_contexts(np.arange(len(words.words)), at_least)):

@@ -1,0 +1,91 @@
+"""Compares the words found from token ids with the words that Unicode finds in the text of the same tokens."""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from pico_ds.data.tokenizer import TextTokenizer
+from pico_ds.tasks.characters import LETTERS, MARK, UNSPACED_LETTER, WORD, words_of_text
+from pico_ds.tasks.lexicon import find_word_runs
+from pico_ds.tasks.token_classes import TokenClasses
+
+
+@dataclass(frozen=True)
+class WordCounts:
+    """Words of some texts.
+
+    Attributes:
+        words: found by Unicode in the texts; those beside an unknown token are left out.
+        found: of these, from token ids.
+        usable: of these, of tokens that hold nothing else; they may be masked as the class of a context.
+        false: occurrences from token ids that may be masked as the class of a context and are no word.
+        unspaced_letters: of scripts without spaces between words.
+        unspaced_run: mean over these letters of the number of letters in their run.
+        letters: of all scripts.
+        missed, false_words: the most frequent ones.
+    """
+
+    words: int
+    found: int
+    usable: int
+    false: int
+    unspaced_letters: int
+    unspaced_run: float
+    letters: int
+    missed: tuple[str, ...]
+    false_words: tuple[str, ...]
+
+
+def count_words(tokenizer: TextTokenizer, classes: TokenClasses, texts: Iterable[str]) -> WordCounts:
+    """Count the words of texts, as token ids and as Unicode tell them."""
+    counts = np.zeros(4, dtype=np.int64)
+    letters, unspaced_lengths = 0, Counter[int]()
+    missed, false_words = Counter[str](), Counter[str]()
+    for text in texts:
+        expected, unknown = {*words_of_text(text)}, np.empty(0, dtype=np.int64)
+        encoding = tokenizer.backend.encode(text, add_special_tokens=False)
+        known: set[tuple[int, int]] = set()
+        whole: set[tuple[int, int]] = set()
+        if encoding.ids:
+            tokens, offsets = np.array(encoding.ids), np.array(encoding.offsets)
+            unknown = offsets[tokens == classes.surfaces.unknown_id]
+            runs = find_word_runs(tokens, classes)
+            for start, end, is_whole in zip(runs.starts, runs.ends, runs.whole, strict=True):
+                first, behind = int(offsets[start, 0]), int(offsets[end - 1, 1])
+                # a normalizer may drop marks, or leave them out of the offsets
+                while MARK.match(text, behind):
+                    behind += 1
+                inside = [*WORD.finditer(text, first, behind)]
+                if len(inside) == 1 and not UNSPACED_LETTER.search(inside[0].group()):
+                    known.add(inside[0].span())
+                if is_whole and not UNSPACED_LETTER.search(text, first, behind):
+                    whole.add(inside[0].span() if len(inside) == 1 else (first, behind))
+        false = whole - expected
+        expected -= {(start, end) for start, end in expected if _touches(unknown, start, end)}
+        counts += [len(expected), len(expected & known), len(expected & whole), len(false)]
+        missed.update(text[start:end] for start, end in expected - known)
+        false_words.update(text[start:end] for start, end in false)
+        for run in LETTERS.findall(text):
+            letters += len(run)
+            if unspaced := len(UNSPACED_LETTER.findall(run)):
+                unspaced_lengths[unspaced] += 1
+    unspaced_letters = sum(length * count for length, count in unspaced_lengths.items())
+    squares = sum(length**2 * count for length, count in unspaced_lengths.items())
+    words, found, usable, false_count = counts.tolist()
+    return WordCounts(
+        words=words,
+        found=found,
+        usable=usable,
+        false=false_count,
+        unspaced_letters=unspaced_letters,
+        unspaced_run=squares / unspaced_letters if unspaced_letters else 0.0,
+        letters=letters,
+        missed=tuple(word for word, _ in missed.most_common(5)),
+        false_words=tuple(word for word, _ in false_words.most_common(5)),
+    )
+
+
+def _touches(spans: np.ndarray, start: int, end: int) -> bool:
+    return bool(((spans[:, 0] <= end) & (spans[:, 1] >= start)).any()) if len(spans) else False
