@@ -5,8 +5,8 @@ vocabulary is classified once by its text (`TokenSurfaces`); `token_flags` then 
 The rules are those of `pico_ds.tasks.characters`, token by token instead of character by character.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,35 +17,35 @@ from pico_ds.data.tokenizer import TextTokenizer
 from pico_ds.tasks.characters import JOINER, LETTERS, MARK, SPACED_LETTERS, UNSPACED_LETTER, WORDLIKE
 
 Flags = npt.NDArray[np.bool_]
-Bits = npt.NDArray[np.uint16]
-
-# what an entry is, by its text alone
-_ONE_RUN = 1 << 0  # holds exactly one run of letters
-_PURE = 1 << 1  # holds nothing else, but for spaces before it
-_LETTER_FIRST = 1 << 2  # goes on with a word of the entry before it
-_LETTER_LAST = 1 << 3
-_SPACE_FIRST = 1 << 4
-_WORDLIKE_FIRST = 1 << 5
-_WORDLIKE_LAST = 1 << 6
-_JOINER = 1 << 7  # one joiner and nothing else
-_JOINER_FIRST = 1 << 8  # a joiner, then a word-like character
-_JOINER_LAST = 1 << 9  # a word-like character, then a joiner
-_MARK_FIRST = 1 << 10
-_BEGINS_PIECE = 1 << 11
-_DOT = 1 << 12  # a dot that may be inner or final (WordPiece)
-_INITIAL = 1 << 13  # one letter that begins a piece
-_PART_FIRST = 1 << 14  # its first byte goes on with a character
-_SPECIAL = 1 << 15
+Bits = npt.NDArray[np.uint32]
 
 # what a token is among its neighbors
 IN_RUN, CONTINUES_RUN, PURE, GLUED_BEFORE, GLUED_AFTER, SPACED, SPECIAL, INSIDE_CHARACTER = (
     np.uint8(1 << bit) for bit in range(8)
 )
 
+# What an entry is, by its text alone: 8 bits that are true of it wherever it stands, 8 of its start and 8 of its end.
+# Those that are true wherever it stands are IN_RUN, PURE, SPACED, SPECIAL and INSIDE_CHARACTER, and:
+_MARK_FIRST = CONTINUES_RUN
+# Two tokens that follow each other are in contact where the end of the first and the start of the second share a bit.
+_RUN_ON = 1 << 0  # letters at the end, letters at the start: one run
+_WORDLIKE = 1 << 1  # two word-like characters: one segment
+_AFTER_JOINER = 1 << 2  # a joiner with a word-like character before it, a word-like character
+_BEFORE_JOINER = 1 << 3  # a word-like character, a joiner with a word-like character after it
+_INTO_JOINER = 1 << 4  # a word-like character, a token that is a joiner
+_OUT_OF_JOINER = 1 << 5  # a token that is a joiner, a word-like character
+_DOT_INITIAL = 1 << 6  # WordPiece: a dot, and a single letter
+_INITIAL_DOT = 1 << 7
+#: contact by one of these makes one segment of both sides
+_ONE_SEGMENT = _WORDLIKE | _AFTER_JOINER | _BEFORE_JOINER | _DOT_INITIAL | _INITIAL_DOT
+_START, _END = 8, 16  # first bit of the start, and of the end
+
 #: parts of characters that follow each other in more tokens than this are no text
 _MAX_PARTS = 8
-#: a part of a character that makes none with its neighbors: it may stand for anything
-_ANYTHING = _WORDLIKE_FIRST | _WORDLIKE_LAST
+#: an unknown character, or a part that makes no character with its neighbors: it may stand for a letter or a joiner
+_ANYTHING = ((_WORDLIKE | _BEFORE_JOINER | _OUT_OF_JOINER) << _START) | (
+    (_WORDLIKE | _AFTER_JOINER | _INTO_JOINER) << _END
+)
 #: what joins WordPiece entries of which nobody knows whether a space stood between them
 _PIECE_JOINERS = frozenset("'’-‐‑")
 
@@ -81,21 +81,16 @@ class TokenClasses:
         texts = [surface.decode(errors="replace") for surface in surfaces.surfaces]
         is_special = np.zeros(size, dtype=np.bool_)
         is_special[[tokenizer.mask_id, tokenizer.pad_id, tokenizer.end_of_text_id]] = True
-        bits = np.zeros(size, dtype=np.uint16)
+        bits = np.zeros(size, dtype=np.uint32)
         for number, (text, surface) in enumerate(zip(texts, surfaces.surfaces, strict=True)):
-            begins_piece = surfaces.begins_piece[number]
-            if is_special[number] or surface == SPECIAL_SURFACE:
-                bits[number] = _BEGINS_PIECE if begins_piece else 0
-            elif "\ufffd" in text and not _is_text(surface):
+            if is_special[number]:
+                bits[number] = SPECIAL | SPACED
+            elif number == surfaces.unknown_id:
                 bits[number] = _ANYTHING
-            else:
-                bits[number] = _classify(text, begins_piece)
+            elif surface != SPECIAL_SURFACE:
+                bits[number] = _classify(text, surfaces.begins_piece[number]) if _is_text(surface) else _ANYTHING
             if surface[:1] and 0x80 <= surface[0] < 0xC0:
-                bits[number] |= _PART_FIRST
-        if surfaces.unknown_id is not None:
-            begins = _BEGINS_PIECE if surfaces.begins_piece[surfaces.unknown_id] else 0
-            bits[surfaces.unknown_id] = _ANYTHING | _JOINER_FIRST | _JOINER_LAST | begins
-        bits[is_special] |= np.uint16(_SPECIAL | _SPACE_FIRST)
+                bits[number] |= INSIDE_CHARACTER
         spaced = np.array([text[:1].isspace() for text in texts]) | np.array(surfaces.begins_piece)
         return cls(
             surfaces,
@@ -109,11 +104,6 @@ class TokenClasses:
     def text(self, ids: list[int]) -> str:
         """The text of token ids, as it stands in the vocabulary."""
         return b"".join(self.surfaces.surfaces[number] for number in ids).decode(errors="replace")
-
-    @cached_property
-    def has_pieces(self) -> bool:
-        """Whether the tokenizer does not tell a space from nothing."""
-        return any(self.surfaces.begins_piece)
 
     def token_flags(self, rows: npt.NDArray[Any], at_edges: bool) -> npt.NDArray[np.uint8]:
         """What each token is among its neighbors, in bits.
@@ -131,48 +121,33 @@ class TokenClasses:
             `[n_rows, n_tokens]`
         """
         bits = self._bits[rows]
-        joined = _NO_JOINERS
-        parts = (bits & _PART_FIRST) != 0
-        if parts.any():
-            joined = self._put_characters_together(rows, bits, parts)
-        before, after = _shifted(bits, 1), _shifted(bits, -1)
+        parts = (bits & INSIDE_CHARACTER) != 0
+        joiners = self._put_characters_together(rows, bits, parts) if parts.any() else None
+        # between each token and the one before it; none before the first
+        contact = np.zeros(bits.shape, dtype=np.uint8)
+        contact[:, 1:] = (bits[:, :-1] >> _END) & (bits[:, 1:] >> _START)
+        continues = (contact & _RUN_ON) != 0
+        glued = ((contact & _ONE_SEGMENT) != 0) & ~continues
+        # a joiner with a word-like character on each side makes one segment of all three
+        into, out = (contact & _INTO_JOINER) != 0, (contact & _OUT_OF_JOINER) != 0
+        joined = into[:, :-1] & out[:, 1:]
+        glued[:, :-1] |= joined
+        glued[:, 1:] |= joined
+        if joiners is not None:
+            row, start, end = joiners[joiners[:, 2] < bits.shape[1]].T
+            between = into[row, start] & out[row, end]
+            glued[row[between], start[between]] = glued[row[between], end[between]] = True
 
-        in_run = (bits & _ONE_RUN) != 0
-        continues = in_run & _has(before, _ONE_RUN | _LETTER_LAST) & _has(bits, _LETTER_FIRST)
-        spaced = (bits & _SPACE_FIRST) != 0
-        wordlike_first = _has(bits, _WORDLIKE_FIRST) & ~spaced
-        touches = ((before & _WORDLIKE_LAST) != 0) & ((bits & _BEGINS_PIECE) == 0)
-        glued = wordlike_first & (touches | ((before & _JOINER_LAST) != 0)) & ~continues
-        glued |= ((bits & _JOINER_FIRST) != 0) & ((before & _WORDLIKE_LAST) != 0)
-        # a joiner between two tokens glues the first to it, and the second
-        joins = _has(bits, _JOINER) & ((before & _WORDLIKE_LAST) != 0) & _next(wordlike_first)
-        glued_after = _next(glued) | _next(joins)
-        glued |= _previous(joins)
-        row, start, end = joined[(joined[:, 1] > 0) & (joined[:, 2] < bits.shape[1])].T
-        between = ((before[row, start] & _WORDLIKE_LAST) != 0) & wordlike_first[row, end]
-        glued_after[row[between], start[between] - 1] = True
-        glued[row[between], end[between]] = True
-        if self.has_pieces:
-            initial = (bits & _INITIAL) != 0
-            glued |= initial & ((before & _DOT) != 0)
-            glued_after |= initial & ((after & _DOT) != 0)
-        glued |= ((bits & _MARK_FIRST) != 0) & ~continues
+        flags = bits.astype(np.uint8)
+        starts_with_mark = (flags & _MARK_FIRST) != 0
+        flags &= ~_MARK_FIRST
+        flags |= continues * CONTINUES_RUN
+        flags[:, :-1] |= glued[:, 1:] * GLUED_AFTER
+        glued |= starts_with_mark & ~continues
         if at_edges:
-            glued[:, 0] |= ~spaced[:, 0]
-            glued_after[:, -1] = True
-
-        flags = np.zeros(bits.shape, dtype=np.uint8)
-        for bit, holds in (
-            (IN_RUN, in_run),
-            (CONTINUES_RUN, continues),
-            (PURE, (bits & _PURE) != 0),
-            (GLUED_BEFORE, glued),
-            (GLUED_AFTER, glued_after),
-            (SPACED, spaced),
-            (SPECIAL, (bits & _SPECIAL) != 0),
-            (INSIDE_CHARACTER, parts),
-        ):
-            flags |= np.where(holds, bit, np.uint8(0))
+            glued[:, 0] |= (flags[:, 0] & SPACED) == 0
+            flags[:, -1] |= GLUED_AFTER
+        flags |= glued * GLUED_BEFORE
         return flags
 
     def _put_characters_together(self, rows: npt.NDArray[Any], bits: Bits, parts: Flags) -> npt.NDArray[np.int64]:
@@ -201,8 +176,9 @@ class TokenClasses:
             ids = rows[where_rows[chosen, None], places].astype(np.int64)
             unique, inverse = np.unique(ids, axis=0, return_inverse=True)
             found = [self._of_parts(tuple(group)) for group in unique.tolist()]
-            table = np.array([group for group, _ in found], dtype=np.uint16)
+            table = np.array([group for group, _ in found], dtype=np.uint32)
             bits[where_rows[chosen, None], places] = table[inverse.ravel()]
+            bits[where_rows[chosen, None], places[:, 1:]] |= np.uint32(INSIDE_CHARACTER)
             is_joiner = np.array([joins for _, joins in found])[inverse.ravel()]
             these = chosen[is_joiner]
             joined.append(np.stack([where_rows[these], firsts[these], firsts[these] + length], axis=1))
@@ -220,7 +196,8 @@ class TokenClasses:
             return [_ANYTHING] * len(parts), False
         text = whole.decode()
         if JOINER.fullmatch(text):
-            return [0] * len(parts), True
+            first, last = _INTO_JOINER << _START, _OUT_OF_JOINER << _END
+            return [first, *[0] * (len(parts) - 2), last], True
         ends = np.cumsum([len(character.encode()) for character in text])
         found, start = [], 0
         for part in parts:
@@ -231,36 +208,47 @@ class TokenClasses:
         return found, False
 
 
-_NO_JOINERS: npt.NDArray[np.int64] = np.empty((0, 3), dtype=np.int64)
-
-
 def _classify(text: str, begins_piece: bool) -> int:
     """Bits of a token whose characters are whole."""
-    bits = 0
     runs = LETTERS.findall(text)
     if begins_piece and UNSPACED_LETTER.match(text):
         # tokenizers of this kind put spaces around Chinese characters themselves
         begins_piece = False
-    holds = {
-        _ONE_RUN: len(runs) == 1,
-        _PURE: SPACED_LETTERS.fullmatch(text),
-        _LETTER_FIRST: LETTERS.match(text) and not begins_piece,
-        _LETTER_LAST: LETTERS.match(text[-1:]),
-        _SPACE_FIRST: text[:1].isspace(),
-        _WORDLIKE_FIRST: WORDLIKE.match(text),
-        _WORDLIKE_LAST: WORDLIKE.match(text[-1:]),
-        _JOINER: JOINER.fullmatch(text) and (not begins_piece or text in _PIECE_JOINERS),
-        _JOINER_FIRST: JOINER.match(text) and WORDLIKE.match(text[1:]),
-        _JOINER_LAST: JOINER.match(text[-1:]) and WORDLIKE.match(text[-2:-1]),
-        _MARK_FIRST: MARK.match(text),
-        _BEGINS_PIECE: begins_piece,
-        _DOT: begins_piece and text == ".",
-        _INITIAL: begins_piece and len(text) == 1 and runs,
+    one_run = len(runs) == 1
+    wordlike_first, wordlike_last = WORDLIKE.match(text), WORDLIKE.match(text[-1:])
+    is_joiner = JOINER.fullmatch(text) and (not begins_piece or text in _PIECE_JOINERS)
+    is_dot, is_initial = begins_piece and text == ".", begins_piece and len(text) == 1 and one_run
+    own = {
+        int(IN_RUN): one_run,
+        int(PURE): SPACED_LETTERS.fullmatch(text),
+        int(SPACED): text[:1].isspace(),
+        int(_MARK_FIRST): MARK.match(text),
     }
-    for bit, is_so in holds.items():
-        if is_so:
-            bits |= bit
-    return bits
+    start = {
+        _RUN_ON: one_run and LETTERS.match(text) and not begins_piece,
+        _WORDLIKE: wordlike_first and not begins_piece,
+        _AFTER_JOINER: wordlike_first,
+        _BEFORE_JOINER: JOINER.match(text) and WORDLIKE.match(text[1:]),
+        _INTO_JOINER: is_joiner,
+        _OUT_OF_JOINER: wordlike_first,
+        _DOT_INITIAL: is_initial,
+        _INITIAL_DOT: is_dot,
+    }
+    end = {
+        _RUN_ON: one_run and LETTERS.match(text[-1:]),
+        _WORDLIKE: wordlike_last,
+        _AFTER_JOINER: JOINER.match(text[-1:]) and WORDLIKE.match(text[-2:-1]),
+        _BEFORE_JOINER: wordlike_last,
+        _INTO_JOINER: wordlike_last,
+        _OUT_OF_JOINER: is_joiner,
+        _DOT_INITIAL: is_dot,
+        _INITIAL_DOT: is_initial,
+    }
+    return _packed(own) | _packed(start) << _START | _packed(end) << _END
+
+
+def _packed(holds: Mapping[int, object]) -> int:
+    return sum(bit for bit, is_so in holds.items() if is_so)
 
 
 def _is_text(surface: bytes) -> bool:
@@ -271,29 +259,8 @@ def _is_text(surface: bytes) -> bool:
     return True
 
 
-def _has(bits: Bits, all_of: int) -> Flags:
-    return (bits & all_of) == all_of
-
-
-def _shifted(bits: Bits, by: int) -> Bits:
-    """The bits of the token `by` places before each token; none beyond the ends of a row."""
-    shifted = np.zeros_like(bits)
-    if by > 0:
-        shifted[:, by:] = bits[:, :-by]
-    else:
-        shifted[:, :by] = bits[:, -by:]
-    return shifted
-
-
 def _next(flags: Flags) -> Flags:
     """The flag of the token after each token; False at the end of a row."""
     shifted = np.zeros_like(flags)
     shifted[:, :-1] = flags[:, 1:]
-    return shifted
-
-
-def _previous(flags: Flags) -> Flags:
-    """The flag of the token before each token; False at the start of a row."""
-    shifted = np.zeros_like(flags)
-    shifted[:, 1:] = flags[:, :-1]
     return shifted
