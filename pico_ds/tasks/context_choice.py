@@ -17,7 +17,9 @@ Integers = npt.NDArray[np.int64]
 Documents = Literal["any", "same", "different"]
 
 #: occurrences looked at per context needed
-_OVERSAMPLING: dict[Documents, int] = {"any": 4, "same": 12, "different": 12}
+_OVERSAMPLING: dict[Documents, int] = {"any": 4, "same": 48, "different": 48}
+#: assignments of documents to support and query set that are tried for the words of a task
+_MAX_ASSIGNMENTS = 16
 
 
 class ContextChoice:
@@ -29,16 +31,25 @@ class ContextChoice:
     def choose(self, words: Integers, shape: TaskShape, rng: np.random.Generator) -> Integers | None:
         """Occurrences `[n_way, k_shot + q_query]`, support first; None where this draw finds too few."""
         free = self._free_contexts(words, shape, rng)
+        for _ in range(1 if self._documents == "any" else _MAX_ASSIGNMENTS):
+            chosen = self._split(free, shape, rng)
+            if all(len(some) == shape.per_class for some in chosen):
+                return np.array(chosen, dtype=np.int64)
+        return None
+
+    def supplies(self, words: Integers, shape: TaskShape, rng: np.random.Generator) -> npt.NDArray[np.bool_]:
+        """Whether each word has enough contexts in a task without other words."""
+        return np.array([self.choose(np.array([word]), shape, rng) is not None for word in words], dtype=np.bool_)
+
+    def _split(self, free: list[list[int]], shape: TaskShape, rng: np.random.Generator) -> list[list[int]]:
+        """Support and query contexts of each word, out of those that are free; too few if there are too few."""
         if self._documents == "any":
-            chosen = [some[: shape.per_class] for some in free]
-        else:
-            # one coin a document, for all classes of the task
-            coins = rng.random(len(self._index.document_ends)) < 0.5
-            split = self._same_documents if self._documents == "same" else self._different_documents
-            chosen = [split(some, shape, coins) for some in free]
-        if any(len(some) < shape.per_class for some in chosen):
-            return None
-        return np.array(chosen, dtype=np.int64)
+            return [some[: shape.per_class] for some in free]
+        if self._documents == "same":
+            return [self._same_documents([*rng.permutation(some)], shape) for some in free]
+        # one coin a document, for all classes of the task
+        coins = rng.random(len(self._index.document_ends)) < 0.5
+        return [self._different_documents(some, shape, coins) for some in free]
 
     def _different_documents(self, occurrences: list[int], shape: TaskShape, coins: npt.NDArray[np.bool_]) -> list[int]:
         of_support = coins[self._document_of(occurrences)]
@@ -46,7 +57,7 @@ class ContextChoice:
         query = [one for one, mine in zip(occurrences, of_support, strict=True) if not mine]
         return [*support[: shape.k_shot], *query[: shape.q_query]] if len(support) >= shape.k_shot else []
 
-    def _same_documents(self, occurrences: list[int], shape: TaskShape, coins: npt.NDArray[np.bool_]) -> list[int]:
+    def _same_documents(self, occurrences: list[int], shape: TaskShape) -> list[int]:
         by_document: dict[int, list[int]] = {}
         for one, document in zip(occurrences, self._document_of(occurrences).tolist(), strict=True):
             by_document.setdefault(document, []).append(one)
@@ -75,7 +86,7 @@ class ContextChoice:
 
     def _free_contexts(self, words: Integers, shape: TaskShape, rng: np.random.Generator) -> list[list[int]]:
         """Occurrences of each word, in random order; contexts hold no other word, and neither overlap nor are equal."""
-        enough = shape.per_class if self._documents == "any" else 4 * shape.per_class
+        enough = shape.per_class if self._documents == "any" else _OVERSAMPLING[self._documents] * shape.per_class
         free: list[list[int]] = [[] for _ in words]
         # of the contexts taken, which overlap nowhere: both are in order
         taken_starts: list[int] = []

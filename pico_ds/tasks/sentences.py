@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import regex
 import torch
 
 from pico_ds.config import Readout, SmlmtConfig
@@ -129,9 +130,9 @@ def _lower(word: str) -> str:
     return word.replace("\N{LATIN CAPITAL LETTER I WITH DOT ABOVE}", "i").lower()
 
 
-def _occurrences(word: str) -> re.Pattern[str]:
+def _occurrences(word: str) -> regex.Pattern[str]:
     """Every occurrence as a whole word, in any case, with the space before it: a token of a word begins with it."""
-    return re.compile(rf"\s?(?<![\w'’-]){re.escape(word)}(?![\w'’-])", re.IGNORECASE)
+    return regex.compile(rf"\s?(?<![\w\p{{M}}'’-]){re.escape(word)}(?![\w\p{{M}}'’-])", regex.IGNORECASE)
 
 
 class SentenceTasks:
@@ -231,7 +232,7 @@ class SentenceTasks:
         place = {name: i for i, name in enumerate(self.classes)}
         if sentences[0].kind == "label":
             return [frozenset()] * len(sentences)
-        any_class = re.compile("|".join(_occurrences(name).pattern for name in self.classes), re.IGNORECASE)
+        any_class = regex.compile("|".join(_occurrences(name).pattern for name in self.classes), regex.IGNORECASE)
         # a few letters that match in any case have another lower case, such as the long s: no class is named so
         named = [{_lower(word.strip()) for word in any_class.findall(one.text)} for one in sentences]
         found = [{place[word] for word in words if word in place} for words in named]

@@ -23,7 +23,8 @@ from pico_ds.tasks.shape import TaskShapes
 #: raise when equal settings give other tasks: a run does not resume with them unasked, and results are not paired.
 #: 2: contexts are cut after masking, and no two contexts of a task are equal
 #: 3: words are those of Unicode's word segmentation, whatever the tokenizer
-TASKS_VERSION = 3
+#: 4: words of tasks with query contexts from the same (or other) documents are sampled more uniformly
+TASKS_VERSION = 4
 #: draws of n_way words before a task is given up
 _MAX_DRAWS: dict[Documents, int] = {"any": 1000, "same": 200, "different": 200}
 
@@ -71,6 +72,9 @@ class SMLMT:
         self.shapes = TaskShapes(config, seed)
         largest = self.shapes.largest
         self.words: Integers = words[index.disjoint_contexts(words, at_least=largest.per_class)]
+        self._contexts_of = ContextChoice(index, documents)
+        if documents != "any":
+            self.words = self.words[self._contexts_of.supplies(self.words, largest, keyed_rng("supplies", *self._key))]
         if len(self.words) < largest.n_way:
             raise TaskError(
                 f"smlmt.n_way: got {largest.n_way}, but only {len(self.words)} {split} words have smlmt.k_shot + "
@@ -78,7 +82,6 @@ class SMLMT:
                 f"[{config.min_word_freq}, {config.max_word_freq}]); lower n_way, k_shot, q_query or min_word_freq, "
                 "raise the split's word fraction, or give more text"
             )
-        self._contexts_of = ContextChoice(index, documents)
         self._max_draws = _MAX_DRAWS[documents]
         self._choice = ClassChoice(self.words, config, index)
         #: of every class word, in the order of `words`
