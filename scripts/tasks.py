@@ -1,15 +1,17 @@
 #!/usr/bin/env python
-"""Look at tasks: as a person reads them, or in figures.
+"""Look at tasks: print them, count their words, or check that nothing but the text gives a class away.
 
 python scripts/tasks.py show --config configs/demo.yaml --n 3
 python scripts/tasks.py show --split test --n 1 smlmt.k_shot=1
 python scripts/tasks.py stats --config configs/demo.yaml
+python scripts/tasks.py audit --config configs/demo.yaml --tasks 400
 
 Any key of the configuration can be overridden: section.key=value.
 """
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -21,6 +23,8 @@ from pico_ds.data.corpus import open_corpus
 from pico_ds.data.errors import DataError
 from pico_ds.data.shard_corpus import ShardCorpus
 from pico_ds.data.text_corpus import TextCorpus
+from pico_ds.evaluation.audit import audit
+from pico_ds.evaluation.tables import audit_tables
 from pico_ds.tasks.building import TaskBuilder
 from pico_ds.tasks.description import describe, task_figures
 from pico_ds.tasks.errors import TaskError
@@ -33,20 +37,25 @@ BAR = 40
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["show", "stats"])
+    parser.add_argument("command", choices=["show", "stats", "audit"])
     parser.add_argument("--config", type=Path, default=REPOSITORY / "configs" / "demo.yaml", help="YAML of the run")
     parser.add_argument("--n", type=at_least(1), default=3, help="tasks to show")
-    parser.add_argument("--step", type=at_least(0), help="outer step whose tasks are shown; the last one when left out")
+    parser.add_argument("--tasks", type=at_least(2), default=400, help="tasks of each kind to audit")
+    parser.add_argument("--step", type=at_least(0), help="outer step whose tasks are used; the last one if omitted")
     parser.add_argument("--split", choices=WORD_SPLITS, default="train", help="words that are the classes")
     parser.add_argument("--as_read", action="store_true", help="in the order of tokens that the readout asks for")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="override a key of the YAML")
     return parser.parse_intermixed_args()
 
 
+def step_of(config: RunConfig, arguments: argparse.Namespace) -> int:
+    return config.training.max_steps - 1 if arguments.step is None else int(arguments.step)
+
+
 def show(console: Console, config: RunConfig, corpus: TextCorpus | ShardCorpus, arguments: argparse.Namespace) -> None:
     builder = TaskBuilder(config, corpus)
     readout = config.smlmt.readout if arguments.as_read else "mask"
-    step = config.training.max_steps - 1 if arguments.step is None else arguments.step
+    step = step_of(config, arguments)
     if arguments.split == "train":
         tasks = builder.training(readout)
     else:
@@ -70,7 +79,14 @@ def show(console: Console, config: RunConfig, corpus: TextCorpus | ShardCorpus, 
 def stats(console: Console, config: RunConfig, corpus: TextCorpus | ShardCorpus) -> None:
     figures = task_figures(config, corpus)
     smlmt = config.smlmt
+    sample = figures.sample
     console.print(f"words of the corpus     {figures.words:,}", highlight=False)
+    console.print(
+        f"words of a sample       {sample.words:,} in the text; from its tokens {sample.found:,} are found "
+        f"({sample.found / max(1, sample.words):.1%}), {sample.usable:,} of them can be masked as a class, and "
+        f"{sample.false:,} are no words",
+        highlight=False,
+    )
     table = Table(
         title=f"class words: frequency {smlmt.min_word_freq:,} to {smlmt.max_word_freq:,}", title_justify="left"
     )
@@ -88,6 +104,23 @@ def stats(console: Console, config: RunConfig, corpus: TextCorpus | ShardCorpus)
     console.print(f"padded tokens           {figures.padded_share:.1%}", highlight=False)
 
 
+def audit_tasks(
+    console: Console, config: RunConfig, corpus: TextCorpus | ShardCorpus, arguments: argparse.Namespace
+) -> list[str]:
+    """Print the audit of training tasks, held-out tasks and injected tasks; return what is wrong with them."""
+    builder, found = TaskBuilder(config, corpus), {}
+    run = partial(audit, tokenizer=corpus.tokenizer, n_tasks=arguments.tasks)
+    is_window = config.smlmt.context == "window"
+    found["train"] = run(builder.training_words(0), step=step_of(config, arguments), judge_lengths=is_window)
+    for split in WORD_SPLITS[1:]:
+        found[split] = run(builder.held_out(split), judge_lengths=is_window)
+    if injected := builder.injected():
+        found["injected"] = run(injected, step=step_of(config, arguments), judge_lengths=False)
+    for table in audit_tables(found):
+        console.print(table)
+    return [f"{kind} tasks: {problem}" for kind, one in found.items() for problem in one.problems]
+
+
 def main() -> int:
     arguments, console = parse_arguments(), Console()
     try:
@@ -95,6 +128,11 @@ def main() -> int:
         corpus = open_corpus(config.data)
         if arguments.command == "show":
             show(console, config, corpus, arguments)
+        elif arguments.command == "audit":
+            problems = audit_tasks(console, config, corpus, arguments)
+            for problem in problems:
+                print(f"error: {problem}", file=sys.stderr)
+            return 1 if problems else 0
         else:
             stats(console, config, corpus)
     except (ConfigError, DataError, TaskError) as error:

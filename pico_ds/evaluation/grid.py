@@ -16,6 +16,7 @@ from pico_ds.data.tokenizer import TextTokenizer
 from pico_ds.engine.distributed import Process
 from pico_ds.evaluation.baselines import frozen_feature_accuracies, tfidf_accuracies
 from pico_ds.evaluation.few_shot import Estimate, adaptation_curve, check_n_way
+from pico_ds.evaluation.shortcuts import lengths_only_accuracy
 from pico_ds.files import replace_text
 from pico_ds.meta.learners import Learner
 from pico_ds.meta.network import Network, Parameters
@@ -24,7 +25,7 @@ from pico_ds.tasks.errors import TaskError
 from pico_ds.tasks.shape import TaskShape
 from pico_ds.tasks.source import TaskSource
 
-CHANCE = "chance"
+CHANCE, LENGTHS_ONLY = "chance", "lengths only, logistic regression"
 #: overrides that can be a part of a file's name
 _PLAIN = re.compile(r"[\w.=+-]{1,80}")
 
@@ -96,7 +97,7 @@ def evaluate_setting(
     names: list[str] = []
     for index in mine:
         episode = episodes[index]
-        found = {CHANCE: 1 / episode.n_way}
+        found = {CHANCE: 1 / episode.n_way, LENGTHS_ONLY: lengths_only_accuracy(episode, model.tokenizer)}
         found |= _named("TF-IDF", tfidf_accuracies(episode, model.tokenizer))
         episode = episode.to(process.device)
         for name, theta in (("untrained", model.untrained), ("frozen", model.theta)):
@@ -121,7 +122,11 @@ def _named(model: str, found: dict[str, float]) -> dict[str, float]:
 def _names() -> list[str]:
     """Of the methods, for a rank without a task."""
     classifiers = ("nearest prototype", "logistic regression")
-    return [CHANCE, *(f"{model}, {name}" for model in ("TF-IDF", "untrained", "frozen") for name in classifiers)]
+    return [
+        CHANCE,
+        LENGTHS_ONLY,
+        *(f"{model}, {name}" for model in ("TF-IDF", "untrained", "frozen") for name in classifiers),
+    ]
 
 
 def evaluate_grid(

@@ -1,12 +1,13 @@
 """Few-shot results as tables for a terminal."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from statistics import mean, stdev
 
 import numpy as np
 import numpy.typing as npt
 from rich.table import Table
 
+from pico_ds.evaluation.audit import Audit
 from pico_ds.evaluation.few_shot import Estimate
 from pico_ds.evaluation.grid import Setting, SettingResult
 from pico_ds.evaluation.perplexity import PerplexityResult
@@ -42,13 +43,51 @@ def _fill(table: Table, found: list[SettingResult]) -> None:
         table.add_row(name, *(percent(result.by_step[step]) for result in found))
 
 
+def audit_tables(found: Mapping[str, Audit]) -> Iterator[Table]:
+    """Accuracies of shortcuts, and what else was counted, with a column for each kind of tasks."""
+    table = Table(title="accuracy of a logistic regression on one shortcut [%]", title_justify="left")
+    counts = Table(title="counts", title_justify="left")
+    for one, first in ((table, "shortcut"), (counts, "")):
+        one.add_column(first, no_wrap=True)
+        for name in found:
+            one.add_column(name, justify="right", no_wrap=True)
+    audits = [*found.values()]
+    table.add_row("chance", *(f"{100 * audit.chance:.1f}" for audit in audits))
+    for shortcut in dict.fromkeys(name for audit in audits for name in audit.accuracies):
+        table.add_row(shortcut, *(percent(audit.accuracies.get(shortcut, [])) for audit in audits))
+    rows: dict[str, Callable[[Audit], str]] = {
+        "tasks": lambda audit: f"{audit.n_tasks:,}",
+        "contexts": lambda audit: f"{audit.n_contexts:,}",
+        "query contexts": lambda audit: f"{audit.n_query:,}",
+        "exact copies": lambda audit: f"{audit.exact_copies:,}",
+        "queries nearly equal to support": lambda audit: f"{audit.near_copies:,}",
+        "contexts with a visible word": lambda audit: f"{audit.visible.total():,}",
+        "tasks with unbalanced labels": lambda audit: f"{audit.unbalanced:,}",
+        "words that can be classes": lambda audit: f"{audit.balance.n_words:,}" if audit.balance else "",
+        "least sampled word / mean": lambda audit: f"{audit.balance.least:.2f}" if audit.balance else "",
+        "most sampled word / mean": lambda audit: f"{audit.balance.most:.2f}" if audit.balance else "",
+        "p of uniformly sampled words": lambda audit: f"{audit.balance.p_value:.2g}" if audit.balance else "",
+        "tokens in words": lambda audit: _share(audit.word_share),
+        "words unknown to masking": lambda audit: _share(audit.unknown_share),
+    }
+    for name, cell in rows.items():
+        counts.add_row(name, *map(cell, audits))
+    yield from (table, counts)
+
+
+def _share(share: float | None) -> str:
+    return "" if share is None else f"{share:.1%}"
+
+
 def shown_steps(last: int) -> list[int]:
     """Some of the steps 0 to `last`, among them the last."""
     return sorted({step for step in _SHOWN_STEPS if step < last} | {last})
 
 
 def percent(values: list[float]) -> str:
-    """Mean and 95 % interval; without it where all tasks are alike."""
+    """Mean and 95 % interval; without it where all tasks are alike, and nothing where there are none."""
+    if not values:
+        return ""
     estimate = Estimate.of(values)
     if len(set(values)) == 1:
         return f"{100 * estimate.mean:.1f}"

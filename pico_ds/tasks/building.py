@@ -42,18 +42,39 @@ class TaskBuilder:
         Raises:
             TaskError: a corpus, or sentences, that cannot supply the tasks.
         """
-        smlmt, seed = self._config.smlmt, self._config.training.seed
+        smlmt = self._config.smlmt
         if self.texts.is_pooled:
             last = self._config.training.max_steps - 1
             tasks: TaskSource = PooledTasks(lambda number: self._of_pool(number, readout), smlmt, last)
         else:
-            tasks = self._training(0, readout)
+            tasks = self.training_words(0, readout)
+        injected = self.injected(readout)
+        return MixedTasks(tasks, injected, smlmt.inject.ratio, self._config.training.seed) if injected else tasks
+
+    def training_words(self, number: int, readout: Readout | None = None) -> SMLMT:
+        """Tasks of training words in one text of training documents.
+
+        Raises:
+            TaskError: a text that cannot supply the tasks.
+        """
+        smlmt = self._config.smlmt
+        tasks = self._smlmt(self.texts.training(number), smlmt, "train", self._config.training.seed, readout, "any")
+        # a task that cannot be drawn is an error now, not at the first meta step
+        tasks.sample(smlmt.warmup_steps + smlmt.curriculum_steps, index=0)
+        return tasks
+
+    def injected(self, readout: Readout | None = None) -> SentenceTasks | None:
+        """Tasks of the sentences of `smlmt.inject`, if there are any.
+
+        Raises:
+            TaskError: sentences that cannot supply the tasks.
+        """
         if not self.sentences:
-            return tasks
-        name = str(smlmt.inject.path)
-        injected = SentenceTasks(self.sentences, self._corpus.tokenizer, smlmt, seed, readout, name)
-        injected.sample(step=0, index=0)
-        return MixedTasks(tasks, injected, smlmt.inject.ratio, seed)
+            return None
+        smlmt, seed = self._config.smlmt, self._config.training.seed
+        tasks = SentenceTasks(self.sentences, self._corpus.tokenizer, smlmt, seed, readout, name=str(smlmt.inject.path))
+        tasks.sample(step=0, index=0)
+        return tasks
 
     def held_out(
         self,
@@ -83,21 +104,14 @@ class TaskBuilder:
         words = vocabulary.class_words(split, self._config.smlmt, self._config.data.split_seed)
         return sorted({vocabulary.words[word] for word in words} & {sentence.name for sentence in self.sentences})
 
-    def _training(self, number: int, readout: Readout | None) -> SMLMT:
-        smlmt = self._config.smlmt
-        tasks = self._smlmt(self.texts.training(number), smlmt, "train", self._config.training.seed, readout, "any")
-        # a task that cannot be drawn is an error now, not at the first meta step
-        tasks.sample(smlmt.warmup_steps + smlmt.curriculum_steps, index=0)
-        return tasks
-
     def _of_pool(self, number: int, readout: Readout | None) -> SMLMT:
         """Tasks of a pool; a run that has come far is not ended by one odd shard, but takes what follows it."""
         for other in range(number, number + _POOLS_PASSED_OVER if number else 0):
             try:
-                return self._training(other, readout)
+                return self.training_words(other, readout)
             except TaskError as error:
                 logger.warning("warning: pool %d of tasks is passed over: %s", other, error)
-        return self._training(number + _POOLS_PASSED_OVER if number else 0, readout)
+        return self.training_words(number + _POOLS_PASSED_OVER if number else 0, readout)
 
     def _smlmt(
         self,

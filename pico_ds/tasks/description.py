@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 
@@ -13,6 +14,8 @@ from pico_ds.tasks.building import TaskBuilder
 from pico_ds.tasks.episode import Contexts, Episode
 from pico_ds.tasks.lexicon import WORD_SPLITS, WordSplit
 from pico_ds.tasks.source import TaskSource
+from pico_ds.tasks.token_classes import TokenClasses
+from pico_ds.tasks.word_check import WordCounts, check_words
 
 #: tasks that the figures of contexts are taken from
 _SAMPLED_TASKS = 200
@@ -29,6 +32,14 @@ def plain_texts(contexts: Contexts, tokenizer: TextTokenizer) -> list[str]:
     """The text of each context without masks and padding."""
     special = {tokenizer.mask_id, tokenizer.pad_id, tokenizer.end_of_text_id}
     return [tokenizer.decode([token for token in ids if token not in special]) for ids in contexts.input_ids.tolist()]
+
+
+def visible_texts(contexts: Contexts, tokenizer: TextTokenizer) -> Iterator[list[str]]:
+    """The texts between masks and separators of each context."""
+    special = {tokenizer.mask_id, tokenizer.pad_id, tokenizer.end_of_text_id}
+    for ids in contexts.input_ids.tolist():
+        parts = groupby(ids, key=special.__contains__)
+        yield [tokenizer.decode(part) for is_special, part in parts if not is_special]
 
 
 def texts(contexts: Contexts, tokenizer: TextTokenizer) -> list[str]:
@@ -55,12 +66,14 @@ class TaskFigures:
 
     Attributes:
         words: known words of the corpus, class words or not.
+        sample: words of parts of the held-out text, counted from token ids and from the text.
         splits: by split; occurrences are the least, the median and the most of a word.
         length_counts: sampled contexts by their number of real tokens.
         padded_share: of the tokens of sampled training tasks.
     """
 
     words: int
+    sample: WordCounts
     splits: list[SplitFigures]
     length_counts: dict[int, int]
     padded_share: float
@@ -83,8 +96,10 @@ def task_figures(config: RunConfig, corpus: TextCorpus | ShardCorpus) -> TaskFig
     lengths = _sampled_lengths(builder.training())
     positions = len(lengths) * (config.smlmt.context_tokens + 1)
     found, counted = np.unique(lengths, return_counts=True)
+    held_out = builder.texts.held_out
     return TaskFigures(
-        len(builder.texts.held_out.vocabulary.words),
+        len(held_out.vocabulary.words),
+        check_words(corpus.tokenizer, TokenClasses.of(corpus.tokenizer), held_out.index.tokens),
         splits,
         dict(zip(found.tolist(), counted.tolist(), strict=True)),
         padded_share=1 - float(lengths.sum()) / positions,

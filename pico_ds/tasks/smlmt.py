@@ -120,25 +120,32 @@ class SMLMT:
         Raises:
             TaskError: no draw of words gave enough contexts that contain one of them alone.
         """
-        rng, shape = keyed_rng(*self._key, step, index), self.shapes.at(step, index)
-        for _ in range(self._max_draws):
-            words = self._choice.draw(rng, shape.n_way, self.shapes.progress(step))
-            if (chosen := self._contexts_of.choose(words, shape, rng)) is not None:
-                return self._episode(words, chosen, shape.k_shot, digest64("device", *self._key, step, index))
-        raise TaskError(
-            f"no {shape.n_way} words with {shape.per_class} contexts free of each other were found in "
-            f"{self._max_draws} draws; lower smlmt.n_way, k_shot, q_query, max_word_freq or context_tokens, or give "
-            "more text"
-        )
-
-    def _episode(self, words: Integers, chosen: Integers, k_shot: int, key: int) -> Episode:
+        words, chosen = self.choose(step, index)
         # words are drawn in random order, so the labels 0..n_way-1 are a random permutation already
+        k_shot = self.shapes.at(step, index).k_shot
         return Episode(
             support=self._contexts(words, chosen[:, :k_shot]),
             query=self._contexts(words, chosen[:, k_shot:]),
             words=tuple(self.lexicon.words[word] for word in words),
             word_tokens=self._word_tokens[torch.from_numpy(np.searchsorted(self.words, words))],
-            keys=(key,),
+            keys=(digest64("device", *self._key, step, index),),
+        )
+
+    def choose(self, step: int, index: int) -> tuple[Integers, Integers]:
+        """The words `[n_way]` of a task and their occurrences `[n_way, k_shot + q_query]` in the index, support first.
+
+        Raises:
+            TaskError: no draw of words gave enough contexts that contain one of them alone.
+        """
+        rng, shape = keyed_rng(*self._key, step, index), self.shapes.at(step, index)
+        for _ in range(self._max_draws):
+            words = self._choice.draw(rng, shape.n_way, self.shapes.progress(step))
+            if (chosen := self._contexts_of.choose(words, shape, rng)) is not None:
+                return words, chosen
+        raise TaskError(
+            f"no {shape.n_way} words with {shape.per_class} contexts free of each other were found in "
+            f"{self._max_draws} draws; lower smlmt.n_way, k_shot, q_query, max_word_freq or context_tokens, or give "
+            "more text"
         )
 
     def _contexts(self, words: Integers, chosen: Integers) -> Contexts:

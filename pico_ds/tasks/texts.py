@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
+
+import numpy.typing as npt
 
 from pico_ds.config import RunConfig
 from pico_ds.data.shard_corpus import ShardCorpus
@@ -11,6 +13,7 @@ from pico_ds.tasks.index import Index, Vocabulary
 from pico_ds.tasks.lexicon import Lexicon
 from pico_ds.tasks.token_classes import TokenClasses
 from pico_ds.tasks.token_index import TokenIndex, TokenWords
+from pico_ds.tasks.word_check import check_words
 from pico_ds.tasks.word_index import WordIndex
 
 
@@ -66,6 +69,7 @@ class WholeTexts:
     @cached_property
     def _lexicon(self) -> Lexicon:
         corpus = self._corpus
+        check_words(corpus.tokenizer, self._classes, corpus.train.tokens)
         return Lexicon.build(corpus.train, corpus.validation, self._classes)
 
 
@@ -75,24 +79,32 @@ class PooledTexts:
     is_pooled = True
 
     def __init__(self, config: RunConfig, corpus: ShardCorpus) -> None:
-        self._config, self._corpus = config, corpus
+        self._config, self._corpus, self._is_checked = config, corpus, False
 
     def training(self, number: int) -> Text:
         """Pool `number`; a pure function of (seed, number)."""
         smlmt, seed = self._config.smlmt, self._config.training.seed
-        index = TokenIndex(self._corpus.training_pool(number, smlmt.pool_rows, seed), self._words, smlmt)
-        return Text(index, index.lexicon)
+        return self._text(self._corpus.training_pool(number, smlmt.pool_rows, seed))
 
     @cached_property
     def held_out(self) -> Text:
         """The first rows of the held-out shards."""
-        smlmt = self._config.smlmt
-        index = TokenIndex(self._corpus.held_out_pool(smlmt.pool_rows), self._words, smlmt)
+        return self._text(self._corpus.held_out_pool(self._config.smlmt.pool_rows))
+
+    def _text(self, rows: npt.NDArray[Any]) -> Text:
+        if not self._is_checked:
+            check_words(self._corpus.tokenizer, self._classes, rows)
+            self._is_checked = True
+        index = TokenIndex(rows, self._words, self._config.smlmt)
         return Text(index, index.lexicon)
 
     @cached_property
+    def _classes(self) -> TokenClasses:
+        return TokenClasses.of(self._corpus.tokenizer)
+
+    @cached_property
     def _words(self) -> TokenWords:
-        return TokenWords.of(TokenClasses.of(self._corpus.tokenizer))
+        return TokenWords.of(self._classes)
 
 
 def texts_of(config: RunConfig, corpus: TextCorpus | ShardCorpus) -> Texts:

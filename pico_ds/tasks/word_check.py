@@ -1,15 +1,32 @@
-"""Compares the words found from token ids with the words that Unicode finds in the text of the same tokens."""
+"""Compares the words found from token ids with the words that Unicode finds in the text of the same tokens.
+
+Tasks are made from token ids. A tokenizer whose words cannot be found from its ids would give wrong tasks without an
+error, and so would text in a script without spaces, in which a clause looks like one word.
+"""
 
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from pico_ds.data.tokenizer import TextTokenizer
 from pico_ds.tasks.characters import LETTERS, MARK, UNSPACED_LETTER, WORD, words_of_text
+from pico_ds.tasks.errors import TaskError
 from pico_ds.tasks.lexicon import find_word_runs
 from pico_ds.tasks.token_classes import TokenClasses
+
+#: parts of a corpus that are compared, and the length of each [tokens]
+_N_PARTS, _PART_TOKENS = 32, 256
+#: fewer words say nothing about a tokenizer
+_MIN_WORDS = 50
+#: shares of the words of a text that must be found, and of those found that may be no words
+_MIN_FOUND, _MAX_FALSE = 0.99, 0.001
+#: the longest mean run of letters, in scripts without spaces, that can still be words
+_MAX_UNSPACED_RUN = 8.0
 
 
 @dataclass(frozen=True)
@@ -36,6 +53,50 @@ class WordCounts:
     letters: int
     missed: tuple[str, ...]
     false_words: tuple[str, ...]
+
+
+def check_words(tokenizer: TextTokenizer, classes: TokenClasses, tokens: npt.NDArray[Any]) -> WordCounts:
+    """Compare the words of parts of a corpus.
+
+    Args:
+        tokens: of the corpus, in any shape.
+
+    Raises:
+        TaskError: words of this tokenizer cannot be found from ids, or the text has no spaces between words.
+    """
+    tokens = tokens.reshape(-1)
+    starts = np.unique(np.linspace(0, max(0, len(tokens) - _PART_TOKENS), _N_PARTS).astype(np.int64))
+    texts = [part for start in starts for part in _texts(tokens[start : start + _PART_TOKENS], tokenizer, classes)]
+    counts = count_words(tokenizer, classes, texts)
+    if counts.words >= _MIN_WORDS and counts.found < _MIN_FOUND * counts.words:
+        missed = ", ".join(map(repr, counts.missed))
+        raise TaskError(
+            f"{_name(tokenizer)}: only {counts.found / counts.words:.1%} of the words of the corpus can be found "
+            f"from its tokens (not {missed}), and at least {_MIN_FOUND:.0%} are needed; choose another tokenizer"
+        )
+    if counts.false > _MAX_FALSE * max(counts.words, _MIN_WORDS):
+        examples = ", ".join(map(repr, counts.false_words))
+        raise TaskError(
+            f"{_name(tokenizer)}: {counts.false:,} of the {counts.words + counts.false:,} words found from its tokens "
+            f"are not words of the text ({examples}); choose another tokenizer"
+        )
+    if counts.unspaced_letters > counts.letters / 2 and counts.unspaced_run > _MAX_UNSPACED_RUN:
+        raise TaskError(
+            f"the corpus is written without spaces between words: its runs of letters are {counts.unspaced_run:.0f} "
+            "letters long on average, so they are not words; put spaces or zero-width spaces (U+200B) between words "
+            "with a segmenter for the language (such as jieba, MeCab or PyThaiNLP) before tokenization"
+        )
+    return counts
+
+
+def _name(tokenizer: TextTokenizer) -> str:
+    return f"data.tokenizer: a {type(tokenizer.backend.model).__name__} tokenizer with {tokenizer.vocab_size:,} entries"
+
+
+def _texts(tokens: npt.NDArray[Any], tokenizer: TextTokenizer, classes: TokenClasses) -> list[str]:
+    """The texts between special tokens."""
+    parts = groupby(tokens.tolist(), key=lambda token: bool(classes.is_special[token]))
+    return [tokenizer.decode(part) for is_special, part in parts if not is_special]
 
 
 def count_words(tokenizer: TextTokenizer, classes: TokenClasses, texts: Iterable[str]) -> WordCounts:
