@@ -46,7 +46,7 @@ class ContextChoice:
         if self._documents == "any":
             return [some[: shape.per_class] for some in free]
         if self._documents == "same":
-            return [self._same_documents([*rng.permutation(some)], shape) for some in free]
+            return [self._same_documents(rng.permutation(some).tolist(), shape) for some in free]
         # one coin a document, for all classes of the task
         coins = rng.random(len(self._index.document_ends)) < 0.5
         return [self._different_documents(some, shape, coins) for some in free]
@@ -121,6 +121,10 @@ class ContextChoice:
         there = np.where(inside, index.words_at(places), -1)
         has_other = (np.isin(there, words) & (there != words[owner][:, None])).any(axis=1)
         alone = np.flatnonzero(~has_other)
+        if self._documents != "any":
+            # more are taken of a word than a task needs: by turns, so that a frequent word does not block a rare one
+            turn = np.concatenate([np.arange(len(some)) for some in drawn])
+            alone = alone[np.argsort(turn[alone], kind="stable")]
         is_own = there == words[owner][:, None]
         digests = _digests(
             np.where(is_own, -1, index.tokens[places].astype(np.int64)),

@@ -57,7 +57,11 @@ def test_the_grid_is_the_same_on_one_rank_and_on_two(trained: Path) -> None:
     assert found["by_method"]["chance"] == [1 / 3] * 5
     methods = ("TF-IDF", "untrained", "frozen")
     kinds = ("nearest prototype", "logistic regression")
-    assert set(found["by_method"]) == {"chance", *(f"{method}, {kind}" for method in methods for kind in kinds)}
+    assert set(found["by_method"]) == {
+        "chance",
+        "lengths only, logistic regression",
+        *(f"{method}, {kind}" for method in methods for kind in kinds),
+    }
     assert [len(values) for values in found["by_step"]] == [5, 5, 5]
     # the prototype head starts as the nearest prototype
     assert found["by_step"][0] == pytest.approx(found["by_method"]["frozen, nearest prototype"])
@@ -129,6 +133,9 @@ def test_a_report_is_written(trained: Path, directory: Path) -> None:
     assert "displacement_meta.png" in {image.name for image in page.parent.glob("*.png")}
 
 
+AUDIT = ("number of masks", "injected", "words unknown to masking")
+
+
 def test_injected_sentences_are_seen_in_the_tasks(directory: Path, where: list[str]) -> None:
     output = script("tasks", "show", "--config", TINY, "--n", "8", "--step", "3", *where)
     assert "the [MASK] drinks at" in output
@@ -136,6 +143,10 @@ def test_injected_sentences_are_seen_in_the_tasks(directory: Path, where: list[s
     statistics = script("tasks", "stats", "--config", TINY, *where)
     assert "padded tokens" in statistics
     assert "held out" in statistics
+    assert "words of a sample" in statistics
+    audited = script("tasks", "audit", "--config", TINY, "--tasks", "4", *where, check=False)
+    assert [name for name in AUDIT if name not in audited] == []
+    assert "Traceback" not in audited
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,3 @@
-from tests.unit.tasks.conftest import tokenizer
+from tests.unit.tasks.conftest import make_tasks, tokenizer
 
-__all__ = ["tokenizer"]
+__all__ = ["make_tasks", "tokenizer"]

@@ -236,3 +236,9 @@ def test_a_capital_letter_that_has_two_in_lower_case_is_found(tokenizer: TextTok
     tasks = SMLMT.from_sentences(mixed, tokenizer, CONFIG)
     for index in range(10):
         assert not any("stanbul" in text for text in rows(tasks.sample(0, index).query, tokenizer))
+
+
+def test_a_letter_with_another_vowel_sign_is_another_word(tokenizer: TextTokenizer) -> None:
+    """The vowel signs of Indic scripts are marks: they belong to the word, although they are no letters."""
+    with pytest.raises(TaskError, match="does not stand in the text"):
+        SMLMT.from_sentences([{"text": "राम की माँ", "word": "क"}], tokenizer, CONFIG)

@@ -1,6 +1,7 @@
 """Every rule of SMLMT, on random corpora, checked on the decoded text."""
 
 import re
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from pico_ds.config import Readout, SmlmtConfig
 from pico_ds.data.tokenizer import TextTokenizer
+from pico_ds.tasks.context_choice import Documents
 from pico_ds.tasks.episode import Contexts
 from pico_ds.tasks.errors import TaskError
 from pico_ds.tasks.lexicon import WORD_SPLITS, word_split
@@ -237,3 +239,24 @@ def test_no_two_contexts_of_a_task_are_equal(make_tasks: MakeTasks) -> None:
         episode = tasks.sample(0, index)
         found = [*episode.support.input_ids.tolist(), *episode.query.input_ids.tolist()]
         assert len({tuple(row) for row in found}) == len(found)
+
+
+@pytest.mark.parametrize("documents", ["same", "different"])
+def test_words_are_sampled_uniformly_if_contexts_must_come_from_certain_documents(
+    make_tasks: MakeTasks, tokenizer: TextTokenizer, documents: Documents
+) -> None:
+    """Words in few documents, and in many, are classes equally often."""
+    rng = np.random.default_rng(0)
+    texts = []
+    for number in range(40):
+        # half of the words stand in two documents each
+        there = [word for place, word in enumerate(WORDS) if place < 8 or number % 20 == place]
+        texts.append(" ".join(f"{word} {' '.join(rng.choice([*',;:!?'], 30))}" for word in rng.permutation(there * 8)))
+    config = all_words(n_way=3, k_shot=3, q_query=3, context_tokens=8, max_word_freq=10_000)
+    whole = make_tasks(texts, config)
+    tasks = SMLMT(whole.index, whole.lexicon, tokenizer, config, "train", 0, 0, documents=documents)
+    assert len(tasks.words) > 10
+    counts = Counter(word for index in range(400) for word in tasks.choose(0, index)[0].tolist())
+    shares = [counts[word] * len(tasks.words) / (400 * 3) for word in tasks.words.tolist()]
+    assert min(shares) > 0.45
+    assert max(shares) < 1.5

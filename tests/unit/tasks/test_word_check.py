@@ -1,12 +1,17 @@
 """Words from token ids against Unicode's segmentation of the text, for every family of tokenizers and many scripts."""
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 
+from pico_ds.data.tokenizer import TextTokenizer
+from pico_ds.tasks.errors import TaskError
 from pico_ds.tasks.token_classes import TokenClasses
-from pico_ds.tasks.word_check import count_words
+from pico_ds.tasks.word_check import check_words, count_words
 from tests.tokenizer_families import FAMILIES, SCRIPTS, UNSPACED, make_tokenizer
 
 
@@ -59,3 +64,50 @@ def test_runs_of_scripts_without_spaces_are_measured(script: str, tmp_path: Path
     assert counts.words == counts.false == 0
     assert counts.unspaced_letters > 1000
     assert counts.unspaced_run > 8
+
+
+def tokens_of(texts: list[str], tokenizer: TextTokenizer) -> npt.NDArray[np.int64]:
+    return np.array([token for ids in tokenizer.encode(texts) for token in [*ids, tokenizer.end_of_text_id]])
+
+
+@pytest.mark.parametrize("script", UNSPACED)
+def test_text_without_spaces_is_an_error_that_names_the_way_out(script: str, tmp_path: Path) -> None:
+    letters = UNSPACED[script].replace(" ", "")
+    unspaced = [letters[i:] for i in range(30)]
+    spaced = ["\u200b".join(text[i : i + 3] for i in range(0, len(text), 3)) for text in unspaced]
+    tokenizer = make_tokenizer("own", unspaced, 450, tmp_path)
+    classes = TokenClasses.of(tokenizer)
+    with pytest.raises(TaskError, match=r"without spaces between words.*U\+200B"):
+        check_words(tokenizer, classes, tokens_of(unspaced, tokenizer))
+    counts = check_words(tokenizer, classes, tokens_of(spaced, tokenizer))
+    assert counts.unspaced_run <= 8
+
+
+def test_some_letters_without_spaces_are_no_error(tmp_path: Path) -> None:
+    texts = [f"{SCRIPTS['English']} {UNSPACED['Chinese'].replace(' ', '')[:40]}" for _ in range(9)]
+    tokenizer = make_tokenizer("own", texts, 450, tmp_path)
+    assert check_words(tokenizer, TokenClasses.of(tokenizer), tokens_of(texts, tokenizer)).words > 50
+
+
+def test_a_tokenizer_whose_words_are_not_found_is_an_error_with_its_name(tmp_path: Path) -> None:
+    texts = documents(SCRIPTS["English"])
+    tokenizer = make_tokenizer("unigram", texts, 450, tmp_path)
+    classes = TokenClasses.of(tokenizer)
+    tokens = tokens_of(texts, tokenizer)
+    assert check_words(tokenizer, classes, tokens).found > 500
+    # as if no entry began a word, and as if every entry were one
+    blind = replace(classes, _bits=np.zeros_like(classes._bits))
+    with pytest.raises(TaskError, match=r"data.tokenizer: a Unigram tokenizer with .* entries: only 0.0% of the words"):
+        check_words(tokenizer, blind, tokens)
+    all_alone = classes._bits & ~np.uint32(0xFFFFFF00)
+    with pytest.raises(TaskError, match="words"):
+        check_words(tokenizer, replace(classes, _bits=all_alone), tokens)
+
+
+def test_a_short_corpus_is_not_judged(tmp_path: Path) -> None:
+    texts = documents(SCRIPTS["English"])
+    tokenizer = make_tokenizer("own", texts, 450, tmp_path)
+    classes = TokenClasses.of(tokenizer)
+    assert check_words(tokenizer, classes, np.empty(0, dtype=np.int64)).words == 0
+    blind = replace(classes, _bits=np.zeros_like(classes._bits))
+    assert check_words(tokenizer, blind, tokens_of(["only a few words"], tokenizer)).found == 0
