@@ -120,6 +120,7 @@ class ContextChoice:
         places = np.minimum(places, len(index.tokens) - 1)
         there = np.where(inside, index.words_at(places), -1)
         has_other = (np.isin(there, words) & (there != words[owner][:, None])).any(axis=1)
+        has_other |= (np.isin(index.unmasked_words_at(places), words) & inside).any(axis=1)
         alone = np.flatnonzero(~has_other)
         if self._documents != "any":
             # more are taken of a word than a task needs: by turns, so that a frequent word does not block a rare one

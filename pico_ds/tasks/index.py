@@ -47,6 +47,9 @@ class Index(Protocol):
     def words_at(self, places: Integers) -> npt.NDArray[np.int32]:
         """The word that the token at each place is part of, -1 for none."""
 
+    def unmasked_words_at(self, places: Integers) -> npt.NDArray[np.int32]:
+        """The word that begins at each place in a form that `words_at` does not know, -1 for none."""
+
     def begins_word(self, places: Integers) -> Flags:
         """Whether the token at each place is the first of a word."""
 

@@ -23,7 +23,8 @@ from pico_ds.tasks.shape import TaskShapes
 #: raise when equal settings give other tasks: a run does not resume with them unasked, and results are not paired.
 #: 2: contexts are cut after masking, and no two contexts of a task are equal
 #: 3: words are those of Unicode's word segmentation, whatever the tokenizer
-#: 4: words of tasks with query contexts from the same (or other) documents are sampled more uniformly
+#: 4: words of tasks with query contexts from the same (or other) documents are sampled more uniformly; contexts of
+#: pools do not spell a word of their task with several tokens
 TASKS_VERSION = 4
 #: draws of n_way words before a task is given up
 _MAX_DRAWS: dict[Documents, int] = {"any": 1000, "same": 200, "different": 200}

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from pico_ds.config import SmlmtConfig
 from pico_ds.tasks.characters import word_name
-from pico_ds.tasks.lexicon import WordSplit, word_split
+from pico_ds.tasks.lexicon import HASH_MULTIPLIER, MAX_WORD_TOKENS, WordSplit, word_split
 from pico_ds.tasks.token_classes import (
     CONTINUES_RUN,
     GLUED_AFTER,
@@ -34,6 +34,8 @@ Flags = npt.NDArray[np.bool_]
 #: tokens that a thread looks at together
 _CHUNK_TOKENS = 2**18
 _THREADS = 2
+#: spellings of words by several tokens that are remembered
+_MAX_SPELLINGS = 2**18
 
 
 @dataclass(frozen=True)
@@ -43,11 +45,15 @@ class TokenWords:
     Attributes:
         words: text of each, in alphabetical order.
         word_of_token: `[vocab_size]` word of each token, -1 for none.
+        numbers: the place in `words` of each word.
     """
 
     words: tuple[str, ...]
     word_of_token: npt.NDArray[np.int32]
     classes: TokenClasses
+    numbers: dict[str, int]
+    #: word of runs of several tokens, by hash; -1 for none
+    _spellings: dict[int, int | None] = field(default_factory=dict)
     _splits: dict[tuple[float, float, int], list[WordSplit]] = field(default_factory=dict)
 
     @classmethod
@@ -57,7 +63,25 @@ class TokenWords:
         words = sorted({name for name in names if name is not None})
         numbers = {word: number for number, word in enumerate(words)}
         word_of_token = np.array([-1 if name is None else numbers[name] for name in names], dtype=np.int32)
-        return cls(tuple(words), word_of_token, classes)
+        return cls(tuple(words), word_of_token, classes, numbers)
+
+    def spelled(self, digests: npt.NDArray[np.uint64], tokens_of: Callable[[int], list[int]]) -> npt.NDArray[np.int32]:
+        """The word that each of several runs of tokens spells, such as a word in capitals; -1 for none.
+
+        Args:
+            digests: of the tokens of each run.
+            tokens_of: gives the tokens of a run by its place in `digests`.
+        """
+        keys = digests.tolist()
+        found = [self._spellings.get(key) for key in keys]
+        for place, word in enumerate(found):
+            if word is None:
+                name = word_name(self.classes.text(tokens_of(place)))
+                found[place] = -1 if name is None else self.numbers.get(name, -1)
+        if len(self._spellings) > _MAX_SPELLINGS:
+            self._spellings.clear()
+        self._spellings.update(zip(keys, found, strict=True))
+        return np.array(found, dtype=np.int32)
 
     def of_split(self, split: WordSplit, config: SmlmtConfig, split_seed: int) -> Flags:
         """Whether each word belongs to a split; worked out once for all pools."""
@@ -144,11 +168,36 @@ class TokenIndex:
 
     def words_at(self, places: Integers) -> npt.NDArray[np.int32]:
         """The word that stands at each place, -1 where none of one token does."""
+        begins, goes_on = self._run_starts(places)
+        return np.where(begins & ~goes_on, self._words.word_of_token[self.tokens[places]], np.int32(-1))
+
+    def unmasked_words_at(self, places: Integers) -> npt.NDArray[np.int32]:
+        """The word that several tokens spell from each place on, such as a word in capitals; -1 for none."""
+        begins, goes_on = self._run_starts(places)
+        there = begins & goes_on
+        starts = places[there]
+        flags, last = self._flags.reshape(-1), len(self.tokens) - 1
+        digests, ends = np.zeros(len(starts), dtype=np.uint64), starts.copy()
+        rest = np.arange(len(starts))
+        for _ in range(MAX_WORD_TOKENS):
+            digests[rest] = digests[rest] * HASH_MULTIPLIER + self.tokens[ends[rest]] + 1
+            ends[rest] += 1
+            rest = rest[ends[rest] <= last]
+            rest = rest[(flags[ends[rest]] & CONTINUES_RUN) != 0]
+            if not len(rest):
+                break
+        digests, first, where = np.unique(digests, return_index=True, return_inverse=True)
+        spelled = self._words.spelled(digests, lambda one: self.tokens[starts[first[one]] : ends[first[one]]].tolist())
+        found = np.full(places.shape, -1, dtype=np.int32)
+        found[there] = spelled[where]
+        return found
+
+    def _run_starts(self, places: Integers) -> tuple[Flags, Flags]:
+        """Whether a run of letters begins at each place, and whether the token after the place continues one."""
         flags, last = self._flags.reshape(-1), len(self.tokens) - 1
         begins = (flags[places] & (IN_RUN | CONTINUES_RUN)) == IN_RUN
         # the first token of a row continues none
-        goes_on = (flags[np.minimum(places + 1, last)] & CONTINUES_RUN) != 0
-        return np.where(begins & ~goes_on, self._words.word_of_token[self.tokens[places]], np.int32(-1))
+        return begins, (flags[np.minimum(places + 1, last)] & CONTINUES_RUN) != 0
 
     def begins_word(self, places: Integers) -> Flags:
         """Whether a word that `words_at` finds begins there: it has one token."""

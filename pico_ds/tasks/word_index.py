@@ -56,6 +56,10 @@ class WordIndex:
         """The word that the token at each place is part of, -1 for none."""
         return self._word_of_token[places]
 
+    def unmasked_words_at(self, places: Positions) -> npt.NDArray[np.int32]:
+        """-1: every form of a word is known."""
+        return np.full(places.shape, -1, dtype=np.int32)
+
     def begins_word(self, places: Positions) -> npt.NDArray[np.bool_]:
         """Whether the token at each place is the first of a word."""
         return self._is_word_start[places]

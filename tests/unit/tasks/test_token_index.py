@@ -171,3 +171,39 @@ def test_a_pool_that_is_too_small_is_said(tmp_path: Path) -> None:
     config = run_config(tmp_path, "smlmt.pool_rows=2")
     with pytest.raises(TaskError, match=r"smlmt\.n_way: got 3, but only \d train words"):
         TaskBuilder(config, open_corpus(config.data)).training()
+
+
+def test_a_context_that_spells_a_class_word_with_several_tokens_is_not_used(tokenizer: TextTokenizer) -> None:
+    """Masking knows the words of one token only, so a word in capitals would stay in the clear."""
+    assert len(tokenizer.encode([" CAT"])[0]) > 1
+    rng = np.random.default_rng(0)
+    texts = [" ".join(rng.choice(["cat", "dog", "run", "CAT", "DOG", "(,", ";", ":", "!", "?"], 400)) for _ in range(8)]
+    encoded = tokenizer.encode(texts)
+    rows = np.array([ids[: min(map(len, encoded))] for ids in encoded], dtype=np.uint16)
+    words = TokenWords.of(TokenClasses.of(tokenizer))
+    config = SmlmtConfig(
+        n_way=2,
+        k_shot=1,
+        q_query=1,
+        min_word_freq=3,
+        max_word_freq=10_000,
+        context_tokens=8,
+        validation_word_fraction=0,
+        test_word_fraction=0,
+    )
+    index = TokenIndex(rows, words, config)
+    found = index.unmasked_words_at(np.arange(len(index.tokens)))
+    spelled = [words.words[word] for word in found[found >= 0]]
+    text = "".join(tokenizer.decode(row) for row in rows)
+    assert abs(spelled.count("cat") - text.count("CAT")) <= len(rows)
+    assert abs(spelled.count("dog") - text.count("DOG")) <= len(rows)
+    tasks = SMLMT(index, index.lexicon, tokenizer, config, "train", 0, 0)
+    shown = 0
+    for number in range(100):
+        episode = tasks.sample(0, number)
+        for part in (episode.support, episode.query):
+            for ids in part.input_ids.tolist():
+                words_shown = tokenizer.decode(ids).lower()
+                assert not any(f" {word} " in words_shown.replace("[mask]", " ") for word in episode.words)
+                shown += "CAT" in tokenizer.decode(ids) or "DOG" in tokenizer.decode(ids)
+    assert shown > 0, "other words may be spelled so"
