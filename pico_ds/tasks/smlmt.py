@@ -82,6 +82,11 @@ class SMLMT:
                 f"smlmt.q_query = {largest.per_class} contexts here ({len(words)} {split} words have a frequency in "
                 f"[{config.min_word_freq}, {config.max_word_freq}]); lower n_way, k_shot, q_query or min_word_freq, "
                 "raise the split's word fraction, or give more text"
+                + (
+                    ""
+                    if len(self.words)
+                    else f"; a class word has at most {config.context_tokens // 2} tokens, half of smlmt.context_tokens"
+                )
             )
         self._max_draws = _MAX_DRAWS[documents]
         self._choice = ClassChoice(self.words, config, index)

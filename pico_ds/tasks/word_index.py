@@ -67,6 +67,8 @@ class WordIndex:
     def disjoint_contexts(self, words: Positions, at_least: int) -> npt.NDArray[np.bool_]:
         """For each word, whether it has `at_least` contexts of which no two overlap (earliest end first)."""
         begins, stops = self._first[words], self._first[words + 1]
+        if not len(self.positions):
+            return np.zeros(len(words), dtype=np.bool_)
         # contexts of a word are ordered by start and, being of one length or sentences, by end: walk all words at once
         here = begins.copy()
         for _ in range(at_least - 1):

@@ -164,6 +164,12 @@ def test_too_few_words_is_a_clear_error(make_tasks: MakeTasks) -> None:
         make_tasks(numbered_corpus(0), SmlmtConfig(n_way=50, k_shot=1, q_query=1, min_word_freq=1))
 
 
+def test_words_of_too_many_tokens_for_a_context_are_a_clear_error(make_tasks: MakeTasks) -> None:
+    documents = [" ".join(["zzxxqqkkvv vvxxkkqqzz"] * 20)]
+    with pytest.raises(TaskError, match=r"only 0 train words have.*at most 4 tokens"):
+        make_tasks(documents, all_words(n_way=2, k_shot=1, q_query=1, context_tokens=8))
+
+
 def test_words_that_always_stand_together_are_a_clear_error_not_a_loop(make_tasks: MakeTasks) -> None:
     documents = [" ".join(f"apple bridge {i}." for i in range(200))]
     config = SmlmtConfig(
