@@ -25,6 +25,8 @@ _N_PARTS, _PART_TOKENS = 32, 256
 _MIN_WORDS = 50
 #: shares of the words of a text that must be found, and of those found that may be no words
 _MIN_FOUND, _MAX_FALSE = 0.99, 0.001
+#: largest share of tokens that stand for text the tokenizer does not know
+_MAX_UNKNOWN = 0.2
 #: the longest mean run of letters, in scripts without spaces, that can still be words
 _MAX_UNSPACED_RUN = 8.0
 
@@ -62,11 +64,18 @@ def check_words(tokenizer: TextTokenizer, classes: TokenClasses, tokens: npt.NDA
         tokens: of the corpus, in any shape.
 
     Raises:
-        TaskError: words of this tokenizer cannot be found from ids, or the text has no spaces between words.
+        TaskError: the tokenizer does not know the text, words cannot be found from its ids, or the text has no spaces
+            between words.
     """
     tokens = tokens.reshape(-1)
     starts = np.unique(np.linspace(0, max(0, len(tokens) - _PART_TOKENS), _N_PARTS).astype(np.int64))
     texts = [part for start in starts for part in _texts(tokens[start : start + _PART_TOKENS], tokenizer, classes)]
+    unknown_share = float(np.mean(tokens == classes.surfaces.unknown_id)) if len(tokens) else 0.0
+    if unknown_share > _MAX_UNKNOWN:
+        raise TaskError(
+            f"{_name(tokenizer)}: {unknown_share:.0%} of the tokens of the corpus stand for unknown text; choose a "
+            "tokenizer that was trained on such text"
+        )
     counts = count_words(tokenizer, classes, texts)
     if counts.words >= _MIN_WORDS and counts.found < _MIN_FOUND * counts.words:
         missed = ", ".join(map(repr, counts.missed))

@@ -104,6 +104,13 @@ def test_a_tokenizer_whose_words_are_not_found_is_an_error_with_its_name(tmp_pat
         check_words(tokenizer, replace(classes, _bits=all_alone), tokens)
 
 
+@pytest.mark.parametrize("family", ["unigram", "word piece"])
+def test_a_tokenizer_that_does_not_know_the_text_is_an_error(family: str, tmp_path: Path) -> None:
+    tokenizer = make_tokenizer(family, documents(SCRIPTS["English"]), 450, tmp_path)
+    with pytest.raises(TaskError, match=r"data.tokenizer: a (Unigram|WordPiece) .* stand for unknown text"):
+        check_words(tokenizer, TokenClasses.of(tokenizer), tokens_of(documents(SCRIPTS["Hindi"]), tokenizer))
+
+
 def test_a_short_corpus_is_not_judged(tmp_path: Path) -> None:
     texts = documents(SCRIPTS["English"])
     tokenizer = make_tokenizer("own", texts, 450, tmp_path)
