@@ -10,7 +10,7 @@ from threadpoolctl import threadpool_limits
 
 from pico_ds.data.tokenizer import TextTokenizer
 from pico_ds.evaluation.few_shot import Estimate
-from pico_ds.evaluation.shortcuts import LENGTHS, Integers, lengths_of, outer_tokens, shortcut_accuracy
+from pico_ds.evaluation.shortcuts import LENGTHS, Integers, lengths_of, outer_tokens, shortcut_hits
 from pico_ds.tasks.characters import LETTERS, word_name
 from pico_ds.tasks.description import visible_texts
 from pico_ds.tasks.episode import Contexts, Episode
@@ -124,12 +124,17 @@ def audit(
         TaskError: the tasks cannot be drawn.
     """
     accuracies: dict[str, list[float]] = {}
+    excess: dict[str, dict[str, list[float]]] = {name: {} for name in LENGTHS}
     chances, words = [], Counter[str]()
     n_contexts, n_query, exact, near, unbalanced, visible = 0, 0, 0, 0, 0, Counter[str]()
     for index in range(n_tasks):
         episode = tasks.sample(step, index)
         for name, (support, query) in _shortcuts(tasks, tokenizer, episode, step, index).items():
-            accuracies.setdefault(name, []).append(shortcut_accuracy(support, query, episode))
+            hits = shortcut_hits(support, query, episode)
+            accuracies.setdefault(name, []).append(float(hits.mean()))
+            for label, word in enumerate(episode.words if name in LENGTHS else ()):
+                of_word = hits[episode.query.labels.numpy() == label]
+                excess[name].setdefault(word, []).extend(of_word - 1 / episode.n_way)
         chances.append(1 / episode.n_way)
         words.update(episode.words)
         both = episode.support.followed_by(episode.query)
@@ -139,11 +144,12 @@ def audit(
         near += _near_copies(episode, tokenizer)
         unbalanced += any(len(set(np.bincount(part.labels))) > 1 for part in (episode.support, episode.query))
         visible += _visible_words(both, episode.words, tokenizer)
-    above = [name for name in LENGTHS if judge_lengths and _is_above_chance(accuracies[name], chances)]
+    chance = float(np.mean(chances))
+    above = [name for name in LENGTHS if judge_lengths and _is_above_chance([*excess[name].values()], chance)]
     of_text = _words_of_text(tasks, tokenizer) if isinstance(tasks, SMLMT) else {}
     return Audit(
         n_tasks,
-        float(np.mean(chances)),
+        chance,
         accuracies,
         tuple(above),
         n_contexts,
@@ -174,10 +180,16 @@ def _shortcuts(
     return {name: (parts[0][name][:, None], parts[1][name][:, None]) for name in parts[0]}
 
 
-def _is_above_chance(accuracies: list[float], chances: list[float]) -> bool:
-    excess = np.array(accuracies) - np.array(chances)
-    error = excess.std(ddof=1) / np.sqrt(len(excess)) if len(excess) > 1 else np.inf
-    return bool(excess.mean() > max(_MARGIN * (1 - np.mean(chances)), _STANDARD_ERRORS * error))
+def _is_above_chance(excess: list[list[float]], chance: float) -> bool:
+    """Whether accuracies are above chance.
+
+    Args:
+        excess: of each query context over chance, by class word. The same contexts of a word return in many tasks, so
+            words are independent, and tasks are not.
+    """
+    by_word = np.array([np.mean(of_word) for of_word in excess])
+    error = by_word.std(ddof=1) / np.sqrt(len(by_word))
+    return bool(by_word.mean() > max(_MARGIN * (1 - chance), _STANDARD_ERRORS * error))
 
 
 def _near_copies(episode: Episode, tokenizer: TextTokenizer) -> int:

@@ -45,20 +45,23 @@ def lengths_only_accuracy(episode: Episode, tokenizer: TextTokenizer) -> float:
     support, query = (
         np.stack([*lengths_of(part, tokenizer).values()], axis=1) for part in (episode.support, episode.query)
     )
-    return shortcut_accuracy(support, query, episode)
+    return float(shortcut_hits(support, query, episode).mean())
 
 
-def shortcut_accuracy(support: Integers, query: Integers, episode: Episode) -> float:
-    """Query accuracy of a logistic regression on some numbers of the contexts of a task.
+def shortcut_hits(support: Integers, query: Integers, episode: Episode) -> npt.NDArray[np.float64]:
+    """Whether a logistic regression on some numbers of the contexts of a task is right, 1 or 0 for each query context.
 
     Each number is given as it is, scaled, and as one category for each of its values in the support set.
 
     Args:
         support, query: `[contexts, numbers]`
+
+    Returns:
+        `[query contexts]`; chance for each if the support contexts are alike.
     """
-    if (support == support[0]).all():
-        return 1 / episode.n_way
     known, wanted = episode.support.labels.numpy(), episode.query.labels.numpy()
+    if (support == support[0]).all():
+        return np.full(len(wanted), 1 / episode.n_way)
     scale = np.maximum(support.std(axis=0), 1e-9)
     encoded = [
         np.concatenate(
@@ -73,7 +76,7 @@ def shortcut_accuracy(support: Integers, query: Integers, episode: Episode) -> f
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         predicted = LogisticRegression(solver="newton-cg").fit(encoded[0], known).predict(encoded[1])
-    return float(np.mean(predicted == wanted))
+    return (predicted == wanted).astype(np.float64)
 
 
 def _one_hot(values: Integers, known: Integers) -> Array:

@@ -9,8 +9,8 @@ import torch
 
 from pico_ds.config import SmlmtConfig
 from pico_ds.data.tokenizer import TextTokenizer
-from pico_ds.evaluation.audit import Audit, audit
-from pico_ds.evaluation.shortcuts import LENGTHS, lengths_only_accuracy, shortcut_accuracy
+from pico_ds.evaluation.audit import Audit, _is_above_chance, audit
+from pico_ds.evaluation.shortcuts import LENGTHS, lengths_only_accuracy, shortcut_hits
 from pico_ds.tasks.episode import Episode
 from pico_ds.tasks.sentences import SentenceTasks
 from pico_ds.tasks.smlmt import SMLMT
@@ -134,6 +134,13 @@ def test_unequal_numbers_of_contexts_are_found(tokenizer: TextTokenizer) -> None
 def test_the_accuracy_of_a_shortcut_is_chance_if_all_contexts_are_alike(tokenizer: TextTokenizer) -> None:
     episode = sentences(tokenizer).sample(0, 0)
     one = np.ones((9, 1), dtype=np.int64)
-    assert shortcut_accuracy(one, one, episode) == 1 / 3
+    assert (shortcut_hits(one, one, episode) == 1 / 3).all()
     labels = episode.support.labels.numpy()[:, None]
-    assert shortcut_accuracy(labels, episode.query.labels.numpy()[:, None], episode) == 1.0
+    assert shortcut_hits(labels, episode.query.labels.numpy()[:, None], episode).all()
+
+
+def test_chance_finds_in_a_few_words_are_no_fault() -> None:
+    """One word of eight that happens to have contexts of one length, in many tasks."""
+    assert not _is_above_chance([[0.6] * 500, *[[0.0] * 500] * 7], chance=1 / 3)
+    assert _is_above_chance([[0.1, 0.3]] * 8, chance=1 / 3)
+    assert not _is_above_chance([[0.02]] * 500, chance=1 / 3)
