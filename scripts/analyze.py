@@ -12,9 +12,8 @@ from dataclasses import asdict
 from math import isfinite
 from pathlib import Path
 
-from rich.console import Console
-
 from pico_ds.config import ConfigError
+from pico_ds.console import make_console
 from pico_ds.dynamics.analysis import analyze
 from pico_ds.dynamics.reading import SPLITS, RunSnapshots
 from pico_ds.files import replace_text
@@ -30,13 +29,13 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> int:
-    arguments, console = parse_arguments(), Console()
+    arguments, console = parse_arguments(), make_console()
     try:
         measurements = list(analyze(RunSnapshots.of(arguments.run), arguments.split))
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    Console(width=max(120, console.width)).print(dynamics_table(measurements, arguments.split))
+    make_console(width=max(120, console.width)).print(dynamics_table(measurements, arguments.split))
     out = arguments.out or arguments.run / "analysis"
     path = out / f"{arguments.split}.json"
     # JSON has no nan: of the similarity of a single row, say
@@ -44,7 +43,7 @@ def main() -> int:
     replace_text(path, json.dumps(records, indent=1, allow_nan=False) + "\n")
     for plot in dynamics_plots(measurements):
         plot.figure.savefig(out / f"{arguments.split}_{plot.name}.png", dpi=120)
-    console.print(f"{path}, and figures beside it", highlight=False, soft_wrap=True)
+    console.print(f"{path}, and figures beside it", soft_wrap=True)
     return 0
 
 

@@ -27,6 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pico_ds.benchmark.cluster import SOURCES, Cluster
+from pico_ds.console import make_console
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 COMMANDS = {
@@ -152,7 +153,7 @@ def main() -> int:
 
     settings = {name: str(value) for name, value in vars(arguments).items()}
     facts, results = {"settings": settings, **provenance()}, []
-    console = Console(width=max(240, Console().width))
+    console = make_console(width=max(240, make_console().width))
     print(json.dumps(facts))
     projected = []
     if arguments.command == "scaling":

@@ -15,6 +15,7 @@ from rich.console import Console
 from pico_ds.checkpoint.errors import CheckpointError
 from pico_ds.checkpoint.index import Index
 from pico_ds.checkpoint.inspection import consolidate, find_checkpoints, verify
+from pico_ds.console import make_console
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -57,17 +58,17 @@ def print_inspection(console: Console, checkpoint: Path, index: Index, tensors: 
         "format": f"{index.format} {index.format_version}",
     }
     for name, value in lines.items():
-        console.print(f"{name:<12}{value}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"{name:<12}{value}", soft_wrap=True)
     for name, record in index.parameters.items() if tensors else ():
-        console.print(f"{name}  {list(record.shape)}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"{name}  {list(record.shape)}", soft_wrap=True)
         for part in record.fragments:
             held = f"  elements {part.offset} to {part.offset + part.length} in {part.file}"
-            console.print(held, markup=False, highlight=False, soft_wrap=True)
+            console.print(held, soft_wrap=True)
     console.print()
 
 
 def main() -> int:
-    arguments, console = parse_arguments(), Console()
+    arguments, console = parse_arguments(), make_console()
     try:
         if arguments.command == "inspect":
             shown = [inspect(console, path, arguments.tensors) for path in find_checkpoints(arguments.path)]
@@ -78,11 +79,11 @@ def main() -> int:
                 problems = list(verify(checkpoint))
                 damaged |= bool(problems)
                 for line in problems or [f"{checkpoint}: every byte is as written, every parameter is complete"]:
-                    console.print(line, markup=False, highlight=False, soft_wrap=True)
+                    console.print(line, soft_wrap=True)
             return int(damaged)
         else:
             count = consolidate(arguments.path, arguments.out)
-            console.print(f"{arguments.out}: {count:,} fp32 parameters", highlight=False, soft_wrap=True)
+            console.print(f"{arguments.out}: {count:,} fp32 parameters", soft_wrap=True)
     except CheckpointError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -9,10 +9,10 @@ The tasks are keyed by data.split_seed, so runs with equal `data`, `smlmt` and `
 import argparse
 import sys
 
-from rich.console import Console
 from rich.table import Table
 
 from pico_ds.config import ConfigError
+from pico_ds.console import make_console
 from pico_ds.evaluation.comparison import paired_differences, read_entry
 from pico_ds.evaluation.few_shot import Estimate
 
@@ -42,7 +42,7 @@ def main() -> int:
             *(Estimate.of(values).percent() for values in (entry.few_shot.before, entry.few_shot.after)),
             *("" if entry is entries[0] else difference.percent() for difference in pair),
         )
-    Console(width=max(120, Console().width)).print(table)
+    make_console(width=max(120, make_console().width)).print(table)
     return 0
 
 

@@ -23,6 +23,7 @@ from rich.console import Console
 from pico_ds.checkpoint.errors import CheckpointError
 from pico_ds.config import ConfigError, Readout
 from pico_ds.config.arguments import at_least, task_shape
+from pico_ds.console import make_console
 from pico_ds.data.errors import DataError
 from pico_ds.engine.distributed import Process, start_process, stop_process
 from pico_ds.evaluation.conll import read_conll
@@ -148,7 +149,7 @@ def few_shot(trained: TrainedModel, arguments: argparse.Namespace, process: Proc
     since = max([trained.written, *([Path(arguments.data).stat().st_mtime] if arguments.data else [])])
     path = trained.run / "eval_results" / f"{grid_name(about, trained.run_config)}_step_{trained.step}.json"
     write_grid(path, results, about, since)
-    console.print(f"{path}", highlight=False, soft_wrap=True)
+    console.print(f"{path}", soft_wrap=True)
 
 
 def ner(trained: TrainedModel, arguments: argparse.Namespace, process: Process, console: Console) -> None:
@@ -164,7 +165,7 @@ def ner(trained: TrainedModel, arguments: argparse.Namespace, process: Process, 
     console.print(ner_table(found, f"{trained.directory}: entity F1 on {name}, {arguments.seeds} seeds [%]"))
     path = trained.run / "eval_results" / f"ner_{name}_step_{trained.step}.json"
     write_ner(path, found, {"step": trained.step, "files": [str(file) for file in arguments.ner]})
-    console.print(f"{path}", highlight=False, soft_wrap=True)
+    console.print(f"{path}", soft_wrap=True)
 
 
 def perplexity(trained: TrainedModel, arguments: argparse.Namespace, process: Process, console: Console) -> None:
@@ -183,12 +184,12 @@ def perplexity(trained: TrainedModel, arguments: argparse.Namespace, process: Pr
     console.print(perplexity_table(result, f"{trained.directory}: {texts.data}; loss in nats per token"))
     path = trained.run / "eval_results" / f"perplexity_{judged_name(texts)}_step_{trained.step}.json"
     result.write(path, {"step": trained.step, **texts.model_dump()})
-    console.print(f"{path}", highlight=False, soft_wrap=True)
+    console.print(f"{path}", soft_wrap=True)
 
 
 def main() -> int:
     arguments = parse_arguments()
-    console = Console()
+    console = make_console()
     try:
         check_together(arguments)
         process = start_process()
@@ -200,7 +201,7 @@ def main() -> int:
                 overrides = [*overrides, f"evaluation.perplexity.max_length={arguments.max_tokens}"]
         trained = load_trained_model(arguments.checkpoint, overrides, process)
         judge = perplexity if arguments.command == "perplexity" else few_shot if arguments.ner is None else ner
-        judge(trained, arguments, process, Console(width=max(120, console.width)))
+        judge(trained, arguments, process, make_console(width=max(120, console.width)))
         stop_process()
     except (CheckpointError, ConfigError, DataError, TaskError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -13,7 +13,7 @@ import sys
 from datetime import timedelta
 from pathlib import Path
 
-from rich.console import Console
+from pico_ds.console import make_console
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 _MIB = 2**20
@@ -66,10 +66,10 @@ def main() -> int:
         )
         return 1
     if process.is_main:
-        console = Console()
-        Console(width=max(120, console.width)).print(findings_table(findings))
+        console = make_console()
+        make_console(width=max(120, console.width)).print(findings_table(findings))
         for problem in (problem for finding in findings for problem in finding.problems):
-            console.print(f"- {problem}", markup=False, highlight=False, soft_wrap=True)
+            console.print(f"- {problem}", soft_wrap=True)
     return int(any(finding.problems for finding in findings))
 
 

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from pico_ds.config.arguments import at_least
+from pico_ds.console import make_console
 from pico_ds.data.errors import DataError
 from pico_ds.data.preparation import Counts, Preparation, Source, hub_source, local_source
 from pico_ds.data.tokenizer import train_tokenizer
@@ -98,7 +99,7 @@ def main() -> int:
     try:
         source = source_of(arguments)
         if arguments.command == "shards":
-            make_shards(arguments, source, Console(stderr=True))
+            make_shards(arguments, source, make_console(stderr=True))
         else:
             make_tokenizer(arguments, source)
     except DataError as error:

@@ -20,12 +20,12 @@ from itertools import count
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from pico_ds.config import ConfigError, RunConfig, load_config
 from pico_ds.config.arguments import at_least
 from pico_ds.config.validation import LAYOUT_EXTRA_TOKENS
+from pico_ds.console import make_console
 from pico_ds.evaluation.evaluator import EvaluationResult
 from pico_ds.evaluation.tables import percent, percent_difference_by_seed
 from pico_ds.training.state import step_kind
@@ -210,7 +210,7 @@ def table(arguments: argparse.Namespace) -> int:
             seeds,
             *(differences if method != REFERENCE else ("", "")),
         )
-    Console(width=200).print(found)
+    make_console(width=200).print(found)
     return 0
 
 

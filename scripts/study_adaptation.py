@@ -23,12 +23,12 @@ from typing import get_args
 
 import numpy as np
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from pico_ds.checkpoint.errors import CheckpointError
 from pico_ds.config import ConfigError, Readout, load_config
 from pico_ds.config.arguments import at_least, task_shape
+from pico_ds.console import make_console
 from pico_ds.data.documents import is_validation
 from pico_ds.data.errors import DataError
 from pico_ds.engine.distributed import start_process
@@ -95,7 +95,7 @@ def main() -> int:
                 judged_runs = pool.map(partial(judge, shape=shape, arguments=arguments), arguments.runs)
                 outcomes = dict(zip(arguments.runs, judged_runs, strict=True))
             where = f", {arguments.data.stem}" if arguments.data else f", {arguments.documents} documents"
-            Console(width=160).print(table("{}-way {}-shot".format(*shape) + where, methods, outcomes))
+            make_console(width=160).print(table("{}-way {}-shot".format(*shape) + where, methods, outcomes))
     except (CheckpointError, ConfigError, DataError, TaskError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

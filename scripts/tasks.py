@@ -19,6 +19,7 @@ from rich.table import Table
 
 from pico_ds.config import ConfigError, RunConfig, load_config
 from pico_ds.config.arguments import at_least
+from pico_ds.console import make_console
 from pico_ds.data.corpus import open_corpus
 from pico_ds.data.errors import DataError
 from pico_ds.data.shard_corpus import ShardCorpus
@@ -68,11 +69,10 @@ def show(console: Console, config: RunConfig, corpus: TextCorpus | ShardCorpus, 
             f"task {index} of step {step}: {episode.n_way}-way, {support}-shot, {query} queries a class: "
             f"{', '.join(episode.words)}",
             style="bold",
-            highlight=False,
             soft_wrap=True,
         )
         for line in describe(episode, corpus.tokenizer):
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
+            console.print(line, soft_wrap=True)
         console.print()
 
 
@@ -80,12 +80,11 @@ def stats(console: Console, config: RunConfig, corpus: TextCorpus | ShardCorpus)
     figures = task_figures(config, corpus)
     smlmt = config.smlmt
     sample = figures.sample
-    console.print(f"words of the corpus     {figures.words:,}", highlight=False)
+    console.print(f"words of the corpus     {figures.words:,}")
     console.print(
         f"words of a sample       {sample.words:,} in the text; from its tokens {sample.found:,} are found "
         f"({sample.found / max(1, sample.words):.1%}), {sample.usable:,} of them can be masked as a class, and "
         f"{sample.false:,} are no words",
-        highlight=False,
     )
     table = Table(
         title=f"class words: frequency {smlmt.min_word_freq:,} to {smlmt.max_word_freq:,}", title_justify="left"
@@ -97,11 +96,11 @@ def stats(console: Console, config: RunConfig, corpus: TextCorpus | ShardCorpus)
         table.add_row(split.split, f"{split.words:,}", *(f"{count:,}" for count in split.occurrences), documents)
     console.print(table)
     total = sum(figures.length_counts.values())
-    console.print(f"tokens of a context, of {smlmt.context_tokens + 1} positions ({total:,} contexts)", highlight=False)
+    console.print(f"tokens of a context, of {smlmt.context_tokens + 1} positions ({total:,} contexts)")
     for length, count in figures.length_counts.items():
         bar = "█" * max(1, round(BAR * count / max(figures.length_counts.values())))
-        console.print(f"{length:>5} {count / total:>6.1%} {bar}", highlight=False)
-    console.print(f"padded tokens           {figures.padded_share:.1%}", highlight=False)
+        console.print(f"{length:>5} {count / total:>6.1%} {bar}")
+    console.print(f"padded tokens           {figures.padded_share:.1%}")
 
 
 def audit_tasks(
@@ -122,7 +121,7 @@ def audit_tasks(
 
 
 def main() -> int:
-    arguments, console = parse_arguments(), Console()
+    arguments, console = parse_arguments(), make_console()
     try:
         config = load_config(arguments.config, arguments.overrides)
         corpus = open_corpus(config.data)

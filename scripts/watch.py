@@ -11,9 +11,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from rich.console import Console
-
 from pico_ds.config import ConfigError
+from pico_ds.console import make_console
 from pico_ds.watching.screen import watch
 from pico_ds.watching.view import RunView
 
@@ -32,7 +31,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> int:
     arguments = parse_arguments()
     try:
-        watch(RunView(arguments.run), Console(), arguments.every, arguments.once)
+        watch(RunView(arguments.run), make_console(), arguments.every, arguments.once)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

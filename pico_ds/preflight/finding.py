@@ -59,5 +59,5 @@ def findings_table(findings: Sequence[Finding]) -> Table:
     """Check, finding, ok or fail."""
     table = Table("check", "finding", "", box=SIMPLE_HEAD, title="preflight", title_justify="left")
     for one in findings:
-        table.add_row(one.check, Text(one.found), "[red]fail" if one.problems else "[green]ok")
+        table.add_row(one.check, one.found, Text("fail", "red") if one.problems else Text("ok", "green"))
     return table

@@ -3,12 +3,12 @@
 import os
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from pico_ds.config import RunConfig, dump_config
 from pico_ds.config.deepspeed import resolve_deepspeed_config, zero_stage
 from pico_ds.config.validation import LAYOUT_EXTRA_TOKENS, warn_of
+from pico_ds.console import make_console
 from pico_ds.engine.zero_settings import check_zero_settings
 from pico_ds.training.plan import Plan, make_plan
 
@@ -35,11 +35,11 @@ def print_plan(config: RunConfig, deepspeed_json: dict[str, Any], name: str, wor
 
         vocab_size = open_corpus(config.data).tokenizer.vocab_size
     plan = make_plan(config, deepspeed_json, vocab_size, world_size)
-    console = Console()
-    console.print(dump_config(config), highlight=False, soft_wrap=True)
+    console = make_console()
+    console.print(dump_config(config), soft_wrap=True)
     for warning in warn_of(config):
-        console.print(f"warning: {warning}", highlight=False, soft_wrap=True)
-    console.print(_work(config, plan, zero_stage(deepspeed_json), name), highlight=False, soft_wrap=True)
+        console.print(f"warning: {warning}", soft_wrap=True)
+    console.print(_work(config, plan, zero_stage(deepspeed_json), name), soft_wrap=True)
     titles = {"ar": "AR step", "meta": "meta step", "update": "update"}
     steps = {titles[phase]: parts for phase, parts in plan.memory.items()}
     console.print(_bytes_table("memory per rank, an upper bound [GiB]", steps))

@@ -25,7 +25,7 @@ def print_report(
     minutes, seconds = divmod(round(train_seconds), 60)
     work = f"{state.step} outer steps ({state.tasks} tasks, {state.rows} rows) in {minutes} min {seconds:02d} s"
     skipped = f", {state.skipped_steps} skipped" if state.skipped_steps else ""
-    console.print(f"{work}{skipped}", highlight=False)
+    console.print(f"{work}{skipped}")
     checkpoint = run.checkpoints / f"step_{state.step}"
     lines = [
         "",
@@ -37,7 +37,7 @@ def print_report(
         "Next:",
         *_next_commands(config, config_name, run),
     ]
-    console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+    console.print("\n".join(lines), soft_wrap=True)
 
 
 def _next_commands(config: RunConfig, config_name: str, run: RunDirectory) -> list[str]:

@@ -19,6 +19,7 @@ from pico_ds.checkpoint.store import CheckpointStore
 from pico_ds.config import ConfigError, RunConfig, dump_config
 from pico_ds.config.deepspeed import resolve_deepspeed_config
 from pico_ds.config.validation import warn_of
+from pico_ds.console import make_console
 from pico_ds.engine.distributed import Process, is_lost_peer
 from pico_ds.engine.meta_engine import MetaEngine
 from pico_ds.engine.optimizer_state import OptimizerState
@@ -199,7 +200,7 @@ def _train_in(
     if process.is_main:
         seconds = time.monotonic() - train_started
         with run.train_log.open("a", encoding="utf-8") as log:
-            for target in (console, Console(file=log, width=120)):
+            for target in (console, make_console(file=log, width=120)):
                 print_report(target, config, config_name, evaluation.results, trainer.state, run, seconds)
         RunStatus.say(run, "finished")
     return 0

@@ -7,12 +7,14 @@ from pathlib import Path
 from rich.console import Console
 from rich.logging import RichHandler
 
+from pico_ds.console import make_console
+
 logger = logging.getLogger("pico_ds")
 
 
 def start_console(is_main: bool) -> Console:
     """The console of this process; the other ranks have a quiet one and log nothing but errors."""
-    console = Console(quiet=not is_main)
+    console = make_console(quiet=not is_main)
     logger.setLevel(logging.INFO if is_main else logging.ERROR)
     logger.propagate = False
     handler: logging.Handler

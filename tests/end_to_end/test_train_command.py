@@ -243,8 +243,9 @@ def test_dry_run_of_the_1b_config(world_size: int) -> None:
 
 def test_dry_run_takes_the_vocabulary_of_the_corpus(train: Callable[..., str], corpus: Path) -> None:
     before = set(corpus.parent.iterdir())
-    output = train("--dry-run")
+    output = train("--dry-run", "meta.adapt=.*[kqv]_proj.*")
     assert "parameters        " in output
+    assert "adapt: .*[kqv]_proj.*" in output
     assert set(corpus.parent.iterdir()) == before
 
 

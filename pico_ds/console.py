@@ -1,0 +1,14 @@
+"""Output to a terminal that shows every text as it is."""
+
+from typing import Any
+
+from rich.console import Console
+
+
+def make_console(**settings: Any) -> Console:
+    """A console that reads no markup and no emoji codes, so that `[kqv]` and `:key:` in a user's text are printed.
+
+    Args:
+        settings: those of `rich.console.Console`.
+    """
+    return Console(markup=False, emoji=False, highlight=False, **settings)
