@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from pico_ds.config.schema import RunConfig
+from pico_ds.config.types import Section
 
 #: tokens that a layout adds to a context: the separator of `fim`, or the leading end-of-text of `pre`
 LAYOUT_EXTRA_TOKENS = 1
@@ -19,8 +20,10 @@ def check_combinations(config: RunConfig) -> Iterator[str]:
     yield from _check_speed(config)
     yield from _check_checkpointing(config)
     yield from _check_learning_dynamics(config)
+    yield from _check_evaluation(config)
     yield from _check_monitoring(config)
     yield from _check_names(config)
+    yield from _check_empty(config, prefix="")
 
 
 def warn_of(config: RunConfig) -> Iterator[str]:
@@ -172,8 +175,15 @@ def _check_checkpointing(config: RunConfig) -> Iterator[str]:
             f"checkpointing.keep_every_n_steps: got {settings.keep_every_n_steps} without checkpointing.keep_last_n, "
             "so that every checkpoint is kept; set keep_last_n, or leave this out"
         )
-    if settings.resume == "":
-        yield "checkpointing.resume: got ''; write auto, never, a step, or the path of a checkpoint"
+    if (
+        isinstance(settings.resume, str)
+        and settings.resume.lower() in ("auto", "never")
+        and (settings.resume != settings.resume.lower())
+    ):
+        yield (
+            f"checkpointing.resume: got {settings.resume!r}; write {settings.resume.lower()} in lower case, or a path "
+            "with a slash"
+        )
 
 
 def _check_learning_dynamics(config: RunConfig) -> Iterator[str]:
@@ -184,6 +194,21 @@ def _check_learning_dynamics(config: RunConfig) -> Iterator[str]:
             f"{-length} to {length - 1}"
         )
 
+    settings = config.learning_dynamics
+    if settings.save_every_n_steps is not None and not settings.layer_suffixes:
+        yield (
+            "learning_dynamics.layer_suffixes: got an empty list, so a snapshot would hold nothing; name modules, or "
+            "set learning_dynamics.save_every_n_steps to null"
+        )
+
+
+def _check_evaluation(config: RunConfig) -> Iterator[str]:
+    readouts = config.evaluation.readouts
+    if readouts == []:
+        yield "evaluation.readouts: got an empty list; name a readout, or write null for smlmt.readout"
+    elif readouts is not None and len(set(readouts)) < len(readouts):
+        yield f"evaluation.readouts: got {readouts}; name each readout once"
+
 
 def _check_monitoring(config: RunConfig) -> Iterator[str]:
     steps = config.monitoring.profile_steps
@@ -193,11 +218,23 @@ def _check_monitoring(config: RunConfig) -> Iterator[str]:
 
 def _check_names(config: RunConfig) -> Iterator[str]:
     name = config.checkpointing.run_name
-    if name is None:
+    if name is None or not name.strip():
         return
-    if set(name) & set("/\\") or name in {"", ".", ".."}:
+    if set(name) & set("/\\") or name in {".", ".."}:
         yield f"checkpointing.run_name: got {name!r}; a name is one directory, without slashes"
     elif not name.isprintable():
         yield f"checkpointing.run_name: got {name!r}; a name has printable characters only"
     elif (length := len(name.encode())) > _LONGEST_NAME:
         yield f"checkpointing.run_name: got a name of {length} bytes; a file system takes at most {_LONGEST_NAME}"
+
+
+def _check_empty(section: Section, prefix: str) -> Iterator[str]:
+    """Yield a message for each text that is empty or blank."""
+    for name in type(section).model_fields:
+        value, key = getattr(section, name), prefix + name
+        if isinstance(value, Section):
+            yield from _check_empty(value, f"{key}.")
+        elif isinstance(value, str) and not value.strip():
+            yield f"{key}: got {value!r}; write a value, or leave the key out"
+        elif isinstance(value, list) and any(isinstance(one, str) and not one.strip() for one in value):
+            yield f"{key}: got {value!r}, which holds an empty text; leave the empty text out"

@@ -93,7 +93,20 @@ def test_a_value_becomes_what_its_key_declares(override: str, value: Any) -> Non
             "checkpointing.run_name=",
             "override 'checkpointing.run_name=' has no value; write checkpointing.run_name=null",
         ),
-        ("checkpointing.run_name=''", "checkpointing.run_name: got ''; a name is one directory"),
+        ("checkpointing.run_name=''", "checkpointing.run_name: got ''; write a value, or leave the key out"),
+        ("checkpointing.runs_dir=' '", "checkpointing.runs_dir: got ' '; write a value, or leave the key out"),
+        ("data.tokenizer=''", "data.tokenizer: got ''; write a value, or leave the key out"),
+        ("model.init_from=''", "model.init_from: got ''; write a value, or leave the key out"),
+        ("meta.adapt=''", "meta.adapt: got ''; write a value, or leave the key out"),
+        ("checkpointing.resume=''", "checkpointing.resume: got ''; write a value, or leave the key out"),
+        ("monitoring.wandb.project=''", "monitoring.wandb.project: got ''; write a value, or leave the key out"),
+        ("data.paths=['']", "data.paths: got [''], which holds an empty text"),
+        ("checkpointing.resume=AUTO", "checkpointing.resume: got 'AUTO'; write auto in lower case"),
+        ("evaluation.readouts=[]", "evaluation.readouts: got an empty list; name a readout"),
+        (
+            "evaluation.readouts=[fim, pre, fim]",
+            "evaluation.readouts: got ['fim', 'pre', 'fim']; name each readout once",
+        ),
         (f"checkpointing.run_name={'é' * 130}", "checkpointing.run_name: got a name of 260 bytes"),
         ('checkpointing.run_name="a\\nb"', "checkpointing.run_name: got 'a\\nb'; a name has printable characters only"),
         ("training.seed=" + "9" * 5000, "is not valid YAML"),
@@ -123,3 +136,10 @@ def test_files_of_the_predecessors_are_yaml_1_1() -> None:
         3e-4,
         "2024-01-02",
     ]
+
+
+def test_a_snapshot_of_no_module_is_an_error() -> None:
+    overrides = ["learning_dynamics.layer_suffixes=[]", "learning_dynamics.save_every_n_steps=5"]
+    with pytest.raises(ConfigError, match=r"learning_dynamics.layer_suffixes: got an empty list"):
+        parse_config("", overrides)
+    parse_config("", overrides[:1])
