@@ -1,5 +1,7 @@
 """The table at the end of a run."""
 
+import shlex
+
 from rich.console import Console
 from rich.table import Table
 
@@ -41,7 +43,7 @@ def print_report(
 
 
 def _next_commands(config: RunConfig, config_name: str, run: RunDirectory) -> list[str]:
-    compare = f"  compare         python scripts/compare.py {run.path} OTHER_RUN:READOUT"
+    compare = f"  compare         python scripts/compare.py {shlex.quote(str(run.path))} OTHER_RUN:READOUT"
     if config_name != "demo.yaml":
         return [compare]
     train = "python scripts/train.py --config configs/demo.yaml"
@@ -94,7 +96,7 @@ def results_table(config: RunConfig, results: dict[int, EvaluationResult]) -> Ta
 def _moment(step: int, config: RunConfig) -> str:
     smlmt, last = config.smlmt, config.training.max_steps
     if step == 0:
-        return "untrained"
+        return "untrained" if config.model.init_from is None else "initial weights"
     if config.meta_ratio > 0 and step == smlmt.warmup_steps:
         return f"after AR warm-up, step {step}"
     if step == last:

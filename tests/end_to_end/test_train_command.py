@@ -10,14 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from rich.console import Console
 from safetensors.torch import load_file
 
-from pico_ds.config import RunConfig, load_config
-from pico_ds.evaluation.evaluator import EvaluationResult
-from pico_ds.training.report import print_report
-from pico_ds.training.run_files import RunDirectory
-from pico_ds.training.state import TrainingState
+from pico_ds.config import load_config
 from tests.conftest import write_text_corpus
 from tests.launching import REPOSITORY, environment, warm
 from tests.run_results import TINY, deterministic_metrics_of, metrics_of
@@ -261,14 +256,6 @@ def test_an_interrupted_run_says_where_it_stopped(corpus: Path) -> None:
     assert process.returncode == 130
     assert "interrupted at step" in output
     assert "Traceback" not in output
-
-
-def test_the_control_is_printed_as_it_must_be_typed(capsys: pytest.CaptureFixture[str]) -> None:
-    """Brackets are markup to rich."""
-    run_directory = RunDirectory(Path("runs/demo-001"))
-    result = EvaluationResult(0, 1.0, {}, "")
-    print_report(Console(), RunConfig(), "demo.yaml", {0: result}, TrainingState(), run_directory, 1.0)
-    assert "'evaluation.readouts=[pre, fimpre, fim]'" in capsys.readouterr().out
 
 
 def test_tasks_together_are_the_same_run(train: Callable[..., str], corpus: Path, finished: tuple[Path, str]) -> None:
