@@ -49,6 +49,9 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> int:
     arguments = parse_arguments()
     load_dotenv(Path.cwd() / ".env")
+    from pico_ds.console import survive_lost_output
+
+    survive_lost_output()
     from pico_ds.checkpoint.errors import CheckpointError
     from pico_ds.config import ConfigError, load_config
     from pico_ds.config.deepspeed import load_deepspeed_config
@@ -64,6 +67,10 @@ def main() -> int:
 
             print_plan(config, deepspeed_json, arguments.deepspeed_config.name, arguments.world_size)
             return 0
+        from pico_ds.training.stop_signals import StopSignals
+
+        # before what is slow: a launcher may die while its ranks start
+        signals = StopSignals()
         from pico_ds.engine.distributed import start_process, stop_process
         from pico_ds.preflight.agreement import check_agreement
         from pico_ds.training.run import run_training
@@ -77,6 +84,7 @@ def main() -> int:
             arguments.deepspeed_config.name,
             process,
             STARTED,
+            signals,
         )
         stop_process()
     except (CheckpointError, ConfigError, DataError, TaskError, TrainingError) as error:

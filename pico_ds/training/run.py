@@ -52,6 +52,9 @@ from pico_ds.training.trackers import Tracker, build_trackers, check_trackers
 from pico_ds.training.trainer import Trainer
 from pico_ds.training.watchdog import Watchdog
 
+#: of a command that Ctrl-C ended, as shells have it
+_INTERRUPTED_EXIT_CODE = 130
+
 
 def run_training(
     config: RunConfig,
@@ -60,6 +63,7 @@ def run_training(
     deepspeed_name: str,
     process: Process,
     started: float,
+    signals: StopSignals,
 ) -> int:
     """Train as configured, from the beginning or from a checkpoint; every rank calls this.
 
@@ -109,7 +113,17 @@ def run_training(
             hang_timeout, process.rank, claim.run.logs, process.lost_ranks, failures.write_of_watchdog
         ) as watchdog:
             exit_code = _train_in(
-                claim, ingredients, engine, environment, watchdog, failures, repository, config_name, started, console
+                claim,
+                ingredients,
+                engine,
+                environment,
+                watchdog,
+                failures,
+                repository,
+                config_name,
+                started,
+                signals,
+                console,
             )
             # one that ended before the others would be a lost one to them
             process.wait_for_all()
@@ -131,6 +145,7 @@ def _train_in(
     repository: HubRepository | None,
     config_name: str,
     started: float,
+    signals: StopSignals,
     console: Console,
 ) -> int:
     """Resume where there is something to resume from, train, and report; returns the exit code."""
@@ -150,8 +165,6 @@ def _train_in(
         replace_text(run.environment, json.dumps(environment, indent=1) + "\n")
         changed = point is not None and point.changed
         trackers = build_trackers(config, run, start_step, rewritten=rewound and changed)
-
-    signals = StopSignals(launched=process.world_size > 1)
 
     def go_on() -> bool:
         watchdog.beat()
@@ -196,7 +209,9 @@ def _train_in(
         if process.is_main:
             RunStatus.say(run, "stopped", signals.received or "a signal on another rank")
         logger.info("the same command with checkpointing.run_name=%s goes on from here", run.path.name)
-        return config.checkpointing.requeue_exit_code
+        # a shell ends a loop of commands if one of them is interrupted; a launcher would start the ranks again
+        is_interrupted = signals.received == "SIGINT" and process.world_size == 1
+        return _INTERRUPTED_EXIT_CODE if is_interrupted else config.checkpointing.requeue_exit_code
     if process.is_main:
         seconds = time.monotonic() - train_started
         with run.train_log.open("a", encoding="utf-8") as log:

@@ -1,37 +1,74 @@
-"""SIGTERM and SIGUSR1: SLURM and the launchers announce the end of an allocation by them."""
+"""Reasons to save and stop: a signal, or a launcher that has died."""
 
+import contextlib
 import os
 import signal
+import sys
+import threading
+import time
 from types import FrameType
 
-_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+from pico_ds.training.launcher_chain import LauncherChain
+
+#: SLURM and the launchers announce the end of an allocation by the first two; a connection that drops, by SIGHUP
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)
+_WATCH_SECONDS = 1.0
+#: within this time, a second SIGINT is the same key press, which a launcher passes on [s]
+_SAME_PRESS_SECONDS = 1.0
+LAUNCHER_DIED = "the launcher has gone"
 
 
 class StopSignals:
     """Notes that a signal came; the training loop asks for it between steps.
 
-    That the launcher dies counts as one: without it a rank would train on as an orphan, on a GPU that nobody watches.
+    The death of a launcher counts as a signal. Without it a rank would train on as an orphan, on a GPU that nobody
+    watches. Before `install` there is nothing to save, and a signal or a dead launcher ends the process.
     """
 
-    def __init__(self, launched: bool) -> None:
-        """
-        Args:
-            launched: this process has a launcher; else its parent, a shell perhaps, may end as it likes.
-        """
+    def __init__(self) -> None:
         self._noted: str | None = None
-        self._launcher = os.getppid() if launched else None
+        self._is_installed = False
+        self._interrupted_at: float | None = None
+        self._launchers = LauncherChain.of_this_process()
+        threading.Thread(target=self._watch, name="launchers", daemon=True).start()
 
     @property
     def received(self) -> str | None:
         """What came, or None."""
-        if self._noted is None and self._launcher is not None and os.getppid() != self._launcher:
-            self._noted = "the launcher has gone"
         return self._noted
 
     def install(self) -> None:
-        """Note the signals from now on, instead of dying of them."""
+        """Note the signals from now on, instead of dying of them. A second SIGINT interrupts at once."""
+        self._is_installed = True
         for number in _SIGNALS:
-            signal.signal(number, self._note)
+            # nohup ignores SIGHUP, and a shell ignores SIGINT for a command in the background
+            if signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self._note)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT:
+            self._note_interrupt()
         self._noted = signal.Signals(number).name
+
+    def _note_interrupt(self) -> None:
+        """
+        Raises:
+            KeyboardInterrupt: the user has pressed Ctrl-C again.
+        """
+        now = time.monotonic()
+        if self._interrupted_at is None:
+            self._interrupted_at = now
+            with contextlib.suppress(OSError):
+                # not through a buffer, which the signal may have interrupted
+                os.write(2, b"\nsaving after this step, then stopping; press Ctrl-C again to stop at once\n")
+        elif now - self._interrupted_at > _SAME_PRESS_SECONDS:
+            raise KeyboardInterrupt
+
+    def _watch(self) -> None:
+        pause = threading.Event()
+        while not self._launchers.is_broken:
+            pause.wait(_WATCH_SECONDS)
+        self._noted = self._noted or LAUNCHER_DIED
+        if not self._is_installed:
+            print(f"{LAUNCHER_DIED}: ending before the first step", file=sys.stderr, flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)

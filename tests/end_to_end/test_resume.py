@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from pico_ds.checkpoint.index import Index
 from pico_ds.model.huggingface import PicoDecoderHF, PicoDecoderHFConfig
-from tests.launching import Process, real, warm
+from tests.launching import Process, free_port, real, warm
 from tests.reference import relative_error
 from tests.run_results import assert_bit_identical, deterministic_metrics_of, metrics_of, weights_of
 from tests.shared_runs import RESUMABLE, RESUMABLE_STEPS, SharedRuns
@@ -156,21 +156,28 @@ def test_a_signal_to_one_rank_stops_all_after_the_same_step(arguments: Callable[
     }
 
 
-@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGKILL])
-def test_ranks_save_when_their_launcher_is_told_to_stop_or_dies(
-    arguments: Callable[..., list[str]], place: Path, number: signal.Signals
-) -> None:
-    """SLURM signals the launcher, too; one that is killed must not leave ranks behind that train on."""
-    name = f"launcher-{number.name}"
+def test_ranks_save_when_their_launcher_passes_a_signal_on(arguments: Callable[..., list[str]], place: Path) -> None:
+    """SLURM signals the launcher, too."""
     options = ["--signals-to-handle", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"]
     settings = ["training.max_steps=100000", "checkpointing.save_every_n_steps=50000"]
-    process = real.start_ranks(2, *arguments(name, *settings), options=options)
+    process = real.start_ranks(2, *arguments("launcher", *settings), options=options)
     wait_for(process, "step 5/")
-    process.send_signal(number)
+    process.send_signal(signal.SIGUSR1)
     output, _ = process.communicate(timeout=60)  # the ranks hold the pipe, too
-    reason = "SIGUSR1" if number == signal.SIGUSR1 else "the launcher has gone"
-    assert f"{reason}: stopping after step" in output
-    warm.python("scripts/checkpoint.py", "verify", str(place / name))
+    assert "SIGUSR1: stopping after step" in output
+    warm.python("scripts/checkpoint.py", "verify", str(place / "launcher"))
+
+
+def test_ranks_save_when_the_deepspeed_command_dies(arguments: Callable[..., list[str]], place: Path) -> None:
+    """It is not their parent: a process between them lives on. For parents see tests/unit/training."""
+    settings = ["training.max_steps=100000", "checkpointing.save_every_n_steps=50000"]
+    options = ["--num_accelerators", "2", "--master_port", str(free_port())]
+    process = real.start_command("deepspeed", *options, *arguments("orphans", *settings))
+    wait_for(process, "step 5/")
+    process.kill()
+    output, _ = process.communicate(timeout=30)
+    assert "the launcher has gone: stopping after step" in output
+    warm.python("scripts/checkpoint.py", "verify", str(place / "orphans"))
 
 
 def test_a_stop_signal_ends_an_evaluation_which_is_made_up_for(

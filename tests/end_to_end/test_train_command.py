@@ -244,7 +244,7 @@ def test_dry_run_takes_the_vocabulary_of_the_corpus(train: Callable[..., str], c
     assert set(corpus.parent.iterdir()) == before
 
 
-def test_an_interrupted_run_says_where_it_stopped(corpus: Path) -> None:
+def test_an_interrupted_run_saves(corpus: Path) -> None:
     where = [f"data.paths=[{corpus}]", f"checkpointing.runs_dir={corpus.parent}", "checkpointing.run_name=interrupted"]
     process = warm.start("scripts/train.py", "--config", TINY, *where, "training.max_steps=100000")
     assert process.stdout is not None
@@ -254,8 +254,11 @@ def test_an_interrupted_run_says_where_it_stopped(corpus: Path) -> None:
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "interrupted at step" in output
+    assert "press Ctrl-C again to stop at once" in output
+    assert "SIGINT: stopping after step" in output
     assert "Traceback" not in output
+    (checkpoint,) = (corpus.parent / "interrupted" / "checkpoints").glob("step_*")
+    assert f"saved {checkpoint}" in output
 
 
 def test_tasks_together_are_the_same_run(train: Callable[..., str], corpus: Path, finished: tuple[Path, str]) -> None:
