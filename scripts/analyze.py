@@ -12,7 +12,7 @@ from dataclasses import asdict
 from math import isfinite
 from pathlib import Path
 
-from pico_ds.config import ConfigError
+from pico_ds.command import exit_code_of
 from pico_ds.console import make_console
 from pico_ds.dynamics.analysis import analyze
 from pico_ds.dynamics.reading import SPLITS, RunSnapshots
@@ -30,11 +30,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> int:
     arguments, console = parse_arguments(), make_console()
-    try:
-        measurements = list(analyze(RunSnapshots.of(arguments.run), arguments.split))
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    measurements = list(analyze(RunSnapshots.of(arguments.run), arguments.split))
     make_console(width=max(120, console.width)).print(dynamics_table(measurements, arguments.split))
     out = arguments.out or arguments.run / "analysis"
     path = out / f"{arguments.split}.json"
@@ -48,4 +44,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code_of(main))

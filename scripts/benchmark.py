@@ -27,6 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pico_ds.benchmark.cluster import SOURCES, Cluster
+from pico_ds.command import exit_code_of
 from pico_ds.console import make_console
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -149,7 +150,6 @@ def main() -> int:
     from pico_ds.benchmark.measurements import measurements, run
     from pico_ds.benchmark.projection import projection_of
     from pico_ds.benchmark.provenance import provenance
-    from pico_ds.config import ConfigError
 
     settings = {name: str(value) for name, value in vars(arguments).items()}
     facts, results = {"settings": settings, **provenance()}, []
@@ -157,12 +157,8 @@ def main() -> int:
     print(json.dumps(facts))
     projected = []
     if arguments.command == "scaling":
-        try:
-            # before the measurements: they take minutes, and the configuration may be wrong
-            projected = projection_of(arguments, REPOSITORY)
-        except ConfigError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 1
+        # before the measurements: they take minutes, and the configuration may be wrong
+        projected = projection_of(arguments, REPOSITORY)
     planned = [] if projected and arguments.no_measurements else measurements(arguments)
     for number, measurement in enumerate(planned, start=1):
         started = time.perf_counter()
@@ -182,4 +178,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code_of(main))

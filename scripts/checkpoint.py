@@ -15,6 +15,7 @@ from rich.console import Console
 from pico_ds.checkpoint.errors import CheckpointError
 from pico_ds.checkpoint.index import Index
 from pico_ds.checkpoint.inspection import consolidate, find_checkpoints, verify
+from pico_ds.command import exit_code_of
 from pico_ds.console import make_console
 
 
@@ -69,26 +70,22 @@ def print_inspection(console: Console, checkpoint: Path, index: Index, tensors: 
 
 def main() -> int:
     arguments, console = parse_arguments(), make_console()
-    try:
-        if arguments.command == "inspect":
-            shown = [inspect(console, path, arguments.tensors) for path in find_checkpoints(arguments.path)]
-            return int(not all(shown))
-        elif arguments.command == "verify":
-            damaged = False
-            for checkpoint in find_checkpoints(arguments.path):
-                problems = list(verify(checkpoint))
-                damaged |= bool(problems)
-                for line in problems or [f"{checkpoint}: every byte is as written, every parameter is complete"]:
-                    console.print(line, soft_wrap=True)
-            return int(damaged)
-        else:
-            count = consolidate(arguments.path, arguments.out)
-            console.print(f"{arguments.out}: {count:,} fp32 parameters", soft_wrap=True)
-    except CheckpointError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    if arguments.command == "inspect":
+        shown = [inspect(console, path, arguments.tensors) for path in find_checkpoints(arguments.path)]
+        return int(not all(shown))
+    elif arguments.command == "verify":
+        damaged = False
+        for checkpoint in find_checkpoints(arguments.path):
+            problems = list(verify(checkpoint))
+            damaged |= bool(problems)
+            for line in problems or [f"{checkpoint}: every byte is as written, every parameter is complete"]:
+                console.print(line, soft_wrap=True)
+        return int(damaged)
+    else:
+        count = consolidate(arguments.path, arguments.out)
+        console.print(f"{arguments.out}: {count:,} fp32 parameters", soft_wrap=True)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code_of(main))

@@ -11,7 +11,7 @@ import sys
 
 from rich.table import Table
 
-from pico_ds.config import ConfigError
+from pico_ds.command import exit_code_of
 from pico_ds.console import make_console
 from pico_ds.evaluation.comparison import paired_differences, read_entry
 from pico_ds.evaluation.few_shot import Estimate
@@ -25,12 +25,8 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> int:
     arguments = parse_arguments()
-    try:
-        entries = [read_entry(text) for text in arguments.runs]
-        differences = [paired_differences(entries[0], entry) for entry in entries]
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    entries = [read_entry(text) for text in arguments.runs]
+    differences = [paired_differences(entries[0], entry) for entry in entries]
     table = Table(title="few-shot accuracy [%] with 95 % intervals over tasks; the first run minus each other, paired")
     for column in ("run", "step", "val loss", "before", "after", "diff before", "diff after"):
         table.add_column(column, justify="left" if column == "run" else "right", no_wrap=True)
@@ -47,4 +43,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code_of(main))

@@ -7,6 +7,7 @@ python scripts/config_reference.py > docs/configuration.md
 import argparse
 import sys
 
+from pico_ds.command import exit_code_of
 from pico_ds.config.reference import reference
 
 
@@ -22,4 +23,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code_of(main))

@@ -20,11 +20,10 @@ from typing import get_args
 
 from rich.console import Console
 
-from pico_ds.checkpoint.errors import CheckpointError
+from pico_ds.command import exit_code_of
 from pico_ds.config import ConfigError, Readout
 from pico_ds.config.arguments import at_least, task_shape
 from pico_ds.console import make_console
-from pico_ds.data.errors import DataError
 from pico_ds.engine.distributed import Process, start_process, stop_process
 from pico_ds.evaluation.conll import read_conll
 from pico_ds.evaluation.evaluator import grid_key
@@ -190,24 +189,20 @@ def perplexity(trained: TrainedModel, arguments: argparse.Namespace, process: Pr
 def main() -> int:
     arguments = parse_arguments()
     console = make_console()
-    try:
-        check_together(arguments)
-        process = start_process()
-        overrides = arguments.overrides
-        if arguments.command == "perplexity":
-            if arguments.data is not None:
-                overrides = [*overrides, f"evaluation.perplexity.data={json.dumps(arguments.data)}"]
-            if arguments.max_tokens is not None:
-                overrides = [*overrides, f"evaluation.perplexity.max_length={arguments.max_tokens}"]
-        trained = load_trained_model(arguments.checkpoint, overrides, process)
-        judge = perplexity if arguments.command == "perplexity" else few_shot if arguments.ner is None else ner
-        judge(trained, arguments, process, make_console(width=max(120, console.width)))
-        stop_process()
-    except (CheckpointError, ConfigError, DataError, TaskError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    check_together(arguments)
+    process = start_process()
+    overrides = arguments.overrides
+    if arguments.command == "perplexity":
+        if arguments.data is not None:
+            overrides = [*overrides, f"evaluation.perplexity.data={json.dumps(arguments.data)}"]
+        if arguments.max_tokens is not None:
+            overrides = [*overrides, f"evaluation.perplexity.max_length={arguments.max_tokens}"]
+    trained = load_trained_model(arguments.checkpoint, overrides, process)
+    judge = perplexity if arguments.command == "perplexity" else few_shot if arguments.ner is None else ner
+    judge(trained, arguments, process, make_console(width=max(120, console.width)))
+    stop_process()
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code_of(main))

@@ -10,9 +10,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from pico_ds.checkpoint.errors import CheckpointError
 from pico_ds.checkpoint.model_export import LLAMA, PICO_TRAIN, export_model
-from pico_ds.config import ConfigError
+from pico_ds.command import exit_code_of
 from pico_ds.dynamics.pico_analyze import export_for_pico_analyze
 from pico_ds.dynamics.reading import RunSnapshots
 
@@ -38,20 +37,16 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> int:
     arguments = parse_arguments()
-    try:
-        if arguments.command in LAYOUTS:
-            count = export_model(arguments.checkpoint, arguments.out, LAYOUTS[arguments.command])
-            said = f"{count:,} parameters of {arguments.checkpoint}"
-        else:
-            snapshots = RunSnapshots.of(arguments.run)
-            export_for_pico_analyze(snapshots, arguments.out)
-            said = f"{len(snapshots.by_step)} snapshots of {arguments.run}"
-    except (CheckpointError, ConfigError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    if arguments.command in LAYOUTS:
+        count = export_model(arguments.checkpoint, arguments.out, LAYOUTS[arguments.command])
+        said = f"{count:,} parameters of {arguments.checkpoint}"
+    else:
+        snapshots = RunSnapshots.of(arguments.run)
+        export_for_pico_analyze(snapshots, arguments.out)
+        said = f"{len(snapshots.by_step)} snapshots of {arguments.run}"
     print(f"{arguments.out}: {said}")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code_of(main))

@@ -11,7 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from pico_ds.config import ConfigError
+from pico_ds.command import exit_code_of
 from pico_ds.config.loading import read_text
 from pico_ds.config.migration import migrate
 from pico_ds.config.moved_keys import table_of_keys
@@ -30,11 +30,7 @@ def main() -> int:
     if arguments.table:
         print(table_of_keys(), end="")
         return 0
-    try:
-        migration = migrate(read_text(arguments.old), name=str(arguments.old))
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    migration = migrate(read_text(arguments.old), name=str(arguments.old))
     print(migration.text, end="")
     for note in migration.notes:
         print(f"note: {note}", file=sys.stderr)
@@ -42,4 +38,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code_of(main))

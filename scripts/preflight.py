@@ -13,6 +13,7 @@ import sys
 from datetime import timedelta
 from pathlib import Path
 
+from pico_ds.command import exit_code_of
 from pico_ds.console import make_console
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -39,7 +40,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> int:
     arguments = parse_arguments()
-    from pico_ds.config import ConfigError, load_config
+    from pico_ds.config import load_config
     from pico_ds.config.deepspeed import load_deepspeed_config
     from pico_ds.engine.distributed import is_lost_peer, start_process, stop_process
     from pico_ds.preflight.finding import findings_table
@@ -53,9 +54,6 @@ def main() -> int:
         limits = Limits(largest_mib * _MIB, arguments.least_gb_per_second)
         findings = list(run_checks(config, deepspeed_json, limits, process))
         stop_process()
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
     except RuntimeError as error:
         if not is_lost_peer(error):
             raise
@@ -74,4 +72,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code_of(main))

@@ -17,6 +17,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from pico_ds.command import exit_code_of
 from pico_ds.config.arguments import at_least
 from pico_ds.console import make_console
 from pico_ds.data.errors import DataError
@@ -102,9 +103,6 @@ def main() -> int:
             make_shards(arguments, source, make_console(stderr=True))
         else:
             make_tokenizer(arguments, source)
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
         print("interrupted; the same command goes on", file=sys.stderr)
         return 130
@@ -112,4 +110,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code_of(main))

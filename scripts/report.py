@@ -10,7 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from pico_ds.config import ConfigError
+from pico_ds.command import exit_code_of
 from pico_ds.reporting.page import write_report
 from pico_ds.reporting.records import Record, group_by_experiment
 
@@ -24,14 +24,12 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> int:
     arguments = parse_arguments()
-    try:
-        groups = group_by_experiment([Record.read(path) for path in arguments.runs])
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    groups = group_by_experiment([Record.read(path) for path in arguments.runs])
+    for record in (record for group in groups for record in group.records if record.damaged_lines):
+        print(f"warning: {record.path}: {record.damaged_lines} line(s) of logs/metrics.jsonl are not records; left out")
     print(write_report(groups, arguments.out))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code_of(main))

@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 from rich.table import Table
 
+from pico_ds.command import exit_code_of
 from pico_ds.config import ConfigError, RunConfig, load_config
 from pico_ds.config.arguments import at_least
 from pico_ds.config.validation import LAYOUT_EXTRA_TOKENS
@@ -68,18 +69,14 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> int:
     arguments = parse_arguments()
-    try:
-        if arguments.command == "measure":
-            return measure(arguments)
-        if arguments.command == "table":
-            return table(arguments)
-        calls = [(method, seed) for seed in arguments.seeds for method in arguments.methods]
-        with ThreadPoolExecutor(arguments.jobs) as pool:
-            # a run that was killed has a negative code
-            return int(any([*pool.map(lambda call: train(call[0], call[1], arguments), calls)]))
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    if arguments.command == "measure":
+        return measure(arguments)
+    if arguments.command == "table":
+        return table(arguments)
+    calls = [(method, seed) for seed in arguments.seeds for method in arguments.methods]
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        # a run that was killed has a negative code
+        return int(any([*pool.map(lambda call: train(call[0], call[1], arguments), calls)]))
 
 
 def config_of(method: str, seed: int, arguments: argparse.Namespace) -> RunConfig:
@@ -230,4 +227,4 @@ def by_seed(evaluations: list[EvaluationResult], readout: str) -> tuple[np.ndarr
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code_of(main))

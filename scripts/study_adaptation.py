@@ -25,12 +25,11 @@ import numpy as np
 import torch
 from rich.table import Table
 
-from pico_ds.checkpoint.errors import CheckpointError
-from pico_ds.config import ConfigError, Readout, load_config
+from pico_ds.command import exit_code_of
+from pico_ds.config import Readout, load_config
 from pico_ds.config.arguments import at_least, task_shape
 from pico_ds.console import make_console
 from pico_ds.data.documents import is_validation
-from pico_ds.data.errors import DataError
 from pico_ds.engine.distributed import start_process
 from pico_ds.evaluation.baselines import frozen_feature_accuracies
 from pico_ds.evaluation.few_shot import adaptation_curve, check_n_way
@@ -38,7 +37,6 @@ from pico_ds.evaluation.tables import percent, percent_difference
 from pico_ds.meta.learners import make_learner
 from pico_ds.reporting.records import Group, Record, group_by_experiment
 from pico_ds.tasks.building import TaskBuilder
-from pico_ds.tasks.errors import TaskError
 from pico_ds.tasks.lexicon import WordSplit
 from pico_ds.tasks.shape import TaskShape
 from pico_ds.tasks.source import TaskSource
@@ -86,19 +84,15 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> int:
     arguments = parse_arguments()
-    try:
-        if arguments.command == "sentences":
-            return write_sentences(arguments.file)
-        methods = group_by_experiment([Record.read(run) for run in arguments.runs])
-        for shape in arguments.shapes:
-            with ProcessPoolExecutor(arguments.jobs) as pool:
-                judged_runs = pool.map(partial(judge, shape=shape, arguments=arguments), arguments.runs)
-                outcomes = dict(zip(arguments.runs, judged_runs, strict=True))
-            where = f", {arguments.data.stem}" if arguments.data else f", {arguments.documents} documents"
-            make_console(width=160).print(table("{}-way {}-shot".format(*shape) + where, methods, outcomes))
-    except (CheckpointError, ConfigError, DataError, TaskError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    if arguments.command == "sentences":
+        return write_sentences(arguments.file)
+    methods = group_by_experiment([Record.read(run) for run in arguments.runs])
+    for shape in arguments.shapes:
+        with ProcessPoolExecutor(arguments.jobs) as pool:
+            judged_runs = pool.map(partial(judge, shape=shape, arguments=arguments), arguments.runs)
+            outcomes = dict(zip(arguments.runs, judged_runs, strict=True))
+        where = f", {arguments.data.stem}" if arguments.data else f", {arguments.documents} documents"
+        make_console(width=160).print(table("{}-way {}-shot".format(*shape) + where, methods, outcomes))
     return 0
 
 
@@ -190,4 +184,4 @@ def write_sentences(path: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code_of(main))

@@ -17,18 +17,17 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from pico_ds.config import ConfigError, RunConfig, load_config
+from pico_ds.command import exit_code_of
+from pico_ds.config import RunConfig, load_config
 from pico_ds.config.arguments import at_least
 from pico_ds.console import make_console
 from pico_ds.data.corpus import open_corpus
-from pico_ds.data.errors import DataError
 from pico_ds.data.shard_corpus import ShardCorpus
 from pico_ds.data.text_corpus import TextCorpus
 from pico_ds.evaluation.audit import audit
 from pico_ds.evaluation.tables import audit_tables
 from pico_ds.tasks.building import TaskBuilder
 from pico_ds.tasks.description import describe, task_figures
-from pico_ds.tasks.errors import TaskError
 from pico_ds.tasks.lexicon import WORD_SPLITS
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -122,23 +121,19 @@ def audit_tasks(
 
 def main() -> int:
     arguments, console = parse_arguments(), make_console()
-    try:
-        config = load_config(arguments.config, arguments.overrides)
-        corpus = open_corpus(config.data)
-        if arguments.command == "show":
-            show(console, config, corpus, arguments)
-        elif arguments.command == "audit":
-            problems = audit_tasks(console, config, corpus, arguments)
-            for problem in problems:
-                print(f"error: {problem}", file=sys.stderr)
-            return 1 if problems else 0
-        else:
-            stats(console, config, corpus)
-    except (ConfigError, DataError, TaskError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    config = load_config(arguments.config, arguments.overrides)
+    corpus = open_corpus(config.data)
+    if arguments.command == "show":
+        show(console, config, corpus, arguments)
+    elif arguments.command == "audit":
+        problems = audit_tasks(console, config, corpus, arguments)
+        for problem in problems:
+            print(f"error: {problem}", file=sys.stderr)
+        return 1 if problems else 0
+    else:
+        stats(console, config, corpus)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code_of(main))

@@ -19,6 +19,8 @@ from pathlib import Path  # noqa: E402
 
 from dotenv import load_dotenv  # noqa: E402
 
+from pico_ds.command import exit_code_of  # noqa: E402
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 # read when torch is imported: without large pages a quarter of a load on CPU is spent on mapping memory
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
@@ -49,52 +51,38 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> int:
     arguments = parse_arguments()
     load_dotenv(Path.cwd() / ".env")
-    from pico_ds.console import survive_lost_output
-
-    survive_lost_output()
-    from pico_ds.checkpoint.errors import CheckpointError
-    from pico_ds.config import ConfigError, load_config
+    from pico_ds.config import load_config
     from pico_ds.config.deepspeed import load_deepspeed_config
-    from pico_ds.data.errors import DataError
-    from pico_ds.tasks.errors import TaskError
-    from pico_ds.training.errors import TrainingError
 
-    try:
-        config = load_config(arguments.config, arguments.overrides)
-        deepspeed_json = load_deepspeed_config(arguments.deepspeed_config)
-        if arguments.dry_run:
-            from pico_ds.training.dry_run import print_plan
+    config = load_config(arguments.config, arguments.overrides)
+    deepspeed_json = load_deepspeed_config(arguments.deepspeed_config)
+    if arguments.dry_run:
+        from pico_ds.training.dry_run import print_plan
 
-            print_plan(config, deepspeed_json, arguments.deepspeed_config.name, arguments.world_size)
-            return 0
-        from pico_ds.training.stop_signals import StopSignals
+        print_plan(config, deepspeed_json, arguments.deepspeed_config.name, arguments.world_size)
+        return 0
+    from pico_ds.training.stop_signals import StopSignals
 
-        # before what is slow: a launcher may die while its ranks start
-        signals = StopSignals()
-        from pico_ds.engine.distributed import start_process, stop_process
-        from pico_ds.preflight.agreement import check_agreement
-        from pico_ds.training.run import run_training
+    # before what is slow: a launcher may die while its ranks start
+    signals = StopSignals()
+    from pico_ds.engine.distributed import start_process, stop_process
+    from pico_ds.preflight.agreement import check_agreement
+    from pico_ds.training.run import run_training
 
-        process = start_process()
-        check_agreement(config, deepspeed_json, process)
-        exit_code = run_training(
-            config,
-            arguments.config.name,
-            deepspeed_json,
-            arguments.deepspeed_config.name,
-            process,
-            STARTED,
-            signals,
-        )
-        stop_process()
-    except (CheckpointError, ConfigError, DataError, TaskError, TrainingError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    process = start_process()
+    check_agreement(config, deepspeed_json, process)
+    exit_code = run_training(
+        config,
+        arguments.config.name,
+        deepspeed_json,
+        arguments.deepspeed_config.name,
+        process,
+        STARTED,
+        signals,
+    )
+    stop_process()
     return exit_code
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code_of(main))

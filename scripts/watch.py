@@ -11,7 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from pico_ds.config import ConfigError
+from pico_ds.command import exit_code_of
 from pico_ds.console import make_console
 from pico_ds.watching.screen import watch
 from pico_ds.watching.view import RunView
@@ -32,9 +32,6 @@ def main() -> int:
     arguments = parse_arguments()
     try:
         watch(RunView(arguments.run), make_console(), arguments.every, arguments.once)
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
         # before the first frame
         return 0
@@ -42,4 +39,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code_of(main))

@@ -124,8 +124,8 @@ class Index(BaseModel):
                 text, said = file.read(), hash_file.read().decode("ascii", errors="replace")
         except OSError as error:
             raise CheckpointError(
-                f"{checkpoint}: is not a complete checkpoint ({error.filename} cannot be read: {error.strerror}); "
-                f"{RECOVER}"
+                f"{checkpoint}: is not a complete checkpoint ({error.filename or path} cannot be read: "
+                f"{error.strerror}); {RECOVER}"
             ) from error
         if said.split(" ")[0] != xxhash.xxh3_128_hexdigest(text):
             raise CheckpointError(f"{path}: is not what was written (its hash differs); {RECOVER}")
@@ -151,8 +151,8 @@ class Index(BaseModel):
             path = PurePosixPath(name)
             if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name or name in {"", "."}:
                 yield f"the path {name!r} leads out of the checkpoint"
-            elif not (root / path).resolve().is_relative_to(root):
-                yield f"the path {name!r} is a link that leads out of the checkpoint"
+            else:
+                yield from _link_problems(root, path)
             if len(record.chunk_hashes) != -(-record.size_bytes // CHUNK_BYTES):
                 yield f"{name!r} has {len(record.chunk_hashes)} hashes for {record.size_bytes} bytes"
         held: Counter[str] = Counter()
@@ -174,6 +174,14 @@ class Index(BaseModel):
             covered = fragment.offset + fragment.length
         if covered != parameter.numel:
             yield f"{name}: {covered} of {parameter.numel} elements are held by a fragment"
+
+
+def _link_problems(root: Path, path: PurePosixPath) -> Iterator[str]:
+    try:
+        if not (root / path).resolve().is_relative_to(root):
+            yield f"the path {str(path)!r} is a link that leads out of the checkpoint"
+    except (OSError, RuntimeError) as error:  # the latter for links in a circle
+        yield f"the path {str(path)!r} cannot be followed ({error})"
 
 
 def _version_of(text: bytes) -> int:

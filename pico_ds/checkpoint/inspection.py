@@ -7,11 +7,12 @@ import torch
 
 from pico_ds.checkpoint.errors import CheckpointError
 from pico_ds.checkpoint.index import INDEX_HASH_NAME, INDEX_NAME, STATE_DIRECTORY, Index
-from pico_ds.checkpoint.state_reader import StateReader, entry_name
+from pico_ds.checkpoint.state_reader import StateReader, read_shard_header
 from pico_ds.checkpoint.store import CheckpointStore
-from pico_ds.checkpoint.stream import VerifiedFile, read_header
+from pico_ds.checkpoint.stream import VerifiedFile
 from pico_ds.checkpoint.weights import write_parameters
-from pico_ds.engine.optimizer_state import STATE_KINDS
+from pico_ds.errors import describe_os_error
+from pico_ds.files import may_exist
 
 
 def find_checkpoints(path: Path) -> list[Path]:
@@ -22,11 +23,14 @@ def find_checkpoints(path: Path) -> list[Path]:
     Raises:
         CheckpointError: there is none.
     """
-    if (path / STATE_DIRECTORY).is_dir():
+    if may_exist(path / STATE_DIRECTORY):
         return [path]
     for directory in (path, path / "checkpoints"):
-        if found := CheckpointStore(directory).directories():
-            return found
+        try:
+            if found := CheckpointStore(directory).directories():
+                return found
+        except OSError as error:
+            raise CheckpointError(describe_os_error(error, directory)) from error
     raise CheckpointError(f"{path}: is no checkpoint and holds none; give runs/<name>/checkpoints/step_<N>, or a run")
 
 
@@ -39,10 +43,17 @@ def verify(checkpoint: Path) -> Iterator[str]:
         return
     for name in index.files:
         yield from _problems_of_file(checkpoint, index, name)
+    yield from _additions(checkpoint, index)
+
+
+def _additions(checkpoint: Path, index: Index) -> Iterator[str]:
     listed = {*index.files, f"{STATE_DIRECTORY}/{INDEX_NAME}", f"{STATE_DIRECTORY}/{INDEX_HASH_NAME}"}
-    for path in sorted(checkpoint.rglob("*")):
-        if not path.is_dir() and path.relative_to(checkpoint).as_posix() not in listed:
-            yield f"{path}: is not part of the checkpoint; nothing here reads it, but transformers may"
+    try:
+        for path in sorted(checkpoint.rglob("*")):
+            if not path.is_dir() and path.relative_to(checkpoint).as_posix() not in listed:
+                yield f"{path}: is not part of the checkpoint; nothing here reads it, but transformers may"
+    except OSError as error:
+        yield describe_os_error(error, checkpoint)
 
 
 def _problems_of_file(checkpoint: Path, index: Index, name: str) -> Iterator[str]:
@@ -53,19 +64,8 @@ def _problems_of_file(checkpoint: Path, index: Index, name: str) -> Iterator[str
         return
     try:
         file.verify()
-        wanted = {
-            entry_name(kind, parameter): fragment.length
-            for parameter, record in index.parameters.items()
-            for fragment in record.fragments
-            if fragment.file == name
-            for kind in STATE_KINDS
-        }
-        if wanted:
-            places, _ = read_header(file)
-            for entry, length in wanted.items():
-                place = places.get(entry)
-                if place is None or (place.dtype, place.size_bytes) != ("F32", 4 * length):
-                    yield f"{file.path}: does not hold {length} fp32 values as {entry!r}"
+        if any(fragment.file == name for record in index.parameters.values() for fragment in record.fragments):
+            read_shard_header(file, name, index)
     except CheckpointError as error:
         yield str(error)
     finally:

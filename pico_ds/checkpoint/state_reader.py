@@ -1,5 +1,6 @@
 """Reads ranges of master weights and moments from the shards of a checkpoint, whatever ranks wrote them."""
 
+import json
 from pathlib import Path
 
 import torch
@@ -8,12 +9,48 @@ from torch import Tensor
 from pico_ds.checkpoint.errors import CheckpointError
 from pico_ds.checkpoint.index import Index
 from pico_ds.checkpoint.stream import RECOVER, TensorPlace, VerifiedFile, read_header
-from pico_ds.engine.optimizer_state import StateKind
+from pico_ds.engine.optimizer_state import STATE_KINDS, StateKind
 
 
 def entry_name(kind: StateKind, parameter: str) -> str:
     """Name of a fragment in its shard."""
     return f"{kind}/{parameter}"
+
+
+def read_shard_header(file: VerifiedFile, name: str, index: Index) -> dict[str, TensorPlace]:
+    """Entries of a shard, which must be those that the index says.
+
+    Raises:
+        CheckpointError: the shard is damaged, lacks a fragment, or is of another step or rank.
+    """
+    places, metadata = read_header(file)
+    if metadata.get("step", str(index.step)) != str(index.step):
+        raise CheckpointError(f"{file.path}: is a shard of step {metadata['step']}, not of {index.step}; {RECOVER}")
+    offsets = _offsets_of(metadata)
+    for parameter, record in index.parameters.items():
+        for fragment in record.fragments:
+            if fragment.file != name:
+                continue
+            if offsets.get(parameter, fragment.offset) != fragment.offset:
+                raise CheckpointError(
+                    f"{file.path}: holds {parameter!r} from element {offsets[parameter]} on, and the index says "
+                    f"{fragment.offset}: it is the shard of another rank; {RECOVER}"
+                )
+            for entry in (entry_name(kind, parameter) for kind in STATE_KINDS):
+                place = places.get(entry)
+                if place is None or (place.dtype, place.size_bytes) != ("F32", 4 * fragment.length):
+                    raise CheckpointError(
+                        f"{file.path}: does not hold {fragment.length} fp32 values as {entry!r}; {RECOVER}"
+                    )
+    return places
+
+
+def _offsets_of(metadata: dict[str, str]) -> dict[str, int]:
+    """Of the parts of parameters in a shard, as the shard itself says; nothing if it does not."""
+    try:
+        return {name: part["offset"] for name, part in json.loads(metadata.get("fragments", "{}")).items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return {}
 
 
 class StateReader:
@@ -49,13 +86,7 @@ class StateReader:
             if first >= last:
                 continue
             file, places = self._shard(fragment.file)
-            place = places.get(entry_name(kind, parameter))
-            if place is None or (place.dtype, place.size_bytes) != ("F32", 4 * fragment.length):
-                raise CheckpointError(
-                    f"{file.path}: does not hold {fragment.length} fp32 values as {entry_name(kind, parameter)!r}; "
-                    f"{RECOVER}"
-                )
-            start = place.start + 4 * (first - fragment.offset)
+            start = places[entry_name(kind, parameter)].start + 4 * (first - fragment.offset)
             file.read_into(start, data[4 * (first - offset) : 4 * (last - offset)])
             filled += last - first
         assert filled == out.numel(), f"{parameter}: {filled} of {out.numel()} elements were read"
@@ -70,8 +101,7 @@ class StateReader:
     def _shard(self, name: str) -> tuple[VerifiedFile, dict[str, TensorPlace]]:
         if name not in self._shards:
             file = VerifiedFile(self.checkpoint / name, self.index.files[name])
-            places, _ = read_header(file)
-            self._shards[name] = file, places
+            self._shards[name] = file, read_shard_header(file, name, self.index)
         return self._shards[name]
 
     def close(self) -> None:

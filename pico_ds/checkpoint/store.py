@@ -9,7 +9,7 @@ from pathlib import Path
 from pico_ds.checkpoint.errors import CheckpointError
 from pico_ds.checkpoint.index import INDEX_NAME, STATE_DIRECTORY, Index
 from pico_ds.config import CheckpointingConfig
-from pico_ds.files import replace_text, sync_directory
+from pico_ds.files import may_exist, replace_text, sync_directory
 
 _STEP = re.compile(r"step_(\d+)")
 _REPLACED = re.compile(r"(step_\d+)\.replaced-([0-9a-f]+)")
@@ -52,7 +52,7 @@ class CheckpointStore:
             removed = self.directory / f".step_{step}.{_DYNAMICS}{_REMOVED}"
             # of a start that died here
             shutil.rmtree(removed, ignore_errors=True)
-            if final.exists():
+            if may_exist(final):
                 final.rename(removed)
             staging.rename(final)
             for directory in (final.parent, self.directory):
@@ -62,11 +62,15 @@ class CheckpointStore:
 
     def steps(self) -> list[int]:
         """Steps with a resumable checkpoint, ascending; whether it is sound is not looked at."""
-        return [_step_of(path) for path in self.directories() if (path / STATE_DIRECTORY / INDEX_NAME).exists()]
+        return [_step_of(path) for path in self.directories() if may_exist(path / STATE_DIRECTORY / INDEX_NAME)]
 
     def directories(self) -> list[Path]:
-        """Checkpoints that have, or had, a state to resume from, by step; those that are weights alone are left out."""
-        steps = (path for path in self._entries() if _STEP.fullmatch(path.name) and (path / STATE_DIRECTORY).is_dir())
+        """Checkpoints that have, or had, a state to resume from, by step; those with weights only are left out.
+
+        Raises:
+            OSError: the directory itself cannot be read.
+        """
+        steps = (path for path in self._entries() if _STEP.fullmatch(path.name) and may_exist(path / STATE_DIRECTORY))
         return sorted(steps, key=_step_of)
 
     def survey(self) -> tuple[list[Index], list[CheckpointError]]:
@@ -92,10 +96,13 @@ class CheckpointStore:
 
     def cut_off(self) -> list[Path]:
         """Saves that did not come to their end."""
-        return [path for path in self._entries() if path.name.endswith(_PARTIAL) and path.is_dir()]
+        return [path for path in self._entries() if path.name.endswith(_PARTIAL)]
 
     def _entries(self) -> list[Path]:
-        return sorted(self.directory.iterdir()) if self.directory.is_dir() else []
+        try:
+            return sorted(self.directory.iterdir())
+        except (FileNotFoundError, NotADirectoryError):
+            return []
 
     def publish(self, staging: Path, index: Index, launch: int) -> Path:
         """Make a complete staging directory the checkpoint of its step, and `latest` its name.
@@ -105,7 +112,7 @@ class CheckpointStore:
         final = self.path(index.step)
         _settle(staging)
         with self._publishing:
-            if final.exists():
+            if may_exist(final):
                 final.rename(_aside(final, launch))
             staging.rename(final)
             _hand_over_snapshot(_aside(final, launch), final)
@@ -121,9 +128,9 @@ class CheckpointStore:
             if (match := _REPLACED.fullmatch(path.name)) is None:
                 continue
             final, launch = self.directory / match.group(1), int(match.group(2), 16)
-            if final.exists():
+            if may_exist(final):
                 _hand_over_snapshot(path, final)
-            elif self.staging(_step_of(final), launch).exists():
+            elif may_exist(self.staging(_step_of(final), launch)):
                 path.rename(final)
                 sync_directory(self.directory)
 
@@ -148,7 +155,7 @@ class CheckpointStore:
                 with self._publishing:
                     # renamed first: half a checkpoint must not look like one
                     removed = doomed.rename(self.directory / f".{path.name}{_REMOVED}")
-                    if (removed / _DYNAMICS).exists():
+                    if may_exist(removed / _DYNAMICS):
                         path.mkdir()
                         (removed / _DYNAMICS).rename(path / _DYNAMICS)
         for path in self.cut_off():
@@ -182,8 +189,11 @@ def _settle(staging: Path) -> None:
 
 def _hand_over_snapshot(aside: Path, final: Path) -> None:
     """Give a new checkpoint the snapshot of its step, where that stood there alone before."""
-    alone = aside.is_dir() and [path.name for path in aside.iterdir()] == [_DYNAMICS]
-    if alone and not (final / _DYNAMICS).exists():
+    try:
+        alone = [path.name for path in aside.iterdir()] == [_DYNAMICS]
+    except OSError:  # none, or one that cannot be read
+        return
+    if alone and not may_exist(final / _DYNAMICS):
         (aside / _DYNAMICS).rename(final / _DYNAMICS)
         sync_directory(final)
         aside.rmdir()

@@ -7,6 +7,7 @@ files open with the library like any other.
 
 import errno
 import json
+import math
 import os
 import stat
 from collections.abc import Iterator, Mapping
@@ -29,6 +30,7 @@ HASH_NAME = "xxh3_128"
 _MAX_HEADER_BYTES = 100_000_000
 
 _DTYPE_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+_ITEM_BYTES = {name: dtype.itemsize for dtype, name in _DTYPE_NAMES.items()}
 
 
 @dataclass(frozen=True)
@@ -262,18 +264,28 @@ def read_header(file: VerifiedFile) -> tuple[dict[str, TensorPlace], dict[str, s
     try:
         header = json.loads(text)
         metadata = header.pop("__metadata__", {})
-        return dict(_places(header, 8 + size)), metadata
+        return dict(_places(header, 8 + size, file._record.size_bytes)), dict(metadata)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{file.path}: is not a safetensors file ({error}); {RECOVER}") from error
 
 
-def _places(header: dict[str, Any], data_start: int) -> Iterator[tuple[str, TensorPlace]]:
-    for name, entry in header.items():
+def _places(header: dict[str, Any], data_start: int, file_size: int) -> Iterator[tuple[str, TensorPlace]]:
+    """
+    Raises:
+        ValueError: entries that do not tile the data, as the format demands, or whose size is not that of their shape.
+    """
+    filled = 0
+    for name, entry in sorted(header.items(), key=lambda item: tuple(item[1]["data_offsets"])):
         start, end = entry["data_offsets"]
-        shape = tuple(entry["shape"])
-        if not all(isinstance(number, int) and number >= 0 for number in (start, end - start, *shape)):
+        shape, dtype = tuple(entry["shape"]), entry["dtype"]
+        if not all(type(number) is int and number >= 0 for number in (start, end - start, *shape)):
             raise ValueError(f"{name!r} has shape {list(shape)} and data_offsets {[start, end]}")
-        yield name, TensorPlace(entry["dtype"], shape, data_start + start, end - start)
+        if start != filled or (dtype in _ITEM_BYTES and end - start != math.prod(shape) * _ITEM_BYTES[dtype]):
+            raise ValueError(f"{name!r} is {dtype} of shape {list(shape)} at bytes {start} to {end}; {filled} was next")
+        filled = end
+        yield name, TensorPlace(dtype, shape, data_start + start, end - start)
+    if data_start + filled != file_size:
+        raise ValueError(f"its entries end at byte {data_start + filled} of {file_size}")
 
 
 def cannot_write(path: Path, error: OSError) -> CheckpointError:

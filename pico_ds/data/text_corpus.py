@@ -30,6 +30,7 @@ from pico_ds.data.tokenizer import (
     train_tokenizer,
     warn_of_special,
 )
+from pico_ds.files import naming
 
 DocumentSplit = Literal["train", "validation"]
 
@@ -120,28 +121,33 @@ def _build(config: DataConfig, directory: Path) -> None:
     """Write everything beside its place and rename, so that a directory that exists is complete."""
     staging = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
     try:
-        _make_tokenizer(config, staging / "tokenizer")
-        tokenizer = load_tokenizer(staging / "tokenizer")
-        dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
-        special = Counter[str]()
-        for split in ("train", "validation"):
-            documents = (
-                document
-                for document in read_documents(config)
-                if is_validation(document, config) == (split == "validation")
-            )
-            # kept in the final type, 2 bytes a token for most vocabularies
-            encoded = _tokenize(documents, tokenizer, special)
-            tokens = [_checked(ids, tokenizer.vocab_size).astype(dtype) for ids in encoded]
-            if not tokens:
-                raise DataError(_empty_split(config, split))
-            np.save(staging / f"{split}.tokens.npy", np.concatenate(tokens))
-            np.save(staging / f"{split}.document_ends.npy", np.cumsum([len(ids) for ids in tokens]))
-        warn_of_special(special)
-        (staging / "corpus.json").write_text(json.dumps(config.model_dump(), indent=2) + "\n")
+        with naming(staging):
+            _fill(config, staging)
         staging.rename(directory)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _fill(config: DataConfig, staging: Path) -> None:
+    _make_tokenizer(config, staging / "tokenizer")
+    tokenizer = load_tokenizer(staging / "tokenizer")
+    dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
+    special = Counter[str]()
+    for split in ("train", "validation"):
+        documents = (
+            document
+            for document in read_documents(config)
+            if is_validation(document, config) == (split == "validation")
+        )
+        # kept in the final type, 2 bytes a token for most vocabularies
+        encoded = _tokenize(documents, tokenizer, special)
+        tokens = [_checked(ids, tokenizer.vocab_size).astype(dtype) for ids in encoded]
+        if not tokens:
+            raise DataError(_empty_split(config, split))
+        np.save(staging / f"{split}.tokens.npy", np.concatenate(tokens))
+        np.save(staging / f"{split}.document_ends.npy", np.cumsum([len(ids) for ids in tokens]))
+    warn_of_special(special)
+    (staging / "corpus.json").write_text(json.dumps(config.model_dump(), indent=2) + "\n")
 
 
 def _make_tokenizer(config: DataConfig, directory: Path) -> None:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from pico_ds.config import ConfigError, RunConfig, load_config
 from pico_ds.dynamics.reading import RunSnapshots
+from pico_ds.training.metrics_file import parse_record
 
 Floats = npt.NDArray[np.float64]
 
@@ -23,12 +24,14 @@ class Record:
     Attributes:
         metrics: lines of metrics.jsonl, and after them a line for each snapshot, with scalars by layer.
         few_shot: what `scripts/evaluate.py` found on words of the corpus at the newest step, each file of it.
+        damaged_lines: lines of metrics.jsonl that are not records.
     """
 
     path: Path
     config: RunConfig
     metrics: list[dict[str, Any]]
     few_shot: list[dict[str, Any]]
+    damaged_lines: int = 0
 
     @classmethod
     def read(cls, path: Path) -> "Record":
@@ -41,15 +44,17 @@ class Record:
             if not (path / needed).exists():
                 raise ConfigError(f"{path} holds no {needed}; give the directory of a run")
         try:
-            lines = (path / "logs" / "metrics.jsonl").read_text().splitlines()
-            metrics = [json.loads(line) for line in lines]
+            lines = (path / "logs" / "metrics.jsonl").read_text(errors="replace").splitlines()
+            metrics = [record for line in lines if (record := parse_record(line)) is not None]
             grids = [*map(_read_json, sorted((path / "eval_results").glob("few_shot*_step_*.json")))]
         except ValueError as error:
             raise ConfigError(f"{path}: a file of the run is damaged: {error}") from error
         grids = [content for content in grids if "data" not in content]
         newest = max((content["step"] for content in grids), default=0)
         few_shot = [content for content in grids if content["step"] == newest]
-        return cls(path, load_config(path / "training_config.yaml"), metrics + _snapshot_lines(path, metrics), few_shot)
+        config = load_config(path / "training_config.yaml")
+        lost = len(lines) - len(metrics)
+        return cls(path, config, metrics + _snapshot_lines(path, metrics), few_shot, lost)
 
     @property
     def name(self) -> str:

@@ -1,5 +1,7 @@
 """The error that impossible tasks cause."""
 
+from pico_ds.errors import PicoError
 
-class TaskError(ValueError):
+
+class TaskError(PicoError, ValueError):
     """Tasks that the corpus cannot supply; the message says which setting to change."""

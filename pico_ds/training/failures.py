@@ -7,7 +7,8 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,16 +17,28 @@ import psutil
 
 from pico_ds.checkpoint.store import CheckpointStore
 from pico_ds.engine.distributed import Process, host_digest
+from pico_ds.errors import describe_os_error
+from pico_ds.files import write_durably
 from pico_ds.training.run_files import RunDirectory, RunStatus
 
 #: how a rank ends: of its own error; because it lost another; hanging in its own work; waiting for one that hangs
 Cause = Literal["error", "lost_peer", "hang", "waited"]
 
 SUMMARY_NAME = "summary.txt"
-#: variables of the environment that decide how ranks find and reach each other; none of them is a secret
-_VARIABLES = (
-    *("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_", "TORCHELASTIC_", "TORCH_", "NCCL_", "GLOO_"),
-    *("CUDA_", "OMP_NUM_THREADS", "PYTORCH_", "SLURM_JOB_ID", "SLURM_JOB_NODELIST", "SLURM_RESTART_COUNT"),
+#: variables of the environment that decide how ranks find and reach each other; named one by one, because a name that
+#: begins like theirs may hold a secret
+_VARIABLES = frozenset(
+    {
+        *("RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
+        *("TORCHELASTIC_RESTART_COUNT", "TORCHELASTIC_MAX_RESTARTS", "TORCHELASTIC_RUN_ID"),
+        *("TORCH_DISTRIBUTED_DEBUG", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "TORCH_NCCL_ASYNC_ERROR_HANDLING"),
+        *("TORCH_NCCL_BLOCKING_WAIT", "TORCH_NCCL_TRACE_BUFFER_SIZE", "NCCL_SOCKET_IFNAME", "NCCL_IB_DISABLE"),
+        *("NCCL_IB_HCA", "NCCL_IB_GID_INDEX", "NCCL_IB_TIMEOUT", "NCCL_P2P_DISABLE", "NCCL_P2P_LEVEL", "NCCL_DEBUG"),
+        *("NCCL_SHM_DISABLE", "NCCL_NET", "NCCL_NET_GDR_LEVEL", "NCCL_CROSS_NIC", "NCCL_ALGO", "NCCL_PROTO"),
+        *("GLOO_SOCKET_IFNAME", "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "CUDA_LAUNCH_BLOCKING"),
+        *("CUDA_DEVICE_MAX_CONNECTIONS", "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "OMP_NUM_THREADS"),
+        *("SLURM_JOB_ID", "SLURM_JOB_NODELIST", "SLURM_RESTART_COUNT"),
+    }
 )
 #: for the logs of other ranks to come, before one of them is named the first
 _SETTLING_SECONDS = 1.5
@@ -92,22 +105,30 @@ class FailureReport:
         message = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
         steps = 0 if self._steps_done is None else self._steps_done()
         found = RankFailure(self._process.rank, cause, message, time.time(), steps)
-        try:
-            self._directory.mkdir(parents=True, exist_ok=True)
-            path = self._directory / f"rank_{found.rank}.log"
-            path.write_text(self._log(found, error), encoding="utf-8")
-            _tell_launcher(found, path)
+        path = self._directory / f"rank_{found.rank}.log"
+        # what ended the run is said by the caller, and is not to be hidden by a disk that is full
+        with self._printing_problems():
             if self._process.is_main:
                 RunStatus.say(self._run, "failed", message)
-            if self._is_to_summarize(cause):
-                self._summarize()
-        except OSError as problem:
-            # what ended the run is said by the caller, and is not to be hidden by this
-            print(f"rank {found.rank}: could not write to {self._directory}: {problem}", file=sys.stderr, flush=True)
+        with self._printing_problems():
+            self._directory.mkdir(parents=True, exist_ok=True)
+            write_durably(path, self._log(found, error).encode(errors="backslashreplace"))
+        with self._printing_problems():
+            _tell_launcher(found, path)
+        if self._is_to_summarize(cause):
+            self._summarize(found)
+
+    @contextmanager
+    def _printing_problems(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            sentence = describe_os_error(error, self._directory)
+            print(f"rank {self._process.rank}: of this failure: {sentence}", file=sys.stderr, flush=True)
 
     def _log(self, found: RankFailure, error: BaseException | str) -> str:
         memory = psutil.virtual_memory()
-        variables = {name: value for name, value in sorted(os.environ.items()) if name.startswith(_VARIABLES)}
+        variables = {name: value for name, value in sorted(os.environ.items()) if name in _VARIABLES}
         lines = [
             json.dumps(asdict(found)),
             "",
@@ -142,23 +163,27 @@ class FailureReport:
     def _summary(self) -> Path:
         return self._directory / SUMMARY_NAME
 
-    def _summarize(self) -> None:
-        text = self._summary_text()
+    def _summarize(self, own: RankFailure) -> None:
+        text = self._summary_text(own)
         try:
             with self._summary.open("x", encoding="utf-8") as file:
                 file.write(text)
         except FileExistsError:
             return
+        except OSError:
+            # it is printed
+            pass
         print("\n" + text, end="", file=sys.stderr, flush=True)
 
-    def _summary_text(self) -> str:
-        failures = read_failures(self._directory)
+    def _summary_text(self, own: RankFailure) -> str:
+        others = [failure for failure in read_failures(self._directory) if failure.rank != own.rank]
+        failures = sorted([*others, own], key=lambda failure: failure.at)
         logged, dead = {failure.rank for failure in failures}, set(self._process.lost_ranks())
         here = host_digest()
         alive = {rank for rank, (host, _) in enumerate(self._process.peers) if host == here} - dead
-        first, others = name_the_first(failures, sorted(dead - logged), sorted(alive - logged))
+        first, rest = name_the_first(failures, sorted(dead - logged), sorted(alive - logged))
         lines = ["the run failed", f"  first      {first}"]
-        lines += [f"  others     {text}" for text in others]
+        lines += [f"  others     {text}" for text in rest]
         lines += [f"  logs       {self._directory}/rank_<rank>.log, {self._run.train_log}"]
         if stacks := sorted(path.name for path in self._run.logs.glob("stacks_rank_*.txt") if path.stat().st_size):
             lines.append(f"  stacks     {', '.join(stacks)} in {self._run.logs}")
@@ -179,8 +204,12 @@ def read_failures(directory: Path) -> list[RankFailure]:
     """What the ranks of a start that failed have left, in order of time."""
     found = []
     for path in directory.glob("rank_*.log"):
-        with path.open(encoding="utf-8") as file:
-            found.append(RankFailure(**json.loads(file.readline())))
+        try:
+            with path.open(encoding="utf-8") as file:
+                found.append(RankFailure(**json.loads(file.readline())))
+        except (OSError, ValueError, TypeError):
+            # a full disk took none of it, or a part
+            continue
     return sorted(found, key=lambda failure: failure.at)
 
 

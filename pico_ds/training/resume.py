@@ -16,7 +16,9 @@ from pico_ds.data.tokenizer import digest_of_file
 from pico_ds.engine.distributed import Process
 from pico_ds.engine.optimizer import learning_rate
 from pico_ds.engine.optimizer_state import MOMENTS, OptimizerState, StateKind
-from pico_ds.files import replace_text
+from pico_ds.errors import describe_os_error
+from pico_ds.files import naming, replace_text
+from pico_ds.training.metrics_file import parse_record
 from pico_ds.training.run_directory import RunDirectory
 from pico_ds.training.terminal import logger
 
@@ -139,9 +141,11 @@ class Resumer:
     def _load(self, path: Path, explicit: bool) -> ResumePoint:
         with _Agreement(self._process) as agreement:
             reader = StateReader(path)
+            # earlier versions did not record it, but wrote it beside the weights
+            tokenizer = reader.index.corpus.get("tokenizer") or digest_of_file(path / "tokenizer.json")
         agreement.settle(path)
         # before the model: another vocabulary, which gives weights another shape, is a change of the configuration
-        self._check_tokenizer(reader)
+        self._check_tokenizer(path, tokenizer)
         changed = self._check_config(reader.index, explicit)
         with _Agreement(self._process) as agreement:
             self._check_model(reader)
@@ -177,15 +181,13 @@ class Resumer:
                     "model: take the model section of its training_config.yaml"
                 )
 
-    def _check_tokenizer(self, reader: StateReader) -> None:
+    def _check_tokenizer(self, checkpoint: Path, was: str | None) -> None:
         """Weights mean nothing with other token ids, so this cannot be asked for."""
         now = self._corpus.get("tokenizer")
-        # earlier versions did not record it, but wrote it beside the weights
-        was = reader.index.corpus.get("tokenizer") or digest_of_file(reader.checkpoint / "tokenizer.json")
         if None not in (was, now) and was != now:
             raise ConfigError(
-                f"{reader.checkpoint}: was trained with another tokenizer (digest {was}, now {now}); set "
-                f"data.tokenizer to {reader.checkpoint}, or choose another checkpointing.run_name"
+                f"{checkpoint}: was trained with another tokenizer (digest {was}, now {now}); set data.tokenizer to "
+                f"{checkpoint}, or choose another checkpointing.run_name"
             )
 
     def _check_config(self, index: Index, explicit: bool) -> bool:
@@ -234,6 +236,8 @@ class _Agreement:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
         if isinstance(error, CheckpointError):
             self._error = error
+        elif isinstance(error, OSError):
+            self._error = CheckpointError(describe_os_error(error))
         return self._error is not None
 
     def settle(self, path: Path) -> None:
@@ -265,24 +269,33 @@ def rewind_metrics(path: Path, step: int) -> bool:
     Returns:
         whether there were any.
     """
-    if not path.exists():
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
         return False
     kept: list[str] = []
     dropped: list[str] = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
-        (kept if _stays(line, step) else dropped).append(line)
+    damaged_count = 0
+    for line in text.splitlines(keepends=True):
+        record = parse_record(line)
+        damaged_count += record is None
+        (kept if record is not None and _stays(record, step) else dropped).append(line)
     if dropped:
-        with path.with_name("metrics.superseded.jsonl").open("a", encoding="utf-8") as superseded:
-            superseded.writelines(line if line.endswith("\n") else line + "\n" for line in dropped)
+        superseded = path.with_name("metrics.superseded.jsonl")
+        with naming(superseded), superseded.open("a", encoding="utf-8") as file:
+            file.writelines(line if line.endswith("\n") else line + "\n" for line in dropped)
         replace_text(path, "".join(kept))
-    return bool(dropped)
+    if damaged_count:
+        logger.warning(
+            "warning: %d line(s) of %s are not records (the last one may have been cut off); they were moved to "
+            "metrics.superseded.jsonl",
+            damaged_count,
+            path,
+        )
+    return len(dropped) > damaged_count
 
 
-def _stays(line: str, step: int) -> bool:
-    try:
-        entry = json.loads(line)
-    except ValueError:
-        return False  # cut off as the run died
+def _stays(record: Mapping[str, Any], step: int) -> bool:
     # the evaluation of a step comes after its checkpoint, and is done again
-    is_training = "lr" in entry
-    return bool(entry["step"] < step or (entry["step"] == step and is_training))
+    is_training = "lr" in record
+    return bool(record["step"] < step or (record["step"] == step and is_training))

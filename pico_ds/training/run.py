@@ -1,5 +1,6 @@
 """One run, from configuration to report."""
 
+import io
 import json
 import os
 import platform
@@ -16,6 +17,7 @@ from rich.console import Console
 from pico_ds import __version__
 from pico_ds.checkpoint.errors import CheckpointError
 from pico_ds.checkpoint.store import CheckpointStore
+from pico_ds.command import INTERRUPTED_EXIT_CODE
 from pico_ds.config import ConfigError, RunConfig, dump_config
 from pico_ds.config.deepspeed import resolve_deepspeed_config
 from pico_ds.config.validation import warn_of
@@ -24,6 +26,7 @@ from pico_ds.engine.distributed import Process, is_lost_peer
 from pico_ds.engine.meta_engine import MetaEngine
 from pico_ds.engine.optimizer_state import OptimizerState
 from pico_ds.engine.zero_settings import check_zero_settings
+from pico_ds.errors import describe_os_error
 from pico_ds.files import replace_text
 from pico_ds.hub.repository import HubRepository
 from pico_ds.meta.network import Parameters
@@ -44,16 +47,13 @@ from pico_ds.training.outer_step import OuterStep
 from pico_ds.training.report import print_report
 from pico_ds.training.resume import Resumer, goes_on, rewind_metrics
 from pico_ds.training.run_directory import Claim, claim_run_directory
-from pico_ds.training.run_files import RunDirectory, RunStatus
+from pico_ds.training.run_files import RunDirectory, RunStatus, State
 from pico_ds.training.saving import build_saver
 from pico_ds.training.stop_signals import StopSignals
-from pico_ds.training.terminal import log_failure, log_to_file, logger, start_console
+from pico_ds.training.terminal import log_failure, log_lines, log_to_file, logger, start_console
 from pico_ds.training.trackers import Tracker, build_trackers, check_trackers
 from pico_ds.training.trainer import Trainer
 from pico_ds.training.watchdog import Watchdog
-
-#: of a command that Ctrl-C ended, as shells have it
-_INTERRUPTED_EXIT_CODE = 130
 
 
 def run_training(
@@ -207,17 +207,18 @@ def _train_in(
     _train(trainer, run)
     if trainer.stopping:
         if process.is_main:
-            RunStatus.say(run, "stopped", signals.received or "a signal on another rank")
+            _say(run, "stopped", signals.received or "a signal on another rank")
         logger.info("the same command with checkpointing.run_name=%s goes on from here", run.path.name)
         # a shell ends a loop of commands if one of them is interrupted; a launcher would start the ranks again
         is_interrupted = signals.received == "SIGINT" and process.world_size == 1
-        return _INTERRUPTED_EXIT_CODE if is_interrupted else config.checkpointing.requeue_exit_code
+        return INTERRUPTED_EXIT_CODE if is_interrupted else config.checkpointing.requeue_exit_code
     if process.is_main:
         seconds = time.monotonic() - train_started
-        with run.train_log.open("a", encoding="utf-8") as log:
-            for target in (console, make_console(file=log, width=120)):
-                print_report(target, config, config_name, evaluation.results, trainer.state, run, seconds)
-        RunStatus.say(run, "finished")
+        log = io.StringIO()
+        for target in (console, make_console(file=log, width=120)):
+            print_report(target, config, config_name, evaluation.results, trainer.state, run, seconds)
+        log_lines(log.getvalue())
+        _say(run, "finished")
     return 0
 
 
@@ -229,13 +230,21 @@ def _train(trainer: Trainer, run: RunDirectory) -> None:
         log_failure(error)
         if isinstance(error, KeyboardInterrupt):
             if trainer.engine.process.is_main:
-                RunStatus.say(run, "stopped", "interrupted")
+                _say(run, "stopped", "interrupted")
             logger.info(
                 "interrupted at step %d; steps after the last save are lost; %s stays", trainer.state.step, run.path
             )
         if is_lost_peer(error):
             raise TrainingError(_lost_peer(trainer.engine.process)) from error
         raise
+
+
+def _say(run: RunDirectory, state: State, reason: str = "") -> None:
+    """Write how a run has ended; if even that is impossible, training has not failed."""
+    try:
+        RunStatus.say(run, state, reason)
+    except OSError as error:
+        logger.warning("warning: the run is %s, but its status is not written: %s", state, describe_os_error(error))
 
 
 def _warn_of_launcher(config: RunConfig) -> Iterator[str]:

@@ -11,8 +11,10 @@ from typing import Literal
 import psutil
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pico_ds.files import replace_text
+from pico_ds.errors import FULL
+from pico_ds.files import naming, replace_text
 
+State = Literal["running", "finished", "stopped", "failed"]
 #: file of a run that names the job which has it
 CLAIM_NAME = ".launch.json"
 
@@ -100,7 +102,7 @@ class RunStatus(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    state: Literal["running", "finished", "stopped", "failed"]
+    state: State
     reason: str = ""
     host: str
     pid: int
@@ -109,10 +111,12 @@ class RunStatus(BaseModel):
     nonce: int | None = None
 
     @classmethod
-    def say(
-        cls, run: RunDirectory, state: Literal["running", "finished", "stopped", "failed"], reason: str = ""
-    ) -> None:
-        """Write how the run of this process stands."""
+    def say(cls, run: RunDirectory, state: State, reason: str = "") -> None:
+        """Write how the run of this process stands.
+
+        Raises:
+            OSError: it cannot be written.
+        """
         pid = os.getpid()
         status = cls(
             state=state,
@@ -123,7 +127,15 @@ class RunStatus(BaseModel):
             at=time.time(),
             nonce=claim_nonce(run),
         )
-        replace_text(run.status, status.model_dump_json(indent=1) + "\n")
+        text = status.model_dump_json(indent=1) + "\n"
+        try:
+            replace_text(run.status, text)
+        except OSError as error:
+            if error.errno not in FULL or not run.status.exists():
+                raise
+            # the block that the file has is its own on a full disk, too; blanks are no part of JSON
+            with naming(run.status), run.status.open("r+b", buffering=0) as file:
+                file.write(text.encode().ljust(run.status.stat().st_size))
 
     @classmethod
     def read(cls, run: RunDirectory) -> "RunStatus | None":

@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from pico_ds.console import make_console
+from pico_ds.errors import describe_os_error
+from pico_ds.files import PatientFile
 
 logger = logging.getLogger("pico_ds")
 
@@ -33,14 +35,39 @@ def log_failure(error: BaseException) -> None:
     """Write what ended the run to the log file alone; the command says it on the terminal."""
     record = logger.makeRecord(logger.name, logging.ERROR, __file__, 0, "%s: %s", (type(error).__name__, error), None)
     for handler in logger.handlers:
-        if isinstance(handler, logging.FileHandler):
+        if isinstance(handler, _LogFile):
             handler.handle(record)
 
 
+def log_lines(text: str) -> None:
+    """Write lines to the log file alone, as they are."""
+    for handler in logger.handlers:
+        if isinstance(handler, _LogFile):
+            handler.file.append(text)
+
+
+class _LogFile(logging.Handler):
+    """Appends to a file; what cannot be written waits in memory."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.file = PatientFile(path, self._warn)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one line."""
+        self.file.append(self.format(record) + "\n")
+
+    def _warn(self, error: OSError) -> None:
+        logger.warning("warning: the log waits in memory until it can be written: %s", describe_os_error(error))
+
+
 def log_to_file(path: Path) -> None:
-    """Write everything that is logged to a file as well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(path, encoding="utf-8")
+    """Write everything that is logged to a file as well.
+
+    Raises:
+        OSError: the file cannot be opened.
+    """
+    handler = _LogFile(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     for early in [other for other in logger.handlers if isinstance(other, MemoryHandler)]:
         early.setTarget(handler)

@@ -2,15 +2,18 @@
 
 import json
 import math
-import os
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
 from pico_ds.config import ConfigError, RunConfig
+from pico_ds.errors import describe_os_error
+from pico_ds.files import PatientFile
+from pico_ds.training.metrics_file import parse_record
 from pico_ds.training.run_files import RunDirectory
 from pico_ds.training.tensorboard_tracker import TensorBoardTracker
+from pico_ds.training.terminal import logger
 from pico_ds.training.wandb_tracker import WandbTracker
 
 
@@ -28,11 +31,17 @@ class Tracker(Protocol):
 
 
 class JsonLinesTracker:
-    """logs/metrics.jsonl: one JSON object a line, `step` first; a line is on its way to disk when `log` returns."""
+    """logs/metrics.jsonl: one JSON object a line, `step` first.
+
+    A line is on its way to the disk when `log` returns, unless the disk is full. Then it waits in memory.
+    """
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("a", encoding="utf-8", buffering=1)
+        self._path = path
+        self._file = PatientFile(path, self._warn)
+
+    def _warn(self, error: OSError) -> None:
+        logger.warning("warning: metrics wait in memory until they can be written: %s", describe_os_error(error))
 
     def log(self, step: int, metrics: dict[str, Any]) -> None:
         """Write one line; a value that is not finite becomes null, since JSON has no NaN."""
@@ -40,15 +49,16 @@ class JsonLinesTracker:
             name: None if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in metrics.items()
         }
-        self._file.write(json.dumps({"step": step, **finite}) + "\n")
+        self._file.append(json.dumps({"step": step, **finite}) + "\n")
 
     def sync(self) -> None:
         """Bring the lines to the disk: a checkpoint must not outlive the metrics that led to it."""
-        os.fsync(self._file.fileno())
+        self._file.sync()
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        if n_bytes := self._file.close():
+            logger.warning("warning: %s: the last %d bytes of metrics could not be written", self._path, n_bytes)
 
 
 def check_trackers(config: RunConfig) -> None:
@@ -91,6 +101,7 @@ def _written_lines(path: Path) -> Iterator[dict[str, Any]]:
     def read() -> Iterator[dict[str, Any]]:
         with file:
             while file.tell() < end:
-                yield json.loads(file.readline())
+                if (record := parse_record(file.readline())) is not None:
+                    yield record
 
     return read()

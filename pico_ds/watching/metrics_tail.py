@@ -1,10 +1,11 @@
 """metrics.jsonl as it grows."""
 
-import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from pico_ds.training.metrics_file import parse_record
 
 #: points of a series that are kept; a longer one is thinned by taking means
 _MOST_POINTS = 1024
@@ -44,7 +45,7 @@ class MetricsTail:
     Attributes:
         newest: last value of every metric that is not null, with its step.
         step: of the newest line of training; 0 without any.
-        line_count: lines that were read; those that are no JSON, or passed over in a sample, are not counted.
+        line_count: lines that were read; those that are no records, or passed over in a sample, are not counted.
     """
 
     def __init__(self, path: Path, courses: tuple[str, ...] = ()) -> None:
@@ -105,13 +106,11 @@ class MetricsTail:
         self._offset = file.tell()
 
     def _take(self, line: bytes) -> None:
-        try:
-            entry = json.loads(line)
-            step = entry["step"]
-        except (ValueError, KeyError, TypeError):
-            # cut off as a run died; its resume takes it out
+        # one that is no record was cut off as a run died; its resume takes it out
+        if (entry := parse_record(line)) is None:
             return
         self.line_count += 1
+        step = entry["step"]
         if "lr" in entry:
             self.step = step
         for name, value in entry.items():

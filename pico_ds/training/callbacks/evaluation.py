@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from pico_ds.config import ConfigError
+from pico_ds.errors import describe_os_error
 from pico_ds.evaluation.evaluator import EvaluationResult, Evaluator
 from pico_ds.evaluation.few_shot import Estimate
 from pico_ds.meta.network import Parameters
@@ -41,6 +42,7 @@ class Evaluation(Callback):
         self._evaluator, self._initial_parameters = evaluator, initial_parameters
         self._run, self._trackers, self._go_on = run, trackers, go_on
         self._done: set[int] = set()
+        self._unwritten: list[EvaluationResult] = []
         self.results: dict[int, EvaluationResult] = {}
 
     def state(self) -> dict[str, Any]:
@@ -112,7 +114,22 @@ class Evaluation(Callback):
         if step:
             for tracker in self._trackers:
                 tracker.log(step, _flat(result, trainer.config.evaluation.word_split))
-        result.write(self._run.eval_results)
+        self._unwritten.append(result)
+        self._write()
+
+    def on_exit(self) -> None:
+        """Write what waits."""
+        self._write()
+
+    def _write(self) -> None:
+        """Write the results; those that a full disk does not take wait for the next evaluation, or for the end."""
+        try:
+            while self._unwritten:
+                self._unwritten[0].write(self._run.eval_results)
+                self._unwritten.pop(0)
+        except OSError as error:
+            steps = ", ".join(str(result.step) for result in self._unwritten)
+            logger.warning("warning: the evaluation of step %s is not written yet: %s", steps, describe_os_error(error))
 
 
 def _flat(result: EvaluationResult, word_split: str) -> dict[str, float]:

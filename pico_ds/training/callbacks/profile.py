@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from pico_ds.errors import describe_os_error
 from pico_ds.training.callbacks.base import Callback
 from pico_ds.training.metrics import StepMetrics
 from pico_ds.training.terminal import logger
@@ -40,11 +41,14 @@ class Profile(Callback):
             if process.device.type == "cuda":
                 torch.cuda.synchronize(process.device)
             self._profiler.stop()
-            self._directory.mkdir(parents=True, exist_ok=True)
             path = self._directory / f"trace_rank_{process.rank}.json.gz"
-            self._profiler.export_chrome_trace(str(path))
+            try:
+                self._directory.mkdir(parents=True, exist_ok=True)
+                self._profiler.export_chrome_trace(str(path))
+                logger.info("steps %d to %d are profiled in %s", self._first, step, path)
+            except OSError as error:
+                logger.error("warning: the profile is lost: %s", describe_os_error(error, path))
             self._profiler = None
-            logger.info("steps %d to %d are profiled in %s", self._first, step, path)
         self._begin_before(step + 1)
 
     def _begin_before(self, step: int) -> None:

@@ -1,8 +1,11 @@
 """verify finds every damage, consolidate joins the shards, neither runs anything that it finds."""
 
+import json
 import pickle
 import weakref
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,9 +16,11 @@ from pico_ds.checkpoint.index import INDEX_NAME, STATE_DIRECTORY, Index
 from pico_ds.checkpoint.inspection import consolidate, find_checkpoints, verify
 from pico_ds.checkpoint.state_reader import StateReader
 from pico_ds.checkpoint.store import CheckpointStore
+from pico_ds.checkpoint.stream import settled_record_of
 from pico_ds.checkpoint.weights import write_parameters
 from pico_ds.engine.optimizer_state import STATE_KINDS, StateKind
 from tests.unit.checkpoint.conftest import SHAPES, save, values_of
+from tests.unit.checkpoint.test_index import rewrite
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 5])
@@ -172,3 +177,56 @@ def test_a_checkpoint_without_index_counts_and_a_save_that_was_cut_off_does_not(
     found = find_checkpoints(store.directory.parent)
     assert found == [store.path(4), store.path(6)]
     assert any("is not a complete checkpoint" in problem for problem in verify(found[0]))
+
+
+def forge(checkpoint: Path, name: str, content: bytes) -> None:
+    """Put another file in a checkpoint's place, with hashes that fit."""
+    (checkpoint / name).write_bytes(content)
+    record = settled_record_of(checkpoint / name)
+
+    def change(index: dict[str, Any]) -> None:
+        index["files"][name] = {"size_bytes": record.size_bytes, "chunk_hashes": [*record.chunk_hashes]}
+
+    rewrite(checkpoint, change)
+
+
+def header_of(content: bytes) -> tuple[dict[str, Any], bytes]:
+    size = int.from_bytes(content[:8], "little")
+    return json.loads(content[8 : 8 + size]), content[8 + size :]
+
+
+def beyond_the_end(header: dict[str, Any]) -> None:
+    (_, last) = max((entry["data_offsets"][0], name) for name, entry in header.items() if name != "__metadata__")
+    header[last]["data_offsets"] = [10**6, 10**6 + header[last]["data_offsets"][1] - header[last]["data_offsets"][0]]
+
+
+def overlapping(header: dict[str, Any]) -> None:
+    first, second = (
+        name for name in header if name.endswith("embedding_proj.weight") and not name.startswith("exp_avg_sq")
+    )
+    header[second]["data_offsets"] = header[first]["data_offsets"]
+
+
+@pytest.mark.parametrize("damage", [beyond_the_end, overlapping])
+def test_entries_that_do_not_tile_a_shard_are_found_whatever_its_hash(
+    store: CheckpointStore, damage: Callable[[dict[str, Any]], None]
+) -> None:
+    checkpoint, name = save(store, 4), f"{STATE_DIRECTORY}/shard_0.safetensors"
+    header, data = header_of((checkpoint / name).read_bytes())
+    damage(header)
+    text = json.dumps(header).encode()
+    forge(checkpoint, name, len(text).to_bytes(8, "little") + text + data)
+    (problem,) = verify(checkpoint)
+    assert f"{checkpoint / name}: is not a safetensors file" in problem
+
+
+@pytest.mark.parametrize(
+    ("other", "said"), [("step_6", "is a shard of step 6, not of 4"), ("shard_1", "it is the shard of another rank")]
+)
+def test_the_shard_of_another_step_or_rank_is_found(store: CheckpointStore, other: str, said: str) -> None:
+    checkpoint, name = save(store, 4), f"{STATE_DIRECTORY}/shard_0.safetensors"
+    source = save(store, 6) / name if other == "step_6" else checkpoint / STATE_DIRECTORY / "shard_1.safetensors"
+    forge(checkpoint, name, source.read_bytes())
+    assert any(said in problem for problem in verify(checkpoint))
+    with pytest.raises(CheckpointError, match=said), StateReader(checkpoint) as reader:
+        reader.read_whole("decoder.embedding_proj.weight", "master")

@@ -92,9 +92,18 @@ def test_what_is_no_run_is_said(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"holds no training_config.yaml; give the directory of a run"):
         Record.read(tmp_path)
     run = make_run(tmp_path / "run", 0)
-    (run / "logs" / "metrics.jsonl").write_text("{")
+    (run / "eval_results" / "few_shot_step_10.json").write_text("{")
     with pytest.raises(ConfigError, match="a file of the run is damaged"):
         Record.read(run)
+
+
+def test_lines_that_are_no_records_are_left_out_and_counted(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", 0)
+    before = Record.read(run)
+    with (run / "logs" / "metrics.jsonl").open("a") as file:
+        file.write('\n5\n{}\n{"step": null}\n{"step": 1')
+    after = Record.read(run)
+    assert (after.metrics, after.damaged_lines) == (before.metrics, 4)
 
 
 def change_few_shot(run: Path, name: str = "few_shot_step_10", **changes: Any) -> None:

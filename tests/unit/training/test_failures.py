@@ -65,4 +65,6 @@ def test_a_disk_that_is_full_hides_nothing(tmp_path: Path, capsys: pytest.Captur
     (tmp_path / "run" / "logs").write_text("in the way")
     report = FailureReport(RunDirectory(tmp_path / "run"), Process(0, 1, 0, torch.device("cpu")), {}, started=0)
     report.write(ValueError("first"), "error")
-    assert "rank 0: could not write to" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"rank 0: of this failure: {tmp_path}/run/logs: File exists" in said
+    assert "first      rank 0, after 0 steps: ValueError: first" in said

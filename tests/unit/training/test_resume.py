@@ -1,6 +1,8 @@
 """Which checkpoint is taken, what is refused, and what is left as it was."""
 
+import errno
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -12,6 +14,7 @@ import torch
 
 from pico_ds.checkpoint.errors import CheckpointError
 from pico_ds.checkpoint.index import INDEX_NAME, STATE_DIRECTORY, Index
+from pico_ds.checkpoint.inspection import find_checkpoints, verify
 from pico_ds.checkpoint.store import CheckpointStore
 from pico_ds.config import ConfigError, RunConfig, parse_config
 from pico_ds.data.tokenizer import load_tokenizer, train_tokenizer
@@ -315,3 +318,62 @@ def test_metrics_are_rewound_to_the_checkpoint(tmp_path: Path) -> None:
     assert superseded[3] == '{"step": 6, "l'
     rewind_metrics(path, 3)
     assert len(path.read_text().splitlines()) == 3
+
+
+def circle(path: Path) -> None:
+    path.unlink() if path.is_file() else shutil.rmtree(path)
+    path.symlink_to(path.name)
+
+
+@pytest.mark.parametrize(
+    "file",
+    [lambda path: path, lambda path: path / STATE_DIRECTORY, shard(0), index],
+    ids=["step", "state", "0", "index"],
+)
+def test_links_in_a_circle_are_named_and_skipped(
+    store: CheckpointStore, said: list[str], file: Callable[[Path], Path]
+) -> None:
+    circle(file(store.path(6)))
+    point = resumer(store, Engine()).resume()
+    assert point is not None
+    assert point.index.step == 4
+    (line,) = [line for line in said if line.startswith("skipped, and left as it is: ")]
+    assert str(store.path(6)) in line
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.ESTALE, errno.EIO])
+@pytest.mark.parametrize("part", ["", STATE_DIRECTORY, f"{STATE_DIRECTORY}/shard_1.safetensors"])
+def test_a_checkpoint_that_cannot_be_read_is_named_and_skipped(
+    store: CheckpointStore, said: list[str], monkeypatch: pytest.MonkeyPatch, number: int, part: str
+) -> None:
+    """A file system that refuses everything at and below a path; its owner alone could see that of `chmod 000`."""
+    refused = os.path.normpath(store.path(6) / part)
+
+    def refusing(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(path: Any, *arguments: Any, **options: Any) -> Any:
+            if not isinstance(path, int) and (f"{os.fspath(path)}/").startswith(f"{refused}/"):
+                raise OSError(number, os.strerror(number), os.fspath(path))
+            return function(path, *arguments, **options)
+
+        return call
+
+    for name in ("stat", "lstat", "open", "scandir", "listdir", "readlink"):
+        monkeypatch.setattr(os, name, refusing(getattr(os, name)))
+    point = resumer(store, Engine()).resume()
+    assert point is not None
+    assert point.index.step == 4
+    (line,) = [line for line in said if line.startswith("skipped, and left as it is: ")]
+    assert os.strerror(number) in line
+    assert str(store.path(6)) in line
+    assert [problem for problem in verify(store.path(6)) if os.strerror(number) in problem]
+    assert store.path(6) in find_checkpoints(store.directory)
+
+
+def test_lines_of_metrics_that_are_no_records_are_moved_and_counted(tmp_path: Path, said: list[str]) -> None:
+    path, good = tmp_path / "metrics.jsonl", '{"step": 1, "lr": 0.1}\n'
+    path.write_text(good + '5\n{}\n{"step": null}\n{"step": "1"}\n[]\n{"step": 2, "lr"')
+    assert not rewind_metrics(path, step=1)
+    assert path.read_text() == good
+    assert (tmp_path / "metrics.superseded.jsonl").read_text().count("\n") == 6
+    (line,) = said
+    assert line.startswith(f"warning: 6 line(s) of {path} are not records")
