@@ -2,22 +2,24 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pico_ds.checkpoint.errors import CheckpointError
 from pico_ds.checkpoint.stream import SafetensorsWriter, cannot_write
 from pico_ds.checkpoint.weights import WEIGHTS_NAME
+from pico_ds.model.decoder import PicoDecoder
 from pico_ds.model.llama import llama_name, to_llama
 from pico_ds.model.pretrained import UPSTREAM_PREFIX
+from pico_ds.model.weight_files import WeightFiles, WeightFilesError, checked_float, checked_int, read_config
 
-_TORCH_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+_SIZES = ("d_model", "n_layers", "attention_n_heads", "attention_n_kv_heads", "activation_hidden_dim")
 #: of the tokenizer, and of what `generate` needs
 _KEPT = (
     "tokenizer.json",
@@ -54,7 +56,16 @@ def export_model(checkpoint: Path, out: Path, layout: Layout) -> int:
     Raises:
         CheckpointError: no weights of a Pico decoder; `out` is there already, or cannot be written.
     """
+    try:
+        return _export(checkpoint, out, layout)
+    except WeightFilesError as error:
+        raise CheckpointError(f"{checkpoint}: {error}") from error
+
+
+def _export(checkpoint: Path, out: Path, layout: Layout) -> int:
     config = _config_of(checkpoint)
+    files = WeightFiles(checkpoint)
+    shapes = _shapes_of(config, len(files.names))
     if out.exists():
         raise CheckpointError(f"{out} is there already; give a directory that is not")
     partial = out.with_name(f".{out.name}.partial")
@@ -65,7 +76,8 @@ def export_model(checkpoint: Path, out: Path, layout: Layout) -> int:
         for name in (*_KEPT, *code):
             if (checkpoint / name).exists():
                 shutil.copyfile(checkpoint / name, partial / name)
-        count = _write_weights(checkpoint, partial, config["d_model"] // config["attention_n_heads"], layout)
+        head_dim = config["d_model"] // config["attention_n_heads"]
+        count = _write_weights(files, shapes, head_dim, partial, layout)
         (partial / "config.json").write_text(json.dumps(layout.config(config), indent=2) + "\n")
         partial.rename(out)
     except OSError as error:
@@ -76,10 +88,7 @@ def export_model(checkpoint: Path, out: Path, layout: Layout) -> int:
 
 
 def _config_of(checkpoint: Path) -> dict[str, Any]:
-    try:
-        config = json.loads((checkpoint / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{checkpoint}: holds no config.json that can be read ({error})") from error
+    config = read_config(checkpoint)
     if config.get("model_type") != "pico_decoder":
         raise CheckpointError(
             f"{checkpoint}: is a model of type {config.get('model_type')!r}; give a checkpoint of this package"
@@ -87,33 +96,45 @@ def _config_of(checkpoint: Path) -> dict[str, Any]:
     return config
 
 
-def _write_weights(checkpoint: Path, out: Path, head_dim: int, layout: Layout) -> int:
-    try:
-        with safe_open(checkpoint / WEIGHTS_NAME, "pt") as weights:
-            slices = {name: weights.get_slice(name) for name in weights.keys()}  # noqa: SIM118
-            # pico-train's names as well as those of this package
-            names = {name: name.removeprefix(UPSTREAM_PREFIX) for name in slices}
-            entries = {
-                layout.name(names[name]): (_dtype_of(checkpoint, name, part.get_dtype()), tuple(part.get_shape()))
-                for name, part in slices.items()
-            }
-            with SafetensorsWriter(out / WEIGHTS_NAME, entries, {"format": "pt"}) as writer:
-                for name in slices:
-                    writer.append(layout.tensor(names[name], weights.get_tensor(name), head_dim).contiguous())
-                writer.finish()
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{checkpoint / WEIGHTS_NAME}: cannot be read ({error})") from error
-    except ValueError as error:
-        raise CheckpointError(f"{checkpoint / WEIGHTS_NAME}: {error}; give a checkpoint of this package") from error
+def _shapes_of(config: dict[str, Any], n_tensors: int) -> dict[str, tuple[int, ...]]:
+    """Shapes of the parameters of a decoder with this config.json."""
+    sizes = {key: checked_int(config, key) for key in (*_SIZES, "vocab_size", "max_seq_len")}
+    constants = {key: checked_float(config, key) for key in ("norm_eps", "position_emb_theta", "initializer_range")}
+    if sizes["d_model"] % sizes["attention_n_heads"] or sizes["attention_n_heads"] % sizes["attention_n_kv_heads"]:
+        raise WeightFilesError("config.json: attention_n_kv_heads divides attention_n_heads, which divides d_model")
+    shape = SimpleNamespace(**sizes, **constants)
+    with torch.device("meta"):
+        # one block tells the shapes of all: the number of them is not to be believed before it is checked
+        one = PicoDecoder(SimpleNamespace(**{**vars(shape), "n_layers": 1}), sizes["vocab_size"])
+    of_one = {name: tuple(weight.shape) for name, weight in one.named_parameters()}
+    block = {name: found for name, found in of_one.items() if name.startswith("layers.0.")}
+    if n_tensors != len(of_one) + (sizes["n_layers"] - 1) * len(block):
+        raise WeightFilesError(f"has {n_tensors} tensors, which are not those of {sizes['n_layers']} layers")
+    others = {
+        name.replace("layers.0.", f"layers.{layer}.", 1): found
+        for layer in range(1, sizes["n_layers"])
+        for name, found in block.items()
+    }
+    return {**of_one, **others}
+
+
+def _write_weights(
+    files: WeightFiles, shapes: Mapping[str, tuple[int, ...]], head_dim: int, out: Path, layout: Layout
+) -> int:
+    # pico-train's names as well as those of this package
+    names = {name: name.removeprefix(UPSTREAM_PREFIX) for name in files.names}
+    found = {names[name]: files.shape_of(name) for name in files.names}
+    for name in {**shapes, **found}:
+        if found.get(name) != shapes.get(name):
+            there, wanted = (list(each[name]) if name in each else "not there" for each in (found, shapes))
+            raise CheckpointError(f"{files.directory}: {name} is {there}, config.json makes it {wanted}")
+    dtypes = {name: files.dtype_of(name) for name in files.names}
+    entries = {layout.name(names[name]): (dtypes[name], shapes[names[name]]) for name in files.names}
+    with SafetensorsWriter(out / WEIGHTS_NAME, entries, {"format": "pt"}) as writer:
+        for name in files.names:
+            writer.append(layout.tensor(names[name], files.read(name), head_dim).contiguous())
+        writer.finish()
     return sum(torch.Size(shape).numel() for _, shape in entries.values())
-
-
-def _dtype_of(checkpoint: Path, name: str, dtype: str) -> torch.dtype:
-    if dtype not in _TORCH_DTYPES:
-        raise CheckpointError(
-            f"{checkpoint / WEIGHTS_NAME}: {name} is of type {dtype}; {', '.join(_TORCH_DTYPES)} can be exported"
-        )
-    return _TORCH_DTYPES[dtype]
 
 
 def _llama_config(config: dict[str, Any]) -> dict[str, Any]:

@@ -128,8 +128,15 @@ def _digest(backend: Tokenizer) -> str:
 
 
 def digest_of_file(path: Path) -> str | None:
-    """The digest of the tokenizer in a tokenizer.json; None if there is none."""
-    return _digest(Tokenizer.from_file(str(path))) if path.is_file() else None
+    """The digest of the tokenizer in a tokenizer.json; None if there is none.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    try:
+        return _digest(Tokenizer.from_file(str(path))) if path.is_file() else None
+    except Exception as error:
+        raise DataError(f"{path}: holds no tokenizer that can be read ({error})") from error
 
 
 def tokenizer_identity(name: str) -> str:
@@ -162,8 +169,8 @@ def import_tokenizer(name: str, directory: Path) -> None:
             tokenizer = PreTrainedTokenizerFast.from_pretrained(name)
         else:
             tokenizer = AutoTokenizer.from_pretrained(name, use_fast=True, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise DataError(f"data.tokenizer: cannot load {name!r}: {error}") from error
+    except Exception as error:
+        raise DataError(f"data.tokenizer: cannot load {name!r}: {type(error).__name__}: {error}") from error
     if not tokenizer.is_fast:
         raise DataError(f"data.tokenizer: {name!r} has no fast (Rust) version, which pico_ds needs")
     if tokenizer.eos_token is None:
@@ -186,11 +193,23 @@ def import_tokenizer(name: str, directory: Path) -> None:
 
 
 def load_tokenizer(directory: Path) -> TextTokenizer:
-    """Load what `train_tokenizer` or `import_tokenizer` wrote."""
-    ids = json.loads((directory / _SPECIAL_IDS_FILE).read_text())
-    backend = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    """Load what `train_tokenizer` or `import_tokenizer` wrote.
+
+    Raises:
+        DataError: the directory is damaged.
+    """
+    try:
+        ids = json.loads((directory / _SPECIAL_IDS_FILE).read_text())
+        backend = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    except Exception as error:
+        raise DataError(f"{directory}: holds no tokenizer that can be read ({error})") from error
     backend.encode_special_tokens = True
-    return TextTokenizer(backend=backend, **ids)
+    names = ["end_of_text_id", "mask_id", "pad_id"]
+    if isinstance(ids, dict) and sorted(ids) == names and all(type(one) is int for one in ids.values()):
+        tokenizer = TextTokenizer(backend=backend, **ids)
+        if all(0 <= one < tokenizer.vocab_size for one in ids.values()):
+            return tokenizer
+    raise DataError(f"{directory / _SPECIAL_IDS_FILE}: must hold {', '.join(names)}, each an id of the tokenizer")
 
 
 def _write_special_ids(directory: Path, backend: Tokenizer, mask: str, pad: str, end_of_text: str) -> None:

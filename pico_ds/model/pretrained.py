@@ -1,22 +1,20 @@
 """Weights to begin training with: of a Pico checkpoint, or of a LLAMA model."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pico_ds.config import ConfigError, ModelConfig
 from pico_ds.model.decoder import PicoDecoder
 from pico_ds.model.llama import from_llama, llama_name
+from pico_ds.model.weight_files import WeightFiles, WeightFilesError, checked_float, checked_int, read_config
 
 #: what upstream's checkpoints put before every name
 UPSTREAM_PREFIX = "pico_decoder."
-_INDEX_NAME, _WEIGHTS_NAME = "model.safetensors.index.json", "model.safetensors"
 #: rows of which there may be more than the source has: for `[MASK]` and the like
 _VOCABULARY = ("embedding_proj.weight", "de_embedding_proj.weight")
 
@@ -28,80 +26,64 @@ def load_initial_weights(decoder: PicoDecoder, model: ModelConfig) -> None:
     gives both.
 
     Raises:
-        ConfigError: no such model, one that cannot be represented, or one of another shape; the message names the keys
-            of the configuration to change.
+        ConfigError: no such model, one that is damaged or cannot be represented, or one of another shape; the message
+            names the keys of the configuration to change.
     """
     assert model.init_from is not None
-    source = _Source(_directory_of(model.init_from), model.init_from)
+    directory = _directory_of(model.init_from)
+    try:
+        _copy_weights(_Source(directory), decoder, model)
+    except WeightFilesError as error:
+        raise ConfigError(f"model.init_from: {model.init_from}: {error}") from error
+
+
+def _copy_weights(source: "_Source", decoder: PicoDecoder, model: ModelConfig) -> None:
     if changes := ", ".join(source.differences(model)):
-        raise ConfigError(f"model.init_from: {model.init_from} has another shape; write {changes}")
+        raise WeightFilesError(f"has another shape; write {changes}")
     head_dim = model.d_model // model.attention_n_heads
     with torch.no_grad():
         for name, weight in decoder.named_parameters():
-            found = source.read(name, head_dim)
-            if name in _VOCABULARY and len(found) < len(weight):
-                weight[: len(found)] = found
-            elif found.shape == weight.shape:
-                weight.copy_(found)
-            else:
-                raise ConfigError(
-                    f"model.init_from: {model.init_from}: {name} has shape {list(found.shape)}, the configuration "
-                    f"makes it {list(weight.shape)}"
-                )
+            shape = (source.vocab_size, *weight.shape[1:]) if name in _VOCABULARY else tuple(weight.shape)
+            weight[: shape[0]] = source.read(name, shape, head_dim)
 
 
 class _Source:
     """A model in transformers' layout."""
 
-    def __init__(self, directory: Path, name: str) -> None:
-        self._directory, self._name = directory, name
-        self._config: dict[str, Any] = self._json("config.json")
+    def __init__(self, directory: Path) -> None:
+        """
+        Raises:
+            WeightFilesError: it cannot be read, or is no model that a Pico decoder can represent.
+        """
+        self._config = read_config(directory)
         self._kind = self._config.get("model_type")
         if self._kind not in ("pico_decoder", "llama"):
-            raise ConfigError(
-                f"model.init_from: {name} is a model of type {self._kind!r}; pico_decoder and llama can be represented"
-            )
-        if (directory / _INDEX_NAME).exists():
-            self._files: dict[str, str] = self._json(_INDEX_NAME)["weight_map"]
-        else:
-            self._files = dict.fromkeys(self._names_in(_WEIGHTS_NAME), _WEIGHTS_NAME)
-
-    def _json(self, name: str) -> dict[str, Any]:
-        try:
-            return json.loads((self._directory / name).read_text())
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"model.init_from: {self._name}: {name} cannot be read ({error})") from error
-
-    def _names_in(self, file: str) -> list[str]:
-        try:
-            with safe_open(self._directory / file, "pt") as weights:
-                return list(weights.keys())
-        except (OSError, SafetensorError) as error:
-            raise ConfigError(
-                f"model.init_from: {self._name}: {file} cannot be read ({error}); weights are taken from "
-                "safetensors alone"
-            ) from error
+            raise WeightFilesError(f"is a model of type {self._kind!r}; pico_decoder and llama can be represented")
+        self.vocab_size = checked_int(self._config, "vocab_size")
+        self._files = WeightFiles(directory)
 
     def differences(self, model: ModelConfig) -> Iterator[str]:
-        """Keys of the configuration that must be changed, and to what; nothing where it fits."""
-        wanted = _pico_keys(self._config) if self._kind == "pico_decoder" else _llama_keys(self._config, self._name)
+        """Keys of the configuration that must be changed, and to what; nothing if the source fits."""
+        wanted = _pico_keys(self._config) if self._kind == "pico_decoder" else _llama_keys(self._config)
         changes = {key: value for key, value in wanted.items() if not _is_same(getattr(model, key), value)}
         yield from (f"model.{key}: {value} (got {getattr(model, key)})" for key, value in changes.items())
-        rows = self._config["vocab_size"]
-        if model.vocab_size is not None and model.vocab_size < rows:
-            yield f"model.vocab_size: {rows}, or more (got {model.vocab_size})"
+        if model.vocab_size is not None and model.vocab_size < self.vocab_size:
+            yield f"model.vocab_size: {self.vocab_size}, or more (got {model.vocab_size})"
 
-    def read(self, name: str, head_dim: int) -> Tensor:
-        """The parameter of the decoder, as the decoder has it."""
+    def read(self, name: str, shape: tuple[int, ...], head_dim: int) -> Tensor:
+        """A parameter of the decoder, as the decoder has it.
+
+        Raises:
+            WeightFilesError: it is missing, damaged, or of another shape.
+        """
         candidates = [name, UPSTREAM_PREFIX + name] if self._kind == "pico_decoder" else [llama_name(name)]
         if name == "de_embedding_proj.weight" and self._config.get("tie_word_embeddings"):
-            return self.read("embedding_proj.weight", head_dim)
-        for candidate in candidates:
-            if (file := self._files.get(candidate)) is not None:
-                with safe_open(self._directory / file, "pt") as weights:
-                    found: Tensor = weights.get_tensor(candidate)
-                return found if self._kind == "pico_decoder" else from_llama(name, found, head_dim)
-        raise ConfigError(f"model.init_from: {self._name}: has no {candidates[0]}")
+            return self.read("embedding_proj.weight", shape, head_dim)
+        candidate = next((one for one in candidates if one in self._files.names), candidates[0])
+        if (found := self._files.shape_of(candidate)) != shape:
+            raise WeightFilesError(f"{candidate} has shape {list(found)}, config.json makes it {list(shape)}")
+        weight = self._files.read(candidate)
+        return weight if self._kind == "pico_decoder" else from_llama(name, weight, head_dim)
 
 
 def _is_same(ours: float, theirs: float) -> bool:
@@ -110,14 +92,17 @@ def _is_same(ours: float, theirs: float) -> bool:
 
 
 def _pico_keys(config: dict[str, Any]) -> dict[str, Any]:
-    keys = ("d_model", "n_layers", "attention_n_heads", "attention_n_kv_heads", "activation_hidden_dim")
-    return {key: config[key] for key in (*keys, "norm_eps", "position_emb_theta")}
+    sizes = ("d_model", "n_layers", "attention_n_heads", "attention_n_kv_heads", "activation_hidden_dim")
+    constants = ("norm_eps", "position_emb_theta")
+    return {key: checked_int(config, key) for key in sizes} | {key: checked_float(config, key) for key in constants}
 
 
-def _llama_keys(config: dict[str, Any], name: str) -> dict[str, Any]:
+def _llama_keys(config: dict[str, Any]) -> dict[str, Any]:
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if not isinstance(rope, dict):
+        raise WeightFilesError(f"config.json: rope_parameters is {rope!r}; a JSON object is needed")
     kind = rope.get("rope_type", rope.get("type", "default"))
-    width, heads = config["hidden_size"], config["num_attention_heads"]
+    width, heads = checked_int(config, "hidden_size"), checked_int(config, "num_attention_heads")
     unlike = {
         f"rope_type {kind}": kind != "default",
         "attention_bias": bool(config.get("attention_bias")),
@@ -126,15 +111,18 @@ def _llama_keys(config: dict[str, Any], name: str) -> dict[str, Any]:
         f"hidden_act {config.get('hidden_act')}": config.get("hidden_act", "silu") != "silu",
     }
     if found := [what for what, is_so in unlike.items() if is_so]:
-        raise ConfigError(f"model.init_from: {name} has {', '.join(found)}, which a Pico decoder does not have")
+        raise WeightFilesError(f"has {', '.join(found)}, which a Pico decoder does not have")
+    theta = {"rope_theta": rope.get("rope_theta", config.get("rope_theta", 10000.0))}
     return {
         "d_model": width,
-        "n_layers": config["num_hidden_layers"],
+        "n_layers": checked_int(config, "num_hidden_layers"),
         "attention_n_heads": heads,
-        "attention_n_kv_heads": config.get("num_key_value_heads") or heads,
-        "activation_hidden_dim": config["intermediate_size"],
-        "norm_eps": config["rms_norm_eps"],
-        "position_emb_theta": float(rope.get("rope_theta", config.get("rope_theta", 10000.0))),
+        "attention_n_kv_heads": checked_int(config, "num_key_value_heads")
+        if config.get("num_key_value_heads") is not None
+        else heads,
+        "activation_hidden_dim": checked_int(config, "intermediate_size"),
+        "norm_eps": checked_float(config, "rms_norm_eps"),
+        "position_emb_theta": checked_float(theta, "rope_theta"),
     }
 
 

@@ -12,6 +12,7 @@ from pico_ds.checkpoint.index import Index
 from pico_ds.checkpoint.state_reader import StateReader
 from pico_ds.checkpoint.store import CheckpointStore
 from pico_ds.config import CheckpointingConfig, ConfigError, RunConfig
+from pico_ds.data.errors import DataError
 from pico_ds.data.tokenizer import digest_of_file
 from pico_ds.engine.distributed import Process
 from pico_ds.engine.optimizer import learning_rate
@@ -238,6 +239,8 @@ class _Agreement:
             self._error = error
         elif isinstance(error, OSError):
             self._error = CheckpointError(describe_os_error(error))
+        elif isinstance(error, DataError):
+            self._error = CheckpointError(str(error))
         return self._error is not None
 
     def settle(self, path: Path) -> None:

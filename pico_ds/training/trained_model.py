@@ -1,12 +1,12 @@
 """A trained model from a checkpoint, without an engine."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 
 from pico_ds.checkpoint.errors import CheckpointError
 from pico_ds.checkpoint.index import INDEX_NAME, STATE_DIRECTORY, Index
@@ -22,6 +22,7 @@ from pico_ds.evaluation.grid import Model
 from pico_ds.meta.learners import make_learner
 from pico_ds.model.meta_model import DECODER
 from pico_ds.model.precision import COMPUTE_DTYPE
+from pico_ds.model.weight_files import WeightFiles, WeightFilesError
 from pico_ds.tasks.building import judged
 from pico_ds.tasks.sentences import SentenceTasks, read_sentences
 from pico_ds.tasks.shape import TaskShape
@@ -103,15 +104,19 @@ def load_trained_model(path: Path, overrides: list[str], process: Process) -> Tr
         ConfigError: an override that cannot be.
     """
     directory = _checkpoint(path)
-    run = directory.resolve().parents[1]
+    run = directory.resolve().parent.parent
     if not (run / "training_config.yaml").exists():
         raise CheckpointError(f"{run} holds no training_config.yaml; a checkpoint is evaluated where its run left it")
     config = load_config(run / "training_config.yaml", overrides)
     vocab_size = config.model.vocab_size
-    assert vocab_size is not None, "a run writes its configuration with the vocabulary filled in"
+    if vocab_size is None:
+        raise CheckpointError(f"{run}/training_config.yaml: model.vocab_size is null; a run writes the number it had")
     dtype = COMPUTE_DTYPE[config.training.precision]
     network = build_network(config, vocab_size, process)
-    found = _weights(directory)
+    try:
+        found = _weights(directory)
+    except WeightFilesError as error:
+        raise CheckpointError(f"{error}; give another checkpoint") from error
     theta = {}
     for name, weight in network.twin.named_parameters():
         if name not in found or found[name].shape != weight.shape:
@@ -146,9 +151,11 @@ def _step_of(directory: Path) -> int:
 
 
 def _weights(directory: Path) -> dict[str, torch.Tensor]:
-    found = {DECODER + name: weight for name, weight in load_file(directory / WEIGHTS_NAME).items()}
+    decoder = WeightFiles(directory)
+    found = {DECODER + name: decoder.read(name) for name in decoder.names}
     if (directory / META_NAME).exists():
-        found |= load_file(directory / META_NAME)
+        meta = WeightFiles(directory, META_NAME)
+        found |= {name: meta.read(name) for name in meta.names}
     return found
 
 
@@ -156,8 +163,9 @@ def _checkpoint(path: Path) -> Path:
     if (path / WEIGHTS_NAME).exists():
         return path
     latest = path / "checkpoints" / "latest"
-    if latest.exists():
-        return path / "checkpoints" / latest.read_text().strip()
+    if latest.exists() and re.fullmatch(r"step_\d+", name := latest.read_text(errors="replace").strip()):
+        return path / "checkpoints" / name
     raise CheckpointError(
-        f"{path} is neither a checkpoint (it holds no {WEIGHTS_NAME}) nor a run with one (no checkpoints/latest)"
+        f"{path} is neither a checkpoint (it holds no {WEIGHTS_NAME}) nor a run with one (no checkpoints/latest that "
+        "names one)"
     )

@@ -72,6 +72,9 @@ def test_checkpoints_snapshots_and_results_are_pushed(corpus: Path, tmp_path: Pa
     loss = json.loads(files["eval_results/step_4.json"])["validation_loss"]
     for said in ("library_name: transformers", "4 of 4 outer steps", f"| 4 | {loss:.3f} |", "d_model: 24"):
         assert said in card
+    assert not [
+        name for name, content in files.items() if str(tmp_path).encode() in content or str(corpus).encode() in content
+    ]
     kept_files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
     assert not [path for path in kept_files if TOKEN.encode() in path.read_bytes()]
     assert TOKEN not in output + card

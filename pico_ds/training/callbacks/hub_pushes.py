@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 from pico_ds.checkpoint.index import Index
 from pico_ds.checkpoint.store import CheckpointStore
 from pico_ds.checkpoint.weights import WEIGHTS_NAME
-from pico_ds.config import ConfigError, RunConfig
+from pico_ds.config import ConfigError, RunConfig, dump_config
 from pico_ds.engine.distributed import Process
 from pico_ds.evaluation.evaluator import EvaluationResult
-from pico_ds.hub.contents import model_files, result_files, snapshot_files, snapshot_steps
+from pico_ds.hub.contents import model_files, public_config, result_files, snapshot_files, snapshot_steps
 from pico_ds.hub.errors import HubError
 from pico_ds.hub.model_card import model_card
 from pico_ds.hub.repository import HubRepository
@@ -153,9 +153,13 @@ class HubPushes(Callback):
     def _push(self, repository: HubRepository, push: _Push) -> None:
         model = {} if push.step == self._pushed_step else model_files(push.checkpoint)
         new = set(snapshot_steps(self._store)) - self._pushed_snapshots
-        card = model_card(repository.repo_id, self._config, push.step, self._results)
-        content = {**model, **result_files(self._run.path), **snapshot_files(self._store, new)}
-        repository.commit({**content, "README.md": card.encode()}, push.message)
+        config = public_config(self._config)
+        made = {
+            "README.md": model_card(repository.repo_id, config, push.step, self._results).encode(),
+            "training_config.yaml": dump_config(config).encode(),
+        }
+        files = {**model, **result_files(self._run.path), **snapshot_files(self._store, new)}
+        repository.commit({**files, **made}, push.message)
         self._pushed_step = push.step
         self._pushed_snapshots |= new
 
