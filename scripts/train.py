@@ -17,8 +17,6 @@ import os  # noqa: E402
 import sys  # noqa: E402
 from pathlib import Path  # noqa: E402
 
-from dotenv import load_dotenv  # noqa: E402
-
 from pico_ds.command import exit_code_of  # noqa: E402
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -27,6 +25,8 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
 def parse_arguments() -> argparse.Namespace:
+    from pico_ds.config.arguments import at_least
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, default=REPOSITORY / "configs" / "demo.yaml", help="YAML of the run")
     parser.add_argument(
@@ -37,22 +37,22 @@ def parse_arguments() -> argparse.Namespace:
         help="JSON of DeepSpeed's own settings",
     )
     parser.add_argument("--dry-run", action="store_true", help="print the resolved run and its costs, then exit")
-    parser.add_argument("--world-size", type=int, help="ranks to assume in a dry run")
+    parser.add_argument("--world-size", type=at_least(1), help="ranks to assume in a dry run")
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher's
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="override a key of the YAML")
     arguments = parser.parse_intermixed_args()
     if arguments.world_size is not None and not arguments.dry_run:
         parser.error("--world-size goes with --dry-run; the launcher decides the ranks of a real run")
-    if arguments.world_size is not None and arguments.world_size < 1:
-        parser.error(f"argument --world-size: got {arguments.world_size}; write an integer, 1 or more")
     return arguments
 
 
 def main() -> int:
     arguments = parse_arguments()
-    load_dotenv(Path.cwd() / ".env")
     from pico_ds.config import load_config
     from pico_ds.config.deepspeed import load_deepspeed_config
+    from pico_ds.config.environment import load_environment
+
+    load_environment(Path.cwd() / ".env")
 
     config = load_config(arguments.config, arguments.overrides)
     deepspeed_json = load_deepspeed_config(arguments.deepspeed_config)

@@ -1,6 +1,7 @@
 """DeepSpeed's JSON: only what is DeepSpeed's own; the rest comes from the YAML."""
 
 import json
+from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,13 @@ OWN_KEYS = frozenset(
 )
 
 
+#: keys of `aio` and their types
+_AIO = {
+    **dict.fromkeys(("block_size", "queue_depth", "intra_op_parallelism"), int),
+    **dict.fromkeys(("single_submit", "overlap_events", "use_gds"), bool),
+}
+
+
 def load_deepspeed_config(path: str | Path) -> dict[str, Any]:
     """Read a file of ds_configs/.
 
@@ -35,14 +43,50 @@ def load_deepspeed_config(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"cannot read the DeepSpeed configuration {path}: {error.strerror}") from error
     except UnicodeError as error:
         raise ConfigError(f"{path} is not UTF-8: {error}") from error
-    except json.JSONDecodeError as error:
+    except ConfigError:
+        raise
+    except ValueError as error:
         raise ConfigError(f"{path} is not valid JSON: {error}") from error
+    except RecursionError:
+        raise ConfigError(f"{path} is nested too deeply") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{path} must hold a JSON object, got {type(content).__name__}")
     zero = content.get("zero_optimization")
-    if not isinstance(zero, dict) or zero.get("stage") not in (0, 1, 2, 3):
+    if not isinstance(zero, dict) or type(zero.get("stage")) is not int or zero["stage"] not in (0, 1, 2, 3):
         raise ConfigError(f"{path}: zero_optimization.stage must be 0, 1, 2 or 3, got {zero!r}")
+    for problem in _problems(content):
+        raise ConfigError(f"{path}: {problem}")
     return content
+
+
+def _problems(content: dict[str, Any]) -> Iterator[str]:
+    """What DeepSpeed itself would say late, or never."""
+    for name in ("offload_optimizer", "offload_param"):
+        offload = content["zero_optimization"].get(name)
+        if offload is None:
+            continue
+        key = f"zero_optimization.{name}"
+        if not isinstance(offload, dict):
+            yield f'{key}: got {offload!r}; write an object with a device, such as {{"device": "cpu"}}'
+        elif offload.get("device", "none") == "nvme" and not isinstance(offload.get("nvme_path"), str):
+            yield f"{key}.nvme_path: got {offload.get('nvme_path')!r}; device nvme needs a directory of a local disk"
+    for name in ("cpu_offload", "cpu_offload_param", "cpu_offload_use_pin_memory"):
+        if content["zero_optimization"].get(name) is not None:
+            yield f"zero_optimization.{name}: is no key of DeepSpeed any more; write offload_optimizer or offload_param"
+    kind = content.get("communication_data_type")
+    if kind not in (None, "fp32", "fp16", "bf16"):
+        yield f"communication_data_type: got {kind!r}; write fp32, fp16 or bf16, or leave it out"
+    for name in ("aio", "comms_logger"):
+        if not isinstance(content.get(name, {}), dict):
+            yield f"{name}: got {content[name]!r}; write an object with the keys that DeepSpeed documents"
+    for name, value in (content.get("aio") or {}).items():
+        if name not in _AIO:
+            yield f"aio.{name}: unknown key; allowed: {', '.join(_AIO)}"
+        elif type(value) is not _AIO[name] or (type(value) is int and value < 1):
+            yield f"aio.{name}: got {value!r}; write {'true or false' if _AIO[name] is bool else 'a positive integer'}"
+    for name in ("wall_clock_breakdown", "memory_breakdown", "dump_state"):
+        if not isinstance(content.get(name, False), bool):
+            yield f"{name}: got {content[name]!r}; write true or false"
 
 
 def zero_stage(deepspeed_json: dict[str, Any]) -> int:

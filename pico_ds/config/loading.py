@@ -15,6 +15,10 @@ from pico_ds.config.schema import RunConfig
 from pico_ds.config.validation import check_combinations
 from pico_ds.config.yaml_reading import dump_yaml, parse_yaml
 
+#: of a file that is read
+_MOST_BYTES = 2**20
+#: of a value in a message
+_LONGEST_VALUE = 200
 #: what pydantic puts behind a key that may be of several types
 _TYPE_TAG = re.compile(r"^(int|float|str|none)$|^literal\[|^list\[|^constrained-")
 
@@ -30,9 +34,17 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 
 def read_text(path: Path) -> str:
-    """The text of a configuration."""
+    """The text of a configuration.
+
+    Raises:
+        ConfigError: it cannot be read, is not UTF-8, or is longer than any configuration.
+    """
     try:
-        return path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            content = file.read(_MOST_BYTES + 1)
+        if len(content) > _MOST_BYTES:
+            raise ConfigError(f"{path} has more than {_MOST_BYTES // 2**20} MiB; give a configuration")
+        return content.decode("utf-8")
     except OSError as error:
         raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
     except UnicodeError as error:
@@ -45,7 +57,9 @@ def parse_config(text: str, overrides: Sequence[str] = (), name: str = "<text>")
     if tree is None:
         tree = {}
     if not isinstance(tree, dict):
-        raise ConfigError(f"{name} must hold a mapping of sections ({_listed(RunConfig.model_fields)}), got {tree!r}")
+        raise ConfigError(
+            f"{name} must hold a mapping of sections ({_listed(RunConfig.model_fields)}), got {_shortened(tree)}"
+        )
     for override in overrides:
         _apply_override(tree, override)
     problems = [*_unknown_keys(tree, RunConfig, ())]
@@ -67,12 +81,13 @@ def dump_config(config: RunConfig) -> str:
 
 
 def _apply_override(tree: dict[str, Any], override: str) -> None:
+    said = _shortened(override)
     dotted, equals, value = override.partition("=")
     if not equals or not dotted:
-        raise ConfigError(f"override {override!r} must have the form section.key=value, e.g. training.max_steps=20")
+        raise ConfigError(f"override {said} must have the form section.key=value, e.g. training.max_steps=20")
     # what begins with # is a comment
     if not value.strip() or value.lstrip().startswith("#"):
-        raise ConfigError(f"override {override!r} has no value; write {dotted}=null for no value, or quote the value")
+        raise ConfigError(f"override {said} has no value; write {dotted}=null for no value, or quote the value")
     *sections, key = dotted.split(".")
     branch = tree
     for section in sections:
@@ -80,9 +95,9 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
         if child is None:
             child = branch[section] = {}
         if not isinstance(child, dict):
-            raise ConfigError(f"override {override!r}: {section!r} is a value, not a section")
+            raise ConfigError(f"override {said}: {section!r} is a value, not a section")
         branch = child
-    branch[key] = parse_yaml(value, f"override {override!r}", _declared_type(sections, key))
+    branch[key] = parse_yaml(value, f"override {said}", _declared_type(sections, key))
 
 
 def _declared_type(sections: Sequence[str], key: str) -> Any:
@@ -105,7 +120,7 @@ def _unknown_keys(tree: Mapping[Any, Any], section: type[BaseModel], path: tuple
         elif isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             if not isinstance(value, Mapping):
                 keys = _listed(field.annotation.model_fields)
-                yield f"{dotted}: got {value!r}, expected a section with the keys {keys}"
+                yield f"{dotted}: got {_shortened(value)}, expected a section with the keys {keys}"
             else:
                 yield from _unknown_keys(value, field.annotation, (*path, key))
 
@@ -160,7 +175,9 @@ def _explain(details: Sequence[ErrorDetails]) -> Iterator[str]:
     for path, found in by_key.items():
         messages = [detail["msg"][0].lower() + detail["msg"][1:] for detail in found]
         meaning = _meaning([part for part in path if isinstance(part, str)])
-        text = f"{'.'.join(map(str, path))}: got {found[0]['input']!r}; {'; or: '.join(dict.fromkeys(messages))}"
+        text = (
+            f"{'.'.join(map(str, path))}: got {_shortened(found[0]['input'])}; {'; or: '.join(dict.fromkeys(messages))}"
+        )
         yield text + (f" ({meaning})" if meaning else "")
 
 
@@ -175,6 +192,12 @@ def _meaning(names: Sequence[str]) -> str | None:
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             section = field.annotation
     return " ".join(meaning.split()) if meaning else None
+
+
+def _shortened(value: Any) -> str:
+    """As Python writes it, in a length that a terminal takes."""
+    text = repr(value)
+    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]} ..."
 
 
 def _listed(names: Iterable[str]) -> str:

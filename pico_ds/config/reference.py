@@ -80,7 +80,11 @@ def _values(schema: dict[str, Any]) -> str:
     if kind == "null":
         return "`null`"
     limits = {"exclusiveMinimum": "above", "minimum": "from", "exclusiveMaximum": "below", "maximum": "to"}
-    return " ".join([kind, *(f"{word} {schema[limit]:g}" for limit, word in limits.items() if limit in schema)])
+    return " ".join([kind, *(f"{word} {_number(schema[limit])}" for limit, word in limits.items() if limit in schema)])
+
+
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.0f}" if value >= 1000 else f"{value:g}"
 
 
 def _prose(text: str) -> str:

@@ -12,6 +12,7 @@ from pydantic import Field
 from pico_ds.config.tasks import MetaConfig, SmlmtConfig
 from pico_ds.config.types import (
     Fraction,
+    LayerCount,
     NonNegativeFloat,
     NonNegativeInt,
     OpenFraction,
@@ -19,7 +20,10 @@ from pico_ds.config.types import (
     PositiveInt,
     Precision,
     Readout,
+    Seconds,
     Section,
+    Seed,
+    Width,
 )
 
 # data.validate hides a method of pydantic that is deprecated, and that nothing calls
@@ -29,19 +33,19 @@ warnings.filterwarnings("ignore", message='Field name "validate" in "DataConfig"
 class ModelConfig(Section):
     """Shape of the Pico decoder (LLAMA-style; names as in pico-train)."""
 
-    d_model: PositiveInt = 96
+    d_model: Width = 96
     """width of the residual stream"""
-    n_layers: PositiveInt = 12
+    n_layers: LayerCount = 12
     """number of decoder blocks"""
-    attention_n_heads: PositiveInt = 12
+    attention_n_heads: Width = 12
     """query heads per block"""
-    attention_n_kv_heads: PositiveInt = 4
+    attention_n_kv_heads: Width = 4
     """key/value heads per block (grouped-query attention); divides attention_n_heads"""
-    activation_hidden_dim: PositiveInt = 384
+    activation_hidden_dim: Width = 384
     """width of the SwiGLU hidden layer"""
-    vocab_size: PositiveInt | None = None
+    vocab_size: Width | None = None
     """rows of the embedding; null takes the tokenizer's size"""
-    max_seq_len: PositiveInt = 2048
+    max_seq_len: Width = 2048
     """longest sequence the model is meant for [tokens]"""
     norm_eps: PositiveFloat = 1e-6
     """epsilon of RMSNorm"""
@@ -96,7 +100,7 @@ class DataConfig(Section):
     """tokens predicted in one row of autoregressive training [tokens]"""
     validation_fraction: OpenFraction = 0.1
     """share of the documents held out for validation"""
-    split_seed: NonNegativeInt = 0
+    split_seed: Seed = 0
     """key of the document split, the word split and the evaluation tasks; runs with equal split_seed are comparable"""
     cache_dir: str | None = None
     """where token caches are kept; null takes $PICO_DS_CACHE, else ~/.cache/pico_ds"""
@@ -114,7 +118,7 @@ class TrainingConfig(Section):
     activation_checkpointing: Literal["none", "block", "selective"] = "none"
     """what a backward pass computes again, for when memory is short: every block (block), which keeps the least, or
     the feed-forward layers alone (selective)"""
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """key of the initial weights, row order, training tasks, and the choice between meta and autoregressive steps"""
     global_batch_size: PositiveInt = 8
     """rows of one autoregressive step over ALL ranks"""
@@ -140,7 +144,7 @@ class TrainingConfig(Section):
     """largest norm of the outer gradient; 0 clips nothing"""
     max_consecutive_skipped_steps: PositiveInt = 10
     """the run stops after this many steps in a row with a non-finite loss or gradient"""
-    hang_timeout_seconds: PositiveFloat = 1800.0
+    hang_timeout_seconds: Seconds = 1800.0
     """a rank that makes no progress for this long dumps its stacks and ends the job; longer than any one step [s]"""
 
 
@@ -189,7 +193,7 @@ class LearningDynamicsConfig(Section):
     n_rows: PositiveInt = 8
     """rows of the batch that activations and gradients are of: the first of the validation set, and the next of
     training"""
-    sequence_idx: int = -1
+    sequence_idx: Annotated[int, Field(ge=-(2**24), le=2**24)] = -1
     """position whose activations are kept; from the end of the row where negative, -1 the last token"""
     n_tasks: NonNegativeInt = 4
     """fixed tasks of held-out words that adaptation is recorded on; 0 records none"""
@@ -217,7 +221,7 @@ class PerplexityConfig(Section):
     """what holds the text; input_ids, where there are any, are taken instead"""
     domain_column: str = "source"
     """what names a text's domain, if it is there; else each file or subset is one"""
-    max_length: Annotated[int, Field(ge=2)] | None = None
+    max_length: Annotated[int, Field(ge=2, le=2**24)] | None = None
     """longest row; a longer text is cut into several; null takes model.max_seq_len [tokens]"""
 
 

@@ -7,6 +7,7 @@ from pydantic import Field
 from pico_ds.config.types import (
     Fraction,
     IntRange,
+    LayerCount,
     LearnerName,
     NonNegativeFloat,
     NonNegativeInt,
@@ -14,6 +15,7 @@ from pico_ds.config.types import (
     PositiveInt,
     Readout,
     Section,
+    Width,
 )
 
 
@@ -29,7 +31,7 @@ class InjectConfig(Section):
 class SmlmtConfig(Section):
     """Subset Masked Language Modeling Tasks (Bansal et al. 2020, arXiv 2009.08445)."""
 
-    n_way: Annotated[int, Field(ge=2)] | IntRange = 5
+    n_way: Annotated[int, Field(ge=2, le=10**9)] | IntRange = 5
     """classes (words) of a task; a list [least, most] for a range, from which every task draws"""
     k_shot: PositiveInt | IntRange = 5
     """support contexts of a class; a list [least, most] for a range, from which every task draws"""
@@ -41,7 +43,7 @@ class SmlmtConfig(Section):
     """outer steps of autoregressive training only before the mix starts"""
     context: Literal["window", "sentence"] = "window"
     """window: context_tokens tokens centred on the word; sentence: its sentence, cut to context_tokens"""
-    context_tokens: Annotated[int, Field(ge=4)] = 16
+    context_tokens: Annotated[int, Field(ge=4, le=2**24)] = 16
     """length of a window, or the longest sentence kept whole [tokens]"""
     readout: Readout = "fim"
     """where features are read: fim rotates the context to `suffix <sep> prefix [MASK]` and reads at the final [MASK];
@@ -109,7 +111,7 @@ class MetaConfig(Section):
     """SGD rate of the decoder's weights in the inner loop"""
     head_inner_lr: NonNegativeFloat = 1.0
     """SGD rate of the head's weights in the inner loop"""
-    inner_steps: NonNegativeInt = 1
+    inner_steps: Annotated[int, Field(ge=0, le=10**6)] = 1
     """SGD steps on the support set; 0 trains the head's initialisation alone (a prototypical network); of no meaning to
     learners without an inner loop"""
     inner_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -122,13 +124,13 @@ class MetaConfig(Section):
     """outer steps after the warm-up in which these losses go from equal weights to the last alone; 0: equal for good"""
     learned_rates: Literal["tensor", "layer"] = "tensor"
     """what has a learned inner rate of its own under meta.learner: meta_sgd; the head has one in both"""
-    vocab_head_layers: PositiveInt = 4
+    vocab_head_layers: LayerCount = 4
     """linear layers of the vocab head, the one to the vocabulary included"""
-    vocab_head_width: PositiveInt = 128
+    vocab_head_width: Width = 128
     """width of the vocab head's hidden layers"""
     vocab_head_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """share of the vocab head's hidden units that are dropped in training"""
-    tasks_per_step: PositiveInt = 8
+    tasks_per_step: Annotated[int, Field(ge=1, le=10**6)] = 8
     """tasks of one outer step over ALL ranks"""
     tasks_per_batch: PositiveInt | Literal["auto"] = "auto"
     """tasks of a rank that are computed together, each at its own weights, which takes the memory of as many; auto: on

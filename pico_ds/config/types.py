@@ -9,11 +9,21 @@ Precision = Literal["fp32", "bf16"]
 LearnerName = Literal["fomaml", "anil", "boil", "reptile", "meta_sgd", "protonet", "multitask", "masked_word", "ar"]
 Readout = Literal["fim", "pre", "fimpre", "mask", "last", "mean"]
 
-PositiveInt = Annotated[int, Field(gt=0)]
-NonNegativeInt = Annotated[int, Field(ge=0)]
+#: a number of things: beyond any use, and far from where sums of sizes overflow
+_MOST = 10**9
+PositiveInt = Annotated[int, Field(ge=1, le=_MOST)]
+NonNegativeInt = Annotated[int, Field(ge=0, le=_MOST)]
 IntRange = Annotated[list[PositiveInt], Field(min_length=2, max_length=2)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+#: what keys of randomness take
+Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
+#: layers, which are built one by one even to plan a run
+LayerCount = Annotated[int, Field(ge=1, le=1000)]
+#: a dimension of a weight
+Width = Annotated[int, Field(ge=1, le=2**24)]
+#: a year
+Seconds = Annotated[float, Field(gt=0, le=31_536_000, allow_inf_nan=False)]
+PositiveFloat = Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 OpenFraction = Annotated[float, Field(gt=0, lt=1)]
 

@@ -9,10 +9,15 @@ from pico_ds.config.types import Section
 LAYOUT_EXTRA_TOKENS = 1
 #: the longest name that common file systems take [bytes]
 _LONGEST_NAME = 255
+#: a thousand times the largest model that is meant
+_MOST_PARAMETERS = 10**12
+#: of a step of all ranks
+_MOST_TOKENS = 2**32
 
 
 def check_combinations(config: RunConfig) -> Iterator[str]:
     """Yield a message for every combination that cannot work."""
+    yield from _check_sizes(config)
     yield from _check_model(config)
     yield from _check_data(config)
     yield from _check_tasks(config)
@@ -24,6 +29,58 @@ def check_combinations(config: RunConfig) -> Iterator[str]:
     yield from _check_monitoring(config)
     yield from _check_names(config)
     yield from _check_empty(config, prefix="")
+
+
+def _check_sizes(config: RunConfig) -> Iterator[str]:
+    """Products of sizes, which are looked at before anything is made of them."""
+    model, training, smlmt, meta = config.model, config.training, config.smlmt, config.meta
+    widths = 4 * model.d_model + 3 * model.activation_hidden_dim
+    n_parameters = model.n_layers * model.d_model * widths + 2 * (model.vocab_size or 0) * model.d_model
+    if meta.head == "vocab":
+        n_parameters += meta.vocab_head_width * (meta.vocab_head_layers * meta.vocab_head_width + model.d_model)
+    sizes = {
+        "model.n_layers, d_model, activation_hidden_dim, vocab_size and the meta.vocab_head_* keys": (
+            n_parameters,
+            _MOST_PARAMETERS,
+            "parameters",
+        ),
+        "training.global_batch_size x data.sequence_length": (
+            training.global_batch_size * config.data.sequence_length,
+            _MOST_TOKENS,
+            "tokens in an autoregressive step",
+        ),
+        "meta.tasks_per_step x smlmt.n_way x (k_shot + q_query) x context_tokens": (
+            meta.tasks_per_step
+            * smlmt.n_ways[1]
+            * (smlmt.k_shots[1] + smlmt.q_query)
+            * (smlmt.context_tokens + LAYOUT_EXTRA_TOKENS),
+            _MOST_TOKENS,
+            "tokens in a meta step",
+        ),
+        "evaluation.n_rows x data.sequence_length": (
+            config.evaluation.n_rows * config.data.sequence_length,
+            _MOST_TOKENS,
+            "tokens in an evaluation",
+        ),
+        "learning_dynamics.n_rows x data.sequence_length": (
+            config.learning_dynamics.n_rows * config.data.sequence_length,
+            _MOST_TOKENS,
+            "tokens in a snapshot",
+        ),
+        "smlmt.pool_rows x data.sequence_length": (
+            smlmt.pool_rows * config.data.sequence_length if config.data.source in ("shards", "hub") else 0,
+            _MOST_TOKENS,
+            "tokens in a pool",
+        ),
+    }
+    for keys, (size, most, unit) in sizes.items():
+        if size > most:
+            yield f"{keys}: together {size:,} {unit}; at most {most:,} are possible; lower one of them"
+    if smlmt.k_shots[1] + smlmt.q_query > smlmt.max_word_freq:
+        yield (
+            f"smlmt.k_shot: got {smlmt.k_shot}, which with smlmt.q_query = {smlmt.q_query} is more than "
+            f"smlmt.max_word_freq = {smlmt.max_word_freq} occurrences of a word; lower it, or raise max_word_freq"
+        )
 
 
 def warn_of(config: RunConfig) -> Iterator[str]:

@@ -15,6 +15,9 @@ from pydantic import BaseModel
 from pico_ds.config.errors import ConfigError
 
 _TAG = "tag:yaml.org,2002:"
+_LONGEST_INTEGER = 40
+#: of a configuration, aliases unfolded
+_MOST_VALUES = 100_000
 #: may be grouped, as in Python
 _DIGITS = "[0-9]+(?:_[0-9]+)*"
 #: tag -> what it looks like, and the characters that it may begin with; tried in this order
@@ -75,8 +78,23 @@ def _float(text: str) -> float:
     return float(re.sub(r"\.(?=[iInN])", "", text))
 
 
+def _short_integer(loader: yaml.SafeLoader, node: Any) -> str:
+    text = str(loader.construct_scalar(node))
+    if len(text) > _LONGEST_INTEGER:
+        raise ConfigError(
+            f"{node.start_mark.name}: the integer at line {node.start_mark.line + 1} has {len(text)} characters; at "
+            f"most {_LONGEST_INTEGER} are read"
+        )
+    return text
+
+
 def _construct_integer(loader: yaml.SafeLoader, node: Any) -> int:
-    return _integer(str(loader.construct_scalar(node)))
+    return _integer(_short_integer(loader, node))
+
+
+def _construct_old_integer(loader: yaml.SafeLoader, node: Any) -> Any:
+    _short_integer(loader, node)
+    return loader.construct_yaml_int(node)
 
 
 def _construct_float(loader: yaml.SafeLoader, node: Any) -> float:
@@ -92,6 +110,7 @@ for _name, (_pattern, _first) in _SCALARS.items():
         _class.add_implicit_resolver(_TAG + _name, re.compile(f"^(?:{_pattern})$"), _first)
 _OldLoader.add_implicit_resolver(f"{_TAG}float", re.compile(f"^(?:{_SCALARS['float'][0]})$"), _SCALARS["float"][1])
 _Loader.add_constructor(f"{_TAG}int", _construct_integer)
+_OldLoader.add_constructor(f"{_TAG}int", _construct_old_integer)
 _Loader.add_constructor(f"{_TAG}float", _construct_float)
 
 
@@ -107,22 +126,49 @@ def parse_yaml(text: str, name: str, declared: Any = None, is_yaml_1_1: bool = F
     Raises:
         ConfigError: a text that is not YAML, or a key that stands twice.
     """
-    loader = _OldLoader(text) if is_yaml_1_1 else _Loader(text)
-    loader.name = name
+    loader = None
     try:
+        loader = _OldLoader(text) if is_yaml_1_1 else _Loader(text)
+        loader.name = name
         node = loader.get_single_node()
         if node is None:
             return None
+        _check_aliases(node, name)
         return loader.construct_document(_declared(node, declared))
     except ConfigError:
         raise
-    except (yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError) as error:
-        # the last four come of tags that do not go with their value, such as !!int [1]
+    except (yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        # the last five come of tags that do not go with their value, such as !!int [1]
         raise ConfigError(f"{name} is not valid YAML: {error}") from error
     except RecursionError:
         raise ConfigError(f"{name} is nested too deeply") from None
     finally:
-        loader.dispose()  # type: ignore[no-untyped-call]
+        if loader is not None:
+            loader.dispose()  # type: ignore[no-untyped-call]
+
+
+def _check_aliases(root: yaml.Node, name: str) -> None:
+    """
+    Raises:
+        ConfigError: an alias inside of what it stands for, or aliases that unfold to more than anybody could write.
+    """
+    sizes: dict[int, int] = {}
+    open_nodes: set[int] = set()
+
+    def size_of(node: yaml.Node) -> int:
+        if id(node) in open_nodes:
+            line = node.start_mark.line + 1
+            raise ConfigError(f"{name}: the value at line {line} contains itself, by an alias; write it out")
+        if id(node) not in sizes:
+            open_nodes.add(id(node))
+            parts = node.value if isinstance(node, yaml.CollectionNode) else []
+            below = (child for part in parts for child in (part if isinstance(part, tuple) else (part,)))
+            sizes[id(node)] = 1 + sum(map(size_of, below))
+            open_nodes.discard(id(node))
+        return sizes[id(node)]
+
+    if (size := size_of(root)) > _MOST_VALUES:
+        raise ConfigError(f"{name}: its aliases unfold to {size:.3g} values; at most {_MOST_VALUES:,} are read")
 
 
 def dump_yaml(content: Any) -> str:

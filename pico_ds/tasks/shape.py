@@ -52,6 +52,9 @@ class TaskShapes:
 
     def contexts(self, step: int, n_tasks: int) -> tuple[int, int]:
         """Support and query contexts of the first `n_tasks` tasks of a step together."""
+        if self._fixed:
+            n_classes = n_tasks * self.largest.n_way
+            return n_classes * self.largest.k_shot, n_classes * self.largest.q_query
         shapes = [self.at(step, index) for index in range(n_tasks)]
         support = sum(shape.n_way * shape.k_shot for shape in shapes)
         return support, sum(shape.n_way * shape.q_query for shape in shapes)

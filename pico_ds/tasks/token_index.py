@@ -206,9 +206,12 @@ class TokenIndex:
     def disjoint_contexts(self, words: Integers, at_least: int) -> Flags:
         """For each word, whether it has `at_least` contexts of which no two overlap (earliest end first)."""
         here, stops = self._first[words].copy(), self._first[words + 1]
-        alive = here < stops
+        # so that no more steps are taken than there are occurrences
+        alive = stops - here >= at_least
         for _ in range(at_least - 1):
             rest = np.flatnonzero(alive)
+            if not len(rest):
+                break
             ends = self.contexts(here[rest])[1]
             # the next occurrence nearly always stands behind the context; else the one after it
             while len(rest):

@@ -66,15 +66,16 @@ class WordIndex:
 
     def disjoint_contexts(self, words: Positions, at_least: int) -> npt.NDArray[np.bool_]:
         """For each word, whether it has `at_least` contexts of which no two overlap (earliest end first)."""
-        begins, stops = self._first[words], self._first[words + 1]
-        if not len(self.positions):
-            return np.zeros(len(words), dtype=np.bool_)
+        found = self._first[words + 1] - self._first[words] >= at_least
+        # so that no more steps are taken than there are occurrences
+        begins, stops = self._first[words[found]], self._first[words[found] + 1]
         # contexts of a word are ordered by start and, being of one length or sentences, by end: walk all words at once
         here = begins.copy()
-        for _ in range(at_least - 1):
+        for _ in range(at_least - 1 if len(begins) else 0):
             ends = self._span_ends[np.minimum(here, len(self.positions) - 1)]
             here = np.where(here < stops, self._next_start(begins, stops, ends), stops)
-        return np.asarray(here < stops)
+        found[found] = here < stops
+        return np.asarray(found)
 
     def _next_start(self, begins: Positions, stops: Positions, ends: Positions) -> Positions:
         found = np.empty_like(begins)

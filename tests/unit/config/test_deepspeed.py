@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -84,3 +85,34 @@ def test_offload_is_recognised(tmp_path: Path) -> None:
     path.write_text(json.dumps({"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}))
     assert offloads(load_deepspeed_config(path))
     assert not offloads(ZERO1)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"zero_optimization": {"stage": True}}, "zero_optimization.stage must be 0, 1, 2 or 3"),
+        (
+            {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "nvme"}}},
+            "zero_optimization.offload_optimizer.nvme_path: got None; device nvme needs a directory of a local disk",
+        ),
+        (
+            {"zero_optimization": {"stage": 2, "cpu_offload": True}},
+            "zero_optimization.cpu_offload: is no key of DeepSpeed",
+        ),
+        (
+            {"zero_optimization": {"stage": 2, "offload_param": "cpu"}},
+            "zero_optimization.offload_param: got 'cpu'; write",
+        ),
+        ({"zero_optimization": {"stage": 1}, "communication_data_type": "fp8"}, "got 'fp8'; write fp32, fp16 or bf16"),
+        ({"zero_optimization": {"stage": 1}, "aio": "x"}, "aio: got 'x'; write an object"),
+        (
+            {"zero_optimization": {"stage": 1}, "aio": {"queue_depth": "8"}},
+            "aio.queue_depth: got '8'; write a positive",
+        ),
+    ],
+)
+def test_what_deepspeed_says_late_is_said_at_once(content: dict[str, Any], message: str, tmp_path: Path) -> None:
+    (tmp_path / "zero.json").write_text(json.dumps(content))
+    with pytest.raises(ConfigError) as caught:
+        load_deepspeed_config(tmp_path / "zero.json")
+    assert message in str(caught.value)

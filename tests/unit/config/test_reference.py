@@ -51,9 +51,9 @@ def test_every_field_and_section_says_what_it_means(section: type[BaseModel]) ->
 @pytest.mark.parametrize(
     "row",
     [
-        "| `lr` | number above 0 | `0.0003` | peak learning rate of AdamW |",
-        "| `n_way` | integer from 2 or list of 2 integers above 0 | `5` |",
-        "| `resume` | integer from 0 or string | `auto` |",
+        "| `lr` | number above 0 to 1,000,000,000 | `0.0003` | peak learning rate of AdamW |",
+        "| `n_way` | integer from 2 to 1,000,000,000 or list of 2 integers from 1 to 1,000,000,000 | `5` |",
+        "| `resume` | integer from 0 to 1,000,000,000 or string | `auto` |",
         "| `readouts` | list of `fim`, `pre`, `fimpre`, `mask`, `last`, `mean` or `null` | `null` |",
         "| `adam_beta1` | number above 0 below 1 | `0.9` |",
         "cudnn, sdpa_\\* and math are torch's",

@@ -1,12 +1,15 @@
 """YAML 1.2, and numbers that are names."""
 
 import math
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
 from pico_ds.config import ConfigError, dump_config, parse_config
+from pico_ds.config.environment import load_environment
 from pico_ds.config.yaml_reading import dump_yaml, parse_yaml
 
 
@@ -109,7 +112,7 @@ def test_a_value_becomes_what_its_key_declares(override: str, value: Any) -> Non
         ),
         (f"checkpointing.run_name={'é' * 130}", "checkpointing.run_name: got a name of 260 bytes"),
         ('checkpointing.run_name="a\\nb"', "checkpointing.run_name: got 'a\\nb'; a name has printable characters only"),
-        ("training.seed=" + "9" * 5000, "is not valid YAML"),
+        ("training.seed=" + "9" * 5000, "the integer at line 1 has 5000 characters; at most 40 are read"),
         ("data.paths=" + "[" * 3000, "nested too deeply"),
         ("checkpointing.run_name=#1", "override 'checkpointing.run_name=#1' has no value"),
         ("training.seed=!!int [1]", "is not valid YAML"),
@@ -143,3 +146,50 @@ def test_a_snapshot_of_no_module_is_an_error() -> None:
     with pytest.raises(ConfigError, match=r"learning_dynamics.layer_suffixes: got an empty list"):
         parse_config("", overrides)
     parse_config("", overrides[:1])
+
+
+#: nine of the line before in each line
+BOMB = "x0: &x0 [1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
+    f"x{line}: &x{line} [{', '.join([f'*x{line - 1}'] * 9)}]\n" for line in range(1, 12)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: \0", "is not valid YAML"),
+        ("a: &a [*a]", "the value at line 1 contains itself, by an alias"),
+        (BOMB, "its aliases unfold to 3.57e+11 values"),
+    ],
+)
+@pytest.mark.parametrize("is_yaml_1_1", [False, True])
+def test_aliases_do_not_run_away(text: str, message: str, is_yaml_1_1: bool) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        parse_yaml(text, "a text", is_yaml_1_1=is_yaml_1_1)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["training.hang_timeout_seconds=1e300"], "less than or equal to 31536000"),
+        (["training.seed=" + "9" * 30], "less than or equal to 9223372036854775807"),
+        (["model.n_layers=10000000000000"], "less than or equal to 1000"),
+        (["meta.tasks_per_step=1000000000000"], "less than or equal to 1000000"),
+        (["training.global_batch_size=1000000000000"], "less than or equal to 1000000000"),
+        (["training.global_batch_size=1000000000"], "together 128,000,000,000 tokens in an autoregressive step"),
+        (["meta.tasks_per_step=1000000", "smlmt.k_shot=5000"], "tokens in a meta step; at most 4,294,967,296"),
+        (["model.d_model=1000000", "model.n_layers=1000", "model.attention_n_heads=4"], "parameters; at most"),
+        (["smlmt.k_shot=20000"], "is more than smlmt.max_word_freq = 10000 occurrences of a word"),
+    ],
+)
+def test_sizes_are_checked_before_anything_is_made(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_config("", overrides)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"A=\0"])
+def test_a_file_of_variables_that_cannot_be_read_is_named(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / ".env").write_bytes(content)
+    with pytest.raises(ConfigError, match=re.escape(str(tmp_path / ".env"))):
+        load_environment(tmp_path / ".env")
