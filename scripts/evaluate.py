@@ -31,6 +31,7 @@ from pico_ds.evaluation.grid import Setting, SettingResult, best_readout, evalua
 from pico_ds.evaluation.perplexity import evaluate_perplexity, judged_name
 from pico_ds.evaluation.tables import grid_tables, ner_table, perplexity_table
 from pico_ds.evaluation.token_classification import Splits, evaluate_ner, write_ner
+from pico_ds.progress import redirect_progress
 from pico_ds.tasks.building import TaskBuilder
 from pico_ds.tasks.errors import TaskError
 from pico_ds.tasks.lexicon import WordSplit
@@ -76,6 +77,13 @@ def parse_arguments() -> argparse.Namespace:
         "dataset of the hub; evaluation.perplexity.data of the run if left out",
     )
     parser.add_argument(
+        "--on_conflict",
+        "--on-conflict",
+        choices=["error", "drop"],
+        default="error",
+        help="what is done with texts of --data that have several labels: all are named (error), or left out (drop)",
+    )
+    parser.add_argument(
         "--max_tokens", type=at_least(4), help="longest context or row of --data; model.max_seq_len if left out"
     )
     parser.add_argument(
@@ -107,7 +115,7 @@ def settings_of(
         if arguments.readout == "best":
             raise ConfigError("--readout: got best with --data; it is chosen on words of the corpus: name a readout")
         readout = arguments.readout or config.smlmt.readout
-        make = trained.labelled_tasks(Path(arguments.data), arguments.max_tokens)
+        make = trained.labelled_tasks(Path(arguments.data), arguments.max_tokens, arguments.on_conflict)
         of = {"data": arguments.data, "max_tokens": arguments.max_tokens}
         return readout, [(Setting(one), partial(make, one, readout)) for one in shapes], of
     builder = TaskBuilder(config, trained.open_corpus())
@@ -191,6 +199,7 @@ def main() -> int:
     console = make_console()
     check_together(arguments)
     process = start_process()
+    redirect_progress(is_quiet=not process.is_main)
     overrides = arguments.overrides
     if arguments.command == "perplexity":
         if arguments.data is not None:

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from pico_ds.command import exit_code_of
+from pico_ds.progress import track
 from pico_ds.reporting.page import write_report
 from pico_ds.reporting.records import Record, group_by_experiment
 
@@ -24,7 +25,9 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> int:
     arguments = parse_arguments()
-    groups = group_by_experiment([Record.read(path) for path in arguments.runs])
+    groups = group_by_experiment(
+        [Record.read(path) for path in track(arguments.runs, "reading runs", len(arguments.runs))]
+    )
     for record in (record for group in groups for record in group.records if record.damaged_lines):
         print(f"warning: {record.path}: {record.damaged_lines} line(s) of logs/metrics.jsonl are not records; left out")
     print(write_report(groups, arguments.out))

@@ -1,6 +1,6 @@
 """What can be done with a checkpoint without a run: look at it, verify it, join its shards."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -13,6 +13,7 @@ from pico_ds.checkpoint.stream import VerifiedFile
 from pico_ds.checkpoint.weights import write_parameters
 from pico_ds.errors import describe_os_error
 from pico_ds.files import may_exist
+from pico_ds.progress import progress
 
 
 def find_checkpoints(path: Path) -> list[Path]:
@@ -41,8 +42,9 @@ def verify(checkpoint: Path) -> Iterator[str]:
     except CheckpointError as error:
         yield str(error)
         return
-    for name in index.files:
-        yield from _problems_of_file(checkpoint, index, name)
+    with progress(f"verifying {checkpoint}, bytes", sum(record.size_bytes for record in index.files.values())) as work:
+        for name in index.files:
+            yield from _problems_of_file(checkpoint, index, name, work.advance)
     yield from _additions(checkpoint, index)
 
 
@@ -56,14 +58,14 @@ def _additions(checkpoint: Path, index: Index) -> Iterator[str]:
         yield describe_os_error(error, checkpoint)
 
 
-def _problems_of_file(checkpoint: Path, index: Index, name: str) -> Iterator[str]:
+def _problems_of_file(checkpoint: Path, index: Index, name: str, on_bytes: Callable[[int], None]) -> Iterator[str]:
     try:
         file = VerifiedFile(checkpoint / name, index.files[name])
     except CheckpointError as error:
         yield str(error)
         return
     try:
-        file.verify()
+        file.verify(on_bytes)
         if any(fragment.file == name for record in index.parameters.values() for fragment in record.fragments):
             read_shard_header(file, name, index)
     except CheckpointError as error:

@@ -18,6 +18,7 @@ from pico_ds.model.decoder import PicoDecoder
 from pico_ds.model.llama import llama_name, to_llama
 from pico_ds.model.pretrained import UPSTREAM_PREFIX
 from pico_ds.model.weight_files import WeightFiles, WeightFilesError, checked_float, checked_int, read_config
+from pico_ds.progress import track
 
 _SIZES = ("d_model", "n_layers", "attention_n_heads", "attention_n_kv_heads", "activation_hidden_dim")
 #: of the tokenizer, and of what `generate` needs
@@ -131,7 +132,7 @@ def _write_weights(
     dtypes = {name: files.dtype_of(name) for name in files.names}
     entries = {layout.name(names[name]): (dtypes[name], shapes[names[name]]) for name in files.names}
     with SafetensorsWriter(out / WEIGHTS_NAME, entries, {"format": "pt"}) as writer:
-        for name in files.names:
+        for name in track(files.names, "writing tensors", len(files.names)):
             writer.append(layout.tensor(names[name], files.read(name), head_dim).contiguous())
         writer.finish()
     return sum(torch.Size(shape).numel() for _, shape in entries.values())

@@ -10,7 +10,7 @@ import json
 import math
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -219,15 +219,20 @@ class VerifiedFile:
                 f"were written (their hash differs); {RECOVER}"
             )
 
-    def verify(self) -> None:
+    def verify(self, on_bytes: Callable[[int], None] = lambda _: None) -> None:
         """Compare the whole file with its hashes.
+
+        Args:
+            on_bytes: called with the number of bytes that were compared since its last call.
 
         Raises:
             CheckpointError: as `read_into`.
         """
         buffer = memoryview(bytearray(min(CHUNK_BYTES, self._record.size_bytes)))
         for number, start in enumerate(range(0, self._record.size_bytes, CHUNK_BYTES)):
-            self._read_chunk(number, buffer[: min(CHUNK_BYTES, self._record.size_bytes - start)])
+            size = min(CHUNK_BYTES, self._record.size_bytes - start)
+            self._read_chunk(number, buffer[:size])
+            on_bytes(size)
 
     def close(self) -> None:
         """Close the file."""

@@ -10,6 +10,7 @@ from pico_ds.checkpoint.state_reader import StateReader
 from pico_ds.checkpoint.stream import SafetensorsWriter
 from pico_ds.config import ModelConfig
 from pico_ds.model.meta_model import DECODER
+from pico_ds.progress import track
 
 #: file that transformers looks for
 WEIGHTS_NAME = "model.safetensors"
@@ -81,6 +82,6 @@ def write_parameters(reader: StateReader, names: Iterable[str], path: Path, dtyp
     chosen = {name.removeprefix(DECODER): name for name in names}
     entries = {short: (dtype, reader.index.parameters[name].shape) for short, name in chosen.items()}
     with SafetensorsWriter(path, entries, {"format": "pt"}) as writer:
-        for name in chosen.values():
+        for name in track(chosen.values(), f"writing {path.name}, tensors", len(chosen)):
             writer.append(reader.read_whole(name, "master").to(dtype))
         writer.finish()

@@ -31,6 +31,7 @@ from pico_ds.data.tokenizer import (
     warn_of_special,
 )
 from pico_ds.files import naming
+from pico_ds.progress import track
 
 DocumentSplit = Literal["train", "validation"]
 
@@ -136,7 +137,7 @@ def _fill(config: DataConfig, staging: Path) -> None:
     for split in ("train", "validation"):
         documents = (
             document
-            for document in read_documents(config)
+            for document in track(read_documents(config), f"tokenizing documents, {split}")
             if is_validation(document, config) == (split == "validation")
         )
         # kept in the final type, 2 bytes a token for most vocabularies
@@ -155,7 +156,7 @@ def _make_tokenizer(config: DataConfig, directory: Path) -> None:
         import_tokenizer(config.tokenizer, directory)
         return
     texts = []
-    for document in read_documents(config):
+    for document in track(read_documents(config), "reading documents for a tokenizer"):
         if not isinstance(document, str):
             raise DataError(
                 "data.tokenizer: the corpus is already tokenized; name the tokenizer that made it (directory or hub id)"

@@ -14,6 +14,7 @@ from pico_ds.dynamics.measures import (
     singular_values,
 )
 from pico_ds.dynamics.reading import KINDS, RunSnapshots
+from pico_ds.progress import track
 
 _OF_VALUES: dict[str, Callable[[Tensor], float]] = {
     "norm": lambda values: float(values.norm()),
@@ -51,7 +52,7 @@ def analyze(snapshots: RunSnapshots, split: str) -> Iterator[Measurement]:
     """
     last = snapshots.tensors(max(snapshots.by_step), split, "activations")
     previous: dict[str, Tensor] = {}
-    for step in snapshots.by_step:
+    for step in track(snapshots.by_step, "analyzing snapshots", len(snapshots.by_step)):
         for kind in KINDS:
             tensors = snapshots.tensors(step, split, kind)
             for layer, values in tensors.items():

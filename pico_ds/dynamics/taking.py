@@ -15,6 +15,7 @@ from pico_ds.dynamics.snapshot import Snapshot, Split, SplitSnapshot
 from pico_ds.engine.distributed import Process
 from pico_ds.meta.learners import Learner
 from pico_ds.meta.network import Network, Parameters
+from pico_ds.progress import Work, progress
 from pico_ds.tasks.source import TaskSource
 
 
@@ -50,6 +51,14 @@ class SnapshotTaker:
         Args:
             first_row: global position of the rows that come next in training.
         """
+        with progress(f"taking the snapshot of step {step}, parts") as work:
+            return self._take(theta, step, first_row, work)
+
+    def _take(self, theta: Parameters, step: int, first_row: int, work: Work) -> Snapshot:
+        def on_progress() -> None:
+            self._on_progress()
+            work.advance()
+
         settings = self._config.learning_dynamics
         val = self._validation.read(np.arange(min(settings.n_rows, self._validation.n_rows)))
         train = self._training.take(first_row, settings.n_rows)
@@ -63,12 +72,12 @@ class SnapshotTaker:
                 settings.sequence_idx,
                 self._config.training.micro_batch_size,
                 self._process,
-                self._on_progress,
+                on_progress,
             )
             splits[split] = SplitSnapshot(rows, observation)  # type: ignore[index]
-        meta = {"head_entropy": observe_head_entropy(self._network, theta, val, self._process, self._on_progress)}
+        meta = {"head_entropy": observe_head_entropy(self._network, theta, val, self._process, on_progress)}
         for path, name in self._layers.items():
-            self._on_progress()
+            on_progress()
             if theta[name].ndim == 2:
                 rank = proportional_effective_rank(singular_values(theta[name]))
                 meta[f"effective_rank.{path}"] = torch.tensor(rank)
@@ -81,7 +90,7 @@ class SnapshotTaker:
                 settings.adaptation_steps,
                 self._layers,
                 self._process,
-                self._on_progress,
+                on_progress,
             )
             meta |= {name: values.cpu() for name, values in probe.observe(theta).items()}
         about = {

@@ -11,6 +11,7 @@ from threadpoolctl import threadpool_limits
 from pico_ds.data.tokenizer import TextTokenizer
 from pico_ds.evaluation.few_shot import Estimate
 from pico_ds.evaluation.shortcuts import LENGTHS, Integers, lengths_of, outer_tokens, shortcut_hits
+from pico_ds.progress import track
 from pico_ds.tasks.characters import LETTERS, word_name
 from pico_ds.tasks.description import visible_texts
 from pico_ds.tasks.episode import Contexts, Episode
@@ -127,7 +128,7 @@ def audit(
     excess: dict[str, dict[str, list[float]]] = {name: {} for name in LENGTHS}
     chances, words = [], Counter[str]()
     n_contexts, n_query, exact, near, unbalanced, visible = 0, 0, 0, 0, 0, Counter[str]()
-    for index in range(n_tasks):
+    for index in track(range(n_tasks), "auditing tasks", n_tasks):
         episode = tasks.sample(step, index)
         for name, (support, query) in _shortcuts(tasks, tokenizer, episode, step, index).items():
             hits = shortcut_hits(support, query, episode)

@@ -18,6 +18,7 @@ from pico_ds.meta.learners import Learner
 from pico_ds.meta.network import Network, Parameters
 from pico_ds.meta.problem import accuracy
 from pico_ds.model.meta_model import HEAD
+from pico_ds.progress import track
 from pico_ds.tasks.episode import Episode
 from pico_ds.tasks.errors import TaskError
 from pico_ds.tasks.source import TaskSource
@@ -98,7 +99,8 @@ def evaluate_few_shot(
     Where `go_on` says False the remaining tasks of this rank are left out.
     """
     accuracies = torch.zeros(adaptation_steps + 1, n_tasks, device=process.device)
-    for i in range(process.rank, n_tasks, process.world_size):
+    mine = range(process.rank, n_tasks, process.world_size)
+    for i in track(mine, f"evaluating few-shot tasks, {tasks.readout}", len(mine)):
         if not go_on():
             break
         episode = tasks.sample(step=0, index=i).to(process.device)

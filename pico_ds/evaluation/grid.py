@@ -20,6 +20,7 @@ from pico_ds.evaluation.shortcuts import lengths_only_accuracy
 from pico_ds.files import replace_text
 from pico_ds.meta.learners import Learner
 from pico_ds.meta.network import Network, Parameters
+from pico_ds.progress import track
 from pico_ds.tasks.context_choice import Documents
 from pico_ds.tasks.errors import TaskError
 from pico_ds.tasks.shape import TaskShape
@@ -83,9 +84,12 @@ class SettingResult:
 
 
 def evaluate_setting(
-    model: Model, tasks: TaskSource, n_tasks: int, adaptation_steps: int, process: Process
+    model: Model, tasks: TaskSource, n_tasks: int, adaptation_steps: int, process: Process, name: str = "few-shot"
 ) -> SettingResult:
     """All methods on tasks 0 to n_tasks - 1 of step 0. A collective; the same on any number of ranks.
+
+    Args:
+        name: of the tasks, for the progress that is shown.
 
     Raises:
         TaskError: a task cannot be drawn, on all ranks alike.
@@ -93,9 +97,10 @@ def evaluate_setting(
     rows: list[torch.Tensor] = []
     mine = range(process.rank, n_tasks, process.world_size)
     # a task that cannot be drawn ends all ranks, not one
-    episodes = [tasks.sample(step=0, index=index) for index in range(n_tasks)]
+    drawn = track(range(n_tasks), f"sampling tasks, {name}", n_tasks)
+    episodes = [tasks.sample(step=0, index=index) for index in drawn]
     names: list[str] = []
-    for index in mine:
+    for index in track(mine, f"evaluating tasks, {name}", len(mine)):
         episode = episodes[index]
         found = {CHANCE: 1 / episode.n_way, LENGTHS_ONLY: lengths_only_accuracy(episode, model.tokenizer)}
         found |= _named("TF-IDF", tfidf_accuracies(episode, model.tokenizer))
@@ -140,7 +145,7 @@ def evaluate_grid(
     for setting, make_tasks in settings:
         try:
             check_n_way(model.learner, model.theta, setting.shape.n_way)
-            yield setting, evaluate_setting(model, make_tasks(), n_tasks, adaptation_steps, process)
+            yield setting, evaluate_setting(model, make_tasks(), n_tasks, adaptation_steps, process, str(setting))
         except TaskError as error:
             yield setting, SettingResult({}, [], problem=str(error))
 
@@ -160,7 +165,8 @@ def best_readout(
     means: dict[Readout, float] = {}
     for readout in readouts:
         tasks, total = make_tasks(readout), torch.zeros((), dtype=torch.float64, device=process.device)
-        for index in range(process.rank, n_tasks, process.world_size):
+        mine = range(process.rank, n_tasks, process.world_size)
+        for index in track(mine, f"choosing the readout, {readout}", len(mine)):
             episode = tasks.sample(step=0, index=index).to(process.device)
             found = frozen_feature_accuracies(model.network, model.theta, episode, readout)
             total += found["nearest prototype"]

@@ -23,6 +23,7 @@ from pico_ds.data.tokenizer import TextTokenizer, warn_of_special
 from pico_ds.engine.distributed import Process
 from pico_ds.files import replace_text
 from pico_ds.meta.network import Network, Parameters
+from pico_ds.progress import track
 
 #: rows are padded to a multiple of this, so that there are few shapes to compile for [tokens]
 _LENGTH_STEP = 64
@@ -140,7 +141,7 @@ def _tokenized(
     texts: Iterable[tuple[str, Document]], tokenizer: TextTokenizer, special: Counter[str]
 ) -> Iterator[tuple[str, npt.NDArray[np.int64]]]:
     """Domain and token ids of each text, without special tokens; those that stand in a text are counted."""
-    source = iter(texts)
+    source = track(texts, "tokenizing texts for perplexity")
     while batch := [row for _, row in zip(range(_TEXTS_AT_ONCE), source, strict=False)]:
         strings = [text for _, text in batch if isinstance(text, str)]
         special.update(tokenizer.count_special(strings))
@@ -170,7 +171,8 @@ def evaluate_perplexity(
     Where `go_on` says False the remaining rows of this rank are left out.
     """
     losses = torch.zeros(len(rows.rows), dtype=torch.float64, device=process.device)
-    for batch in range(process.rank, -(-len(rows.rows) // micro_batch_size), process.world_size):
+    batches = range(process.rank, -(-len(rows.rows) // micro_batch_size), process.world_size)
+    for batch in track(batches, "computing perplexity, batches", len(batches)):
         if not go_on():
             break
         first = batch * micro_batch_size

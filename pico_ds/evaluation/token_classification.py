@@ -3,9 +3,8 @@
 import copy
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -26,11 +25,16 @@ from pico_ds.files import replace_text
 from pico_ds.meta.network import Parameters
 from pico_ds.model.decoder import PicoDecoder
 from pico_ds.model.meta_model import DECODER
+from pico_ds.progress import progress
 
 #: head: the decoder stays as it is; full: all of it is trained
 Mode = Literal["head", "full"]
 MODES: tuple[Mode, ...] = ("head", "full")
 _TRAIN_SHARE, _DEV_SHARE = 0.7, 0.15
+#: sentences of a forward pass without gradients
+_JUDGED_TOGETHER = 64
+#: batches that are sorted by length together
+_SORTED_BATCHES = 16
 #: by which a better dev loss is less than the best; what is learned by heart gets better for ever [nats per word]
 _LEAST_GAIN = 0.002
 
@@ -135,6 +139,7 @@ def fine_tune(
     seed: int,
     max_length: int,
     settings: FineTuning = FineTuning(),
+    on_step: Callable[[float], None] = lambda _: None,
 ) -> FineTuned:
     """Entity F1 (seqeval, strict IOB2) on the test set, at the look with the best F1, then loss, on the dev set.
 
@@ -142,6 +147,7 @@ def fine_tune(
         decoder: is not changed.
         seed: of the classifier's first weights and of the order of the sentences.
         max_length: longest sentence [tokens]; words beyond it are predicted as O.
+        on_step: called after every optimizer step with the share of the most steps that is done.
     """
     device, tags = decoder.embedding_proj.weight.device, splits.tags
     train, dev, test = (_encode(part, tokenizer, tags, max_length) for part in (splits.train, splits.dev, splits.test))
@@ -154,19 +160,13 @@ def fine_tune(
     if mode == "full":
         decoder = copy.deepcopy(decoder).requires_grad_()
         groups.append({"params": list(decoder.parameters()), "lr": settings.body_lr})
-    optimizer = torch.optim.AdamW(groups)
+    optimizer = torch.optim.AdamW(groups, fused=True)
     states = _States(decoder, tokenizer.pad_id, frozen=mode == "head")
+    if mode == "head":
+        states.compute_once([*train, *dev, *test])
 
-    def f1(encoded: Sequence[_Encoded], sentences: Sequence[TaggedSentence]) -> float:
-        return _f1(states, classifier, encoded, sentences, tags, settings.batch_size)
-
-    def loss_of(chosen: Sequence[_Encoded]) -> Tensor:
-        labels = torch.cat([one.labels for one in chosen]).to(device)
-        return F.cross_entropy(classifier(states(chosen)), labels, reduction="none")
-
-    @torch.no_grad()
-    def dev_loss() -> float:
-        return float(torch.cat([loss_of(chosen) for chosen in _batches(dev, settings.batch_size)]).mean())
+    def judge(encoded: Sequence[_Encoded], sentences: Sequence[TaggedSentence]) -> tuple[float, float]:
+        return _judge(states, classifier, encoded, sentences, tags)
 
     per_epoch = -(-len(train) // settings.batch_size)
     most = max(settings.max_epochs * per_epoch, settings.max_steps)
@@ -174,21 +174,22 @@ def fine_tune(
     best, at_best, least_loss = (-1.0, -math.inf), 0.0, math.inf
     step = judged_at = better_at = 0
     while step < most:
-        order = torch.randperm(len(train), generator=generator).tolist()
-        for chosen in _batches([train[place] for place in order], settings.batch_size):
-            loss = loss_of(chosen).mean()
+        for chosen in _training_batches(train, settings.batch_size, generator):
+            labels = torch.cat([one.labels for one in chosen]).to(device)
+            loss = F.cross_entropy(classifier(states(chosen)), labels)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             step += 1
+            on_step(step / most)
         if step - judged_at < settings.judge_every_steps and step < most:
             continue
         judged_at = step
-        score, of_dev = f1(dev, splits.dev), dev_loss()
+        score, of_dev = judge(dev, splits.dev)
         if score > best[0] or of_dev < least_loss - _LEAST_GAIN:
             better_at, least_loss = step, min(of_dev, least_loss)
         if (score, -of_dev) > best:
-            best, at_best = (score, -of_dev), f1(test, splits.test)
+            best, at_best = (score, -of_dev), judge(test, splits.test)[0]
         if step >= settings.min_steps and step - better_at >= patience:
             break
     return FineTuned(at_best, step, at_limit=step >= most and step - better_at < patience)
@@ -204,11 +205,15 @@ class _States:
     def __call__(self, sentences: Sequence[_Encoded]) -> Float[Tensor, "words width"]:
         if self._known is None:
             return self._compute(sentences)
-        for one in sentences:
-            if id(one) not in self._known:
-                with torch.no_grad():
-                    self._known[id(one)] = self._compute([one])
         return torch.cat([self._known[id(one)] for one in sentences])
+
+    @torch.no_grad()
+    def compute_once(self, sentences: Sequence[_Encoded]) -> None:
+        """Compute the states of a frozen decoder, which later calls take."""
+        assert self._known is not None
+        for chosen in _by_length(sentences):
+            states = self._compute(chosen).split([len(one.last) for one in chosen])
+            self._known |= {id(one): of_one for one, of_one in zip(chosen, states, strict=True)}
 
     def _compute(self, sentences: Sequence[_Encoded]) -> Float[Tensor, "words width"]:
         device = self._decoder.embedding_proj.weight.device
@@ -233,28 +238,51 @@ def _encode(
     return encoded
 
 
-def _batches(sentences: Sequence[_Encoded], size: int) -> Iterator[Sequence[_Encoded]]:
+def _by_length(sentences: Sequence[_Encoded]) -> Iterator[list[_Encoded]]:
+    """All sentences, those of like length together: what is padded costs as much as what is not."""
+    ordered = sorted(sentences, key=lambda one: len(one.ids))
+    return map(list, _batches(ordered, _JUDGED_TOGETHER))
+
+
+def _training_batches(sentences: Sequence[_Encoded], size: int, generator: torch.Generator) -> Iterator[list[_Encoded]]:
+    """All sentences in random batches of like length: sorted within random groups of several batches."""
+    order = torch.randperm(len(sentences), generator=generator).tolist()
+    groups = _batches([sentences[place] for place in order], size * _SORTED_BATCHES)
+    batches = [batch for group in groups for batch in _batches(sorted(group, key=lambda one: len(one.ids)), size)]
+    for place in torch.randperm(len(batches), generator=generator).tolist():
+        yield batches[place]
+
+
+def _batches(sentences: Sequence[_Encoded], size: int) -> Iterator[list[_Encoded]]:
+    """The sentences in their order, `size` at a time."""
     for first in range(0, len(sentences), size):
-        yield sentences[first : first + size]
+        yield [*sentences[first : first + size]]
 
 
 @torch.no_grad()
-def _f1(
+def _judge(
     states: _States,
     classifier: nn.Module,
     encoded: Sequence[_Encoded],
     sentences: Sequence[TaggedSentence],
     tags: Sequence[str],
-    batch_size: int,
-) -> float:
-    best = [place for batch in _batches(encoded, batch_size) for place in classifier(states(batch)).argmax(-1).tolist()]
-    named = iter(tags[place] for place in best)
-    predicted = []
-    for one, sentence in zip(encoded, sentences, strict=True):
-        found = list(islice(named, len(one.labels)))
-        predicted.append([*found, *["O"] * (len(sentence.tags) - len(found))])
+) -> tuple[float, float]:
+    """Entity F1, and the mean loss of a word [nats]."""
+    best: dict[int, list[int]] = {}
+    losses = []
+    for chosen in _by_length(encoded):
+        logits = classifier(states(chosen))
+        labels = torch.cat([one.labels for one in chosen]).to(logits.device)
+        losses.append(F.cross_entropy(logits, labels, reduction="none"))
+        found = logits.argmax(-1).split([len(one.labels) for one in chosen])
+        best |= {id(one): of_one.tolist() for one, of_one in zip(chosen, found, strict=True)}
+    predicted = [
+        [*(tags[place] for place in best[id(one)]), *["O"] * (len(sentence.tags) - len(one.labels))]
+        for one, sentence in zip(encoded, sentences, strict=True)
+    ]
     wanted = [list(sentence.tags) for sentence in sentences]
-    return float(f1_score(wanted, predicted, mode="strict", scheme=IOB2, zero_division=0))
+    f1 = float(f1_score(wanted, predicted, mode="strict", scheme=IOB2, zero_division=0))
+    return f1, float(torch.cat(losses).mean())
 
 
 def evaluate_ner(
@@ -268,10 +296,19 @@ def evaluate_ner(
         for seed in range(n_seeds)
     ]
     scores = torch.zeros(len(jobs), 3, dtype=torch.float64, device=process.device)
-    for place in range(process.rank, len(jobs), process.world_size):
-        _, theta, mode, seed = jobs[place]
-        one = fine_tune(_decoder_at(model, theta), model.tokenizer, splits, mode, seed, max_length)
-        scores[place] = torch.tensor([one.f1, one.steps, one.at_limit], dtype=torch.float64)
+    mine = range(process.rank, len(jobs), process.world_size)
+    last = ""
+    with progress("fine-tuning runs for token classification, at most", len(mine)) as work:
+        for number, place in enumerate(mine):
+            name, theta, mode, seed = jobs[place]
+
+            def on_step(share: float, note: str = f"now {name}, seed {seed}{last}", before: int = number) -> None:
+                work.advance(before + share - work.done, note)
+
+            decoder = _decoder_at(model, theta)
+            one = fine_tune(decoder, model.tokenizer, splits, mode, seed, max_length, on_step=on_step)
+            scores[place] = torch.tensor([one.f1, one.steps, one.at_limit], dtype=torch.float64)
+            last = f"; before: {name}, seed {seed}, F1 {100 * one.f1:.1f} % after {one.steps} steps"
     found: dict[str, list[FineTuned]] = {}
     for (name, *_), (f1, steps, at_limit) in zip(jobs, process.sum_over_ranks(scores).tolist(), strict=True):
         found.setdefault(name, []).append(FineTuned(f1, int(steps), bool(at_limit)))

@@ -8,6 +8,7 @@ import torch
 from pico_ds.data.rows import Rows
 from pico_ds.engine.distributed import Process
 from pico_ds.meta.network import Network, Parameters
+from pico_ds.progress import track
 
 
 @torch.no_grad()
@@ -27,7 +28,8 @@ def evaluate_validation_loss(
     n_rows = min(n_rows, rows.n_rows)
     loss_sum = torch.zeros((), dtype=torch.float64, device=process.device)
     mine = np.arange(process.rank, n_rows, process.world_size)
-    for first in range(0, len(mine), micro_batch_size):
+    firsts = range(0, len(mine), micro_batch_size)
+    for first in track(firsts, "computing the validation loss, batches", len(firsts)):
         if not go_on():
             break
         batch = rows.read(mine[first : first + micro_batch_size]).to(process.device)

@@ -12,6 +12,7 @@ from matplotlib import pyplot as plt
 
 from pico_ds.evaluation.few_shot import Estimate
 from pico_ds.files import replace_text
+from pico_ds.progress import track
 from pico_ds.reporting.few_shot import judged
 from pico_ds.reporting.figures import Plot, plots
 from pico_ds.reporting.records import Group
@@ -67,7 +68,9 @@ class FewShotTable:
 def write_report(groups: Sequence[Group], directory: Path) -> Path:
     """Write report.html, which needs no network, and every figure as a PNG beside it; returns the page."""
     directory.mkdir(parents=True, exist_ok=True)
-    images = [{"caption": plot.caption, "data": _save(plot, directory)} for plot in plots(groups)]
+    images = [
+        {"caption": plot.caption, "data": _save(plot, directory)} for plot in track(plots(groups), "drawing figures")
+    ]
     page = Environment(autoescape=True).from_string(_PAGE)
     title = "pico_ds: " + ", ".join(group.name for group in groups)
     content = page.render(

@@ -11,7 +11,8 @@ from pico_ds.tasks.context_choice import Documents
 from pico_ds.tasks.errors import TaskError
 from pico_ds.tasks.lexicon import WordSplit
 from pico_ds.tasks.pooled import PooledTasks
-from pico_ds.tasks.sentences import Sentence, SentenceTasks, read_sentences
+from pico_ds.tasks.sentence_reading import Sentence, read_sentences
+from pico_ds.tasks.sentences import SentenceTasks
 from pico_ds.tasks.shape import TaskShape
 from pico_ds.tasks.smlmt import SMLMT
 from pico_ds.tasks.source import MixedTasks, TaskSource

@@ -17,7 +17,8 @@ from pico_ds.tasks.errors import TaskError
 from pico_ds.tasks.index import Index, Vocabulary
 from pico_ds.tasks.layout import lay_out, name_tokens
 from pico_ds.tasks.lexicon import WordSplit
-from pico_ds.tasks.sentences import SentenceTasks, parse_sentences
+from pico_ds.tasks.sentence_reading import parse_sentences
+from pico_ds.tasks.sentences import SentenceTasks
 from pico_ds.tasks.shape import TaskShapes
 
 #: raise when equal settings give other tasks: a run does not resume with them unasked, and results are not paired.

@@ -10,6 +10,7 @@ from rich.logging import RichHandler
 from pico_ds.console import make_console
 from pico_ds.errors import describe_os_error
 from pico_ds.files import PatientFile
+from pico_ds.progress import redirect_progress
 
 logger = logging.getLogger("pico_ds")
 
@@ -28,6 +29,7 @@ def start_console(is_main: bool) -> Console:
     # what is said before the run has a directory is kept for its log
     early = MemoryHandler(capacity=1000, flushLevel=logging.CRITICAL + 1, flushOnClose=False)
     logger.handlers = [handler, early]
+    redirect_progress(is_quiet=not is_main, print_line=logger.info)
     return console
 
 

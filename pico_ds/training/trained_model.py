@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -24,7 +24,8 @@ from pico_ds.model.meta_model import DECODER
 from pico_ds.model.precision import COMPUTE_DTYPE
 from pico_ds.model.weight_files import WeightFiles, WeightFilesError
 from pico_ds.tasks.building import judged
-from pico_ds.tasks.sentences import SentenceTasks, read_sentences
+from pico_ds.tasks.sentence_reading import OnConflict, read_sentences
+from pico_ds.tasks.sentences import SentenceTasks, lay_out_sentences
 from pico_ds.tasks.shape import TaskShape
 from pico_ds.training.assembly import build_network
 from pico_ds.training.initial_weights import initial_parameters
@@ -69,25 +70,31 @@ class TrainedModel:
         return corpus
 
     def labelled_tasks(
-        self, path: Path, max_tokens: int | None = None
+        self, path: Path, max_tokens: int | None = None, on_conflict: OnConflict = "error"
     ) -> Callable[[TaskShape, Readout], SentenceTasks]:
         """What makes tasks of a JSONL of sentences.
 
         Args:
             max_tokens: of a context, `[MASK]` and ends included; model.max_seq_len if left out.
+            on_conflict: what is done with texts of several labels.
 
         Raises:
             TaskError: a file that cannot be read.
         """
-        sentences, tokenizer, config = read_sentences(path), self.model.tokenizer, self.config
+        sentences, tokenizer, config = read_sentences(path, on_conflict), self.model.tokenizer, self.config
         # the longest text with its [MASK]; what is padded costs as much as what is not
         longest = max(map(len, tokenizer.encode([sentence.text for sentence in sentences]))) + 1
         most = (max_tokens or config.model.max_seq_len) - LAYOUT_EXTRA_TOKENS
         smlmt = config.smlmt.model_copy(update={"context_tokens": min(longest, most)})
 
+        # for all shapes of tasks
+        rows = cache(
+            lambda readout: lay_out_sentences(sentences, tokenizer, readout, smlmt.context_tokens, on_conflict)
+        )
+
         def make(shape: TaskShape, readout: Readout) -> SentenceTasks:
             seed = config.data.split_seed
-            return SentenceTasks(sentences, tokenizer, judged(smlmt, shape), seed, readout, str(path))
+            return SentenceTasks(sentences, tokenizer, judged(smlmt, shape), seed, readout, str(path), rows(readout))
 
         return make
 

@@ -21,7 +21,7 @@ from pico_ds.config import RunConfig, load_config, parse_config
 from pico_ds.config.deepspeed import load_deepspeed_config
 from pico_ds.config.loading import all_keys
 from pico_ds.config.moved_keys import KEPT_KEYS, moved
-from pico_ds.tasks.sentences import read_sentences
+from pico_ds.tasks.sentence_reading import read_sentences
 from tests.hf_checkpoint import write_checkpoint
 from tests.launching import REPOSITORY
 

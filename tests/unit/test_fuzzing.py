@@ -27,7 +27,7 @@ from pico_ds.data.row_files import Columns, read_rows
 from pico_ds.engine.zero_settings import check_zero_settings
 from pico_ds.errors import PicoError
 from pico_ds.evaluation.conll import read_conll
-from pico_ds.tasks.sentences import read_sentences
+from pico_ds.tasks.sentence_reading import read_sentences
 from pico_ds.training.plan import make_plan
 
 #: examples of each kind

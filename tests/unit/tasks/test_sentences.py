@@ -11,7 +11,8 @@ from pico_ds.config import Readout, SmlmtConfig
 from pico_ds.data.tokenizer import TextTokenizer
 from pico_ds.tasks.errors import TaskError
 from pico_ds.tasks.layout import lay_out_one
-from pico_ds.tasks.sentences import SentenceTasks, read_sentences
+from pico_ds.tasks.sentence_reading import read_sentences
+from pico_ds.tasks.sentences import SentenceTasks
 from pico_ds.tasks.smlmt import SMLMT
 from pico_ds.tasks.source import MixedTasks
 from tests.unit.tasks.conftest import MakeTasks
@@ -153,7 +154,7 @@ def test_what_stands_there_twice_is_one_sentence(tmp_path: Path, tokenizer: Text
         ),
         (
             ['{"text": "a", "label": "x"}', '{"text": "a", "label": "y"}'],
-            "own.jsonl:2: label 'y', but .* 'x'",
+            r"1 texts have several labels(.|\n)*'x' at \S+own.jsonl:1, 'y' at \S+own.jsonl:2",
         ),
         ([""], "own.jsonl: holds no sentence"),
         (['{"text": "a", "label": "x"}', "[" * 100_000], "own.jsonl:2: nested too deeply"),
@@ -212,8 +213,8 @@ def test_sentences_that_are_the_same_once_they_are_cut_are_one(tokenizer: TextTo
     clash = [{"text": f"{long} {label}", "label": label} for label in "ab"]
     with pytest.raises(
         TaskError,
-        match=r"sentence 2: label 'b', but cut to smlmt.context_tokens = 40 it is the same as "
-        r"sentence 1, which has label 'a'",
+        match=r"1 texts have several labels \(the same text once it is cut to smlmt.context_tokens = 40(.|\n)*"
+        r"'a' at sentence 1, 'b' at sentence 2",
     ):
         SMLMT.from_sentences(clash, tokenizer, CONFIG)
     # words that stand in the same place are what tasks are about
@@ -242,3 +243,16 @@ def test_a_letter_with_another_vowel_sign_is_another_word(tokenizer: TextTokeniz
     """The vowel signs of Indic scripts are marks: they belong to the word, although they are no letters."""
     with pytest.raises(TaskError, match="does not stand in the text"):
         SMLMT.from_sentences([{"text": "राम की माँ", "word": "क"}], tokenizer, CONFIG)
+
+
+def test_all_conflicts_are_named_at_once_or_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "own.jsonl"
+    rows = [{"text": f"text {number}", "label": "a"} for number in range(5)]
+    rows += [{"text": f"text {number}", "label": "b"} for number in range(3)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(TaskError, match="3 texts have several labels") as caught:
+        read_sentences(path)
+    assert str(caught.value).count("\n  - 'a' at ") == 3
+    with caplog.at_level("WARNING", logger="pico_ds"):
+        kept = read_sentences(path, on_conflict="drop")
+    assert [sentence.text for sentence in kept] == ["text 3", "text 4"]
