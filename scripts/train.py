@@ -14,6 +14,7 @@ STARTED = time.time()
 
 import argparse  # noqa: E402
 import os  # noqa: E402
+import re  # noqa: E402
 import sys  # noqa: E402
 from pathlib import Path  # noqa: E402
 
@@ -46,6 +47,13 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
+def name_of(config: Path) -> str:
+    """What a run is named after; a run's own configuration gives the name of that run, without its number."""
+    if config.name != "training_config.yaml":
+        return config.name
+    return re.sub(r"-\d+$", "", config.resolve().parent.name) + ".yaml"
+
+
 def main() -> int:
     arguments = parse_arguments()
     from pico_ds.config import load_config
@@ -73,7 +81,7 @@ def main() -> int:
     check_agreement(config, deepspeed_json, process)
     exit_code = run_training(
         config,
-        arguments.config.name,
+        name_of(arguments.config),
         deepspeed_json,
         arguments.deepspeed_config.name,
         process,

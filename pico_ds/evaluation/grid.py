@@ -38,6 +38,7 @@ class Model:
     Attributes:
         theta: its parameters.
         make_untrained: those that it started from.
+        initial_name: what those are called: they may be of another model.
     """
 
     network: Network
@@ -45,6 +46,7 @@ class Model:
     theta: Parameters
     make_untrained: Callable[[], Parameters]
     tokenizer: TextTokenizer
+    initial_name: str = "untrained"
 
     @cached_property
     def untrained(self) -> Parameters:
@@ -105,14 +107,14 @@ def evaluate_setting(
         found = {CHANCE: 1 / episode.n_way, LENGTHS_ONLY: lengths_only_accuracy(episode, model.tokenizer)}
         found |= _named("TF-IDF", tfidf_accuracies(episode, model.tokenizer))
         episode = episode.to(process.device)
-        for name, theta in (("untrained", model.untrained), ("frozen", model.theta)):
+        for name, theta in ((model.initial_name, model.untrained), ("frozen", model.theta)):
             found |= _named(name, frozen_feature_accuracies(model.network, theta, episode, tasks.readout))
         curve = adaptation_curve(model.network, model.learner, model.theta, episode, tasks.readout, adaptation_steps)
         names = list(found)
         rows.append(
             torch.cat([torch.tensor(list(found.values()), dtype=torch.float64, device=curve.device), curve.double()])
         )
-    names = names or _names()
+    names = names or _names(model.initial_name)
     accuracies = torch.zeros(n_tasks, len(names) + adaptation_steps + 1, device=process.device, dtype=torch.float64)
     for index, row in zip(mine, rows, strict=True):
         accuracies[index] = row
@@ -124,13 +126,13 @@ def _named(model: str, found: dict[str, float]) -> dict[str, float]:
     return {f"{model}, {classifier}": value for classifier, value in found.items()}
 
 
-def _names() -> list[str]:
+def _names(initial_name: str) -> list[str]:
     """Of the methods, for a rank without a task."""
     classifiers = ("nearest prototype", "logistic regression")
     return [
         CHANCE,
         LENGTHS_ONLY,
-        *(f"{model}, {name}" for model in ("TF-IDF", "untrained", "frozen") for name in classifiers),
+        *(f"{model}, {name}" for model in ("TF-IDF", initial_name, "frozen") for name in classifiers),
     ]
 
 

@@ -291,7 +291,7 @@ def evaluate_ner(
     """A trained and an untrained model by seed, head alone and whole. A collective: ranks share the runs."""
     jobs = [
         (f"{name}, {mode}", theta, mode, seed)
-        for name, theta in (("untrained", model.untrained), ("trained", model.theta))
+        for name, theta in ((model.initial_name, model.untrained), ("trained", model.theta))
         for mode in MODES
         for seed in range(n_seeds)
     ]

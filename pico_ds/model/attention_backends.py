@@ -46,6 +46,10 @@ class UnavailableError(Exception):
     """A kernel that is not installed, or does not run here."""
 
 
+#: lines about kernels that were logged; a run makes several networks
+_said: set[str] = set()
+
+
 def choose_attention(
     wanted: Backend | Literal["auto"],
     device: torch.device,
@@ -77,7 +81,10 @@ def choose_attention(
                 problems += [said] if said not in problems else []
                 continue
             how = "keys and values repeated for each query head" if repeat_keys else f"model.attention: {wanted}"
-            logger.info("attention: %s (%s)%s", name, how, "".join(f"; not {problem}" for problem in problems))
+            said = f"attention: {name} ({how}){''.join(f'; not {problem}' for problem in problems)}"
+            if said not in _said:
+                _said.add(said)
+                logger.info("%s", said)
             return name, attend
     raise ConfigError(
         f"model.attention: {'; '.join(problems)}. Take another one of auto, {', '.join(BACKENDS)}; auto finds the "

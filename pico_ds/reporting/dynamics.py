@@ -17,6 +17,8 @@ from pico_ds.reporting.figures import Plot
 _SHOWN_STEPS = 8
 #: measures of which a course spans powers of ten
 _LOGARITHMIC = ("condition_number", "displacement")
+#: a condition number above this is rounding noise (docs/snapshots.md)
+_SINGULAR = 1e6
 _UNITS = {"head_entropy": "head entropy [nats]"}
 
 
@@ -37,8 +39,13 @@ def dynamics_table(measurements: Sequence[Measurement], split: str) -> Table:
     kinds = [*dict.fromkeys(kind for kind, _, _ in values)]
     # what begins at a later step stands with its kind
     for names, by_step in sorted(values.items(), key=lambda entry: kinds.index(entry[0][0])):
-        found.add_row(*names, *(f"{np.mean(by_step[step]):.4g}" if step in by_step else "" for step in shown))
+        found.add_row(*names, *(_cell(names[1], by_step[step]) if step in by_step else "" for step in shown))
     return found
+
+
+def _cell(measure: str, values: list[float]) -> str:
+    is_singular = measure == "condition_number" and max(values) > _SINGULAR
+    return "singular" if is_singular else f"{np.mean(values):.4g}"
 
 
 def dynamics_plots(measurements: Sequence[Measurement]) -> list[Plot]:

@@ -28,6 +28,11 @@ def initial_module(config: RunConfig, with_source: bool = True) -> MetaModel:
     return module
 
 
+def initial_weights_name(config: RunConfig) -> str:
+    """What the weights before training are called."""
+    return "untrained" if config.model.init_from is None else "initial weights"
+
+
 def initial_parameters(config: RunConfig, process: Process) -> Parameters:
     """The untrained weights as the engine held them, in the run's precision."""
     dtype = COMPUTE_DTYPE[config.training.precision]

@@ -8,6 +8,7 @@ from rich.table import Table
 from pico_ds.config import RunConfig
 from pico_ds.evaluation.evaluator import EvaluationResult
 from pico_ds.evaluation.few_shot import Estimate
+from pico_ds.training.initial_weights import initial_weights_name
 from pico_ds.training.run_files import RunDirectory
 from pico_ds.training.state import TrainingState
 
@@ -20,6 +21,7 @@ def print_report(
     state: TrainingState,
     run: RunDirectory,
     train_seconds: float,
+    world_size: int = 1,
 ) -> None:
     """Print what the run reached, where its files are, and what to run next."""
     console.print()
@@ -37,22 +39,26 @@ def print_report(
         f"  results   {run.eval_results}",
         f"  config    {run.training_config}",
         "Next:",
-        *_next_commands(config, config_name, run),
+        *_next_commands(config, config_name, run, world_size),
     ]
     console.print("\n".join(lines), soft_wrap=True)
 
 
-def _next_commands(config: RunConfig, config_name: str, run: RunDirectory) -> list[str]:
+def _next_commands(config: RunConfig, config_name: str, run: RunDirectory, world_size: int) -> list[str]:
     compare = f"  compare         python scripts/compare.py {shlex.quote(str(run.path))} OTHER_RUN:READOUT"
     if config_name != "demo.yaml":
         return [compare]
-    train = "python scripts/train.py --config configs/demo.yaml"
+    # the run's own configuration has its overrides
+    arguments = f"scripts/train.py --config {shlex.quote(str(run.training_config))}"
+    if config.checkpointing.run_name is not None:
+        arguments += " checkpointing.run_name=null"
+    train = f"python {arguments}"
     control = f"  the control     {train} smlmt.hybrid_ratio=0 'evaluation.readouts=[pre, fimpre, fim]'"
     return [
         f"  another seed    {train} training.seed={config.training.seed + 1}",
         *([control] if config.meta_ratio > 0 else []),
         compare,
-        "  two ranks       torchrun --nproc_per_node 2 scripts/train.py --config configs/demo.yaml",
+        *([f"  two ranks       torchrun --nproc_per_node 2 {arguments}"] if world_size == 1 else []),
         "  a 1B plan       python scripts/train.py --config configs/pico-maml-1b.yaml --dry-run --world-size 8",
     ]
 
@@ -96,7 +102,7 @@ def results_table(config: RunConfig, results: dict[int, EvaluationResult]) -> Ta
 def _moment(step: int, config: RunConfig) -> str:
     smlmt, last = config.smlmt, config.training.max_steps
     if step == 0:
-        return "untrained" if config.model.init_from is None else "initial weights"
+        return initial_weights_name(config)
     if config.meta_ratio > 0 and step == smlmt.warmup_steps:
         return f"after AR warm-up, step {step}"
     if step == last:

@@ -15,10 +15,9 @@ import torch
 from rich.console import Console
 
 from pico_ds import __version__
-from pico_ds.checkpoint.errors import CheckpointError
 from pico_ds.checkpoint.store import CheckpointStore
 from pico_ds.command import INTERRUPTED_EXIT_CODE
-from pico_ds.config import ConfigError, RunConfig, dump_config
+from pico_ds.config import RunConfig, dump_config
 from pico_ds.config.deepspeed import resolve_deepspeed_config
 from pico_ds.config.validation import warn_of
 from pico_ds.console import make_console
@@ -26,7 +25,7 @@ from pico_ds.engine.distributed import Process, is_lost_peer
 from pico_ds.engine.meta_engine import MetaEngine
 from pico_ds.engine.optimizer_state import OptimizerState
 from pico_ds.engine.zero_settings import check_zero_settings
-from pico_ds.errors import describe_os_error
+from pico_ds.errors import PicoError, describe_os_error
 from pico_ds.files import replace_text
 from pico_ds.hub.repository import HubRepository
 from pico_ds.meta.network import Parameters
@@ -127,10 +126,16 @@ def run_training(
             )
             # one that ended before the others would be a lost one to them
             process.wait_for_all()
+    except KeyboardInterrupt:
+        if not failures.has_begun:
+            claim.discard_if_new()
+        raise
     except Exception as error:
         # what is wrong with a configuration or a checkpoint is known before the first step, and all ranks say it
-        if failures.has_begun or not isinstance(error, (CheckpointError, ConfigError)):
+        if failures.has_begun or not isinstance(error, PicoError):
             failures.write(error, "lost_peer" if is_lost_peer(error.__cause__ or error) else "error")
+        else:
+            claim.discard_if_new()
         raise
     return exit_code
 
@@ -214,9 +219,9 @@ def _train_in(
         return INTERRUPTED_EXIT_CODE if is_interrupted else config.checkpointing.requeue_exit_code
     if process.is_main:
         seconds = time.monotonic() - train_started
-        log = io.StringIO()
+        log, results, ranks = io.StringIO(), evaluation.results, process.world_size
         for target in (console, make_console(file=log, width=120)):
-            print_report(target, config, config_name, evaluation.results, trainer.state, run, seconds)
+            print_report(target, config, config_name, results, trainer.state, run, seconds, ranks)
         log_lines(log.getvalue())
         _say(run, "finished")
     return 0

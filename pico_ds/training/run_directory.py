@@ -2,7 +2,9 @@
 
 import re
 import secrets
+import shutil
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +31,11 @@ class Claim:
 
     run: RunDirectory
     since: int | None
+
+    def discard_if_new(self) -> None:
+        """Remove the directory if this process has made it: a start that fails leaves no run behind."""
+        if self.run.path in _made:
+            shutil.rmtree(self.run.path, ignore_errors=True)
 
 
 def claim_run_directory(config: CheckpointingConfig, default_name: str, process: Process) -> Claim:
@@ -76,6 +83,8 @@ _RESTART_LOCK_SECONDS = 60.0
 _SHARED_SECONDS = 10.0
 #: held until the process ends, by rank 0
 _locks: list[FileLock] = []
+#: directories that this process has made
+_made: list[Path] = []
 _LOCK_NAME = ".lock"
 
 
@@ -93,7 +102,9 @@ def _claim(config: CheckpointingConfig, default_name: str, launch: Launch) -> tu
             path = parent / _numbered(default_name, number)
         else:
             number, path = 0, parent / config.run_name
-            path.mkdir(exist_ok=True)
+            with suppress(FileExistsError):
+                path.mkdir()
+                _made.append(path)
         earlier = Launch.read(path)
         restarted = launch.continues(earlier)
         if config.run_name is not None and not restarted and (refusal := _refusal(path, config.resume)):
@@ -126,10 +137,12 @@ def _own_number(parent: Path, default_name: str, launch: Launch) -> int:
     number = taken[-1] if taken else 0
     while True:
         number += 1
+        path = parent / _numbered(default_name, number)
         try:
-            (parent / _numbered(default_name, number)).mkdir()
+            path.mkdir()
         except FileExistsError:
             continue
+        _made.append(path)
         return number
 
 

@@ -28,7 +28,7 @@ from pico_ds.tasks.sentence_reading import OnConflict, read_sentences
 from pico_ds.tasks.sentences import SentenceTasks, lay_out_sentences
 from pico_ds.tasks.shape import TaskShape
 from pico_ds.training.assembly import build_network
-from pico_ds.training.initial_weights import initial_parameters
+from pico_ds.training.initial_weights import initial_parameters, initial_weights_name
 
 
 @dataclass(frozen=True)
@@ -139,6 +139,7 @@ def load_trained_model(path: Path, overrides: list[str], process: Process) -> Tr
         theta,
         partial(initial_parameters, config, process),
         load_tokenizer(directory),
+        initial_weights_name(config),
     )
     run_config = load_config(run / "training_config.yaml")
     return TrainedModel(directory, run, _step_of(directory.resolve()), config, run_config, model)

@@ -162,7 +162,7 @@ def test_plain_autoregressive_training_needs_no_tasks(train: Callable[..., str],
 def test_a_diverged_run_skips_and_stops_with_a_clear_error(train: Callable[..., str], corpus: Path) -> None:
     output = train(
         "checkpointing.run_name=diverged",
-        "training.lr=1e30",
+        "training.lr=1e9",
         "training.max_steps=30",
         "training.lr_warmup_steps=0",
         "training.max_consecutive_skipped_steps=3",
@@ -242,6 +242,14 @@ def test_dry_run_takes_the_vocabulary_of_the_corpus(train: Callable[..., str], c
     assert "parameters        " in output
     assert "adapt: .*[kqv]_proj.*" in output
     assert set(corpus.parent.iterdir()) == before
+
+
+def test_a_start_that_fails_leaves_no_run_behind(train: Callable[..., str], corpus: Path) -> None:
+    runs = corpus.parent / "failed-starts"
+    for named in ([], ["checkpointing.run_name=new"]):
+        output = train(f"checkpointing.runs_dir={runs}", "checkpointing.resume=5", *named, check=False)
+        assert "is not a complete checkpoint" in output
+        assert list(runs.iterdir()) == []
 
 
 def test_an_interrupted_run_saves(corpus: Path) -> None:

@@ -20,3 +20,9 @@ def test_modules_outside_the_blocks_have_a_row_and_a_panel_of_their_own() -> Non
     # by block: the heads of all of them could not be told apart
     assert [panel.get_title() for panel in heads.figure.axes] == ["heads of layers.0", "heads of layers.1"]
     assert all(len(panel.get_legend().get_texts()) == 8 for panel in heads.figure.axes)
+
+
+def test_a_condition_number_that_is_rounding_noise_is_no_number() -> None:
+    values = [Measurement(0, "weights", "condition_number", f"layers.{block}.a", 2e7 * block + 3) for block in range(2)]
+    assert [*dynamics_table(values, "val").columns[3].cells] == ["singular"]
+    assert [*dynamics_table(values[:1], "val").columns[3].cells] == ["3"]

@@ -13,10 +13,10 @@ from pico_ds.training.run_files import RunDirectory
 from pico_ds.training.state import TrainingState
 
 
-def printed(capsys: pytest.CaptureFixture[str], config: RunConfig, run: str) -> str:
+def printed(capsys: pytest.CaptureFixture[str], config: RunConfig, run: str, world_size: int = 1) -> str:
     result = EvaluationResult(0, 1.0, {}, "")
     directory = RunDirectory(Path(run))
-    print_report(make_console(), config, "demo.yaml", {0: result}, TrainingState(), directory, 1.0)
+    print_report(make_console(), config, "demo.yaml", {0: result}, TrainingState(), directory, 1.0, world_size)
     return capsys.readouterr().out
 
 
@@ -34,3 +34,16 @@ def test_the_first_row_names_where_the_weights_come_from(capsys: pytest.CaptureF
     output = printed(capsys, given, "runs/a")
     assert "initial weights" in output
     assert "untrained" not in output
+
+
+def test_hints_keep_what_the_run_overrode(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = printed(capsys, RunConfig(), "runs/a b").splitlines()
+    (hint,) = [line for line in lines if "another seed" in line]
+    command = shlex.split(hint)[2:]
+    assert command == ["python", "scripts/train.py", "--config", "runs/a b/training_config.yaml", "training.seed=1"]
+    assert "torchrun" in "".join(lines)
+    assert "torchrun" not in printed(capsys, RunConfig(), "runs/a", world_size=2)
+    named = RunConfig().model_copy(
+        update={"checkpointing": RunConfig().checkpointing.model_copy(update={"run_name": "mine"})}
+    )
+    assert "checkpointing.run_name=null training.seed=1" in printed(capsys, named, "runs/mine")
