@@ -3,17 +3,16 @@
 import copy
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
 from seqeval.metrics import f1_score
 from seqeval.scheme import IOB2
-from torch import Tensor, nn
+from torch import nn
 
 from pico_ds.data.errors import DataError
 from pico_ds.data.keyed_random import keyed_uniform
@@ -21,6 +20,13 @@ from pico_ds.data.tokenizer import TextTokenizer
 from pico_ds.engine.distributed import Process
 from pico_ds.evaluation.conll import TaggedSentence
 from pico_ds.evaluation.grid import Model
+from pico_ds.evaluation.word_states import (
+    EncodedSentence,
+    WordStates,
+    batches_by_length,
+    encode_sentences,
+    training_batches,
+)
 from pico_ds.files import replace_text
 from pico_ds.meta.network import Parameters
 from pico_ds.model.decoder import PicoDecoder
@@ -31,10 +37,6 @@ from pico_ds.progress import progress
 Mode = Literal["head", "full"]
 MODES: tuple[Mode, ...] = ("head", "full")
 _TRAIN_SHARE, _DEV_SHARE = 0.7, 0.15
-#: sentences of a forward pass without gradients
-_JUDGED_TOGETHER = 64
-#: batches that are sorted by length together
-_SORTED_BATCHES = 16
 #: by which a better dev loss is less than the best; what is learned by heart gets better for ever [nats per word]
 _LEAST_GAIN = 0.002
 
@@ -108,15 +110,6 @@ class Splits:
 
 
 @dataclass(frozen=True)
-class _Encoded:
-    """A sentence as tokens; the last token of a word carries its label, for it has seen the whole word."""
-
-    ids: Int[Tensor, " length"]
-    last: Int[Tensor, " words"]
-    labels: Int[Tensor, " words"]
-
-
-@dataclass(frozen=True)
 class FineTuned:
     """What came of a fine-tuning.
 
@@ -150,7 +143,9 @@ def fine_tune(
         on_step: called after every optimizer step with the share of the most steps that is done.
     """
     device, tags = decoder.embedding_proj.weight.device, splits.tags
-    train, dev, test = (_encode(part, tokenizer, tags, max_length) for part in (splits.train, splits.dev, splits.test))
+    train, dev, test = (
+        encode_sentences(part, tokenizer, tags, max_length) for part in (splits.train, splits.dev, splits.test)
+    )
     generator = torch.Generator().manual_seed(seed)
     classifier = nn.Linear(decoder.embedding_proj.embedding_dim, len(tags))
     nn.init.normal_(classifier.weight, std=0.02, generator=generator)
@@ -161,11 +156,11 @@ def fine_tune(
         decoder = copy.deepcopy(decoder).requires_grad_()
         groups.append({"params": list(decoder.parameters()), "lr": settings.body_lr})
     optimizer = torch.optim.AdamW(groups, fused=True)
-    states = _States(decoder, tokenizer.pad_id, frozen=mode == "head")
+    states = WordStates(decoder, tokenizer.pad_id, frozen=mode == "head")
     if mode == "head":
         states.compute_once([*train, *dev, *test])
 
-    def judge(encoded: Sequence[_Encoded], sentences: Sequence[TaggedSentence]) -> tuple[float, float]:
+    def judge(encoded: Sequence[EncodedSentence], sentences: Sequence[TaggedSentence]) -> tuple[float, float]:
         return _judge(states, classifier, encoded, sentences, tags)
 
     per_epoch = -(-len(train) // settings.batch_size)
@@ -174,7 +169,7 @@ def fine_tune(
     best, at_best, least_loss = (-1.0, -math.inf), 0.0, math.inf
     step = judged_at = better_at = 0
     while step < most:
-        for chosen in _training_batches(train, settings.batch_size, generator):
+        for chosen in training_batches(train, settings.batch_size, generator):
             labels = torch.cat([one.labels for one in chosen]).to(device)
             loss = F.cross_entropy(classifier(states(chosen)), labels)
             optimizer.zero_grad()
@@ -195,82 +190,18 @@ def fine_tune(
     return FineTuned(at_best, step, at_limit=step >= most and step - better_at < patience)
 
 
-class _States:
-    """The decoder's state at the last token of every word of some sentences; computed once where it is frozen."""
-
-    def __init__(self, decoder: PicoDecoder, pad_id: int, frozen: bool) -> None:
-        self._decoder, self._pad_id = decoder, pad_id
-        self._known: dict[int, Tensor] | None = {} if frozen else None
-
-    def __call__(self, sentences: Sequence[_Encoded]) -> Float[Tensor, "words width"]:
-        if self._known is None:
-            return self._compute(sentences)
-        return torch.cat([self._known[id(one)] for one in sentences])
-
-    @torch.no_grad()
-    def compute_once(self, sentences: Sequence[_Encoded]) -> None:
-        """Compute the states of a frozen decoder, which later calls take."""
-        assert self._known is not None
-        for chosen in _by_length(sentences):
-            states = self._compute(chosen).split([len(one.last) for one in chosen])
-            self._known |= {id(one): of_one for one, of_one in zip(chosen, states, strict=True)}
-
-    def _compute(self, sentences: Sequence[_Encoded]) -> Float[Tensor, "words width"]:
-        device = self._decoder.embedding_proj.weight.device
-        ids = nn.utils.rnn.pad_sequence([one.ids for one in sentences], batch_first=True, padding_value=self._pad_id)
-        hidden = self._decoder.hidden(ids.to(device))
-        rows = torch.cat([torch.full_like(one.last, row) for row, one in enumerate(sentences)])
-        return hidden[rows.to(device), torch.cat([one.last for one in sentences]).to(device)]
-
-
-def _encode(
-    sentences: Sequence[TaggedSentence], tokenizer: TextTokenizer, tags: Sequence[str], max_length: int
-) -> list[_Encoded]:
-    number = {tag: place for place, tag in enumerate(tags)}
-    encoded = []
-    for sentence in sentences:
-        words = tokenizer.encode([word if i == 0 else f" {word}" for i, word in enumerate(sentence.words)])
-        ends = torch.tensor([len(word) for word in words]).cumsum(0)
-        kept = int((ends <= max_length).sum())
-        ids = torch.tensor([token for word in words[:kept] for token in word] or [tokenizer.end_of_text_id])
-        labels = torch.tensor([number[tag] for tag in sentence.tags[:kept]], dtype=torch.int64)
-        encoded.append(_Encoded(ids, ends[:kept] - 1, labels))
-    return encoded
-
-
-def _by_length(sentences: Sequence[_Encoded]) -> Iterator[list[_Encoded]]:
-    """All sentences, those of like length together: what is padded costs as much as what is not."""
-    ordered = sorted(sentences, key=lambda one: len(one.ids))
-    return map(list, _batches(ordered, _JUDGED_TOGETHER))
-
-
-def _training_batches(sentences: Sequence[_Encoded], size: int, generator: torch.Generator) -> Iterator[list[_Encoded]]:
-    """All sentences in random batches of like length: sorted within random groups of several batches."""
-    order = torch.randperm(len(sentences), generator=generator).tolist()
-    groups = _batches([sentences[place] for place in order], size * _SORTED_BATCHES)
-    batches = [batch for group in groups for batch in _batches(sorted(group, key=lambda one: len(one.ids)), size)]
-    for place in torch.randperm(len(batches), generator=generator).tolist():
-        yield batches[place]
-
-
-def _batches(sentences: Sequence[_Encoded], size: int) -> Iterator[list[_Encoded]]:
-    """The sentences in their order, `size` at a time."""
-    for first in range(0, len(sentences), size):
-        yield [*sentences[first : first + size]]
-
-
 @torch.no_grad()
 def _judge(
-    states: _States,
+    states: WordStates,
     classifier: nn.Module,
-    encoded: Sequence[_Encoded],
+    encoded: Sequence[EncodedSentence],
     sentences: Sequence[TaggedSentence],
     tags: Sequence[str],
 ) -> tuple[float, float]:
     """Entity F1, and the mean loss of a word [nats]."""
     best: dict[int, list[int]] = {}
     losses = []
-    for chosen in _by_length(encoded):
+    for chosen in batches_by_length(encoded):
         logits = classifier(states(chosen))
         labels = torch.cat([one.labels for one in chosen]).to(logits.device)
         losses.append(F.cross_entropy(logits, labels, reduction="none"))

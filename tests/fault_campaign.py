@@ -1,0 +1,339 @@
+"""Kill, stop and starve jobs at chosen moments, and count what is lost and what is left over.
+
+    python -m tests.fault_campaign --kills 200 --stops 20 --disks
+
+Where `tests.crash_campaign` kills ranks at random times, this one waits for a moment (start-up, a step, a save, an
+evaluation, a snapshot, a push to a hub, the end) and signals any process of the job: a rank, the launcher, or the
+process between them. Afterwards no process of the job may live, every checkpoint that was complete still is, and each verifies.
+Each run is brought to its end and compared, weight by weight, with one that was never disturbed. Needs root for the
+full disks. Takes about 30 minutes on 2 cores.
+"""
+
+import argparse
+import random
+import signal
+import subprocess
+import tempfile
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import torch
+
+from pico_ds.checkpoint.inspection import verify
+from pico_ds.checkpoint.store import CheckpointStore
+from pico_ds.training.run_files import RunDirectory, RunStatus
+from tests.conftest import write_text_corpus
+from tests.fake_hub import TOKEN, FakeHub, fake_hub
+from tests.launching import free_port, rank_variables, real, warm
+from tests.run_results import TINY, weights_of
+
+#: until no process of a job may live [s]
+END_SECONDS = 30.0
+MOMENTS: dict[str, Callable[["Attempt"], bool]] = {
+    "start-up": lambda attempt: time.monotonic() - attempt.started > attempt.start_up_seconds,
+    "step": lambda attempt: attempt.said("first step done"),
+    "save": lambda attempt: any(attempt.store.directory.glob(".step_*[0-9a-f].partial")),
+    "evaluation": lambda attempt: attempt.said("evaluating step"),
+    "snapshot": lambda attempt: any(attempt.store.directory.glob(".step_*.learning_dynamics.partial")),
+    "push": lambda attempt: attempt.said("saved "),
+    "end": lambda attempt: attempt.said("Files: "),
+}
+SIGNALS = {
+    "a rank": [signal.SIGKILL, signal.SIGTERM, signal.SIGINT],
+    "all ranks": [signal.SIGKILL],
+    "the launcher": [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP],
+    "the process between": [signal.SIGKILL, signal.SIGTERM],
+}
+
+
+class Attempt:
+    """One start of a job of two ranks."""
+
+    def __init__(
+        self, directory: Path, name: str, launcher: str, stage: int, arguments: list[str], hub: FakeHub | None = None
+    ) -> None:
+        self.store, self.log = CheckpointStore(directory / name / "checkpoints"), directory / f"{name}.log"
+        self._offset = self.log.stat().st_size if self.log.exists() else 0
+        self.start_up_seconds = random.uniform(0.1, 6.0 if launcher != "warm" else 0.8)
+        command = ["scripts/train.py", "--config", TINY, "--deepspeed_config", f"ds_configs/zero{stage}.json"]
+        command += [f"data.paths=[{directory}/corpus.jsonl]", f"checkpointing.run_name={name}", *arguments]
+        mark = uuid.uuid4().hex
+        variables = {"CAMPAIGN": mark}
+        if hub is not None:
+            command += ["checkpointing.hub.repo_id=lab/pico"]
+            variables |= {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_TOKEN": TOKEN}
+        self.started = time.monotonic()
+        self._mark, self._ranks = mark, []
+        if launcher == "warm":
+            port = free_port()
+            self._ranks = [
+                warm.start(*command, log=self.log, **variables, **rank_variables(rank, 2, port)) for rank in range(2)
+            ]
+        else:
+            first = ["torchrun", "--nproc_per_node"] if launcher == "torchrun" else ["deepspeed", "--num_accelerators"]
+            options = [*first, "2", "--master_port", str(free_port())]
+            self._process = real.start_command(*options, *command, log=self.log, **variables)
+
+    def said(self, text: str) -> bool:
+        """Whether this start has logged a text."""
+        return self.log.exists() and text.encode() in self.log.read_bytes()[self._offset :]
+
+    def alive(self) -> list[psutil.Process]:
+        """Processes of the job, the launcher first."""
+        if self._ranks:
+            return [psutil.Process(rank.pid) for rank in self._ranks if rank.poll() is None]
+        self._process.poll()
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if process.environ().get("CAMPAIGN") == self._mark and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+            except psutil.Error:
+                continue
+        return sorted(found, key=lambda process: process.create_time())
+
+    def victims(self, role: str) -> list[psutil.Process]:
+        """Processes that a role names; none if the job has none, or has ended."""
+        alive = self.alive()
+        is_rank = {process.pid: self._is_rank(process) for process in alive}
+        ranks = [process for process in alive if is_rank[process.pid]]
+        others = [process for process in alive if not is_rank[process.pid]]
+        if role == "a rank":
+            return random.sample(ranks, min(1, len(ranks)))
+        return {"all ranks": ranks, "the launcher": others[:1], "the process between": others[1:2]}[role]
+
+    def _is_rank(self, process: psutil.Process) -> bool:
+        try:
+            return bool(self._ranks) or "RANK" in process.environ()
+        except psutil.Error:
+            return False
+
+    def wait(self, seconds: float) -> float:
+        """Wait until all processes have ended; returns how long it took, at most `seconds`."""
+        started = time.monotonic()
+        while self.alive() and time.monotonic() - started < seconds:
+            time.sleep(0.1)
+        return time.monotonic() - started
+
+
+class Run:
+    """A run under one ZeRO stage that is disturbed again and again."""
+
+    def __init__(self, directory: Path, stage: int) -> None:
+        self.directory, self.stage, self.max_steps = directory, stage, 6
+        directory.mkdir(parents=True, exist_ok=True)
+        write_text_corpus(directory / "corpus.jsonl")
+        self.store, self.complete = CheckpointStore(directory / "disturbed" / "checkpoints"), set[int]()
+
+    def arguments(self, *others: str) -> list[str]:
+        return [
+            f"checkpointing.runs_dir={self.directory}",
+            f"training.max_steps={self.max_steps}",
+            "training.lr_schedule=constant",
+            "checkpointing.save_every_n_steps=2",
+            "learning_dynamics.save_every_n_steps=4",
+            "evaluation.every_n_steps=3",
+            *others,
+        ]
+
+    def start(self, launcher: str, *others: str, name: str = "disturbed", hub: FakeHub | None = None) -> Attempt:
+        return Attempt(self.directory, name, launcher, self.stage, self.arguments(*others), hub)
+
+    def disturb(self, launcher: str, moment: str, role: str, counts: Counter[str], hub: FakeHub) -> None:
+        """Signal a process at a moment, and look at what is left."""
+        # a run that is at its end has something to do again
+        self.max_steps = max([0, *self.complete]) + 6
+        attempt = self.start(launcher, hub=hub if moment == "push" else None)
+        while not MOMENTS[moment](attempt) and attempt.alive():
+            time.sleep(0.005)
+        number = random.choice(SIGNALS[role])
+        victims = attempt.victims(role)
+        for victim in victims:
+            victim.send_signal(number)
+        if launcher == "warm" and moment == "start-up":
+            # a launcher would end the other one
+            for process in attempt.alive():
+                process.kill()
+        seconds = attempt.wait(END_SECONDS + 15)
+        left = attempt.alive()
+        counts["kills"] += bool(victims)
+        counts["ended before the kill"] += not victims
+        counts[f"at {moment}"] += bool(victims)
+        counts[f"of {role} by {launcher}, {number.name}"] += bool(victims)
+        counts["longest end in s"] = max(counts["longest end in s"], round(seconds))
+        counts["LEFT OVER"] += len(left)
+        for process in left:
+            print(f"left over: {launcher}, {moment}, {role}, {number.name}: {process.cmdline()[:6]}", flush=True)
+            process.kill()
+        self.check(counts)
+
+    def check(self, counts: Counter[str]) -> None:
+        """Nothing that was complete is lost, and what is new is sound."""
+        complete = set(self.store.steps())
+        counts["LOST"] += len(self.complete - complete)
+        for step in complete - self.complete:
+            listed = [problem for problem in verify(self.store.path(step)) if "learning_dynamics" not in problem]
+            counts["DAMAGED"] += bool(listed)
+        self.complete = complete
+        counts["TRACEBACKS"] += self.log_text().count("Traceback (most recent call last)")
+
+    def log_text(self) -> str:
+        """What ranks printed; torchrun has tracebacks of its own."""
+        lines = (self.directory / "disturbed.log").read_text(errors="replace").splitlines()
+        return "\n".join(line for line in lines if "]: " in line or "torch/distributed" not in line)
+
+    def finish(self, counts: Counter[str]) -> None:
+        """Bring the run to its end, and compare it with one that was never disturbed."""
+        self.max_steps = max([0, *self.complete]) + 2
+        for name in ("disturbed", "whole"):
+            attempt = self.start("warm", name=name)
+            attempt.wait(600)
+        got, expected = (weights_of(self.directory / name, self.max_steps) for name in ("disturbed", "whole"))
+        is_equal = all(torch.equal(got[name], expected[name]) for name in expected)
+        counts["runs bit-identical"] += is_equal
+        counts["RUNS THAT DIFFER"] += not is_equal
+
+
+def kill(n_kills: int, directory: Path, real_share: float) -> Counter[str]:
+    """Kill over launchers, stages and moments."""
+    counts = Counter[str]()
+    runs = [Run(directory / f"stage-{stage}", stage) for stage in range(4)]
+    with fake_hub() as hub:
+        while counts["kills"] < n_kills:
+            launcher = random.choice(["torchrun", "deepspeed"]) if random.random() < real_share else "warm"
+            roles = ["a rank", "all ranks"] if launcher == "warm" else [*SIGNALS]
+            if launcher == "torchrun":
+                roles.remove("the process between")
+            run = random.choice(runs)
+            run.disturb(launcher, random.choice([*MOMENTS]), random.choice(roles), counts, hub)
+            print(f"{counts['kills']} of {n_kills}: lost {counts['LOST']}, left over {counts['LEFT OVER']}", flush=True)
+        for run in runs:
+            run.finish(counts)
+    return counts
+
+
+def stop(n_stops: int, directory: Path) -> Counter[str]:
+    """Stop (SIGSTOP) one rank of two, for good or for a moment, five jobs at a time."""
+    counts = Counter[str]()
+    for first in range(0, n_stops, 5):
+        runs = [Run(directory / f"job-{number}", number % 4) for number in range(first, min(first + 5, n_stops))]
+        attempts = [run.start("warm", "training.max_steps=100000", "training.hang_timeout_seconds=8") for run in runs]
+        stopped = []
+        for attempt in attempts:
+            while not attempt.said("step 5/") and attempt.alive():
+                time.sleep(0.01)
+            (victim,) = attempt.victims("a rank")
+            victim.suspend()
+            stopped.append(victim)
+        time.sleep(2)
+        for number, (attempt, victim) in enumerate(zip(attempts, stopped, strict=True)):
+            if number % 2:
+                victim.resume()
+                attempt.victims("a rank")[0].terminate()
+        for number, (run, attempt, victim) in enumerate(zip(runs, attempts, stopped, strict=True)):
+            started = time.monotonic()
+            while [one for one in attempt.alive() if one.pid != victim.pid] and time.monotonic() - started < 60:
+                time.sleep(0.1)
+            counts["stopped"] += 1
+            others = [one for one in attempt.alive() if one.pid != victim.pid]
+            counts["LEFT OVER"] += len(others)
+            # what a launcher does after its grace
+            for process in attempt.alive():
+                counts["LEFT OVER"] += number % 2
+                process.kill()
+            attempt.wait(10)
+            said = attempt.said("no progress for 8 s") or attempt.said("SIGTERM: stopping")
+            counts["NOT SAID"] += not said
+            run.check(counts)
+            run.complete = set(run.store.steps())
+            run.finish(counts)
+    return counts
+
+
+DISKS = (
+    "before the start",
+    "step",
+    "save",
+    "evaluation",
+    "snapshot",
+    "push",
+    "end",
+    "read-only",
+    "logs",
+    "tensorboard",
+)
+
+
+def starve(directory: Path) -> Counter[str]:
+    """Fill the disk of a run at ten moments, or make it read-only; then give the room back and go on."""
+    counts = Counter[str]()
+    for moment in DISKS:
+        disk = directory / moment.replace(" ", "-")
+        disk.mkdir(parents=True)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", str(disk)], check=True)
+        run = Run(disk, 1)
+        run.max_steps = 30
+        others = ["monitoring.tensorboard=true"] if moment == "tensorboard" else []
+        if moment == "before the start":
+            fill(disk)
+        attempt = run.start("warm", *others)
+        if moment != "before the start":
+            reached = MOMENTS.get(moment, MOMENTS["step"])
+            while not reached(attempt) and attempt.alive():
+                time.sleep(0.005)
+            if moment == "read-only":
+                subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=False)
+            else:
+                fill(disk)
+        attempt.wait(120)
+        counts["disks"] += 1
+        counts["LEFT OVER"] += len(attempt.alive())
+        status = RunStatus.read(RunDirectory(disk / "disturbed"))
+        counts[f"{moment}: status {None if status is None else status.state}"] += 1
+        subprocess.run(["mount", "-o", "remount,rw,size=200m", str(disk)], check=True)
+        (disk / "filler").unlink(missing_ok=True)
+        run.check(counts)
+        run.finish(counts)
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
+    return counts
+
+
+def fill(disk: Path) -> None:
+    """Use up all room."""
+    with (disk / "filler").open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(b"x" * 4096)
+        except OSError:
+            return
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=0)
+    parser.add_argument("--real-share", type=float, default=0.3, help="kills of jobs under a real launcher")
+    parser.add_argument("--stops", type=int, default=0, help="ranks that are stopped")
+    parser.add_argument("--disks", action="store_true", help="fill disks")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--directory", type=Path, help="where the runs are kept; default: a temporary directory")
+    arguments = parser.parse_args()
+    random.seed(arguments.seed)
+    directory = arguments.directory or Path(tempfile.mkdtemp(prefix="fault-campaign-"))
+    print(f"runs and logs are in {directory}", flush=True)
+    parts = {
+        "kills": lambda: kill(arguments.kills, directory / "kills", arguments.real_share),
+        "stops": lambda: stop(arguments.stops, directory / "stops"),
+        "disks": lambda: starve(directory / "disks"),
+    }
+    for name, part in parts.items():
+        if getattr(arguments, name):
+            for what, count in part().items():
+                print(f"{count:>6}  {what}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
