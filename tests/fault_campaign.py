@@ -4,9 +4,9 @@
 
 Where `tests.crash_campaign` kills ranks at random times, this one waits for a moment (start-up, a step, a save, an
 evaluation, a snapshot, a push to a hub, the end) and signals any process of the job: a rank, the launcher, or the
-process between them. Afterwards no process of the job may live, every checkpoint that was complete still is, and each verifies.
-Each run is brought to its end and compared, weight by weight, with one that was never disturbed. Needs root for the
-full disks. Takes about 30 minutes on 2 cores.
+process between them. Afterwards no process of the job may live, every checkpoint that was complete still is, and each
+verifies. Each run is brought to its end and compared, weight by weight, with one that was never disturbed. Needs root
+for the full disks. Takes about 30 minutes on 2 cores.
 """
 
 import argparse

@@ -34,6 +34,7 @@ class WordStates:
         self._known: dict[int, Tensor] | None = {} if frozen else None
 
     def __call__(self, sentences: Sequence[EncodedSentence]) -> Float[Tensor, "words width"]:
+        """The states at the last tokens of all words of some sentences, in order."""
         if self._known is None:
             return self._compute(sentences)
         return torch.cat([self._known[id(one)] for one in sentences])

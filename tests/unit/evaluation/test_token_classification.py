@@ -10,7 +10,8 @@ from pico_ds.data.errors import DataError
 from pico_ds.data.tokenizer import TextTokenizer
 from pico_ds.evaluation.conll import TaggedSentence, read_conll
 from pico_ds.evaluation.tables import ner_table
-from pico_ds.evaluation.token_classification import FineTuning, Mode, Splits, _encode, fine_tune
+from pico_ds.evaluation.token_classification import FineTuning, Mode, Splits, fine_tune
+from pico_ds.evaluation.word_states import encode_sentences
 from pico_ds.meta.building import build_meta_model
 
 
@@ -82,11 +83,15 @@ def sentences(count: int, offset: int = 0) -> list[TaggedSentence]:
 
 
 def test_the_last_token_of_a_word_carries_its_tag(tokenizer: TextTokenizer) -> None:
-    (one,) = _encode([TaggedSentence(("hammer", "5"), ("B-TOOL", "O"))], tokenizer, ["B-TOOL", "O"], max_length=40)
+    (one,) = encode_sentences(
+        [TaggedSentence(("hammer", "5"), ("B-TOOL", "O"))], tokenizer, ["B-TOOL", "O"], max_length=40
+    )
     words = tokenizer.encode(["hammer", " 5"])
     assert one.ids.tolist() == words[0] + words[1]
     assert one.last.tolist() == [len(words[0]) - 1, len(words[0]) + len(words[1]) - 1]
-    (cut,) = _encode([TaggedSentence(("hammer", "5"), ("B-TOOL", "O"))], tokenizer, ["B-TOOL", "O"], len(words[0]))
+    (cut,) = encode_sentences(
+        [TaggedSentence(("hammer", "5"), ("B-TOOL", "O"))], tokenizer, ["B-TOOL", "O"], len(words[0])
+    )
     assert cut.labels.tolist() == [0], "a word that does not fit is left out"
 
 
