@@ -20,14 +20,13 @@ from pathlib import Path  # noqa: E402
 
 from pico_ds.command import exit_code_of  # noqa: E402
 
+MOST_RANKS = 10**6
 REPOSITORY = Path(__file__).resolve().parents[1]
 # read when torch is imported: without large pages a quarter of a load on CPU is spent on mapping memory
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
 def parse_arguments() -> argparse.Namespace:
-    from pico_ds.config.arguments import at_least
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, default=REPOSITORY / "configs" / "demo.yaml", help="YAML of the run")
     parser.add_argument(
@@ -38,12 +37,14 @@ def parse_arguments() -> argparse.Namespace:
         help="JSON of DeepSpeed's own settings",
     )
     parser.add_argument("--dry-run", action="store_true", help="print the resolved run and its costs, then exit")
-    parser.add_argument("--world-size", type=at_least(1), help="ranks to assume in a dry run")
+    parser.add_argument("--world-size", type=int, help="ranks to assume in a dry run")
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher's
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="override a key of the YAML")
     arguments = parser.parse_intermixed_args()
     if arguments.world_size is not None and not arguments.dry_run:
         parser.error("--world-size goes with --dry-run; the launcher decides the ranks of a real run")
+    if arguments.world_size is not None and not 1 <= arguments.world_size <= MOST_RANKS:
+        parser.error(f"argument --world-size: got {arguments.world_size}; write an integer from 1 to {MOST_RANKS:,}")
     return arguments
 
 

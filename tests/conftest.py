@@ -14,6 +14,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.pop("WANDB_API_KEY", None)
 # a shell ignores it for what runs in the background, and commands that tests start would inherit that
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# nohup ignores it, and programs that are started would, too
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 install_import_hook(["pico_ds.meta", "pico_ds.tasks", "pico_ds.data.rows"], "beartype.beartype")
 
 

@@ -16,6 +16,7 @@ from pico_ds.config.errors import ConfigError
 
 _TAG = "tag:yaml.org,2002:"
 _LONGEST_INTEGER = 40
+_DEEPEST = 200
 #: of a configuration, aliases unfolded
 _MOST_VALUES = 100_000
 #: may be grouped, as in Python
@@ -126,6 +127,9 @@ def parse_yaml(text: str, name: str, declared: Any = None, is_yaml_1_1: bool = F
     Raises:
         ConfigError: a text that is not YAML, or a key that stands twice.
     """
+    if _depth(text) > _DEEPEST:
+        # before it is scanned, which takes the square of the depth
+        raise ConfigError(f"{name} is nested too deeply: more than {_DEEPEST} brackets are open at once")
     loader = None
     try:
         loader = _OldLoader(text) if is_yaml_1_1 else _Loader(text)
@@ -145,6 +149,15 @@ def parse_yaml(text: str, name: str, declared: Any = None, is_yaml_1_1: bool = F
     finally:
         if loader is not None:
             loader.dispose()  # type: ignore[no-untyped-call]
+
+
+def _depth(text: str) -> int:
+    """Most brackets that are open at once, as if none of them stood in quotes."""
+    depth = deepest = 0
+    for bracket in re.finditer(r"[\[\]{}]", text):
+        depth = depth + 1 if bracket.group() in "[{" else max(0, depth - 1)
+        deepest = max(deepest, depth)
+    return deepest
 
 
 def _check_aliases(root: yaml.Node, name: str) -> None:

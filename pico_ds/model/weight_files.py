@@ -15,7 +15,7 @@ from pico_ds.errors import PicoError
 
 WEIGHTS_NAME, WEIGHTS_INDEX_NAME = "model.safetensors", "model.safetensors.index.json"
 CONFIG_NAME = "config.json"
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
 class WeightFilesError(PicoError, ValueError):
@@ -64,7 +64,9 @@ class WeightFiles:
         with self._open(self._file_of(name)) as weights:
             found = weights.get_slice(name).get_dtype()
         if found not in _DTYPES:
-            raise WeightFilesError(f"{self.directory}: {name} is of type {found}; {', '.join(_DTYPES)} can be used")
+            raise WeightFilesError(
+                f"{self._file_of(name)}: {name} is of type {found}; {', '.join(_DTYPES)} can be used"
+            )
         return _DTYPES[found]
 
     def read(self, name: str) -> Tensor:
@@ -76,25 +78,25 @@ class WeightFiles:
         self.dtype_of(name)
         with self._open(self._file_of(name)) as weights:
             found: Tensor = weights.get_tensor(name)
-        where = f"{self.directory / self._file_of(name)}: {name}"
+        where = f"{self._file_of(name)}: {name}"
         if not bool(torch.isfinite(found).all()):
             raise WeightFilesError(f"{where} holds values that are infinite or not a number; the model is damaged")
         return found
 
     def _file_of(self, name: str) -> str:
         if name not in self._files:
-            raise WeightFilesError(f"{self.directory}: has no {name}")
+            raise WeightFilesError(f"has no {name}")
         return self._files[name]
 
     def _weight_map(self, index: Path) -> dict[str, str]:
         content = read_json(index)
         found = content.get("weight_map")
         if not isinstance(found, dict) or not all(isinstance(file, str) for file in found.values()):
-            raise WeightFilesError(f"{index}: has no weight_map from names to files")
+            raise WeightFilesError(f"{index.name}: has no weight_map from names to files")
         for file in found.values():
             if Path(file).name != file or not file.endswith(".safetensors"):
                 raise WeightFilesError(
-                    f"{index}: names the file {file!r}; weights are taken only from safetensors files beside the index"
+                    f"{index.name}: names the file {file!r}; only safetensors files beside the index are read"
                 )
         return found
 
@@ -108,7 +110,7 @@ class WeightFiles:
                 yield weights
         except (OSError, SafetensorError) as error:
             raise WeightFilesError(
-                f"{path}: cannot be read ({_reason(error)}); weights are taken only from safetensors"
+                f"{path.name}: cannot be read ({_reason(error)}); weights are taken only from safetensors"
             ) from error
 
 
@@ -130,9 +132,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise WeightFilesError(f"{path}: cannot be read ({_reason(error)})") from error
+        raise WeightFilesError(f"{path.name}: cannot be read ({_reason(error)})") from error
     if not isinstance(found, dict):
-        raise WeightFilesError(f"{path}: holds a {type(found).__name__}; a JSON object is needed")
+        raise WeightFilesError(f"{path.name}: holds a {type(found).__name__}; a JSON object is needed")
     return found
 
 

@@ -123,7 +123,7 @@ def load_trained_model(path: Path, overrides: list[str], process: Process) -> Tr
     try:
         found = _weights(directory)
     except WeightFilesError as error:
-        raise CheckpointError(f"{error}; give another checkpoint") from error
+        raise CheckpointError(f"{directory}: {error}; give another checkpoint") from error
     theta = {}
     for name, weight in network.twin.named_parameters():
         if name not in found or found[name].shape != weight.shape:

@@ -100,7 +100,7 @@ def test_the_layout_of_pico_train(checkpoint: Path, tmp_path: Path) -> None:
 def test_mistakes_are_said(checkpoint: Path, exported: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is there already"):
         export_model(checkpoint, exported, LLAMA)
-    with pytest.raises(CheckpointError, match=r"holds no config\.json"):
+    with pytest.raises(CheckpointError, match=r"config\.json: cannot be read"):
         export_model(tmp_path, tmp_path / "out", LLAMA)
     with pytest.raises(CheckpointError, match="is a model of type 'llama'"):
         export_model(exported, tmp_path / "out", PICO_TRAIN)
@@ -112,7 +112,7 @@ def test_mistakes_are_said(checkpoint: Path, exported: Path, tmp_path: Path) -> 
     export_model(odd, tmp_path / "half", LLAMA)
     assert {weight.dtype for weight in load_file(tmp_path / "half" / "model.safetensors").values()} == {torch.float16}
     save_file({name: weight.double() for name, weight in weights.items()}, odd / "model.safetensors")
-    with pytest.raises(CheckpointError, match=r"model\.safetensors: .* is of type F64; F32, BF16, F16 can be exported"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: .* is of type F64; F32, BF16, F16 can be used"):
         export_model(odd, tmp_path / "out", LLAMA)
     save_file({"lora.weight": torch.zeros(2)}, odd / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"model\.safetensors: lora\.weight is no parameter of a decoder"):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,19 @@ from tests.unit.model.test_pretrained import SHAPE, decoder_of
 EMBEDDING = "embedding_proj.weight"
 
 
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sound Pico model."""
-    directory = tmp_path / "model"
+    directory = tmp_path_factory.mktemp("sound")
     PicoDecoderHF(PicoDecoderHFConfig(**SHAPE, vocab_size=97, norm_eps=1e-5)).save_pretrained(directory)
     decoder_of(directory)
     return directory
+
+
+@pytest.fixture
+def model(sound: Path, tmp_path: Path) -> Path:
+    """A copy of it, to be damaged."""
+    return Path(shutil.copytree(sound, tmp_path / "model"))
 
 
 def config(**changes: Any) -> Callable[[Path], None]:
