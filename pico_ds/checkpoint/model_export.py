@@ -66,6 +66,11 @@ def export_model(checkpoint: Path, out: Path, layout: Layout) -> int:
 def _export(checkpoint: Path, out: Path, layout: Layout) -> int:
     config = _config_of(checkpoint)
     files = WeightFiles(checkpoint)
+    try:
+        for name in files.names:
+            llama_name(name.removeprefix(UPSTREAM_PREFIX))
+    except ValueError as error:
+        raise WeightFilesError(f"{WEIGHTS_NAME}: {error}; give a checkpoint of this package") from error
     shapes = _shapes_of(config, len(files.names))
     if out.exists():
         raise CheckpointError(f"{out} is there already; give a directory that is not")
