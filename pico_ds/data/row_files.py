@@ -194,7 +194,8 @@ def _parquet_rows(path: Path, columns: Columns) -> Iterator[Row]:
                 if len(document):
                     yield Row(document, _domain(domain))
             first += len(batch)
-    except (pyarrow.ArrowException, OSError) as error:
+    # the last one is of a damaged name of a column
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read as parquet: {error}") from error
     _warn_of_undecodable(path, "row", undecodable)
 

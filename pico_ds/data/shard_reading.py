@@ -74,7 +74,7 @@ def _token_file(path: Path, name: str) -> Iterator[Any]:
                 )
             check_type(name, TOKEN_COLUMN, file.schema_arrow.field(TOKEN_COLUMN).type)
             yield file
-    except (pyarrow.ArrowException, EOFError) as error:
+    except (pyarrow.ArrowException, EOFError, UnicodeDecodeError) as error:
         raise DataError(f"{name} cannot be read as parquet: {error}") from error
 
 
