@@ -199,6 +199,8 @@ SENTENCES = [
     b'{"text": "one", "word": "one"}\n',
 ]
 PARQUET = [parquet(text=["a man", None, "a plan"]), parquet(input_ids=[[1, 2], [3]]), parquet(other=[1.5])]
+# the name of a column is not UTF-8
+PARQUET.append(PARQUET[1].replace(b"element", b"\x80lement"))
 
 
 def read_deepspeed(path: Path) -> None:
