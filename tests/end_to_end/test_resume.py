@@ -156,18 +156,6 @@ def test_a_signal_to_one_rank_stops_all_after_the_same_step(arguments: Callable[
     }
 
 
-def test_ranks_save_when_their_launcher_passes_a_signal_on(arguments: Callable[..., list[str]], place: Path) -> None:
-    """SLURM signals the launcher, too."""
-    options = ["--signals-to-handle", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"]
-    settings = ["training.max_steps=100000", "checkpointing.save_every_n_steps=50000"]
-    process = real.start_ranks(2, *arguments("launcher", *settings), options=options)
-    wait_for(process, "step 5/")
-    process.send_signal(signal.SIGUSR1)
-    output, _ = process.communicate(timeout=60)  # the ranks hold the pipe, too
-    assert "SIGUSR1: stopping after step" in output
-    warm.python("scripts/checkpoint.py", "verify", str(place / "launcher"))
-
-
 def test_ranks_save_when_the_deepspeed_command_dies(arguments: Callable[..., list[str]], place: Path) -> None:
     """It is not their parent: a process between them lives on. For parents see tests/unit/training."""
     settings = ["training.max_steps=100000", "checkpointing.save_every_n_steps=50000"]
