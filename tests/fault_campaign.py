@@ -36,9 +36,9 @@ END_SECONDS = 30.0
 MOMENTS: dict[str, Callable[["Attempt"], bool]] = {
     "start-up": lambda attempt: time.monotonic() - attempt.started > attempt.start_up_seconds,
     "step": lambda attempt: attempt.said("first step done"),
-    "save": lambda attempt: any(attempt.store.directory.glob(".step_*[0-9a-f].partial")),
+    "save": lambda attempt: attempt.has_new(".step_*[0-9a-f].partial"),
     "evaluation": lambda attempt: attempt.said("evaluating step"),
-    "snapshot": lambda attempt: any(attempt.store.directory.glob(".step_*.learning_dynamics.partial")),
+    "snapshot": lambda attempt: attempt.has_new(".step_*.learning_dynamics.partial"),
     "push": lambda attempt: attempt.said("saved "),
     "end": lambda attempt: attempt.said("Files: "),
 }
@@ -57,6 +57,8 @@ class Attempt:
         self, directory: Path, name: str, launcher: str, stage: int, arguments: list[str], hub: FakeHub | None = None
     ) -> None:
         self.store, self.log = CheckpointStore(directory / name / "checkpoints"), directory / f"{name}.log"
+        # what earlier starts left half written
+        self._before = {*self.store.directory.glob(".step_*")}
         self._offset = self.log.stat().st_size if self.log.exists() else 0
         self.start_up_seconds = random.uniform(0.1, 6.0 if launcher != "warm" else 0.8)
         command = ["scripts/train.py", "--config", TINY, "--deepspeed_config", f"ds_configs/zero{stage}.json"]
@@ -81,6 +83,10 @@ class Attempt:
     def said(self, text: str) -> bool:
         """Whether this start has logged a text."""
         return self.log.exists() and text.encode() in self.log.read_bytes()[self._offset :]
+
+    def has_new(self, pattern: str) -> bool:
+        """Whether this start has made a file of checkpoints with such a name."""
+        return not self._before.issuperset(self.store.directory.glob(pattern))
 
     def alive(self) -> list[psutil.Process]:
         """Processes of the job, the launcher first."""
@@ -154,8 +160,8 @@ class Run:
         victims = attempt.victims(role)
         for victim in victims:
             victim.send_signal(number)
-        if launcher == "warm" and moment == "start-up":
-            # a launcher would end the other one
+        if launcher == "warm" and not attempt.said("first step done"):
+            # a launcher would end the other one, which may wait for the first to come up
             for process in attempt.alive():
                 process.kill()
         seconds = attempt.wait(END_SECONDS + 15)
