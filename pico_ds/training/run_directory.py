@@ -149,7 +149,8 @@ def _own_number(parent: Path, default_name: str, launch: Launch) -> int:
 def _refusal(path: Path, resume: int | str) -> int | None:
     """Why a named directory is not to be written to."""
     found = {child.name for child in path.iterdir()}
-    if found <= {_LOCK_NAME, CLAIM_NAME}:
+    # the last one is what a full disk left of a claim
+    if found <= {_LOCK_NAME, CLAIM_NAME, f".{CLAIM_NAME}.partial"}:
         return None
     if RunDirectory(path).training_config.name not in found and CLAIM_NAME not in found:
         return _FOREIGN

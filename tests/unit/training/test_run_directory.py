@@ -167,3 +167,12 @@ def test_where_nothing_can_be_written_the_directory_is_named(tmp_path: Path) -> 
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"checkpointing\.runs_dir: cannot write to .*file"):
         claim(tmp_path / "file", run_name="mine")
+
+
+def test_a_directory_whose_claim_met_a_full_disk_is_taken_again(tmp_path: Path) -> None:
+    run = tmp_path / "mine"
+    run.mkdir()
+    (run / ".lock").touch()
+    (run / "..launch.json.partial").touch()
+    config = CheckpointingConfig(runs_dir=str(tmp_path), run_name="mine")
+    assert claim_run_directory(config, "demo", ALONE).run.path == run
