@@ -67,9 +67,7 @@ class Process:
 
     def wait_for_all(self) -> None:
         """Come back when every rank has come here."""
-        import deepspeed.comm as dist
-
-        dist.barrier()
+        _barrier()
 
     def gather(self, values: Sequence[int]) -> list[tuple[int, ...]]:
         """A few integers of every rank, on every rank, by rank."""
@@ -136,6 +134,8 @@ def start_process(timeout: timedelta = timedelta(minutes=30)) -> Process:
         device, backend = torch.device(accelerator.device_name(local_rank)), accelerator.communication_backend_name()
     # DeepSpeed calls them under their old names, a warning for every call
     warnings.filterwarnings("ignore", category=FutureWarning, message=".*(all_gather|reduce_scatter).*deprecated")
+    # fp32 is exact fp32 here, whatever inductor advises
+    warnings.filterwarnings("ignore", category=UserWarning, message="TensorFloat32 tensor cores")
     deepspeed.init_distributed(backend, auto_mpi_discovery=False, timeout=timeout, verbose=False)
     process = Process(deepspeed.comm.get_rank(), deepspeed.comm.get_world_size(), local_rank, device)
     return replace(process, peers=tuple((host, pid) for host, pid in process.gather([host_digest(), os.getpid()])))
@@ -184,12 +184,19 @@ def stop_process() -> None:
     if dist.is_initialized():
         # A rank that ended right after its last collective now and then died of it: gloo's thread was still giving back
         # the tensor, which takes the interpreter's lock, while the interpreter shut down. The barrier has no tensor.
-        dist.barrier()
+        _barrier()
         dist.destroy_process_group()
         if not torch.cuda.is_available():
             # gloo has several threads, and the one with the tensor may not be that of the barrier
             gc.collect()
             time.sleep(_GLOO_GRACE_SECONDS)
+
+
+def _barrier() -> None:
+    """A barrier on this process's device: DeepSpeed binds none to the group of a single rank, and NCCL would guess."""
+    import deepspeed.comm as dist
+
+    dist.barrier(device_ids=[torch.cuda.current_device()] if torch.distributed.get_backend() == "nccl" else None)
 
 
 def _disable_shared_memory_op() -> None:

@@ -74,7 +74,10 @@ def choose_attention(
                 if name == "cudnn":
                     _check_cudnn(lengths)
                 for length in lengths:
-                    probe(attend, device, dtype, n_heads, n_kv_heads, head_dim, length)
+                    with warnings.catch_warnings():
+                        # torch warns once for each reason that a kernel has for refusing; the error says enough
+                        warnings.simplefilter("ignore")
+                        probe(attend, device, dtype, n_heads, n_kv_heads, head_dim, length)
             except UnavailableError as problem:
                 said = f"{name}: {problem}"
                 # with keys repeated it is the same, where the kernel is not there at all
@@ -111,8 +114,9 @@ def attention_of_several_tasks(
     for name, candidate in candidates:
         try:
             with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
                 # a kernel without a rule runs task by task, and says so
-                warnings.simplefilter("error")
+                warnings.filterwarnings("error", message=".*batching rule")
                 probe(_under_vmap(candidate), device, dtype, n_heads, n_kv_heads, head_dim, length)
         except UnavailableError as problem:
             problems.append(f"{name}: {problem}")

@@ -34,7 +34,8 @@ def environment(**others: str | None) -> dict[str, str]:
     """The environment of a command on one thread; a variable that is None is left out."""
     kept = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     path = f"{BIN}{os.pathsep}{kept.get('PATH', '')}"
-    found = {**kept, "PATH": path, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), **others}
+    modules = os.pathsep.join(filter(None, (str(REPOSITORY), kept.get("PYTHONPATH"))))
+    found = {**kept, "PATH": path, "OMP_NUM_THREADS": "1", "PYTHONPATH": modules, **others}
     return {name: value for name, value in found.items() if value is not None}
 
 

@@ -111,9 +111,12 @@ def test_device_map(saved: Path, tmp_path: Path, placed: str) -> None:
     if placed == "layers on disk":
         where = dict.fromkeys(names, "cpu") | {"layers.1": "disk", "embedding_proj": "disk"}
     model, exact = load(saved, device_map=where, offload_folder=tmp_path), load(saved)
-    assert torch.equal(real(model(**batch()).logits).cpu(), real(exact(**batch()).logits))
-    told = [each.generate(**batch(), max_new_tokens=4, do_sample=False) for each in (model, exact)]
-    assert torch.equal(told[0].cpu(), told[1])
+    # auto takes a GPU where there is one
+    exact = exact.to(model.device) if placed == "auto" else exact
+    inputs = {name: tensor.to(exact.device) for name, tensor in batch().items()}
+    assert torch.equal(real(model(**inputs).logits), real(exact(**inputs).logits))
+    told = [each.generate(**inputs, max_new_tokens=4, do_sample=False) for each in (model, exact)]
+    assert torch.equal(*told)
 
 
 @torch.no_grad()

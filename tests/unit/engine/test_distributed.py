@@ -2,10 +2,13 @@
 
 import subprocess
 import sys
+from typing import Any
 
+import deepspeed.comm
 import pytest
+import torch
 
-from pico_ds.engine.distributed import host_digest
+from pico_ds.engine.distributed import Process, host_digest
 from tests.launching import REPOSITORY
 
 PRINT = "from pico_ds.engine.distributed import host_digest; print(host_digest())"
@@ -23,3 +26,16 @@ def test_nodes_of_one_name_are_told_apart() -> None:
     if other.returncode != 0:
         pytest.skip(f"namespaces of processes are not allowed here: {other.stderr.strip()[-200:]}")
     assert int(other.stdout) != host_digest()
+
+
+@pytest.mark.parametrize(("backend", "expected"), [("nccl", [3]), ("gloo", None)])
+def test_a_barrier_names_the_device_under_nccl(
+    monkeypatch: pytest.MonkeyPatch, backend: str, expected: list[int] | None
+) -> None:
+    """DeepSpeed binds no device to the group of one rank, and NCCL then guesses it, with a warning."""
+    seen: list[Any] = []
+    monkeypatch.setattr(torch.distributed, "get_backend", lambda: backend)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    monkeypatch.setattr(deepspeed.comm, "barrier", lambda device_ids=None: seen.append(device_ids))
+    Process(0, 1, 3, torch.device("cpu")).wait_for_all()
+    assert seen == [expected]
