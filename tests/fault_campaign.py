@@ -51,12 +51,19 @@ SIGNALS = {
 
 
 class Attempt:
-    """One start of a job of two ranks."""
+    """One start of a job of two ranks, whose checkpoints are in `runs` and whose log is in `directory`."""
 
     def __init__(
-        self, directory: Path, name: str, launcher: str, stage: int, arguments: list[str], hub: FakeHub | None = None
+        self,
+        directory: Path,
+        runs: Path,
+        name: str,
+        launcher: str,
+        stage: int,
+        arguments: list[str],
+        hub: FakeHub | None = None,
     ) -> None:
-        self.store, self.log = CheckpointStore(directory / name / "checkpoints"), directory / f"{name}.log"
+        self.store, self.log = CheckpointStore(runs / name / "checkpoints"), directory / f"{name}.log"
         # what earlier starts left half written
         self._before = {*self.store.directory.glob(".step_*")}
         self._offset = self.log.stat().st_size if self.log.exists() else 0
@@ -91,7 +98,8 @@ class Attempt:
     def alive(self) -> list[psutil.Process]:
         """Processes of the job, the launcher first."""
         if self._ranks:
-            return [psutil.Process(rank.pid) for rank in self._ranks if rank.poll() is None]
+            running = {rank.pid for rank in self._ranks if rank.poll() is None}
+            return [process for process in psutil.process_iter() if process.pid in running]
         self._process.poll()
         found = []
         for process in psutil.process_iter():
@@ -129,15 +137,15 @@ class Attempt:
 class Run:
     """A run under one ZeRO stage that is disturbed again and again."""
 
-    def __init__(self, directory: Path, stage: int) -> None:
-        self.directory, self.stage, self.max_steps = directory, stage, 6
+    def __init__(self, directory: Path, stage: int, runs: Path | None = None) -> None:
+        self.directory, self.runs, self.stage, self.max_steps = directory, runs or directory, stage, 6
         directory.mkdir(parents=True, exist_ok=True)
         write_text_corpus(directory / "corpus.jsonl")
-        self.store, self.complete = CheckpointStore(directory / "disturbed" / "checkpoints"), set[int]()
+        self.store, self.complete = CheckpointStore(self.runs / "disturbed" / "checkpoints"), set[int]()
 
     def arguments(self, *others: str) -> list[str]:
         return [
-            f"checkpointing.runs_dir={self.directory}",
+            f"checkpointing.runs_dir={self.runs}",
             f"training.max_steps={self.max_steps}",
             "training.lr_schedule=constant",
             "checkpointing.save_every_n_steps=2",
@@ -147,7 +155,7 @@ class Run:
         ]
 
     def start(self, launcher: str, *others: str, name: str = "disturbed", hub: FakeHub | None = None) -> Attempt:
-        return Attempt(self.directory, name, launcher, self.stage, self.arguments(*others), hub)
+        return Attempt(self.directory, self.runs, name, launcher, self.stage, self.arguments(*others), hub)
 
     def disturb(self, launcher: str, moment: str, role: str, counts: Counter[str], hub: FakeHub) -> None:
         """Signal a process at a moment, and look at what is left."""
@@ -198,7 +206,7 @@ class Run:
         for name in ("disturbed", "whole"):
             attempt = self.start("warm", name=name)
             attempt.wait(600)
-        got, expected = (weights_of(self.directory / name, self.max_steps) for name in ("disturbed", "whole"))
+        got, expected = (weights_of(self.runs / name, self.max_steps) for name in ("disturbed", "whole"))
         is_equal = all(torch.equal(got[name], expected[name]) for name in expected)
         counts["runs bit-identical"] += is_equal
         counts["RUNS THAT DIFFER"] += not is_equal
@@ -260,52 +268,71 @@ def stop(n_stops: int, directory: Path) -> Counter[str]:
     return counts
 
 
-DISKS = (
-    "before the start",
-    "step",
-    "save",
-    "evaluation",
-    "snapshot",
-    "push",
-    "end",
-    "read-only",
-    "logs",
-    "tensorboard",
-)
+#: how a disk fails, and when
+DISKS = {
+    "full before the start": "start",
+    "full at a step": "step",
+    "full at a save": "save",
+    "full at an evaluation": "evaluation",
+    "full at a snapshot": "snapshot",
+    "full at the end": "end",
+    "full, with TensorBoard": "step",
+    "read-only before a resume": "start",
+    "read-only at a step": "step",
+    "read-only logs": "step",
+}
 
 
 def starve(directory: Path) -> Counter[str]:
-    """Fill the disk of a run at ten moments, or make it read-only; then give the room back and go on."""
+    """Fill the disk of a run or make it read-only, at ten moments; then give the room back and go on."""
     counts = Counter[str]()
-    for moment in DISKS:
-        disk = directory / moment.replace(" ", "-")
+    for case, moment in DISKS.items():
+        place = directory / case.replace(" ", "-").replace(",", "")
+        disk = place / "disk"
         disk.mkdir(parents=True)
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", str(disk)], check=True)
-        run = Run(disk, 1)
+        mount("-t", "tmpfs", "-o", "size=40m", "tmpfs", disk)
+        run = Run(place, 1, disk)
         run.max_steps = 30
-        others = ["monitoring.tensorboard=true"] if moment == "tensorboard" else []
-        if moment == "before the start":
-            fill(disk)
-        attempt = run.start("warm", *others)
-        if moment != "before the start":
-            reached = MOMENTS.get(moment, MOMENTS["step"])
-            while not reached(attempt) and attempt.alive():
+        read_only = disk / "disturbed" / ("logs" if "logs" in case else "")
+        if case == "read-only before a resume":
+            run.start("warm").wait(120)
+            run.max_steps = 40
+        if moment == "start":
+            spoil(case, disk, read_only)
+        attempt = run.start("warm", *(["monitoring.tensorboard=true"] if "TensorBoard" in case else []))
+        if moment != "start":
+            while not MOMENTS[moment](attempt) and attempt.alive():
                 time.sleep(0.005)
-            if moment == "read-only":
-                subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=False)
-            else:
-                fill(disk)
-        attempt.wait(120)
-        counts["disks"] += 1
-        counts["LEFT OVER"] += len(attempt.alive())
+            spoil(case, disk, read_only)
+        seconds = attempt.wait(120)
         status = RunStatus.read(RunDirectory(disk / "disturbed"))
-        counts[f"{moment}: status {None if status is None else status.state}"] += 1
-        subprocess.run(["mount", "-o", "remount,rw,size=200m", str(disk)], check=True)
+        said = [line for line in attempt.log.read_text(errors="replace").splitlines() if "error: " in line]
+        is_told = not said or "No space left" in said[-1] or "Read-only" in said[-1]
+        counts["disks"] += 1
+        counts["NO REASON"] += not is_told
+        counts["LEFT OVER"] += len(attempt.alive())
+        print(f"{case}: ended after {seconds:.0f} s, status {status and status.state}, {said[-1:]}", flush=True)
+        if case.startswith("read-only"):
+            subprocess.run(["umount", "--lazy", read_only], check=True)
+        mount("-o", "remount,size=200m", disk)
         (disk / "filler").unlink(missing_ok=True)
         run.check(counts)
         run.finish(counts)
-        subprocess.run(["umount", "--lazy", str(disk)], check=True)
+        subprocess.run(["umount", "--lazy", disk], check=True)
     return counts
+
+
+def mount(*arguments: str | Path) -> None:
+    subprocess.run(["mount", *arguments], check=True)
+
+
+def spoil(case: str, disk: Path, read_only: Path) -> None:
+    """Leave no room, or let a directory be mounted over itself, read-only: files that are open can still be written."""
+    if case.startswith("full"):
+        fill(disk)
+    else:
+        mount("--bind", read_only, read_only)
+        mount("-o", "remount,bind,ro", read_only)
 
 
 def fill(disk: Path) -> None:

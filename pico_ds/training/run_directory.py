@@ -1,5 +1,6 @@
 """Which directory a run gets; nothing of an earlier run is ever overwritten."""
 
+import os
 import re
 import secrets
 import shutil
@@ -65,8 +66,11 @@ def claim_run_directory(config: CheckpointingConfig, default_name: str, process:
         raise ConfigError(
             f"checkpointing.run_name: {path} is in use by another job; wait for it, or choose another name"
         )
-    if answer == _FAILED:
-        raise ConfigError(f"checkpointing.runs_dir: cannot write to {parent.absolute()}; choose a writable directory")
+    if answer <= _FAILED:
+        why = os.strerror(_FAILED - answer)
+        raise ConfigError(
+            f"checkpointing.runs_dir: cannot write to {parent.absolute()} ({why}); choose a writable directory"
+        )
     if process.any_rank(not _is_seen(path, launch.nonce)):
         raise ConfigError(
             f"checkpointing.runs_dir: {parent.absolute()} is not the same directory on every node; choose one on a "
@@ -75,7 +79,8 @@ def claim_run_directory(config: CheckpointingConfig, default_name: str, process:
     return Claim(RunDirectory(path), None if since == _ANEW else since)
 
 
-_TAKEN, _FAILED, _IN_USE, _FOREIGN = -1, -2, -3, -4
+#: why there is no run; _FAILED less the number of the system's error
+_TAKEN, _IN_USE, _FOREIGN, _FAILED = -1, -2, -3, -4
 _ANEW = -1
 #: a job that is restarted may overlap with its own end
 _RESTART_LOCK_SECONDS = 60.0
@@ -120,8 +125,8 @@ def _claim(config: CheckpointingConfig, default_name: str, launch: Launch) -> tu
             since = earlier.first_save_number
         launch.model_copy(update={"first_save_number": since}).write(path)
         return number, since if restarted else _ANEW
-    except OSError:
-        return _FAILED, _ANEW
+    except OSError as error:
+        return _FAILED - (error.errno or 0), _ANEW
 
 
 def _own_number(parent: Path, default_name: str, launch: Launch) -> int:

@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -81,8 +82,10 @@ class Watchdog:
         if self._file is not None:
             self._file.close()
             self._file = None
-            if self._path.stat().st_size == 0:
-                self._path.unlink()
+            # it is only tidied: a disk that has become read-only does not make a finished run a failed one
+            with suppress(OSError):
+                if self._path.stat().st_size == 0:
+                    self._path.unlink()
 
     def _watch(self) -> None:
         lost_since: float | None = None

@@ -211,7 +211,7 @@ def test_a_full_disk_ends_the_run_and_loses_nothing(
 def test_a_read_only_directory_is_named(arguments: Callable[..., list[str]], small_disk: Path) -> None:
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     output = warm.python(*arguments("ro", f"checkpointing.runs_dir={small_disk}/runs"), check=False)
-    assert f"checkpointing.runs_dir: cannot write to {small_disk}/runs" in output
+    assert f"checkpointing.runs_dir: cannot write to {small_disk}/runs (Read-only file system)" in output
 
 
 def test_inspect_verify_and_consolidate(whole: Path, tmp_path: Path) -> None:
