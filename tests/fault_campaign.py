@@ -260,7 +260,7 @@ def stop(n_stops: int, directory: Path) -> Counter[str]:
                 counts["LEFT OVER"] += number % 2
                 process.kill()
             attempt.wait(10)
-            said = attempt.said("no progress for 8 s") or attempt.said("SIGTERM: stopping")
+            said = attempt.said("no progress for 8 s") or attempt.said(": stopping after step ")
             counts["NOT SAID"] += not said
             run.check(counts)
             run.complete = set(run.store.steps())
