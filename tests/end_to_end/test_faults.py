@@ -124,6 +124,7 @@ def test_a_hang_that_holds_the_interpreter_lock_is_found(
     assert "in fail" in stacks[1]
 
 
+@pytest.mark.slow
 def test_two_agents_restart_a_job_that_dies_and_then_hangs(
     arguments: Callable[..., list[str]], place: Path, fault: Callable[[str], None], shared_runs: SharedRuns
 ) -> None:
