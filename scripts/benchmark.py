@@ -22,12 +22,12 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from benchmarks.cluster import SOURCES, Cluster
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from pico_ds.benchmark.cluster import SOURCES, Cluster
-from pico_ds.command import exit_code_of
+from pico_ds.command_line import exit_code_of
 from pico_ds.console import make_console
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -142,14 +142,14 @@ def _shown(value: Any) -> str:
 def main() -> int:
     arguments = parse_arguments()
     if arguments.worker is not None:
-        from pico_ds.benchmark.worker import measure
+        from benchmarks.worker import measure
 
         measure(arguments, REPOSITORY)
         return 0
-    from pico_ds.benchmark.efficiency import conclude
-    from pico_ds.benchmark.measurements import measurements, run
-    from pico_ds.benchmark.projection import projection_of
-    from pico_ds.benchmark.provenance import provenance
+    from benchmarks.efficiency import conclude
+    from benchmarks.measurements import measurements, run
+    from benchmarks.projection import projection_of
+    from benchmarks.provenance import provenance
 
     settings = {name: str(value) for name, value in vars(arguments).items()}
     facts, results = {"settings": settings, **provenance()}, []

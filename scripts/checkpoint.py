@@ -12,11 +12,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from pico_ds.checkpoint.errors import CheckpointError
-from pico_ds.checkpoint.index import Index
-from pico_ds.checkpoint.inspection import consolidate, find_checkpoints, verify
-from pico_ds.command import exit_code_of
+from pico_ds.checkpoint.checkpoint_index import Index
+from pico_ds.checkpoint.checkpoint_tools import consolidate, find_checkpoints, verify
+from pico_ds.command_line import exit_code_of
 from pico_ds.console import make_console
+from pico_ds.errors import CheckpointError
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -11,10 +11,10 @@ import sys
 
 from rich.table import Table
 
-from pico_ds.command import exit_code_of
+from pico_ds.command_line import exit_code_of
 from pico_ds.console import make_console
-from pico_ds.evaluation.comparison import paired_differences, read_entry
 from pico_ds.evaluation.few_shot import Estimate
+from pico_ds.evaluation.run_comparison import paired_differences, read_entry
 
 
 def parse_arguments() -> argparse.Namespace:

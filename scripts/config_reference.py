@@ -7,8 +7,8 @@ python scripts/config_reference.py > docs/configuration.md
 import argparse
 import sys
 
-from pico_ds.command import exit_code_of
-from pico_ds.config.reference import reference
+from pico_ds.command_line import exit_code_of
+from pico_ds.config.reference_page import reference
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -20,25 +20,24 @@ from typing import get_args
 
 from rich.console import Console
 
-from pico_ds.command import exit_code_of
+from pico_ds.command_line import exit_code_of
 from pico_ds.config import ConfigError, Readout
 from pico_ds.config.arguments import at_least, task_shape
 from pico_ds.console import make_console
 from pico_ds.engine.distributed import Process, start_process, stop_process
+from pico_ds.errors import TaskError
 from pico_ds.evaluation.conll import read_conll
 from pico_ds.evaluation.evaluator import grid_key
-from pico_ds.evaluation.grid import Setting, SettingResult, best_readout, evaluate_grid, grid_name, write_grid
-from pico_ds.evaluation.perplexity import evaluate_perplexity, judged_name
-from pico_ds.evaluation.tables import grid_tables, ner_table, perplexity_table
+from pico_ds.evaluation.few_shot_grid import Setting, SettingResult, best_readout, evaluate_grid, grid_name, write_grid
+from pico_ds.evaluation.few_shot_tables import grid_tables, ner_table, perplexity_table
+from pico_ds.evaluation.perplexity import build_perplexity_dataset, evaluate_perplexity, perplexity_dataset_name
 from pico_ds.evaluation.token_classification import Splits, evaluate_ner, write_ner
 from pico_ds.progress import redirect_progress
-from pico_ds.tasks.building import TaskBuilder
-from pico_ds.tasks.errors import TaskError
-from pico_ds.tasks.lexicon import WordSplit
-from pico_ds.tasks.shape import TaskShape
-from pico_ds.tasks.source import TaskSource
-from pico_ds.training.assembly import build_judged_rows
-from pico_ds.training.trained_model import TrainedModel, load_trained_model
+from pico_ds.runs.trained_run import TrainedModel, load_trained_model
+from pico_ds.tasks.index.class_words import WordSplit
+from pico_ds.tasks.task_builder import TaskBuilder
+from pico_ds.tasks.task_shape import TaskShape
+from pico_ds.tasks.task_source import TaskSource
 
 READOUTS: tuple[Readout, ...] = get_args(Readout)
 
@@ -177,7 +176,7 @@ def ner(trained: TrainedModel, arguments: argparse.Namespace, process: Process, 
 
 def perplexity(trained: TrainedModel, arguments: argparse.Namespace, process: Process, console: Console) -> None:
     config = trained.config
-    rows = build_judged_rows(config, trained.model.tokenizer, config.model.vocab_size or 0)
+    rows = build_perplexity_dataset(config, trained.model.tokenizer, config.model.vocab_size or 0)
     if rows is None:
         raise ConfigError(
             "--data: got nothing, and the run's evaluation.perplexity.data is null; name what to judge by"
@@ -189,7 +188,7 @@ def perplexity(trained: TrainedModel, arguments: argparse.Namespace, process: Pr
         return
     texts = config.evaluation.perplexity
     console.print(perplexity_table(result, f"{trained.directory}: {texts.data}; loss in nats per token"))
-    path = trained.run / "eval_results" / f"perplexity_{judged_name(texts)}_step_{trained.step}.json"
+    path = trained.run / "eval_results" / f"perplexity_{perplexity_dataset_name(texts)}_step_{trained.step}.json"
     result.write(path, {"step": trained.step, **texts.model_dump()})
     console.print(f"{path}", soft_wrap=True)
 

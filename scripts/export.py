@@ -11,9 +11,9 @@ import sys
 from pathlib import Path
 
 from pico_ds.checkpoint.model_export import LLAMA, PICO_TRAIN, export_model
-from pico_ds.command import exit_code_of
-from pico_ds.dynamics.pico_analyze import export_for_pico_analyze
-from pico_ds.dynamics.reading import RunSnapshots
+from pico_ds.command_line import exit_code_of
+from pico_ds.dynamics.pico_analyze_export import export_for_pico_analyze
+from pico_ds.dynamics.snapshot_reader import RunSnapshots
 
 LAYOUTS = {"llama": LLAMA, "pico": PICO_TRAIN}
 

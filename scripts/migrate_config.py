@@ -11,10 +11,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from pico_ds.command import exit_code_of
+from pico_ds.command_line import exit_code_of
+from pico_ds.compat.config_migration import migrate
+from pico_ds.config.legacy_keys import table_of_keys
 from pico_ds.config.loading import read_text
-from pico_ds.config.migration import migrate
-from pico_ds.config.moved_keys import table_of_keys
 
 
 def parse_arguments() -> argparse.Namespace:

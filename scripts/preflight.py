@@ -13,7 +13,7 @@ import sys
 from datetime import timedelta
 from pathlib import Path
 
-from pico_ds.command import exit_code_of
+from pico_ds.command_line import exit_code_of
 from pico_ds.console import make_console
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -41,10 +41,10 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> int:
     arguments = parse_arguments()
     from pico_ds.config import load_config
-    from pico_ds.config.deepspeed import load_deepspeed_config
+    from pico_ds.config.deepspeed_config import load_deepspeed_config
     from pico_ds.engine.distributed import is_lost_peer, start_process, stop_process
-    from pico_ds.preflight.finding import findings_table
-    from pico_ds.preflight.running import Limits, run_checks
+    from pico_ds.preflight.check_results import findings_table
+    from pico_ds.preflight.run_checks import Limits, run_checks
 
     try:
         config = load_config(arguments.config, arguments.overrides)

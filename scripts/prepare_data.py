@@ -17,12 +17,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from pico_ds.command import exit_code_of
+from pico_ds.command_line import exit_code_of
 from pico_ds.config.arguments import at_least
 from pico_ds.console import make_console
-from pico_ds.data.errors import DataError
-from pico_ds.data.preparation import Counts, Preparation, Source, hub_source, local_source
-from pico_ds.data.tokenizer import train_tokenizer
+from pico_ds.data.shards.shard_preparation import Counts, Preparation, Source, hub_source, local_source
+from pico_ds.data.text.tokenizer import train_tokenizer
+from pico_ds.errors import DataError
 
 
 def parse_arguments() -> argparse.Namespace:

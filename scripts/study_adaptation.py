@@ -25,22 +25,22 @@ import numpy as np
 import torch
 from rich.table import Table
 
-from pico_ds.command import exit_code_of
+from pico_ds.command_line import exit_code_of
 from pico_ds.config import Readout, load_config
 from pico_ds.config.arguments import at_least, task_shape
 from pico_ds.console import make_console
-from pico_ds.data.documents import is_validation
+from pico_ds.data.text.documents import is_validation
 from pico_ds.engine.distributed import start_process
 from pico_ds.evaluation.baselines import frozen_feature_accuracies
 from pico_ds.evaluation.few_shot import adaptation_curve, check_n_way
-from pico_ds.evaluation.tables import percent, percent_difference
+from pico_ds.evaluation.few_shot_tables import percent, percent_difference
 from pico_ds.meta.learners import make_learner
-from pico_ds.reporting.records import Group, Record, group_by_experiment
-from pico_ds.tasks.building import TaskBuilder
-from pico_ds.tasks.lexicon import WordSplit
-from pico_ds.tasks.shape import TaskShape
-from pico_ds.tasks.source import TaskSource
-from pico_ds.training.trained_model import TrainedModel, load_trained_model
+from pico_ds.monitoring.report.run_records import Group, Record, group_by_experiment
+from pico_ds.runs.trained_run import TrainedModel, load_trained_model
+from pico_ds.tasks.index.class_words import WordSplit
+from pico_ds.tasks.task_builder import TaskBuilder
+from pico_ds.tasks.task_shape import TaskShape
+from pico_ds.tasks.task_source import TaskSource
 
 DEMO = Path(__file__).resolve().parents[1] / "configs" / "demo.yaml"
 QUERIES = 5
@@ -107,7 +107,7 @@ def judge(run: Path, shape: tuple[int, int], arguments: argparse.Namespace) -> O
 
     def curves(tasks: TaskSource, step: int, count: int, rates: tuple[float, float]) -> np.ndarray:
         changed = {"inner_lr": rates[0], "head_inner_lr": rates[1]}
-        learner = make_learner(trained.config.judged_meta.model_copy(update=changed), network.twin.decoder)
+        learner = make_learner(trained.config.evaluation_meta.model_copy(update=changed), network.skeleton.decoder)
         episodes = (tasks.sample(step, index) for index in range(count))
         found = [adaptation_curve(network, learner, theta, each, readout, arguments.steps) for each in episodes]
         return torch.stack(found).double().numpy()

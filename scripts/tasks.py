@@ -17,18 +17,16 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from pico_ds.command import exit_code_of
+from pico_ds.command_line import exit_code_of
 from pico_ds.config import RunConfig, load_config
 from pico_ds.config.arguments import at_least
 from pico_ds.console import make_console
-from pico_ds.data.corpus import open_corpus
-from pico_ds.data.shard_corpus import ShardCorpus
-from pico_ds.data.text_corpus import TextCorpus
-from pico_ds.evaluation.audit import audit
-from pico_ds.evaluation.tables import audit_tables
-from pico_ds.tasks.building import TaskBuilder
-from pico_ds.tasks.description import describe, task_figures
-from pico_ds.tasks.lexicon import WORD_SPLITS
+from pico_ds.data.corpus import Corpus, open_corpus
+from pico_ds.evaluation.few_shot_tables import audit_tables
+from pico_ds.evaluation.task_audit import audit
+from pico_ds.tasks.index.class_words import WORD_SPLITS
+from pico_ds.tasks.task_builder import TaskBuilder
+from pico_ds.tasks.task_statistics import describe, task_figures
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 #: widest bar of a histogram [characters]
@@ -52,7 +50,7 @@ def step_of(config: RunConfig, arguments: argparse.Namespace) -> int:
     return config.training.max_steps - 1 if arguments.step is None else int(arguments.step)
 
 
-def show(console: Console, config: RunConfig, corpus: TextCorpus | ShardCorpus, arguments: argparse.Namespace) -> None:
+def show(console: Console, config: RunConfig, corpus: Corpus, arguments: argparse.Namespace) -> None:
     builder = TaskBuilder(config, corpus)
     readout = config.smlmt.readout if arguments.as_read else "mask"
     step = step_of(config, arguments)
@@ -75,7 +73,7 @@ def show(console: Console, config: RunConfig, corpus: TextCorpus | ShardCorpus, 
         console.print()
 
 
-def stats(console: Console, config: RunConfig, corpus: TextCorpus | ShardCorpus) -> None:
+def stats(console: Console, config: RunConfig, corpus: Corpus) -> None:
     figures = task_figures(config, corpus)
     smlmt = config.smlmt
     sample = figures.sample
@@ -102,9 +100,7 @@ def stats(console: Console, config: RunConfig, corpus: TextCorpus | ShardCorpus)
     console.print(f"padded tokens           {figures.padded_share:.1%}")
 
 
-def audit_tasks(
-    console: Console, config: RunConfig, corpus: TextCorpus | ShardCorpus, arguments: argparse.Namespace
-) -> list[str]:
+def audit_tasks(console: Console, config: RunConfig, corpus: Corpus, arguments: argparse.Namespace) -> list[str]:
     """Print the audit of training tasks, held-out tasks and injected tasks; return what is wrong with them."""
     builder, found = TaskBuilder(config, corpus), {}
     run = partial(audit, tokenizer=corpus.tokenizer, n_tasks=arguments.tasks)

@@ -18,7 +18,7 @@ import re  # noqa: E402
 import sys  # noqa: E402
 from pathlib import Path  # noqa: E402
 
-from pico_ds.command import exit_code_of  # noqa: E402
+from pico_ds.command_line import exit_code_of  # noqa: E402
 
 MOST_RANKS = 10**6
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -58,39 +58,32 @@ def name_of(config: Path) -> str:
 def main() -> int:
     arguments = parse_arguments()
     from pico_ds.config import load_config
-    from pico_ds.config.deepspeed import load_deepspeed_config
-    from pico_ds.config.environment import load_environment
+    from pico_ds.config.deepspeed_config import load_deepspeed_config
+    from pico_ds.config.dotenv import load_environment
 
     load_environment(Path.cwd() / ".env")
 
     config = load_config(arguments.config, arguments.overrides)
     deepspeed_json = load_deepspeed_config(arguments.deepspeed_config)
     if arguments.dry_run:
-        from pico_ds.training.dry_run import print_plan
+        from pico_ds.planning.dry_run import print_plan
 
         print_plan(config, deepspeed_json, arguments.deepspeed_config.name, arguments.world_size)
         return 0
-    from pico_ds.training.stop_signals import StopSignals
+    from pico_ds.faults.stop_signals import StopSignals
 
     # before what is slow: a launcher may die while its ranks start
     signals = StopSignals()
     from pico_ds.engine.distributed import start_process, stop_process
-    from pico_ds.preflight.agreement import check_agreement
-    from pico_ds.training.run import run_training
+    from pico_ds.preflight.rank_agreement import check_agreement
+    from pico_ds.training.run_training import RunRequest, run_training
 
     process = start_process()
     check_agreement(config, deepspeed_json, process)
-    exit_code = run_training(
-        config,
-        name_of(arguments.config),
-        deepspeed_json,
-        arguments.deepspeed_config.name,
-        process,
-        STARTED,
-        signals,
-    )
+    request = RunRequest(config, name_of(arguments.config), deepspeed_json, arguments.deepspeed_config.name, STARTED)
+    outcome = run_training(request, process, signals)
     stop_process()
-    return exit_code
+    return outcome.exit_code
 
 
 if __name__ == "__main__":

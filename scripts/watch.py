@@ -11,10 +11,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from pico_ds.command import exit_code_of
+from pico_ds.command_line import exit_code_of
 from pico_ds.console import make_console
-from pico_ds.watching.screen import watch
-from pico_ds.watching.view import RunView
+from pico_ds.monitoring.watch.run_view import RunView
+from pico_ds.monitoring.watch.watch_screen import watch
 
 
 def parse_arguments() -> argparse.Namespace:

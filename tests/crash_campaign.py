@@ -16,8 +16,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from pico_ds.checkpoint.inspection import verify
-from pico_ds.checkpoint.store import CheckpointStore
+from pico_ds.checkpoint.checkpoint_store import CheckpointStore
+from pico_ds.checkpoint.checkpoint_tools import verify
 from tests.conftest import write_text_corpus
 from tests.launching import Launcher, Process, free_port, rank_variables, real
 from tests.run_results import TINY, assert_bit_identical

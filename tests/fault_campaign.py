@@ -23,9 +23,10 @@ from pathlib import Path
 import psutil
 import torch
 
-from pico_ds.checkpoint.inspection import verify
-from pico_ds.checkpoint.store import CheckpointStore
-from pico_ds.training.run_files import RunDirectory, RunStatus
+from pico_ds.checkpoint.checkpoint_store import CheckpointStore
+from pico_ds.checkpoint.checkpoint_tools import verify
+from pico_ds.runs.run_directory import RunDirectory
+from pico_ds.runs.run_status import RunStatus
 from tests.conftest import write_text_corpus
 from tests.fake_hub import TOKEN, FakeHub, fake_hub
 from tests.launching import free_port, rank_variables, real, warm

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from pico_ds.data.tokenizer import train_tokenizer
+from pico_ds.data.text.tokenizer import train_tokenizer
 from pico_ds.model.huggingface import PicoDecoderHF, PicoDecoderHFConfig
 
 SHAPE = {"d_model": 48, "n_layers": 3, "vocab_size": 303, "attention_n_heads": 6, "attention_n_kv_heads": 2}

@@ -5,17 +5,18 @@ The reference shares no code with `pico_ds.meta`, so that the two can check each
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from pico_ds.config import MetaConfig, ModelConfig, Readout
-from pico_ds.meta.gradient import GradientSum
-from pico_ds.meta.inner_loop import Adapted, adapt
-from pico_ds.meta.learners import Given, make_learner
-from pico_ds.meta.network import Network, Parameters
-from pico_ds.meta.problem import Problem
+from pico_ds.meta.episode_model import EpisodeModel
+from pico_ds.meta.functional_model import FunctionalModel, Parameters
+from pico_ds.meta.gradient_sum import GradientSum
+from pico_ds.meta.inner_loop import AdaptedWeights, adapt
+from pico_ds.meta.learners import EpisodeBatch, make_learner
 from pico_ds.model.meta_model import MetaModel
 from pico_ds.tasks.episode import Contexts, Episode
 
@@ -51,7 +52,7 @@ def random_episode(seed: int, n_way: int = 3, k_shot: int = 2, q_query: int = 2)
 
 
 def add_task_gradient(
-    network: Network,
+    network: FunctionalModel,
     theta: Parameters,
     episode: Episode,
     readout: Readout,
@@ -59,20 +60,20 @@ def add_task_gradient(
     total: GradientSum,
     scale: float,
     measure: bool = True,
-) -> tuple[Adapted, torch.Tensor]:
+) -> tuple[AdaptedWeights, torch.Tensor]:
     """What the learner of a configuration adds for a task, as a function; the adapted weights and the query logits."""
-    learner = make_learner(meta, network.twin.decoder)
-    outcome = learner.add_gradient(Given(network, theta, episode, readout, measure=measure), total, scale)
+    learner = make_learner(meta, network.skeleton.decoder)
+    outcome = learner.add_gradient(EpisodeBatch(network, theta, episode, readout, measure=measure), total, scale)
     return outcome.adapted, outcome.query_logits
 
 
 def adapt_to(
-    network: Network, theta: Parameters, episode: Episode, meta: MetaConfig, steps: int, measure: bool = True
-) -> Adapted:
+    network: FunctionalModel, theta: Parameters, episode: Episode, meta: MetaConfig, steps: int, measure: bool = True
+) -> AdaptedWeights:
     """The inner loop of a configuration's learner."""
-    learner = make_learner(meta, network.twin.decoder)
-    problem = Problem.at(theta, network, learner.head, episode, "fim", training=False)
-    return adapt(problem, learner.descent(theta), steps, measure=measure)
+    learner = make_learner(meta, network.skeleton.decoder)
+    model = EpisodeModel.at(theta, network, learner.head, episode, "fim", training=False)
+    return adapt(model, replace(learner.inner_loop(theta), steps=steps, measure=measure))
 
 
 def features(model: MetaModel, contexts: Contexts, squared_norm: float) -> torch.Tensor:

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pico_ds.data.tokenizer import TextTokenizer, load_tokenizer, train_tokenizer
+from pico_ds.data.text.tokenizer import TextTokenizer, load_tokenizer, train_tokenizer
 from tests.conftest import write_text_corpus
 
 

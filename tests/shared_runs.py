@@ -10,7 +10,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from pico_ds.files import replace_text
+from pico_ds.file_writing import replace_text
 from tests.conftest import write_text_corpus
 from tests.launching import warm
 from tests.run_results import TINY

@@ -6,7 +6,7 @@ from pathlib import Path
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from pico_ds.data.tokenizer import TextTokenizer, import_tokenizer, load_tokenizer, train_tokenizer
+from pico_ds.data.text.tokenizer import TextTokenizer, import_tokenizer, load_tokenizer, train_tokenizer
 
 #: the first article of the Universal Declaration of Human Rights, and a little more
 SCRIPTS = {

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pico_ds.checkpoint.errors import CheckpointError
-from pico_ds.checkpoint.stream import SafetensorsWriter, cannot_write
-from pico_ds.checkpoint.weights import WEIGHTS_NAME
+from pico_ds.checkpoint.huggingface_export import WEIGHTS_NAME
+from pico_ds.checkpoint.safetensors_stream import SafetensorsWriter, cannot_write
+from pico_ds.errors import CheckpointError
 from pico_ds.model.decoder import PicoDecoder
 from pico_ds.model.llama import llama_name, to_llama
 from pico_ds.model.pretrained import UPSTREAM_PREFIX

@@ -1,6 +1,6 @@
 """Configuration: schema, loading, and DeepSpeed's part."""
 
-from pico_ds.config.errors import ConfigError
+from pico_ds.config.field_types import Readout
 from pico_ds.config.loading import dump_config, load_config, parse_config
 from pico_ds.config.schema import (
     CheckpointingConfig,
@@ -12,8 +12,8 @@ from pico_ds.config.schema import (
     RunConfig,
     TrainingConfig,
 )
-from pico_ds.config.tasks import MetaConfig, SmlmtConfig
-from pico_ds.config.types import Readout
+from pico_ds.config.task_schema import MetaConfig, SmlmtConfig
+from pico_ds.errors import ConfigError
 
 __all__ = [
     "CheckpointingConfig",

@@ -9,11 +9,11 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from pico_ds.config.errors import ConfigError
-from pico_ds.config.moved_keys import advice_for
+from pico_ds.config.legacy_keys import advice_for
 from pico_ds.config.schema import RunConfig
 from pico_ds.config.validation import check_combinations
-from pico_ds.config.yaml_reading import dump_yaml, parse_yaml
+from pico_ds.config.yaml_parsing import dump_yaml, parse_yaml
+from pico_ds.errors import ConfigError
 
 #: of a file that is read
 _MOST_BYTES = 2**20

@@ -9,8 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from pico_ds.config.tasks import MetaConfig, SmlmtConfig
-from pico_ds.config.types import (
+from pico_ds.config.field_types import (
     Fraction,
     LayerCount,
     NonNegativeFloat,
@@ -25,6 +24,7 @@ from pico_ds.config.types import (
     Seed,
     Width,
 )
+from pico_ds.config.task_schema import MetaConfig, SmlmtConfig
 
 # data.validate hides a method of pydantic that is deprecated, and that nothing calls
 warnings.filterwarnings("ignore", message='Field name "validate" in "DataConfig" shadows')
@@ -293,7 +293,7 @@ class RunConfig(Section):
     """logs"""
 
     @property
-    def judged_meta(self) -> MetaConfig:
+    def evaluation_meta(self) -> MetaConfig:
         """How held-out tasks are learned from: as in training, by the head of `evaluation.head`."""
         return self.meta if self.evaluation.head is None else self.meta.model_copy(update={"head": "prototype"})
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 
+from pico_ds.config.field_types import Section
 from pico_ds.config.schema import RunConfig
-from pico_ds.config.types import Section
 
 #: tokens that a layout adds to a context: the separator of `fim`, or the leading end-of-text of `pre`
 LAYOUT_EXTRA_TOKENS = 1

@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from pico_ds.data.errors import DataError
 from pico_ds.data.keyed_random import keyed_rng
 from pico_ds.data.token_stream import TokenStream
+from pico_ds.errors import DataError
 
 
 @runtime_checkable
@@ -37,11 +37,11 @@ class TrainingRows(Protocol):
         Rank r takes every world_size-th position, so that the union over ranks does not depend on their number.
         """
 
-    def state(self, position: int) -> dict[str, int]:
+    def state_dict(self, position: int) -> dict[str, int]:
         """What finds a global position again without a walk from the beginning."""
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Take over what `state` gave."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
 
 
 class TokenRows:
@@ -92,9 +92,9 @@ class ShuffledRows:
         """Rows at the global positions `first`, ..., `first + count - 1` that belong to `rank`."""
         return self._rows.read(self.indices(first, count, rank, world_size))
 
-    def state(self, position: int) -> dict[str, int]:
+    def state_dict(self, position: int) -> dict[str, int]:
         """Nothing: a position is found by arithmetic."""
         return {}
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Nothing to take over."""

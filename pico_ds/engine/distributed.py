@@ -21,6 +21,10 @@ _GLOO_GRACE_SECONDS = 0.5
 _SHARED_MEMORY_OP = "deepspeed_shm_comm"
 
 
+#: variables that `start_process` has set, where no launcher did
+_own_variables: dict[str, str] = {}
+
+
 @dataclass(frozen=True)
 class Process:
     """This process among all of the job.
@@ -65,8 +69,22 @@ class Process:
         dist.broadcast(message, src=0)
         return int(message.item())
 
+    def text_from_main(self, text: str) -> str:
+        """A short text that rank 0 knows, on every rank. A collective."""
+        import deepspeed.comm as dist
+
+        if self.world_size == 1:
+            return text
+        content = text.encode()
+        length = self.from_main(len(content))
+        message = torch.zeros(length, dtype=torch.uint8, device=self.device)
+        if self.is_main:
+            message.copy_(torch.tensor([*content], dtype=torch.uint8))
+        dist.broadcast(message, src=0)
+        return bytes(message.tolist()).decode()
+
     def wait_for_all(self) -> None:
-        """Come back when every rank has come here."""
+        """Return when every rank has called this. A collective."""
         _barrier()
 
     def gather(self, values: Sequence[int]) -> list[tuple[int, ...]]:
@@ -111,11 +129,11 @@ def start_process(timeout: timedelta = timedelta(minutes=30)) -> Process:
     Raises:
         ConfigError: more processes on this node than GPUs.
     """
-    alone = "RANK" not in os.environ
-    if alone:
-        os.environ.update(
+    if "RANK" not in os.environ:
+        _own_variables.update(
             RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port())
         )
+        os.environ.update(_own_variables)
     import deepspeed
     from deepspeed.accelerator import get_accelerator
 
@@ -186,6 +204,8 @@ def stop_process() -> None:
         # the tensor, which takes the interpreter's lock, while the interpreter shut down. The barrier has no tensor.
         _barrier()
         dist.destroy_process_group()
+        while _own_variables:
+            os.environ.pop(_own_variables.popitem()[0], None)
         if not torch.cuda.is_available():
             # gloo has several threads, and the one with the tensor may not be that of the barrier
             gc.collect()

@@ -50,7 +50,7 @@ class MetaEngine:
         self._norm: Tensor | None = None
         module.to(process.device)
         adamw = build_optimizer(module, training)
-        adamw.register_step_pre_hook(self._before_update)
+        adamw.register_step_pre_hook(self._pre_optim_step)
         _import_muon_uncompiled()
         self._engine, _, _, _ = deepspeed.initialize(model=module, optimizer=adamw, config=deepspeed_config)
         self.stage = int(self._engine.zero_optimization_stage())
@@ -112,7 +112,7 @@ class MetaEngine:
         # none where DeepSpeed did not come to the update: the gradient was not finite
         return torch.tensor(math.inf) if self._norm is None else self._norm
 
-    def _before_update(self, adamw: Any, *_: object) -> None:
+    def _pre_optim_step(self, adamw: Any, *_: object) -> None:
         """Give AdamW what torch's gradient scalers would: a divisor, and whether to leave everything as it is."""
         if not self._applying:
             return  # DeepSpeed makes the moments by a step of its own

@@ -121,7 +121,7 @@ class OptimizerState:
             state["step"].fill_(steps)
         self.engine.set_counters(steps)
 
-    def settle_master(self) -> None:
+    def apply_master_weights(self) -> None:
         """Bring the master weights into the model, bit for bit, and make the moments exist. A collective."""
         if self.engine.stage == 3:
             # by a step of a zero gradient at a zero learning rate, which changes no weight

@@ -11,10 +11,10 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
 from pico_ds.config import Readout
-from pico_ds.data.tokenizer import TextTokenizer
-from pico_ds.meta.network import Network, Parameters
-from pico_ds.tasks.description import plain_texts
+from pico_ds.data.text.tokenizer import TextTokenizer
+from pico_ds.meta.functional_model import FunctionalModel, Parameters
 from pico_ds.tasks.episode import Episode
+from pico_ds.tasks.task_statistics import plain_texts
 
 #: a word, or a sign that is none
 _TOKENS = r"\w+|[^\w\s]"
@@ -24,7 +24,9 @@ Accuracies = dict[str, float]
 
 
 @torch.no_grad()
-def frozen_feature_accuracies(network: Network, theta: Parameters, episode: Episode, readout: Readout) -> Accuracies:
+def frozen_feature_accuracies(
+    network: FunctionalModel, theta: Parameters, episode: Episode, readout: Readout
+) -> Accuracies:
     """Nearest prototype and logistic regression on the features of a model as it is."""
     support, query = (
         network.features(theta, part, readout).double().cpu().numpy() for part in (episode.support, episode.query)

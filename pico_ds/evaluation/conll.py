@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pico_ds.data.errors import DataError
+from pico_ds.errors import DataError
 
 _TAG = re.compile(r"O|[BI]-\S+")
 logger = logging.getLogger("pico_ds")

@@ -10,14 +10,14 @@ from pico_ds.data.keyed_random import digest64
 from pico_ds.data.rows import Rows
 from pico_ds.engine.distributed import Process
 from pico_ds.evaluation.few_shot import Estimate, FewShotResult, evaluate_few_shot
-from pico_ds.evaluation.perplexity import JudgedRows, PerplexityResult, evaluate_perplexity
+from pico_ds.evaluation.perplexity import PerplexityDataset, PerplexityResult, evaluate_perplexity
 from pico_ds.evaluation.validation_loss import evaluate_validation_loss
-from pico_ds.files import replace_text
+from pico_ds.file_writing import replace_text
+from pico_ds.meta.functional_model import FunctionalModel, Parameters
 from pico_ds.meta.learners import Learner
-from pico_ds.meta.network import Network, Parameters
-from pico_ds.tasks.building import judged
-from pico_ds.tasks.lexicon import WordSplit
+from pico_ds.tasks.index.class_words import WordSplit
 from pico_ds.tasks.smlmt import SMLMT, TASKS_VERSION
+from pico_ds.tasks.task_builder import judged
 
 
 @dataclass(frozen=True)
@@ -65,30 +65,30 @@ class Evaluator:
     def __init__(
         self,
         config: RunConfig,
-        network: Network,
+        network: FunctionalModel,
         learner: Learner,
         rows: Rows | None,
         tasks: list[SMLMT],
-        judged_rows: JudgedRows | None,
+        perplexity_dataset: PerplexityDataset | None,
         process: Process,
     ) -> None:
         """
         Args:
             rows: validation rows, or None to leave the loss out.
             tasks: the same held-out tasks, once per readout.
-            judged_rows: what perplexity is computed on, or None to leave it out.
+            perplexity_dataset: what perplexity is computed on, or None to leave it out.
         """
         self._config, self._network, self._learner = config, network, learner
-        self._rows, self._tasks, self._judged_rows, self._process = rows, tasks, judged_rows, process
+        self._rows, self._tasks, self._perplexity_dataset, self._process = rows, tasks, perplexity_dataset, process
 
-    def evaluate(self, theta: Parameters, step: int, go_on: Callable[[], bool]) -> EvaluationResult | None:
+    def evaluate(self, theta: Parameters, step: int, should_continue: Callable[[], bool]) -> EvaluationResult | None:
         """Evaluate the parameters. A collective: every rank must call it, and every rank gets the result.
 
         Args:
-            go_on: called before every task and batch of rows. Once it has said False it must not say True again.
+            should_continue: called before every task and batch of rows. After False it must never return True.
 
         Returns:
-            None where `go_on` said False on some rank.
+            None where `should_continue` said False on some rank.
         """
         settings, loss, perplexity = self._config.evaluation, None, None
         micro_batch_size = self._config.training.micro_batch_size
@@ -100,11 +100,11 @@ class Evaluator:
                 settings.n_rows,
                 micro_batch_size,
                 self._process,
-                go_on,
+                should_continue,
             )
-        if self._judged_rows is not None:
+        if self._perplexity_dataset is not None:
             perplexity = evaluate_perplexity(
-                self._network, theta, self._judged_rows, micro_batch_size, self._process, go_on
+                self._network, theta, self._perplexity_dataset, micro_batch_size, self._process, should_continue
             )
         few_shot = {}
         for tasks in self._tasks:
@@ -116,9 +116,9 @@ class Evaluator:
                 settings.n_tasks,
                 settings.adaptation_steps,
                 self._process,
-                go_on,
+                should_continue,
             )
-        if self._process.any_rank(not go_on()):
+        if self._process.any_rank(not should_continue()):
             return None
         return EvaluationResult(step, loss, few_shot, task_key(self._config), perplexity)
 

@@ -12,16 +12,16 @@ from torch import Tensor
 
 from pico_ds.config import Readout
 from pico_ds.engine.distributed import Process
+from pico_ds.errors import TaskError
+from pico_ds.meta.episode_model import accuracy
+from pico_ds.meta.functional_model import FunctionalModel, Parameters
 from pico_ds.meta.heads import HeadWeights
-from pico_ds.meta.inner_loop import Adapted
+from pico_ds.meta.inner_loop import AdaptedWeights
 from pico_ds.meta.learners import Learner
-from pico_ds.meta.network import Network, Parameters
-from pico_ds.meta.problem import accuracy
 from pico_ds.model.meta_model import HEAD
 from pico_ds.progress import track
 from pico_ds.tasks.episode import Episode
-from pico_ds.tasks.errors import TaskError
-from pico_ds.tasks.source import TaskSource
+from pico_ds.tasks.task_source import TaskSource
 
 #: half-width of a 95 % interval in standard errors (normal approximation)
 Z_95 = 1.96
@@ -85,23 +85,23 @@ class FewShotResult:
 
 
 def evaluate_few_shot(
-    network: Network,
+    network: FunctionalModel,
     learner: Learner,
     theta: Parameters,
     tasks: TaskSource,
     n_tasks: int,
     adaptation_steps: int,
     process: Process,
-    go_on: Callable[[], bool],
+    should_continue: Callable[[], bool],
 ) -> FewShotResult:
     """Accuracy after 0 to `adaptation_steps` steps, on tasks 0 to n_tasks - 1 of step 0; alike on any number of ranks.
 
-    Where `go_on` says False the remaining tasks of this rank are left out.
+    Where `should_continue` says False the remaining tasks of this rank are left out.
     """
     accuracies = torch.zeros(adaptation_steps + 1, n_tasks, device=process.device)
     mine = range(process.rank, n_tasks, process.world_size)
     for i in track(mine, f"evaluating few-shot tasks, {tasks.readout}", len(mine)):
-        if not go_on():
+        if not should_continue():
             break
         episode = tasks.sample(step=0, index=i).to(process.device)
         accuracies[:, i] = adaptation_curve(network, learner, theta, episode, tasks.readout, adaptation_steps)
@@ -124,7 +124,7 @@ def check_n_way(learner: Learner, theta: Parameters, n_way: int) -> None:
 
 
 def adaptation_curve(
-    network: Network, learner: Learner, theta: Parameters, episode: Episode, readout: Readout, steps: int
+    network: FunctionalModel, learner: Learner, theta: Parameters, episode: Episode, readout: Readout, steps: int
 ) -> Float[Tensor, " moments"]:
     """Query accuracy of one task after 0, 1, ..., `steps` steps of the learner's adaptation."""
     found = torch.zeros(steps + 1, device=episode.support.labels.device)
@@ -134,7 +134,7 @@ def adaptation_curve(
         logits = learner.head.logits(head, network.features(body, episode.query, readout))
         found[count] = accuracy(logits, episode.query)
 
-    def after_step(count: int, adapted: Adapted) -> None:
+    def after_step(count: int, adapted: AdaptedWeights) -> None:
         judge(count, adapted.leaves, adapted.head)
 
     adapted = learner.adapt(network, theta, episode, readout, steps, after_step)

@@ -15,14 +15,15 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from pico_ds.config import PerplexityConfig
-from pico_ds.data.errors import DataError
+from pico_ds.config import PerplexityConfig, RunConfig
+from pico_ds.data.input_files import Document
 from pico_ds.data.keyed_random import digest64
-from pico_ds.data.row_files import Document
-from pico_ds.data.tokenizer import TextTokenizer, warn_of_special
+from pico_ds.data.text.perplexity_texts import read_texts
+from pico_ds.data.text.tokenizer import TextTokenizer, warn_of_special
 from pico_ds.engine.distributed import Process
-from pico_ds.files import replace_text
-from pico_ds.meta.network import Network, Parameters
+from pico_ds.errors import DataError
+from pico_ds.file_writing import replace_text
+from pico_ds.meta.functional_model import FunctionalModel, Parameters
 from pico_ds.progress import track
 
 #: rows are padded to a multiple of this, so that there are few shapes to compile for [tokens]
@@ -85,7 +86,7 @@ class PerplexityResult:
         replace_text(path, json.dumps({**about, **self.to_json()}, indent=1) + "\n")
 
 
-class JudgedRows:
+class PerplexityDataset:
     """Rows of at most `length` tokens that predict every token of every text but its first, once."""
 
     def __init__(
@@ -150,7 +151,7 @@ def _tokenized(
             yield domain, np.asarray(next(encoded), dtype=np.int64) if isinstance(text, str) else text
 
 
-def judged_name(config: PerplexityConfig) -> str:
+def perplexity_dataset_name(config: PerplexityConfig) -> str:
     """What results are filed under: the name of the texts, and a digest of all that decides them."""
     assert config.data is not None
     name = re.sub(r"[^\w.-]+", "-", Path(config.data).stem).strip("-")
@@ -159,21 +160,21 @@ def judged_name(config: PerplexityConfig) -> str:
 
 @torch.no_grad()
 def evaluate_perplexity(
-    network: Network,
+    network: FunctionalModel,
     theta: Parameters,
-    rows: JudgedRows,
+    rows: PerplexityDataset,
     micro_batch_size: int,
     process: Process,
-    go_on: Callable[[], bool],
+    should_continue: Callable[[], bool],
 ) -> PerplexityResult:
     """Token-weighted loss and perplexity. A collective; bit by bit the same on any number of ranks.
 
-    Where `go_on` says False the remaining rows of this rank are left out.
+    Where `should_continue` says False the remaining rows of this rank are left out.
     """
     losses = torch.zeros(len(rows.rows), dtype=torch.float64, device=process.device)
     batches = range(process.rank, -(-len(rows.rows) // micro_batch_size), process.world_size)
     for batch in track(batches, "computing perplexity, batches", len(batches)):
-        if not go_on():
+        if not should_continue():
             break
         first = batch * micro_batch_size
         ids, targets = (each.to(process.device) for each in rows.read(first, micro_batch_size))
@@ -191,3 +192,17 @@ def evaluate_perplexity(
 def _mean(losses: npt.NDArray[np.float64], n_tokens: npt.NDArray[np.int64]) -> Perplexity:
     count = int(n_tokens.sum())
     return Perplexity(float(losses.sum()) / count, count)
+
+
+def build_perplexity_dataset(config: RunConfig, tokenizer: TextTokenizer, vocab_size: int) -> PerplexityDataset | None:
+    """What perplexity is computed on; None where the configuration names no texts.
+
+    Raises:
+        DataError: texts that cannot be reached or used.
+    """
+    settings = config.evaluation.perplexity
+    if settings.data is None:
+        return None
+    return PerplexityDataset(
+        read_texts(settings), tokenizer, vocab_size, settings.max_length or config.model.max_seq_len
+    )

@@ -14,21 +14,21 @@ from seqeval.metrics import f1_score
 from seqeval.scheme import IOB2
 from torch import nn
 
-from pico_ds.data.errors import DataError
 from pico_ds.data.keyed_random import keyed_uniform
-from pico_ds.data.tokenizer import TextTokenizer
+from pico_ds.data.text.tokenizer import TextTokenizer
 from pico_ds.engine.distributed import Process
+from pico_ds.errors import DataError
 from pico_ds.evaluation.conll import TaggedSentence
-from pico_ds.evaluation.grid import Model
-from pico_ds.evaluation.word_states import (
+from pico_ds.evaluation.few_shot_grid import Model
+from pico_ds.evaluation.word_features import (
     EncodedSentence,
     WordStates,
     batches_by_length,
     encode_sentences,
     training_batches,
 )
-from pico_ds.files import replace_text
-from pico_ds.meta.network import Parameters
+from pico_ds.file_writing import replace_text
+from pico_ds.meta.functional_model import Parameters
 from pico_ds.model.decoder import PicoDecoder
 from pico_ds.model.meta_model import DECODER
 from pico_ds.progress import progress
@@ -248,9 +248,9 @@ def evaluate_ner(
 
 def _decoder_at(model: Model, theta: Parameters) -> PicoDecoder:
     """A decoder of its own with given weights, fp32."""
-    decoder = copy.deepcopy(model.network.twin.decoder)
+    decoder = copy.deepcopy(model.network.skeleton.decoder)
     weights = {name.removeprefix(DECODER): part.float() for name, part in theta.items() if name.startswith(DECODER)}
-    # the twin has no storage
+    # the skeleton has no storage
     decoder.load_state_dict(weights, assign=True)
     return decoder.requires_grad_(requires_grad=False)
 

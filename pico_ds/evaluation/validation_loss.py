@@ -7,30 +7,30 @@ import torch
 
 from pico_ds.data.rows import Rows
 from pico_ds.engine.distributed import Process
-from pico_ds.meta.network import Network, Parameters
+from pico_ds.meta.functional_model import FunctionalModel, Parameters
 from pico_ds.progress import track
 
 
 @torch.no_grad()
 def evaluate_validation_loss(
-    network: Network,
+    network: FunctionalModel,
     theta: Parameters,
     rows: Rows,
     n_rows: int,
     micro_batch_size: int,
     process: Process,
-    go_on: Callable[[], bool],
+    should_continue: Callable[[], bool],
 ) -> float:
     """Mean next-token cross-entropy over the first `n_rows` rows [nats per token]; the same on any number of ranks.
 
-    Where `go_on` says False the remaining rows of this rank are left out.
+    Where `should_continue` says False the remaining rows of this rank are left out.
     """
     n_rows = min(n_rows, rows.n_rows)
     loss_sum = torch.zeros((), dtype=torch.float64, device=process.device)
     mine = np.arange(process.rank, n_rows, process.world_size)
     firsts = range(0, len(mine), micro_batch_size)
     for first in track(firsts, "computing the validation loss, batches", len(firsts)):
-        if not go_on():
+        if not should_continue():
             break
         batch = rows.read(mine[first : first + micro_batch_size]).to(process.device)
         loss_sum += network.language_model_loss(theta, batch).double()

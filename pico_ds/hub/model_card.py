@@ -4,10 +4,10 @@ from collections.abc import Mapping
 
 from huggingface_hub import ModelCardData
 
-from pico_ds import __version__
 from pico_ds.config import RunConfig, dump_config
 from pico_ds.evaluation.evaluator import EvaluationResult
 from pico_ds.evaluation.few_shot import Estimate
+from pico_ds.version import __version__
 
 
 def model_card(repo_id: str, config: RunConfig, step: int, results: Mapping[int, EvaluationResult]) -> str:

@@ -7,10 +7,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from pico_ds.meta.episode_model import EpisodeModel, task_loss
+from pico_ds.meta.functional_model import Parameters
 from pico_ds.meta.heads import HeadWeights
-from pico_ds.meta.network import Parameters
-from pico_ds.meta.problem import Problem, task_loss
-from pico_ds.meta.sgd import SGD, Conditioner, Update, total_norm
+from pico_ds.meta.inner_optimizer import SGD, Conditioner, Update, total_norm
 from pico_ds.model.meta_model import HEAD
 
 #: (steps taken, weights in fp32 where they were asked for, leaves)
@@ -18,28 +18,35 @@ AfterStep = Callable[[int, dict[str, Tensor] | None, dict[str, Tensor]], None]
 
 
 @dataclass(frozen=True)
-class Descent:
-    """How a task is adapted to.
+class InnerLoopSpec:
+    """How the inner loop adapts to a task.
 
     Attributes:
-        rates: learning rate of every weight of the decoder that is adapted, and under `head` that of the head; numbers,
-            or tensors where they are learned.
+        rates: learning rate of every adapted decoder weight, and of the head under `head`. Numbers, or tensors if the
+            rates are learned.
+        steps: number of inner steps.
         adapts_head: whether the head is adapted.
-        momentum, max_grad_norm: of the inner optimizer; 0 for neither.
-        alternates: every second step descends the query loss.
-        keeps_sums: the sum of the gradients is asked for.
+        momentum: of the inner optimizer; 0 for none.
+        max_grad_norm: the inner gradients are clipped to this norm; 0 for no clipping.
+        alternates: steps 1, 3, ... use the query set instead of the support set.
+        keeps_sums: return the sum of the inner gradients.
+        keeps_graph: keep the graph from the weights to `initial_head`, for the outer gradient through the head's start.
+        measure: return the fp32 weights and the norm of the first gradient, which only metrics need.
     """
 
     rates: Mapping[str, float | Tensor]
+    steps: int
     adapts_head: bool = True
     momentum: float = 0.0
     max_grad_norm: float = 0.0
     alternates: bool = False
     keeps_sums: bool = False
+    keeps_graph: bool = False
+    measure: bool = True
 
 
 @dataclass(frozen=True)
-class Adapted:
+class AdaptedWeights:
     """The outcome of the inner loop.
 
     Attributes:
@@ -62,32 +69,39 @@ class Adapted:
     gradient_sums: dict[str, Tensor] = field(default_factory=dict)
 
 
-def descend(
-    loss: Callable[[Parameters, int], Tensor],
-    start: Parameters,
-    rates: Mapping[str, float | Tensor],
-    steps: int,
-    keep_first_graph: bool = False,
-    n_tasks: int | None = None,
-    update: Update = SGD,
-    measure: bool = True,
-    condition: Conditioner | None = None,
-    after_step: AfterStep | None = None,
-) -> tuple[dict[str, Tensor], dict[str, Tensor] | None, Float[Tensor, "*tasks"]]:
-    """SGD: fast_{t+1} = fast_t - rate * grad loss(fast_t, t); the weights given are never written to.
+@dataclass(frozen=True)
+class InnerSgd:
+    """SGD of the inner loop.
 
-    The weights are kept in fp32, so that small steps are not lost; the loss sees them in the type of `start`, cast once
-    a step, and its gradients come in that type.
+    Attributes:
+        rates: learning rate by name; numbers, or tensors.
+        keeps_first_graph: step 0 keeps the graph of its loss, which the caller needs again.
+        n_tasks: size of the first axis of all weights; None if they have no axis of tasks.
+        measure: return the fp32 weights and the norm as well.
+        update: SGD, possibly compiled.
+        condition: applied to the gradients before the update.
+    """
+
+    rates: Mapping[str, float | Tensor]
+    steps: int
+    keeps_first_graph: bool = False
+    n_tasks: int | None = None
+    measure: bool = True
+    update: Update = SGD
+    condition: Conditioner | None = None
+
+
+def run_inner_steps(
+    loss: Callable[[Parameters, int], Tensor], start: Parameters, sgd: InnerSgd, after_step: AfterStep | None = None
+) -> tuple[dict[str, Tensor], dict[str, Tensor] | None, Float[Tensor, "*tasks"]]:
+    """SGD: fast_{t+1} = fast_t - rate * grad loss(fast_t, t). `start` is never written to.
+
+    The weights are kept in fp32, so that small steps are not lost. The loss sees them in the type of `start`, cast once
+    a step, and its gradients have that type.
 
     Args:
         loss: of the weights and the step.
         start: leaves that require gradients; used as they are in step 0, without a copy.
-        rates: learning rate by name; numbers, or tensors.
-        keep_first_graph: step 0 keeps the graph of its loss, which the caller needs again.
-        n_tasks: of the first axis of all weights; None where there is no such axis.
-        update: SGD, possibly compiled.
-        measure: give the fp32 weights and the norm as well.
-        condition: what is done to the gradients before.
         after_step: called after every step but the last.
 
     Returns:
@@ -95,81 +109,73 @@ def descend(
         norm of the first gradient.
     """
     names = list(start)
-    negative_rates = [-rates[name] for name in names]
+    negative_rates = [-sgd.rates[name] for name in names]
     narrow = any(weight.dtype.itemsize < torch.float32.itemsize for weight in start.values())
     fast, leaves = [weight.detach() for weight in start.values()], list(start.values())
-    first_norm = torch.zeros(() if n_tasks is None else (n_tasks,), device=fast[0].device)
-    for step in range(steps):
+    first_norm = torch.zeros(() if sgd.n_tasks is None else (sgd.n_tasks,), device=fast[0].device)
+    for step in range(sgd.steps):
         # no weight is of two tasks: the gradient of the sum holds that of each
         inner_loss = loss(dict(zip(names, leaves, strict=True)), step).sum()
-        gradients = list(torch.autograd.grad(inner_loss, leaves, retain_graph=keep_first_graph and step == 0))
+        gradients = list(torch.autograd.grad(inner_loss, leaves, retain_graph=sgd.keeps_first_graph and step == 0))
         del inner_loss, leaves
         with torch.no_grad():
-            if step == 0 and measure:
-                first_norm = total_norm(gradients, by_task=n_tasks is not None)
-            if condition is not None:
-                gradients = condition(gradients)
-            if step == steps - 1 and narrow and not measure:
-                leaves = update.last(fast, gradients, negative_rates)
+            if step == 0 and sgd.measure:
+                first_norm = total_norm(gradients, by_task=sgd.n_tasks is not None)
+            if sgd.condition is not None:
+                gradients = sgd.condition(gradients)
+            if step == sgd.steps - 1 and narrow and not sgd.measure:
+                leaves = sgd.update.last(fast, gradients, negative_rates)
             elif step == 0:
-                fast, leaves = update.first(fast, gradients, negative_rates)
+                fast, leaves = sgd.update.first(fast, gradients, negative_rates)
             else:
-                leaves = update.next(fast, gradients, negative_rates)
+                leaves = sgd.update.next(fast, gradients, negative_rates)
         del gradients
         leaves = [weight.detach().requires_grad_() for weight in leaves]
-        if after_step is not None and step < steps - 1:
-            named = dict(zip(names, fast, strict=True)) if measure else None
+        if after_step is not None and step < sgd.steps - 1:
+            named = dict(zip(names, fast, strict=True)) if sgd.measure else None
             after_step(step + 1, named, dict(zip(names, leaves, strict=True)))
-    found = dict(zip(names, fast, strict=True)) if measure else None
+    found = dict(zip(names, fast, strict=True)) if sgd.measure else None
     return dict(zip(names, leaves, strict=True)), found, first_norm
 
 
-#: after so many steps, where the task then stands; `first_logits` and the norm are those of the first step
-AfterAdaptation = Callable[[int, Adapted], None]
+#: (steps taken, weights after them); `first_logits` and the norm are those of the first step
+AfterAdaptation = Callable[[int, AdaptedWeights], None]
 
 
-def adapt(
-    problem: Problem,
-    descent: Descent,
-    steps: int,
-    keep_graph: bool = False,
-    measure: bool = True,
-    after_step: AfterAdaptation | None = None,
-) -> Adapted:
-    """`steps` of SGD on the support loss, starting at the meta-parameters.
+def adapt(model: EpisodeModel, spec: InnerLoopSpec, after_step: AfterAdaptation | None = None) -> AdaptedWeights:
+    """Take `spec.steps` steps of SGD on the support loss, starting at the meta-parameters.
 
-    Where the head starts is a constant for the inner gradient (as in Proto-MAML).
+    The head's start is a constant for the inner gradient, as in Proto-MAML (Triantafillou et al. 2020, arXiv
+    1903.03096).
 
     Args:
-        keep_graph: keep the graph from `problem.leaves` to `initial_head`, for the outer gradient through the start.
-        measure: give what only metrics need as well, the fp32 weights and the norm of the first gradient.
         after_step: called after every step but the last.
     """
-    episode, leaves = problem.episode, problem.leaves
-    chosen = [name for name in leaves if name in descent.rates]
-    frozen = {name: weight.detach() for name, weight in leaves.items() if name not in descent.rates}
-    batches = (episode.support, episode.query) if descent.alternates else (episode.support,)
-    first_features = problem.features(leaves if keep_graph else {**leaves, **frozen}, episode.support)
-    initial_head = problem.head.start(problem.own, first_features, episode)
+    episode, leaves = model.episode, model.leaves
+    chosen = [name for name in leaves if name in spec.rates]
+    frozen = {name: weight.detach() for name, weight in leaves.items() if name not in spec.rates}
+    batches = (episode.support, episode.query) if spec.alternates else (episode.support,)
+    first_features = model.features(leaves if spec.keeps_graph else {**leaves, **frozen}, episode.support)
+    initial_head = model.head.start(model.own, first_features, episode)
     start_head = {name: weight.detach().requires_grad_() for name, weight in initial_head.items()}
-    first_logits = problem.scores(start_head, first_features, call=0)
+    first_logits = model.scores(start_head, first_features, call=0)
     # where the head alone is adapted, the features of the first step are those of all
     constant = [] if chosen else [first_features.detach()]
-    if not chosen and descent.alternates:
+    if not chosen and spec.alternates:
         with torch.no_grad():
-            constant.append(problem.features(leaves, episode.query))
+            constant.append(model.features(leaves, episode.query))
 
     def inner_loss(fast: Parameters, step: int) -> Tensor:
         if step == 0:
             return task_loss(first_logits, episode.support.labels)
         body, head = _split(fast, start_head)
         batch = step % len(batches)
-        features = problem.features({**frozen, **body}, batches[batch]) if body else constant[batch]
-        return task_loss(problem.scores(head, features, call=step), batches[batch].labels)
+        features = model.features({**frozen, **body}, batches[batch]) if body else constant[batch]
+        return task_loss(model.scores(head, features, call=step), batches[batch].labels)
 
-    def standing(fast: dict[str, Tensor] | None, adapted: dict[str, Tensor], norm: Tensor) -> Adapted:
+    def adapted_at(fast: dict[str, Tensor] | None, adapted: dict[str, Tensor], norm: Tensor) -> AdaptedWeights:
         body, head = _split(adapted, start_head)
-        return Adapted(
+        return AdaptedWeights(
             # what is not adapted stays as it was, in the order of the leaves
             {name: body.get(name, leaves[name]) for name in leaves},
             None if fast is None else {name: fast.get(name, leaves[name]) for name in leaves},
@@ -180,29 +186,20 @@ def adapt(
         )
 
     start = {name: leaves[name] for name in chosen}
-    rates = {name: descent.rates[name] for name in chosen}
-    if descent.adapts_head:
+    rates = {name: spec.rates[name] for name in chosen}
+    if spec.adapts_head:
         start |= {HEAD + name: weight for name, weight in start_head.items()}
-        rates |= dict.fromkeys((HEAD + name for name in start_head), descent.rates["head"])
+        rates |= dict.fromkeys((HEAD + name for name in start_head), spec.rates["head"])
     no_norm = torch.zeros_like(episode.support.labels[..., 0], dtype=torch.float32)
     condition = None
-    if descent.momentum or descent.max_grad_norm or descent.keeps_sums:
+    if spec.momentum or spec.max_grad_norm or spec.keeps_sums:
         by_task = episode.n_tasks is not None
-        condition = Conditioner(descent.max_grad_norm, descent.momentum, by_task, descent.keeps_sums)
-    adapted, fast, first_gradient_norm = descend(
-        inner_loss,
-        start,
-        rates,
-        steps,
-        keep_graph,
-        episode.n_tasks,
-        problem.network.update,
-        measure,
-        condition,
-        None if after_step is None else lambda count, fast, now: after_step(count, standing(fast, now, no_norm)),
-    )
-    found = standing(fast, adapted, first_gradient_norm)
-    if condition is not None and descent.keeps_sums:
+        condition = Conditioner(spec.max_grad_norm, spec.momentum, by_task, spec.keeps_sums)
+    sgd = InnerSgd(rates, spec.steps, spec.keeps_graph, episode.n_tasks, spec.measure, model.network.update, condition)
+    each = None if after_step is None else lambda count, fast, now: after_step(count, adapted_at(fast, now, no_norm))
+    adapted, fast, first_gradient_norm = run_inner_steps(inner_loss, start, sgd, each)
+    found = adapted_at(fast, adapted, first_gradient_norm)
+    if condition is not None and spec.keeps_sums:
         found.gradient_sums.update(zip(start, condition.sums, strict=True))
     return found
 

@@ -2,6 +2,6 @@
 
 import torch
 
-from pico_ds.config.types import Precision
+from pico_ds.config.field_types import Precision
 
 COMPUTE_DTYPE: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}

@@ -9,17 +9,17 @@ import torch
 from pico_ds.config import Readout, SmlmtConfig
 from pico_ds.config.validation import LAYOUT_EXTRA_TOKENS
 from pico_ds.data.keyed_random import digest64, keyed_rng
-from pico_ds.data.tokenizer import TextTokenizer
-from pico_ds.tasks.class_choice import ClassChoice
-from pico_ds.tasks.context_choice import ContextChoice, Documents
+from pico_ds.data.text.tokenizer import TextTokenizer
+from pico_ds.errors import TaskError
+from pico_ds.tasks.class_sampling import ClassChoice
+from pico_ds.tasks.context_encoding import ContextEncoder, name_tokens
+from pico_ds.tasks.context_sampling import ContextChoice, Documents
 from pico_ds.tasks.episode import Contexts, Episode
-from pico_ds.tasks.errors import TaskError
-from pico_ds.tasks.index import Index, Vocabulary
-from pico_ds.tasks.layout import lay_out, name_tokens
-from pico_ds.tasks.lexicon import WordSplit
-from pico_ds.tasks.sentence_reading import parse_sentences
-from pico_ds.tasks.sentences import SentenceTasks
-from pico_ds.tasks.shape import TaskShapes
+from pico_ds.tasks.index.class_words import WordSplit
+from pico_ds.tasks.index.text_index import Index, Vocabulary
+from pico_ds.tasks.sentence_files import parse_sentences
+from pico_ds.tasks.sentence_tasks import SentenceTasks
+from pico_ds.tasks.task_shape import TaskShapes
 
 #: raise when equal settings give other tasks: a run does not resume with them unasked, and results are not paired.
 #: 2: contexts are cut after masking, and no two contexts of a task are equal
@@ -64,11 +64,13 @@ class SMLMT:
         """
         self.index, self.lexicon, self.config = index, lexicon, config
         self.readout: Readout = readout or config.readout
-        self._specials = {
-            "mask_id": tokenizer.mask_id,
-            "pad_id": tokenizer.pad_id,
-            "separator_id": tokenizer.end_of_text_id,
-        }
+        self._encoder = ContextEncoder(
+            self.readout,
+            config.context_tokens,
+            mask_id=tokenizer.mask_id,
+            pad_id=tokenizer.pad_id,
+            separator_id=tokenizer.end_of_text_id,
+        )
         self._key = ("smlmt", split, seed)
         words = lexicon.class_words(split, config, split_seed)
         self.shapes = TaskShapes(config, seed)
@@ -157,12 +159,9 @@ class SMLMT:
 
     def _contexts(self, words: Integers, chosen: Integers) -> Contexts:
         per_class = chosen.shape[1]
-        return lay_out(
+        return self._encoder.encode(
             self.index,
             occurrences=chosen.ravel(),
             words=np.repeat(words, per_class),
             labels=np.repeat(np.arange(len(words)), per_class),
-            readout=self.readout,
-            context_tokens=self.config.context_tokens,
-            **self._specials,
         )

@@ -9,11 +9,12 @@ from typing import Any
 from pico_ds.config import RunConfig
 from pico_ds.engine.meta_engine import MetaEngine
 from pico_ds.engine.optimizer import learning_rate
+from pico_ds.errors import TrainingError
+from pico_ds.tasks.step_schedule import StepKind, step_kind
 from pico_ds.training.callbacks.base import Callback
-from pico_ds.training.errors import TrainingError
-from pico_ds.training.metrics import Reduced, StepMetrics
-from pico_ds.training.outer_step import LocalStep, OuterStep
-from pico_ds.training.state import StepKind, TrainingState, step_kind
+from pico_ds.training.step_metrics import ReducedMetrics, StepMetrics
+from pico_ds.training.train_step import LocalStepResult, TrainStep
+from pico_ds.training.training_state import TrainingState
 
 #: what the host of every rank tells the others beside its flags: how long its last step took
 _SECONDS = "seconds"
@@ -32,25 +33,25 @@ class Trainer:
 
     config: RunConfig
     engine: MetaEngine
-    outer_step: OuterStep
+    outer_step: TrainStep
     callbacks: Sequence[Callback]
     state: TrainingState = field(default_factory=TrainingState)
     #: set by a callback, on all ranks alike, to end training after the step in flight
     stopping: bool = False
     #: flags of callbacks that any rank had raised at the newest step that is settled; the same on every rank
     raised: frozenset[str] = frozenset()
-    _unsettled: StepMetrics | None = None
+    _pending: StepMetrics | None = None
     _seconds: float = 0.0
     _is_long: bool = False
 
-    def restore(self, progress: dict[str, int], callbacks: dict[str, Any]) -> None:
+    def load_progress(self, progress: dict[str, int], callbacks: dict[str, Any]) -> None:
         """Stand where a checkpoint stood, its weights being in the engine already."""
         known = TrainingState.__dataclass_fields__
         # a counter that a newer version added is left alone
         self.state = TrainingState(**{name: value for name, value in progress.items() if name in known})
         for callback in self.callbacks:
             if (found := callbacks.get(type(callback).__name__)) is not None:
-                callback.restore(found)
+                callback.load_state_dict(found)
 
     def train(self) -> None:
         """Run the outer loop.
@@ -69,7 +70,7 @@ class Trainer:
                 for callback in self.callbacks:
                     callback.on_step_end(self, metrics)
                 self._stop_if_diverged()
-            self.settle()
+            self.synchronize()
             self._stop_if_diverged()
             for callback in self.callbacks:
                 callback.on_stop(self) if self.stopping else callback.on_train_end(self)
@@ -84,44 +85,44 @@ class Trainer:
         local = self.outer_step.compute(
             kind, theta, step, self.state.rows, measure=self._is_measured(step), by_layer=self._is_by_layer(step)
         )
-        reduced = Reduced(local.contributions, self._told(), self.engine.process)
+        reduced = ReducedMetrics(local.contributions, self._host_flags(), self.engine.process)
         for callback in self.callbacks:
-            callback.before_update()
+            callback.pre_optim_step()
         norm = self.engine.apply_gradient(local.gradient, lr, sound=reduced.finite)
-        outcome = reduced.read_with(norm)
-        metrics = StepMetrics(kind, outcome, lr, local.tokens, local.tasks, local.flops, local.data_wait_seconds)
+        reduced.copy_to_host(norm)
+        metrics = StepMetrics(kind, reduced, lr, local.tokens, local.tasks, local.flops, local.data_wait_seconds)
         self._advance(kind, local)
         # the device computes this step while the host waits for the one before
-        waited = self.settle()
+        waited = self.synchronize()
         metrics.seconds = time.perf_counter() - started - waited
-        self._unsettled = metrics
+        self._pending = metrics
         if self._is_long or self.state.step % self.config.monitoring.log_every_n_steps == 0:
-            self.settle()
+            self.synchronize()
         return metrics
 
-    def settle(self) -> float:
+    def synchronize(self) -> float:
         """Wait for the newest step, and take in what came of it. All ranks must do so after the same steps.
 
         Returns:
             the seconds that it took, which count as the step's.
         """
-        if (metrics := self._unsettled) is None:
+        if (metrics := self._pending) is None:
             return 0.0
-        started, self._unsettled = time.perf_counter(), None
-        applied, told = metrics.outcome.applied, metrics.outcome.told
+        started, self._pending = time.perf_counter(), None
+        applied, host_sums = metrics.reduced.applied, metrics.reduced.host_sums
         waited = time.perf_counter() - started
         self._seconds = metrics.seconds = metrics.seconds + waited
-        self.raised = frozenset(name for name, count in told.items() if count > 0 and name != _SECONDS)
-        self._is_long = told[_SECONDS] > _LONG_STEP * self.engine.process.world_size
+        self.raised = frozenset(name for name, count in host_sums.items() if count > 0 and name != _SECONDS)
+        self._is_long = host_sums[_SECONDS] > _LONG_STEP * self.engine.process.world_size
         self.state.consecutive_skipped_steps = 0 if applied else self.state.consecutive_skipped_steps + 1
         self.state.skipped_steps += not applied
         return waited
 
-    def _told(self) -> dict[str, float]:
+    def _host_flags(self) -> dict[str, float]:
         flags = {name: float(flag) for callback in self.callbacks for name, flag in callback.flags().items()}
         return {**flags, _SECONDS: self._seconds}
 
-    def _advance(self, kind: StepKind, local: LocalStep) -> None:
+    def _advance(self, kind: StepKind, local: LocalStepResult) -> None:
         state = self.state
         state.step += 1
         state.meta_steps += kind == "meta"
@@ -133,7 +134,7 @@ class Trainer:
     def _stop_if_diverged(self) -> None:
         limit = self.config.training.max_consecutive_skipped_steps
         if self.state.consecutive_skipped_steps >= limit:
-            last = self.state.step - (self._unsettled is not None)
+            last = self.state.step - (self._pending is not None)
             raise TrainingError(
                 f"{limit} outer steps in a row (the last is step {last}) had a loss or gradient that is not finite, on "
                 "all ranks alike; the weights are those of the last good step. Lower training.lr or meta.inner_lr, "

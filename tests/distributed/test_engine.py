@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from pico_ds.config import parse_config
-from pico_ds.config.deepspeed import load_deepspeed_config
-from pico_ds.training.plan import make_plan
+from pico_ds.config.deepspeed_config import load_deepspeed_config
+from pico_ds.planning.run_plan import make_plan
 from tests.distributed.workers.communication import count_communication
 from tests.distributed.workers.equivalence import compare_with_plain_loop
 from tests.distributed.workers.shared_memory import is_compiled

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pico_ds.preflight.machine import _unlike
+from pico_ds.preflight.hardware_checks import _unlike
 from tests.conftest import write_text_corpus
 from tests.distributed.workers.preflight import preflight_findings
 from tests.launching import run_ranks

@@ -12,13 +12,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pico_ds.training.outer_step import OuterStep
+from pico_ds.training.train_step import TrainStep
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-_compute = OuterStep.compute
+_compute = TrainStep.compute
 
 
-def compute_with_fault(self: OuterStep, kind: Any, theta: Any, step: int, *rest: Any, **others: Any) -> Any:
+def compute_with_fault(self: TrainStep, kind: Any, theta: Any, step: int, *rest: Any, **others: Any) -> Any:
     for fault in os.environ["FAULT"].split(","):
         name, *when = fault.split()
         mark = Path(os.environ["FAULT_MARKS"]) / fault
@@ -41,6 +41,6 @@ def fail(name: str) -> None:
         raise OSError("the disk of the data is gone")
 
 
-OuterStep.compute = compute_with_fault  # type: ignore[method-assign]
+TrainStep.compute = compute_with_fault  # type: ignore[method-assign]
 sys.argv[0] = str(REPOSITORY / "scripts" / "train.py")
 runpy.run_path(sys.argv[0], run_name="__main__")

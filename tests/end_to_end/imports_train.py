@@ -18,13 +18,13 @@ def write_modules(name: str) -> None:
 
 
 class FirstStep:
-    """Wraps `OuterStep.compute` as soon as its module is imported, and imports nothing itself."""
+    """Wraps `TrainStep.compute` as soon as its module is imported, and imports nothing itself."""
 
     def find_spec(self, name: str, *_: object) -> None:
         if name == "pico_ds.training.trainer":
-            from pico_ds.training.outer_step import OuterStep
+            from pico_ds.training.train_step import TrainStep
 
-            compute = OuterStep.compute
+            compute = TrainStep.compute
 
             def compute_and_list(*arguments: Any, **others: Any) -> Any:
                 found = compute(*arguments, **others)
@@ -32,7 +32,7 @@ class FirstStep:
                     write_modules("first_step.txt")
                 return found
 
-            OuterStep.compute = compute_and_list  # type: ignore[method-assign]
+            TrainStep.compute = compute_and_list  # type: ignore[method-assign]
 
 
 sys.meta_path.insert(0, FirstStep())  # type: ignore[arg-type]

@@ -7,16 +7,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pico_ds.training.outer_step import OuterStep
+from pico_ds.training.train_step import TrainStep
 
-_compute = OuterStep.compute
+_compute = TrainStep.compute
 
 
-def compute_at_pace(self: OuterStep, *arguments: Any, **others: Any) -> Any:
+def compute_at_pace(self: TrainStep, *arguments: Any, **others: Any) -> Any:
     time.sleep(float(os.environ["PACE_SECONDS"]))
     return _compute(self, *arguments, **others)
 
 
-OuterStep.compute = compute_at_pace  # type: ignore[method-assign]
+TrainStep.compute = compute_at_pace  # type: ignore[method-assign]
 sys.argv[0] = str(Path(__file__).resolve().parents[2] / "scripts" / "train.py")
 runpy.run_path(sys.argv[0], run_name="__main__")

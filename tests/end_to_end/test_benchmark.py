@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from pico_ds.benchmark.projection import collective_calls
-from pico_ds.config.deepspeed import load_deepspeed_config
+from pico_ds.config.deepspeed_config import load_deepspeed_config
+from scripts.benchmarks.projection import collective_calls
 from tests.launching import REPOSITORY, real, warm
 
 #: as many tokens as the tokenizer of the random corpus has

@@ -18,15 +18,16 @@ from pathlib import Path
 import pytest
 
 from pico_ds.config import RunConfig, load_config, parse_config
-from pico_ds.config.deepspeed import load_deepspeed_config
+from pico_ds.config.deepspeed_config import load_deepspeed_config
+from pico_ds.config.legacy_keys import KEPT_KEYS, moved
 from pico_ds.config.loading import all_keys
-from pico_ds.config.moved_keys import KEPT_KEYS, moved
-from pico_ds.tasks.sentence_reading import read_sentences
+from pico_ds.tasks.sentence_files import read_sentences
 from tests.hf_checkpoint import write_checkpoint
 from tests.launching import REPOSITORY
+from tests.shared_runs import SharedRuns
 
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
-SCRIPTS = sorted((REPOSITORY / "scripts").rglob("*.py"))
+SCRIPTS = sorted((REPOSITORY / "scripts").glob("*.py"))
 #: first words of the commands that run nothing of ours
 OTHERS_COMMANDS = {"source", "pip", "hf", "cd", "export", "mkdir", "ssh", "scancel", "squeue", "xxh128sum"}
 _FENCE = re.compile(r"^[ ]*```(\w*)\n(.*?)^[ ]*```$", flags=re.DOTALL | re.MULTILINE)
@@ -80,6 +81,8 @@ def module_of(script: Path) -> object:
 def arguments_of(script: Path, words: list[str], monkeypatch: pytest.MonkeyPatch) -> Namespace:
     """What the script makes of its arguments; it exits where it cannot."""
     monkeypatch.setattr(sys, "argv", [str(script), *words])
+    # as Python does for a script, but last: `tasks` is a module of others as well
+    monkeypatch.setattr(sys, "path", [*sys.path, str(script.parent)])
     arguments: Namespace = module_of(script).parse_arguments()  # type: ignore[attr-defined]
     return arguments
 
@@ -143,12 +146,16 @@ def test_yaml_is_a_configuration(page: str, block: str) -> None:
 
 
 @pytest.mark.parametrize(("page", "code"), blocks("python"))
-def test_python_runs(page: str, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_python_runs(
+    page: str, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared_runs: SharedRuns
+) -> None:
     monkeypatch.chdir(tmp_path)
     # blocks of a page build on one another
     above = [block for name, block in blocks("python") if name == page]
     source = "\n".join(above[: above.index(code) + 1])
     write_checkpoint(tmp_path / "runs" / "demo-001" / "checkpoints" / "step_800")
+    if "runs/anil" in source:
+        shutil.copytree(shared_runs["plain"], tmp_path / "runs" / "anil")
     exec(compile(source, page, "exec"), {"__name__": page})
 
 
@@ -156,12 +163,12 @@ def test_the_learner_of_the_docs_is_a_file_and_a_name(tmp_path: Path) -> None:
     shutil.copytree(REPOSITORY / "pico_ds", tmp_path / "pico_ds", ignore=shutil.ignore_patterns("__pycache__"))
     (code,) = [block for page, block in blocks("python") if page == "docs/learners.md"]
     (tmp_path / "pico_ds" / "meta" / "learners" / "half.py").write_text(code)
-    types = tmp_path / "pico_ds" / "config" / "types.py"
+    types = tmp_path / "pico_ds" / "config" / "field_types.py"
     names = re.search(r"^LearnerName = Literal\[.*?(?=\])", types.read_text(), flags=re.DOTALL | re.MULTILINE)
     assert names is not None
     types.write_text(types.read_text().replace(names[0], f'{names[0]}, "half"'))
     check = (
-        "from pico_ds.config import ModelConfig, parse_config; from pico_ds.meta.building import build_meta_model;"
+        "from pico_ds.config import ModelConfig, parse_config; from pico_ds.meta.model_builder import build_meta_model;"
         "from pico_ds.meta.learners import make_learner;"
         "meta = parse_config('meta: {learner: half, multi_step_loss: true}').meta;"
         "decoder = build_meta_model(ModelConfig(n_layers=1), meta, 5, 300, 0).decoder;"

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pico_ds.training.run_files import RunDirectory, RunStatus
+from pico_ds.runs.run_directory import RunDirectory
+from pico_ds.runs.run_status import RunStatus
 from tests.launching import real, two_agents, warm
 from tests.run_results import assert_bit_identical, metrics_of
 from tests.shared_runs import RESUMABLE, RESUMABLE_STEPS, SharedRuns

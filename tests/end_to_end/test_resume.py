@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pico_ds.checkpoint.index import Index
+from pico_ds.checkpoint.checkpoint_index import Index
 from pico_ds.model.huggingface import PicoDecoderHF, PicoDecoderHFConfig
 from tests.launching import Process, free_port, real, warm
 from tests.reference import relative_error

@@ -29,8 +29,6 @@ _MODULES = (
     *("torch", "torch._dynamo", "transformers", "datasets", "wandb", "matplotlib.pyplot", "sklearn.linear_model"),
     *("seqeval.metrics", "deepspeed", "deepspeed.runtime.zero.muon.muon_optimizer"),
 )
-#: modules of the package that nothing imports before a command runs
-_SKIPPED = ("pico_ds.benchmark",)
 #: a rank that is told to end because another one failed is killed after this time [s]
 _END_SECONDS = 30.0
 _MESSAGE_BYTES = 2**17
@@ -48,8 +46,7 @@ def preload() -> None:
     package = Path(pico_ds.__file__).parent
     for path in sorted(package.rglob("*.py")):
         name = ".".join(("pico_ds", *path.relative_to(package).with_suffix("").parts)).removesuffix(".__init__")
-        if not name.startswith(_SKIPPED):
-            importlib.import_module(name)
+        importlib.import_module(name)
     _run_first_uses()
     torch.set_num_threads(1)
     if torch.cuda.is_initialized():
@@ -65,9 +62,11 @@ def preload() -> None:
 def _run_first_uses() -> None:
     """Do once what imports modules only when it is first used."""
     from pico_ds.config import MetaConfig, ModelConfig
-    from pico_ds.meta.building import build_twin
+    from pico_ds.meta.model_builder import build_model_skeleton
 
-    build_twin(ModelConfig(d_model=24, n_layers=1, attention_n_heads=2, attention_n_kv_heads=1), MetaConfig(), 3, 64)
+    build_model_skeleton(
+        ModelConfig(d_model=24, n_layers=1, attention_n_heads=2, attention_n_kv_heads=1), MetaConfig(), 3, 64
+    )
 
 
 def serve(control: socket.socket) -> None:

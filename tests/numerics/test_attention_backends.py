@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from pico_ds.config import ConfigError, MetaConfig
-from pico_ds.meta.building import build_meta_model, build_twin
-from pico_ds.meta.network import Network
+from pico_ds.meta.functional_model import FunctionalModel
+from pico_ds.meta.model_builder import build_meta_model, build_model_skeleton
 from pico_ds.model import attention_backends
 from pico_ds.model.attention import Attend, causal_attention
 from pico_ds.model.attention_backends import (
@@ -161,8 +161,8 @@ def test_the_network_runs_with_any_kernel_compiled_or_not(mode: str) -> None:
     contexts = random_episode(0).support
 
     def gradient(attend: Attend | None, mode: str) -> dict[str, Tensor]:
-        twin = build_twin(SHAPE, meta, 3, 61, *([attend] if attend else []))
-        network = Network(twin, torch.float32, 4.0, mode, "aot_eager")  # type: ignore[arg-type]
+        skeleton = build_model_skeleton(SHAPE, meta, 3, 61, *([attend] if attend else []))
+        network = FunctionalModel(skeleton, torch.float32, 4.0, mode, "aot_eager")  # type: ignore[arg-type]
         loss = network.features(theta, contexts, "fim").pow(3).sum()
         found = torch.autograd.grad(loss, list(theta.values()), allow_unused=True)
         return {name: value for name, value in zip(theta, found, strict=True) if value is not None}

@@ -7,8 +7,8 @@ import pytest
 
 from pico_ds.config import Readout, load_config
 from pico_ds.data.corpus import open_corpus
-from pico_ds.evaluation.audit import audit
-from pico_ds.tasks.building import TaskBuilder
+from pico_ds.evaluation.task_audit import audit
+from pico_ds.tasks.task_builder import TaskBuilder
 
 CONFIG = load_config(Path(__file__).parents[2] / "configs" / "demo.yaml")
 

@@ -13,19 +13,19 @@ import torch
 from torch._dynamo.utils import counters
 
 from pico_ds.config import MetaConfig
-from pico_ds.meta.building import build_meta_model, build_twin
-from pico_ds.meta.gradient import GradientSum
-from pico_ds.meta.language_model import add_language_model_gradient
-from pico_ds.meta.network import CompileMode, Network, Parameters
+from pico_ds.meta.functional_model import CompileMode, FunctionalModel, Parameters
+from pico_ds.meta.gradient_sum import GradientSum
+from pico_ds.meta.language_model_gradient import add_language_model_gradient
+from pico_ds.meta.model_builder import build_meta_model, build_model_skeleton
 from tests.reference import SHAPE, add_task_gradient, random_episode, relative_error
 
 META = MetaConfig(inner_steps=3, inner_lr=0.05, head_inner_lr=0.5)
 N_WAY = 3
 
 
-def network_of(mode: CompileMode, backend: str = "aot_eager", dtype: torch.dtype = torch.float32) -> Network:
-    twin = build_twin(SHAPE, META, N_WAY, vocab_size=61)
-    return Network(twin, dtype, META.feature_squared_norm, mode, backend)
+def network_of(mode: CompileMode, backend: str = "aot_eager", dtype: torch.dtype = torch.float32) -> FunctionalModel:
+    skeleton = build_model_skeleton(SHAPE, META, N_WAY, vocab_size=61)
+    return FunctionalModel(skeleton, dtype, META.feature_squared_norm, mode, backend)
 
 
 @pytest.fixture
@@ -44,7 +44,9 @@ def _from_scratch() -> Iterator[None]:
     jaxtyping.config.update("jaxtyping_disable", False)
 
 
-def gradient_of(network: Network, theta: Parameters, seed: int = 0, measure: bool = True) -> dict[str, torch.Tensor]:
+def gradient_of(
+    network: FunctionalModel, theta: Parameters, seed: int = 0, measure: bool = True
+) -> dict[str, torch.Tensor]:
     """Of a task, of rows in two micro-batches, and a forward pass without gradients: all that a step does."""
     total = GradientSum(theta)
     add_task_gradient(network, theta, random_episode(seed), "fim", META, total, 1.0, measure)
@@ -109,9 +111,11 @@ def test_nothing_is_compiled_again_after_the_first_steps(
 
 
 def test_tasks_of_many_sizes_are_compiled_for_a_few(theta: Parameters) -> None:
-    twin = build_twin(SHAPE, META, N_WAY, vocab_size=61)
+    skeleton = build_model_skeleton(SHAPE, META, N_WAY, vocab_size=61)
     eager = network_of("none")
-    network = Network(twin, torch.float32, META.feature_squared_norm, "model", "aot_eager", tasks_differ=True)
+    network = FunctionalModel(
+        skeleton, torch.float32, META.feature_squared_norm, "model", "aot_eager", tasks_differ=True
+    )
     for count in range(2, 17):
         contexts = random_episode(count, n_way=1, k_shot=count).support
         with torch.no_grad():
@@ -126,7 +130,9 @@ def test_learned_rates_are_compiled_once(theta: Parameters) -> None:
     meta = META.model_copy(update={"learner": "meta_sgd"})
     module = build_meta_model(SHAPE, meta, N_WAY, vocab_size=61, seed=0)
     networks = {
-        mode: Network(build_twin(SHAPE, meta, N_WAY, 61), torch.float32, META.feature_squared_norm, mode, "aot_eager")
+        mode: FunctionalModel(
+            build_model_skeleton(SHAPE, meta, N_WAY, 61), torch.float32, META.feature_squared_norm, mode, "aot_eager"
+        )
         for mode in ("none", "model")
     }
     for seed in range(3):

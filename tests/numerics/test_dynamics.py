@@ -9,13 +9,13 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pico_ds.config import ConfigError, MetaConfig
-from pico_ds.dynamics.adaptation import AdaptationProbe
-from pico_ds.dynamics.layers import recorded_layers
-from pico_ds.dynamics.observation import observe
+from pico_ds.dynamics.activations import observe
+from pico_ds.dynamics.adaptation_measures import AdaptationProbe
+from pico_ds.dynamics.recorded_layers import recorded_layers
 from pico_ds.engine.distributed import Process
-from pico_ds.meta.building import build_meta_model, build_twin
+from pico_ds.meta.functional_model import FunctionalModel
 from pico_ds.meta.learners import make_learner
-from pico_ds.meta.network import Network
+from pico_ds.meta.model_builder import build_meta_model, build_model_skeleton
 from pico_ds.model.meta_model import MetaModel
 from pico_ds.tasks.episode import Episode
 from tests.reference import SHAPE, random_episode, relative_error
@@ -24,13 +24,15 @@ SUFFIXES = ["attention.v_proj", "attention.o_proj", "swiglu.w_2", "swiglu_norm",
 ALONE = Process(0, 1, 0, torch.device("cpu"))
 
 
-def make(meta: MetaConfig) -> tuple[MetaModel, Network, dict[str, torch.Tensor]]:
+def make(meta: MetaConfig) -> tuple[MetaModel, FunctionalModel, dict[str, torch.Tensor]]:
     module = build_meta_model(SHAPE, meta, 3, vocab_size=61, seed=0)
     with torch.no_grad():
         for weight in module.parameters():
             if weight.ndim > 1:
                 weight *= 5
-    network = Network(build_twin(SHAPE, meta, 3, vocab_size=61), torch.float32, meta.feature_squared_norm)
+    network = FunctionalModel(
+        build_model_skeleton(SHAPE, meta, 3, vocab_size=61), torch.float32, meta.feature_squared_norm
+    )
     return module, network, {name: weight.detach() for name, weight in module.named_parameters()}
 
 
@@ -89,7 +91,7 @@ def test_adaptation_equals_a_plain_loop(learner: str) -> None:
     meta = MetaConfig.model_validate({"learner": learner, "inner_lr": 0.05, "head_inner_lr": 0.5})
     _, network, theta = make(meta)
     layers, steps = recorded_layers(theta, ["attention.o_proj"]), 2
-    rule = make_learner(meta, network.twin.decoder)
+    rule = make_learner(meta, network.skeleton.decoder)
     probe = AdaptationProbe(network, rule, Tasks(), 3, steps, layers, ALONE)
     got = probe.observe(theta)
 
@@ -170,7 +172,7 @@ def test_there_is_never_more_than_one_gradient_of_one_layer_on_the_device() -> N
     # a snapshot may take longer than training.hang_timeout_seconds
     assert len(beats) == 3
     # no step of the inner loop, whose gradients are those of training
-    tasks, rule = Tasks(), make_learner(meta, network.twin.decoder)
+    tasks, rule = Tasks(), make_learner(meta, network.skeleton.decoder)
     probe = AdaptationProbe(network, rule, tasks, 3, 0, layers, ALONE, lambda: beats.append(None))
     with live:
         probe.observe(theta)

@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from pico_ds.config import ConfigError, MetaConfig, parse_config
-from pico_ds.meta.building import build_meta_model, build_twin
-from pico_ds.meta.gradient import GradientSum
+from pico_ds.meta.functional_model import FunctionalModel
+from pico_ds.meta.gradient_sum import GradientSum
 from pico_ds.meta.heads import HEADS, keyed_dropout
-from pico_ds.meta.inner_loop import descend
-from pico_ds.meta.learners import LEARNERS, Given, make_learner
+from pico_ds.meta.inner_loop import InnerSgd, run_inner_steps
+from pico_ds.meta.inner_optimizer import Conditioner
+from pico_ds.meta.learners import LEARNERS, EpisodeBatch, make_learner
 from pico_ds.meta.learners.fomaml import FOMAML
-from pico_ds.meta.network import Network
-from pico_ds.meta.sgd import Conditioner
+from pico_ds.meta.model_builder import build_meta_model, build_model_skeleton
 from pico_ds.model.meta_model import MetaModel
 from pico_ds.tasks.episode import Episode
 from tests.learner_reference import reference_gradient
@@ -36,7 +36,7 @@ def config(learner: str, head: str = "prototype", **changes: object) -> MetaConf
     return MetaConfig.model_validate({"learner": learner, "head": head, **values, **changes})
 
 
-def make(meta: MetaConfig) -> tuple[MetaModel, Network, dict[str, torch.Tensor]]:
+def make(meta: MetaConfig) -> tuple[MetaModel, FunctionalModel, dict[str, torch.Tensor]]:
     module = build_meta_model(SHAPE, meta, N_WAY, vocab_size=61, seed=0)
     with torch.no_grad():
         for weight in module.decoder.parameters():
@@ -47,16 +47,18 @@ def make(meta: MetaConfig) -> tuple[MetaModel, Network, dict[str, torch.Tensor]]
             module.learner.log_rates += 0.3 * torch.randn(
                 len(module.learner.log_rates), generator=torch.Generator().manual_seed(0)
             )
-    network = Network(build_twin(SHAPE, meta, N_WAY, vocab_size=61), torch.float32, meta.feature_squared_norm)
+    network = FunctionalModel(
+        build_model_skeleton(SHAPE, meta, N_WAY, vocab_size=61), torch.float32, meta.feature_squared_norm
+    )
     return module, network, {name: weight.detach() for name, weight in module.named_parameters()}
 
 
 def gradient_of(
-    network: Network, theta: dict[str, torch.Tensor], episode: Episode, meta: MetaConfig, **rest: object
+    network: FunctionalModel, theta: dict[str, torch.Tensor], episode: Episode, meta: MetaConfig, **rest: object
 ) -> dict[str, torch.Tensor]:
     total = GradientSum(theta)
-    learner = make_learner(meta, network.twin.decoder)
-    learner.add_gradient(Given(network, theta, episode, "fim", **rest), total, scale=1.0)
+    learner = make_learner(meta, network.skeleton.decoder)
+    learner.add_gradient(EpisodeBatch(network, theta, episode, "fim", **rest), total, scale=1.0)
     return total.result()
 
 
@@ -96,13 +98,15 @@ def test_momentum_and_clipping_are_those_of_torch(by_task: bool) -> None:
     weights = torch.randn(2, 5, generator=torch.Generator().manual_seed(0))
     target, rate = torch.arange(5.0), 0.1
     start = weights.clone() if by_task else weights[0].clone()
-    leaves, _, _ = descend(
+    leaves, _, _ = run_inner_steps(
         lambda now, _: 0.5 * (now["w"] - target).pow(2).sum(),
         {"w": start.requires_grad_()},
-        {"w": rate},
-        steps=4,
-        n_tasks=2 if by_task else None,
-        condition=Conditioner(max_norm=1.5, momentum=0.8, by_task=by_task),
+        InnerSgd(
+            {"w": rate},
+            steps=4,
+            n_tasks=2 if by_task else None,
+            condition=Conditioner(max_norm=1.5, momentum=0.8, by_task=by_task),
+        ),
     )
     for task in range(2 if by_task else 1):
         parameter = torch.nn.Parameter(weights[task].clone())
@@ -152,11 +156,10 @@ def test_the_gradient_of_a_learned_rate_on_a_quadratic_equals_the_closed_form() 
     a, b, w0 = (torch.randn(4, generator=generator, dtype=torch.float64) for _ in range(3))
     matrix_a, matrix_b = torch.diag(torch.tensor([1.0, 2.0, 3.0, 4.0]).double()), torch.eye(4).double()
     rate = 0.05
-    leaves, fast, _ = descend(
+    leaves, fast, _ = run_inner_steps(
         lambda now, _: 0.5 * (now["w"] - a) @ matrix_a @ (now["w"] - a),
         {"w": w0.clone().requires_grad_()},
-        {"w": rate},
-        1,
+        InnerSgd({"w": rate}, steps=1),
     )
     (of_query,) = torch.autograd.grad(0.5 * (leaves["w"] - b) @ matrix_b @ (leaves["w"] - b), [leaves["w"]])
     wanted = -rate * (matrix_a @ (w0 - a)) @ matrix_b @ (leaves["w"].detach() - b)
@@ -239,7 +242,7 @@ def test_nothing_is_dropped_in_evaluation() -> None:
     without = meta.model_copy(update={"vocab_head_dropout": 0.0})
     heads = []
     for settings in (meta, without):
-        learner = make_learner(settings, network.twin.decoder)
+        learner = make_learner(settings, network.skeleton.decoder)
         heads.append(learner.adapt(network, theta, random_episode(0), "fim", steps=3).head)
     assert all(torch.equal(heads[0][name], heads[1][name]) for name in heads[0])
     trained = [gradient_of(network, theta, random_episode(0), settings) for settings in (meta, without)]

@@ -10,9 +10,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
-from pico_ds.checkpoint.errors import CheckpointError
 from pico_ds.checkpoint.model_export import LLAMA, PICO_TRAIN, export_model
 from pico_ds.config import ModelConfig
+from pico_ds.errors import CheckpointError
 from pico_ds.model.decoder import PicoDecoder
 from pico_ds.model.huggingface import PicoDecoderHF
 from pico_ds.model.llama import from_llama, llama_name, to_llama

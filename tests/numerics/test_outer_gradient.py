@@ -8,14 +8,14 @@ import torch
 import torch.nn.functional as F
 
 from pico_ds.config import ConfigError, MetaConfig
-from pico_ds.meta.adaptation import adapted_names
-from pico_ds.meta.building import build_meta_model, build_twin
-from pico_ds.meta.gradient import GradientSum
+from pico_ds.meta.adapted_parameters import adapted_names
+from pico_ds.meta.episode_model import accuracy
+from pico_ds.meta.functional_model import FunctionalModel
+from pico_ds.meta.gradient_sum import GradientSum
 from pico_ds.meta.heads import PrototypeHead
-from pico_ds.meta.inner_loop import descend
-from pico_ds.meta.language_model import add_language_model_gradient
-from pico_ds.meta.network import Network
-from pico_ds.meta.problem import accuracy
+from pico_ds.meta.inner_loop import InnerSgd, run_inner_steps
+from pico_ds.meta.language_model_gradient import add_language_model_gradient
+from pico_ds.meta.model_builder import build_meta_model, build_model_skeleton
 from pico_ds.model.meta_model import MetaModel
 from pico_ds.tasks.episode import Episode
 from tests.reference import (
@@ -32,14 +32,16 @@ from tests.reference import (
 N_WAY = 3
 
 
-def make(meta: MetaConfig, seed: int = 0) -> tuple[MetaModel, Network]:
+def make(meta: MetaConfig, seed: int = 0) -> tuple[MetaModel, FunctionalModel]:
     module = build_meta_model(SHAPE, meta, N_WAY, vocab_size=61, seed=seed)
     # larger weights than at initialisation, so that adaptation moves the features
     with torch.no_grad():
         for weight in module.decoder.parameters():
             if weight.ndim > 1:
                 weight *= 5
-    network = Network(build_twin(SHAPE, meta, N_WAY, vocab_size=61), torch.float32, meta.feature_squared_norm)
+    network = FunctionalModel(
+        build_model_skeleton(SHAPE, meta, N_WAY, vocab_size=61), torch.float32, meta.feature_squared_norm
+    )
     return module, network
 
 
@@ -55,7 +57,9 @@ def test_fomaml_on_a_quadratic_equals_the_closed_form() -> None:
     def support_loss(weights: dict, step: int) -> torch.Tensor:
         return 0.5 * (weights["w"] - a) @ matrix_a @ (weights["w"] - a)
 
-    leaves, fast, first_norm = descend(support_loss, {"w": w0.clone().requires_grad_()}, {"w": lr}, steps)
+    leaves, fast, first_norm = run_inner_steps(
+        support_loss, {"w": w0.clone().requires_grad_()}, InnerSgd({"w": lr}, steps)
+    )
     query_loss = 0.5 * (leaves["w"] - b) @ matrix_b @ (leaves["w"] - b)
     (outer,) = torch.autograd.grad(query_loss, [leaves["w"]])
 
@@ -125,7 +129,9 @@ def test_the_inner_loop_leaves_theta_bit_identical() -> None:
 def test_fast_weights_stay_fp32_and_keep_small_updates_when_computing_in_bf16() -> None:
     meta = MetaConfig(inner_steps=5, inner_lr=2e-4)
     module, _ = make(meta)
-    network = Network(build_twin(SHAPE, meta, N_WAY, vocab_size=61), torch.bfloat16, meta.feature_squared_norm)
+    network = FunctionalModel(
+        build_model_skeleton(SHAPE, meta, N_WAY, vocab_size=61), torch.bfloat16, meta.feature_squared_norm
+    )
     theta = {name: weight.detach() for name, weight in module.named_parameters()}
     adapted = adapt_to(network, theta, random_episode(0), meta, steps=5)
     name = "decoder.layers.0.attention.o_proj.weight"
@@ -190,7 +196,7 @@ def test_one_contribution_stays_as_it_came_and_more_are_summed_in_fp32() -> None
 def test_what_only_metrics_need_changes_no_gradient(dtype: torch.dtype, inner_steps: int, adapt: str) -> None:
     meta = MetaConfig(inner_steps=inner_steps, inner_lr=0.05, adapt=adapt)
     module, _ = make(meta)
-    network = Network(build_twin(SHAPE, meta, N_WAY, vocab_size=61), dtype, meta.feature_squared_norm)
+    network = FunctionalModel(build_model_skeleton(SHAPE, meta, N_WAY, vocab_size=61), dtype, meta.feature_squared_norm)
     theta = {name: weight.detach().to(dtype) for name, weight in module.named_parameters()}
     results = []
     for measure in (True, False):
@@ -208,7 +214,9 @@ def test_weights_in_the_compute_type_give_the_gradient_of_their_fp32_copies(head
     """bf16 leaves and fp32 fast weights: bit for bit what a cast of fp32 leaves inside the graph gives."""
     meta = MetaConfig(head=head, inner_steps=inner_steps, inner_lr=0.05, head_inner_lr=0.5)
     module, _ = make(meta)
-    network = Network(build_twin(SHAPE, meta, N_WAY, vocab_size=61), torch.bfloat16, meta.feature_squared_norm)
+    network = FunctionalModel(
+        build_model_skeleton(SHAPE, meta, N_WAY, vocab_size=61), torch.bfloat16, meta.feature_squared_norm
+    )
     theta = {name: weight.detach().bfloat16() for name, weight in module.named_parameters()}
     copies = {name: weight.float() for name, weight in theta.items()}
     got, wanted = GradientSum(theta), GradientSum(copies)
@@ -257,7 +265,7 @@ def test_head_alone_computes_the_features_once(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_adapt_is_checked() -> None:
-    names = tuple(name for name, _ in build_twin(SHAPE, MetaConfig(), N_WAY, 61).named_parameters())
+    names = tuple(name for name, _ in build_model_skeleton(SHAPE, MetaConfig(), N_WAY, 61).named_parameters())
     for wrong, message in [
         ("last_3_blocks", r"meta\.adapt: got last_3_blocks, but the model has 2 blocks; take 1 to 2"),
         ("bodyy", r"meta\.adapt: 'bodyy' is found in no name such as 'layers\.0\..*take all, head, last_<k>_blocks"),

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from pico_ds.config import MetaConfig
-from pico_ds.meta.building import build_meta_model, build_twin
-from pico_ds.meta.gradient import GradientSum
-from pico_ds.meta.language_model import add_language_model_gradient
-from pico_ds.meta.network import CompileMode, Network
+from pico_ds.meta.functional_model import CompileMode, FunctionalModel
+from pico_ds.meta.gradient_sum import GradientSum
+from pico_ds.meta.language_model_gradient import add_language_model_gradient
+from pico_ds.meta.model_builder import build_meta_model, build_model_skeleton
 from pico_ds.model.recompute import Recompute
 from pico_ds.tasks.episode import Episode
 from tests.reference import SHAPE, add_task_gradient, random_episode, relative_error
@@ -31,8 +31,8 @@ def gradient_of(recompute: Recompute, compile_mode: CompileMode = "none", tasks_
     """Of two tasks, whose support graph is differentiated twice, and of rows."""
     module = build_meta_model(SHAPE, META, N_WAY, vocab_size=61, seed=0)
     theta = {name: weight.detach() for name, weight in module.named_parameters()}
-    twin = build_twin(SHAPE, META, N_WAY, vocab_size=61, recompute=recompute)
-    network = Network(twin, torch.float32, META.feature_squared_norm, compile_mode, "aot_eager")
+    skeleton = build_model_skeleton(SHAPE, META, N_WAY, vocab_size=61, recompute=recompute)
+    network = FunctionalModel(skeleton, torch.float32, META.feature_squared_norm, compile_mode, "aot_eager")
     episodes = [random_episode(i) for i in range(2)]
     total = GradientSum(theta)
     for episode in [Episode.stack(episodes)] if tasks_together else episodes:
@@ -49,7 +49,16 @@ def test_gradients_are_the_same_to_the_last_bit(recompute: Recompute) -> None:
         assert torch.equal(gradient, wanted[name]), name
 
 
-@pytest.mark.parametrize("recompute", ["block", "selective"])
-@pytest.mark.parametrize(("mode", "tasks_together"), [("block", False), ("model", False), ("model", True)])
+@pytest.mark.parametrize(
+    ("recompute", "mode", "tasks_together"),
+    [
+        ("block", "block", False),
+        ("selective", "model", True),
+        pytest.param("selective", "block", False, marks=pytest.mark.slow),
+        pytest.param("block", "model", False, marks=pytest.mark.slow),
+        pytest.param("selective", "model", False, marks=pytest.mark.slow),
+        pytest.param("block", "model", True, marks=pytest.mark.slow),
+    ],
+)
 def test_gradients_are_the_same_when_compiled(recompute: Recompute, mode: CompileMode, tasks_together: bool) -> None:
     assert relative_error(gradient_of(recompute, mode, tasks_together), gradient_of("none")) < 1e-6

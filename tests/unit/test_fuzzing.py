@@ -18,17 +18,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
+from pico_ds.compat.config_migration import migrate
 from pico_ds.config import RunConfig, load_config, parse_config
-from pico_ds.config.deepspeed import load_deepspeed_config, resolve_deepspeed_config
-from pico_ds.config.environment import load_environment
+from pico_ds.config.deepspeed_config import load_deepspeed_config, resolve_deepspeed_config
+from pico_ds.config.dotenv import load_environment
 from pico_ds.config.loading import all_keys
-from pico_ds.config.migration import migrate
-from pico_ds.data.row_files import Columns, read_rows
-from pico_ds.engine.zero_settings import check_zero_settings
+from pico_ds.data.input_files import Columns, read_rows
+from pico_ds.engine.zero_checks import check_zero_settings
 from pico_ds.errors import PicoError
 from pico_ds.evaluation.conll import read_conll
-from pico_ds.tasks.sentence_reading import read_sentences
-from pico_ds.training.plan import make_plan
+from pico_ds.planning.run_plan import make_plan
+from pico_ds.tasks.sentence_files import read_sentences
 
 #: examples of each kind
 COUNTS = [60, pytest.param(5000, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])]

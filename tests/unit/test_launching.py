@@ -63,7 +63,7 @@ def test_a_module_is_run_by_its_name(tmp_path: Path) -> None:
 def test_everything_is_imported_before_a_command_and_cuda_is_not_initialised(script: Path) -> None:
     code = """
         import sys
-        assert {"torch", "deepspeed", "transformers", "datasets", "pico_ds.training.run"} <= sys.modules.keys()
+        assert {"torch", "deepspeed", "transformers", "datasets", "pico_ds.training.run_training"} <= sys.modules.keys()
         import torch
         assert not torch.cuda.is_initialized() and not torch.cuda._is_in_bad_fork()
         if torch.cuda.is_available():

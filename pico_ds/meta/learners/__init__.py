@@ -4,8 +4,8 @@ from importlib import import_module
 from typing import get_args
 
 from pico_ds.config import ConfigError, MetaConfig
-from pico_ds.config.types import LearnerName
-from pico_ds.meta.learners.base import Given, Learner, TaskOutcome, Work
+from pico_ds.config.field_types import LearnerName
+from pico_ds.meta.learners.base import EpisodeBatch, Learner, PassCounts, TaskOutcome
 from pico_ds.model.decoder import PicoDecoder
 
 
@@ -35,4 +35,4 @@ def make_learner(config: MetaConfig, decoder: PicoDecoder) -> Learner:
     return learner(config, decoder)
 
 
-__all__ = ["LEARNERS", "Given", "Learner", "TaskOutcome", "Work", "make_learner"]
+__all__ = ["LEARNERS", "EpisodeBatch", "Learner", "PassCounts", "TaskOutcome", "make_learner"]

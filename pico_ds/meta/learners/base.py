@@ -2,44 +2,44 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from pico_ds.config import MetaConfig, Readout
-from pico_ds.meta.adaptation import adapted_names
-from pico_ds.meta.gradient import GradientSum
+from pico_ds.meta.adapted_parameters import adapted_names
+from pico_ds.meta.episode_model import EpisodeModel
+from pico_ds.meta.functional_model import FunctionalModel, Parameters
+from pico_ds.meta.gradient_sum import GradientSum
 from pico_ds.meta.heads import Head, HeadWeights, make_head
-from pico_ds.meta.inner_loop import Adapted, AfterAdaptation, Descent, adapt
-from pico_ds.meta.network import Network, Parameters
-from pico_ds.meta.problem import Problem
+from pico_ds.meta.inner_loop import AdaptedWeights, AfterAdaptation, InnerLoopSpec, adapt
 from pico_ds.model.decoder import PicoDecoder
 from pico_ds.model.meta_model import DECODER
 from pico_ds.tasks.episode import Episode
 
 
 @dataclass(frozen=True)
-class Given:
+class EpisodeBatch:
     """A task, or several alike, and where the outer loop stands.
 
     Attributes:
         theta: all meta-parameters, whole.
         step: outer steps since the warm-up.
-        measure: what only metrics need is asked for as well (`Adapted.fast` and `first_gradient_norm`).
+        measure: what only metrics need is asked for as well (`AdaptedWeights.fast` and `first_gradient_norm`).
     """
 
-    network: Network
+    network: FunctionalModel
     theta: Parameters
     episode: Episode
     readout: Readout
     step: int = 0
     measure: bool = True
 
-    def problem(self, head: Head, shared: bool = False) -> Problem:
+    def model(self, head: Head, shared: bool = False) -> EpisodeModel:
         """To train on; `shared` where several tasks are computed with the same weights."""
-        return Problem.at(self.theta, self.network, head, self.episode, self.readout, training=True, shared=shared)
+        return EpisodeModel.at(self.theta, self.network, head, self.episode, self.readout, training=True, shared=shared)
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,12 @@ class TaskOutcome:
         query_logits: at them, detached.
     """
 
-    adapted: Adapted
+    adapted: AdaptedWeights
     query_logits: Float[Tensor, "*tasks contexts n_way"]
 
 
 @dataclass(frozen=True)
-class Work:
+class PassCounts:
     """What the outer gradient of a task costs, in forward passes over its contexts; a backward pass counts as two."""
 
     support: int
@@ -70,8 +70,6 @@ class Learner(ABC):
     the head by SGD, at `meta.inner_lr` and `meta.head_inner_lr`.
     """
 
-    #: whether the outer loop takes steps on tasks at all
-    trains_on_tasks = True
     #: whether tasks that are computed together have the same weights
     shares_weights = False
     #: whether there is a query loss after every inner step, for `meta.multi_step_loss`
@@ -113,37 +111,44 @@ class Learner(ABC):
         """Learning rate of every weight of the decoder that is adapted, and of `head`."""
         return {**dict.fromkeys(self.adapted, self.config.inner_lr), "head": self.config.head_inner_lr}
 
-    def descent(self, theta: Parameters) -> Descent:
+    def inner_loop(self, theta: Parameters) -> InnerLoopSpec:
         """The inner loop at the meta-parameters `theta`."""
-        return Descent(self.rates(theta), self.adapts_head, self.config.inner_momentum, self.config.inner_max_grad_norm)
+        return InnerLoopSpec(
+            self.rates(theta),
+            self.inner_steps,
+            self.adapts_head,
+            self.config.inner_momentum,
+            self.config.inner_max_grad_norm,
+        )
 
     def adapt(
         self,
-        network: Network,
+        network: FunctionalModel,
         theta: Parameters,
         episode: Episode,
         readout: Readout,
         steps: int,
         after_step: AfterAdaptation | None = None,
         measure: bool = False,
-    ) -> Adapted:
+    ) -> AdaptedWeights:
         """Adapt to a task for evaluation: nothing is dropped, and the query set is not looked at.
 
         Args:
             measure: give the fp32 weights as well.
         """
-        problem = Problem.at(theta, network, self.head, episode, readout, training=False)
-        return adapt(problem, self.descent(theta), steps, measure=measure, after_step=after_step)
+        model = EpisodeModel.at(theta, network, self.head, episode, readout, training=False)
+        spec = replace(self.inner_loop(theta), steps=steps, measure=measure)
+        return adapt(model, spec, after_step)
 
     @abstractmethod
-    def add_gradient(self, given: Given, total: GradientSum, scale: float) -> TaskOutcome:
+    def add_gradient(self, batch: EpisodeBatch, total: GradientSum, scale: float) -> TaskOutcome:
         """Add `scale` times the outer gradient of a task, or the sum over several alike, to `total`.
 
         The meta-parameters are not written to.
         """
 
     @abstractmethod
-    def work(self, step: int) -> Work:
+    def pass_counts(self, step: int) -> PassCounts:
         """What `add_gradient` costs; recomputation and updates do not count, as is usual."""
 
 
@@ -158,12 +163,12 @@ class WithoutInnerLoop(Learner):
         return 0
 
     def outcome(
-        self, problem: Problem, head: HeadWeights, support_logits: Tensor, query_logits: Tensor, measure: bool
+        self, model: EpisodeModel, head: HeadWeights, support_logits: Tensor, query_logits: Tensor, measure: bool
     ) -> TaskOutcome:
         """That of a task to which nothing was adapted."""
-        norm = torch.zeros_like(problem.episode.support.labels[..., 0], dtype=torch.float32)
-        fast = dict(problem.leaves) if measure else None
-        adapted = Adapted(problem.leaves, fast, head, head, support_logits.detach(), norm)
+        norm = torch.zeros_like(model.episode.support.labels[..., 0], dtype=torch.float32)
+        fast = dict(model.leaves) if measure else None
+        adapted = AdaptedWeights(model.leaves, fast, head, head, support_logits.detach(), norm)
         return TaskOutcome(adapted, query_logits.detach())
 
 

@@ -1,16 +1,17 @@
 """First-order MAML."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from pico_ds.meta.gradient import GradientSum
+from pico_ds.meta.episode_model import EpisodeModel, task_loss
+from pico_ds.meta.functional_model import Parameters
+from pico_ds.meta.gradient_sum import GradientSum
 from pico_ds.meta.heads import HeadWeights
-from pico_ds.meta.inner_loop import Adapted, adapt
-from pico_ds.meta.learners.base import Given, Learner, TaskOutcome, Work, over_tasks
-from pico_ds.meta.network import Parameters
-from pico_ds.meta.problem import Problem, task_loss
+from pico_ds.meta.inner_loop import AdaptedWeights, adapt
+from pico_ds.meta.learners.base import EpisodeBatch, Learner, PassCounts, TaskOutcome, over_tasks
 from pico_ds.model.meta_model import HEAD
 
 #: first number of a pass over the query set; passes over the support set count from 0
@@ -35,14 +36,14 @@ class FOMAML(Learner):
     #: whether the outer gradient needs the adapted weights in fp32
     needs_fast = False
 
-    def add_gradient(self, given: Given, total: GradientSum, scale: float) -> TaskOutcome:
-        theta, episode, problem = given.theta, given.episode, given.problem(self.head)
-        weights = self.query_weights(given.step)
+    def add_gradient(self, batch: EpisodeBatch, total: GradientSum, scale: float) -> TaskOutcome:
+        theta, episode, model = batch.theta, batch.episode, batch.model(self.head)
+        weights = self.query_weights(batch.step)
         of_head: HeadWeights = {}
 
-        def add_query_gradient(count: int, adapted: Adapted) -> Tensor:
+        def add_query_gradient(count: int, adapted: AdaptedWeights) -> Tensor:
             """Of the loss after `count` inner steps."""
-            logits = problem.logits(adapted.leaves, adapted.head, episode.query, _QUERY_CALLS + count)
+            logits = model.logits(adapted.leaves, adapted.head, episode.query, _QUERY_CALLS + count)
             # scaled here, not after: the gradients are as many bytes as the model
             loss = scale * weights[count] * task_loss(logits, episode.query.labels).sum()
             gradients = torch.autograd.grad(loss, [*adapted.leaves.values(), *adapted.head.values()])
@@ -55,20 +56,18 @@ class FOMAML(Learner):
             total.add(body, over_tasks(body.values(), episode.n_tasks))
             return logits.detach()
 
-        def after_step(count: int, adapted: Adapted) -> None:
+        def after_step(count: int, adapted: AdaptedWeights) -> None:
             if weights[count]:
                 add_query_gradient(count, adapted)
 
-        adapted = adapt(
-            problem,
-            self.descent(theta),
-            self.inner_steps,
-            keep_graph=self.head.reads_features,
-            measure=given.measure or self.needs_fast,
-            after_step=after_step if any(weights[:-1]) else None,
+        spec = replace(
+            self.inner_loop(theta),
+            keeps_graph=self.head.reads_features,
+            measure=batch.measure or self.needs_fast,
         )
+        adapted = adapt(model, spec, after_step if any(weights[:-1]) else None)
         logits = add_query_gradient(self.inner_steps, adapted)
-        add_gradient_through_start(problem, adapted.initial_head, of_head, total)
+        add_gradient_through_start(model, adapted.initial_head, of_head, total)
         return TaskOutcome(adapted, logits)
 
     def query_weights(self, step: int) -> list[float]:
@@ -86,29 +85,29 @@ class FOMAML(Learner):
     def add_own_gradient(
         self,
         theta: Parameters,
-        adapted: Adapted,
+        adapted: AdaptedWeights,
         body: Mapping[str, Tensor],
         head: Mapping[str, Tensor],
         total: GradientSum,
     ) -> None:
         """Add the gradient of what a learner trains beside decoder and head, from that of the query loss."""
 
-    def work(self, step: int) -> Work:
+    def pass_counts(self, step: int) -> PassCounts:
         # forward and backward of every inner step; of a head alone, one forward
         inner = 3 * self.inner_steps if self.adapted else 1
         through = 2 if self.head.reads_features else 0
-        return Work(max(inner, 1) + through, 3 * sum(weight > 0 for weight in self.query_weights(step)))
+        return PassCounts(max(inner, 1) + through, 3 * sum(weight > 0 for weight in self.query_weights(step)))
 
 
 def add_gradient_through_start(
-    problem: Problem, initial_head: HeadWeights, of_head: Mapping[str, Tensor], total: GradientSum
+    model: EpisodeModel, initial_head: HeadWeights, of_head: Mapping[str, Tensor], total: GradientSum
 ) -> None:
     """Add (d h_0 / d theta)^T times the gradient of the head."""
-    leaves = problem.leaves if problem.head.reads_features else {}
+    leaves = model.leaves if model.head.reads_features else {}
     through = torch.autograd.grad(
         [initial_head[name] for name in of_head],
-        [*leaves.values(), *problem.own.values()],
+        [*leaves.values(), *model.own.values()],
         grad_outputs=list(of_head.values()),
     )
-    total.add(leaves, over_tasks(through[: len(leaves)], problem.episode.n_tasks))
-    total.add([HEAD + name for name in problem.own], through[len(leaves) :])
+    total.add(leaves, over_tasks(through[: len(leaves)], model.episode.n_tasks))
+    total.add([HEAD + name for name in model.own], through[len(leaves) :])

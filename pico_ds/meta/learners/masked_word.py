@@ -2,8 +2,8 @@
 
 import torch
 
-from pico_ds.meta.gradient import GradientSum
-from pico_ds.meta.learners.base import Given, TaskOutcome, WithoutInnerLoop, Work
+from pico_ds.meta.gradient_sum import GradientSum
+from pico_ds.meta.learners.base import EpisodeBatch, PassCounts, TaskOutcome, WithoutInnerLoop
 from pico_ds.model.meta_model import OUTPUT_PROJECTION
 
 
@@ -14,12 +14,12 @@ class MaskedWord(WithoutInnerLoop):
     its own output projection. Class scores are those of the rows of the task's words.
     """
 
-    def add_gradient(self, given: Given, total: GradientSum, scale: float) -> TaskOutcome:
-        theta, network, episode = given.theta, given.network, given.episode
-        problem = given.problem(self.head, shared=True)
-        leaves = problem.leaves | {OUTPUT_PROJECTION: theta[OUTPUT_PROJECTION].detach().requires_grad_()}
+    def add_gradient(self, batch: EpisodeBatch, total: GradientSum, scale: float) -> TaskOutcome:
+        theta, network, episode = batch.theta, batch.network, batch.episode
+        model = batch.model(self.head, shared=True)
+        leaves = model.leaves | {OUTPUT_PROJECTION: theta[OUTPUT_PROJECTION].detach().requires_grad_()}
         both, first = episode.support.followed_by(episode.query), episode.word_tokens[..., 0]
-        states = network.readout_states(leaves, both, given.readout)
+        states = network.readout_states(leaves, both, batch.readout)
         targets = first.gather(-1, both.labels)
         # the mean over the contexts of each task
         loss = network.vocabulary_loss(leaves, states.flatten(0, -2), targets.flatten()) * scale / both.labels.shape[-1]
@@ -27,9 +27,9 @@ class MaskedWord(WithoutInnerLoop):
         with torch.no_grad():
             rows = theta[OUTPUT_PROJECTION][first].float()
             head = {"weight": rows, "bias": torch.zeros_like(rows[..., 0])}
-            scores = problem.scores(head, network.scaled(states), call=0)
+            scores = model.scores(head, network.scaled(states), call=0)
         of_support, of_query = scores.split([part.labels.shape[-1] for part in (episode.support, episode.query)], -2)
-        return self.outcome(problem, head, of_support, of_query, given.measure)
+        return self.outcome(model, head, of_support, of_query, batch.measure)
 
-    def work(self, step: int) -> Work:
-        return Work(3, 3)
+    def pass_counts(self, step: int) -> PassCounts:
+        return PassCounts(3, 3)

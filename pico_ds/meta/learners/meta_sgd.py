@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from pico_ds.config import MetaConfig
-from pico_ds.meta.gradient import GradientSum
-from pico_ds.meta.inner_loop import Adapted
+from pico_ds.meta.functional_model import Parameters
+from pico_ds.meta.gradient_sum import GradientSum
+from pico_ds.meta.inner_loop import AdaptedWeights
 from pico_ds.meta.learners.fomaml import FOMAML
-from pico_ds.meta.network import Parameters
 from pico_ds.model.decoder import PicoDecoder
 from pico_ds.model.meta_model import LEARNER
 
@@ -61,7 +61,7 @@ class MetaSGD(FOMAML):
     def add_own_gradient(
         self,
         theta: Parameters,
-        adapted: Adapted,
+        adapted: AdaptedWeights,
         body: Mapping[str, Tensor],
         head: Mapping[str, Tensor],
         total: GradientSum,

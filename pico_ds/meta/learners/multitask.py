@@ -2,9 +2,9 @@
 
 import torch
 
-from pico_ds.meta.gradient import GradientSum
-from pico_ds.meta.learners.base import Given, TaskOutcome, WithoutInnerLoop, Work
-from pico_ds.meta.problem import task_loss
+from pico_ds.meta.episode_model import task_loss
+from pico_ds.meta.gradient_sum import GradientSum
+from pico_ds.meta.learners.base import EpisodeBatch, PassCounts, TaskOutcome, WithoutInnerLoop
 from pico_ds.model.meta_model import HEAD
 
 
@@ -15,26 +15,26 @@ class Multitask(WithoutInnerLoop):
     not read the support features does without the support set.
     """
 
-    def add_gradient(self, given: Given, total: GradientSum, scale: float) -> TaskOutcome:
-        episode, problem = given.episode, given.problem(self.head, shared=True)
-        leaves, own = problem.leaves, problem.own
+    def add_gradient(self, batch: EpisodeBatch, total: GradientSum, scale: float) -> TaskOutcome:
+        episode, model = batch.episode, batch.model(self.head, shared=True)
+        leaves, own = model.leaves, model.own
         support, query = episode.support, episode.query
         if self.head.reads_features:
-            features = problem.features(leaves, support.followed_by(query))
+            features = model.features(leaves, support.followed_by(query))
             of_support, of_query = features.split([support.labels.shape[-1], query.labels.shape[-1]], dim=-2)
         else:
-            of_query = problem.features(leaves, query)
+            of_query = model.features(leaves, query)
             of_support = of_query[..., :0, :]
         head = self.head.start(own, of_support, episode)
-        logits = problem.scores(head, of_query, call=0)
+        logits = model.scores(head, of_query, call=0)
         loss = scale * task_loss(logits, query.labels).sum()
         gradients = torch.autograd.grad(loss, [*leaves.values(), *own.values()])
         total.add([*leaves, *(HEAD + name for name in own)], gradients)
         with torch.no_grad():
-            if given.measure and not self.head.reads_features:
-                of_support = problem.features(leaves, support)
-            first_logits = problem.scores(head, of_support, call=0)
-        return self.outcome(problem, head, first_logits, logits, given.measure)
+            if batch.measure and not self.head.reads_features:
+                of_support = model.features(leaves, support)
+            first_logits = model.scores(head, of_support, call=0)
+        return self.outcome(model, head, first_logits, logits, batch.measure)
 
-    def work(self, step: int) -> Work:
-        return Work(3 if self.head.reads_features else 0, 3)
+    def pass_counts(self, step: int) -> PassCounts:
+        return PassCounts(3 if self.head.reads_features else 0, 3)

@@ -5,19 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pico_ds.training.metrics import StepMetrics
+    from pico_ds.training.step_metrics import StepMetrics
     from pico_ds.training.trainer import Trainer
 
 
 class Callback:
     """Called by the trainer, on every rank, in the order given to it. Methods that are not needed do nothing."""
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """What must be known after a resume, as plain JSON; rank 0's is saved."""
         return {}
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Take back what `state` gave."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
 
     def flags(self) -> dict[str, bool]:
         """What the other ranks must know by the end of this step; the same names on every rank.
@@ -29,7 +29,7 @@ class Callback:
     def on_train_start(self, trainer: Trainer) -> None:
         """Before the first step."""
 
-    def before_update(self) -> None:
+    def pre_optim_step(self) -> None:
         """When the gradient of a step is on its way, before the optimizer changes anything."""
 
     def on_step_end(self, trainer: Trainer, metrics: StepMetrics) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from pico_ds.checkpoint.index import Index, ScheduleRecord
-from pico_ds.checkpoint.saver import CheckpointSaver
+from pico_ds.checkpoint.background_saver import CheckpointSaver
+from pico_ds.checkpoint.checkpoint_index import Index, ScheduleRecord
 from pico_ds.engine.optimizer import learning_rate
+from pico_ds.faults.stop_signals import StopSignals
+from pico_ds.monitoring.run_log import logger
 from pico_ds.training.callbacks.base import Callback
-from pico_ds.training.metrics import StepMetrics
-from pico_ds.training.stop_signals import StopSignals
-from pico_ds.training.terminal import logger
+from pico_ds.training.step_metrics import StepMetrics
 
 if TYPE_CHECKING:
     from pico_ds.training.trainer import Trainer
@@ -57,9 +57,9 @@ class Checkpointing(Callback):
         if step == trainer.config.training.max_steps or (every is not None and step % every == 0):
             self._save(trainer)
 
-    def before_update(self) -> None:
+    def pre_optim_step(self) -> None:
         """The state is about to change."""
-        self._saver.before_update()
+        self._saver.pre_optim_step()
 
     def on_train_end(self, trainer: Trainer) -> None:
         """Wait for the last save."""
@@ -78,7 +78,7 @@ class Checkpointing(Callback):
         self._saver.abandon()
 
     def _save(self, trainer: Trainer) -> None:
-        trainer.settle()
+        trainer.synchronize()
         self._last = self._index(trainer)
         self._save_number += 1
         self._saver.start(self._last)
@@ -94,7 +94,9 @@ class Checkpointing(Callback):
             precision=config.training.precision,
             optimizer_steps=self._optimizer_steps(),
             progress=vars(state).copy(),
-            callbacks={type(callback).__name__: found for callback in trainer.callbacks if (found := callback.state())},
+            callbacks={
+                type(callback).__name__: found for callback in trainer.callbacks if (found := callback.state_dict())
+            },
             schedule=ScheduleRecord(
                 lr_schedule=config.training.lr_schedule, next_lr=learning_rate(state.step, config.training)
             ),

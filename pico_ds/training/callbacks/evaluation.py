@@ -9,12 +9,12 @@ from pico_ds.config import ConfigError
 from pico_ds.errors import describe_os_error
 from pico_ds.evaluation.evaluator import EvaluationResult, Evaluator
 from pico_ds.evaluation.few_shot import Estimate
-from pico_ds.meta.network import Parameters
+from pico_ds.meta.functional_model import Parameters
+from pico_ds.monitoring.run_log import logger
+from pico_ds.monitoring.trackers import Tracker
+from pico_ds.runs.run_directory import RunDirectory
 from pico_ds.training.callbacks.base import Callback
-from pico_ds.training.metrics import StepMetrics
-from pico_ds.training.run_files import RunDirectory
-from pico_ds.training.terminal import logger
-from pico_ds.training.trackers import Tracker
+from pico_ds.training.step_metrics import StepMetrics
 
 if TYPE_CHECKING:
     from pico_ds.training.trainer import Trainer
@@ -33,23 +33,23 @@ class Evaluation(Callback):
         initial_parameters: Callable[[], Parameters],
         run: RunDirectory,
         trackers: list[Tracker],
-        go_on: Callable[[], bool],
+        should_continue: Callable[[], bool],
     ) -> None:
         """
         Args:
-            go_on: called again and again as an evaluation goes; where it says False on some rank, it is given up.
+            should_continue: called often during an evaluation; the evaluation stops if any rank returns False.
         """
         self._evaluator, self._initial_parameters = evaluator, initial_parameters
-        self._run, self._trackers, self._go_on = run, trackers, go_on
+        self._run, self._trackers, self._should_continue = run, trackers, should_continue
         self._done: set[int] = set()
         self._unwritten: list[EvaluationResult] = []
         self.results: dict[int, EvaluationResult] = {}
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """The steps that were evaluated."""
         return {"done": sorted(self._done)}
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Evaluate nothing twice; for the report take the results that were written."""
         self._done = set(state["done"])
         for step in state["done"]:
@@ -100,9 +100,9 @@ class Evaluation(Callback):
     def _evaluate(self, trainer: Trainer, step: int, parameters: Callable[[], Parameters]) -> None:
         if step in self._done or trainer.stopping:
             return
-        trainer.settle()
+        trainer.synchronize()
         logger.info("evaluating step %d", step)
-        result = self._evaluator.evaluate(parameters(), step, self._go_on)
+        result = self._evaluator.evaluate(parameters(), step, self._should_continue)
         if result is None:
             logger.info("the evaluation of step %d is given up, and made up for when the run goes on", step)
             trainer.stopping = True

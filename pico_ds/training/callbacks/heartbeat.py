@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pico_ds.faults.watchdog import Watchdog
 from pico_ds.training.callbacks.base import Callback
-from pico_ds.training.metrics import StepMetrics
-from pico_ds.training.watchdog import Watchdog
+from pico_ds.training.step_metrics import StepMetrics
 
 if TYPE_CHECKING:
     from pico_ds.training.trainer import Trainer

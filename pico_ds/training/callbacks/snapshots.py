@@ -8,18 +8,19 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING
 
-from pico_ds.checkpoint.errors import CheckpointError
-from pico_ds.checkpoint.store import CheckpointStore
-from pico_ds.checkpoint.stream import cannot_write
-from pico_ds.data.tokenizer import TextTokenizer
-from pico_ds.dynamics.snapshot import Snapshot, write_snapshot
-from pico_ds.dynamics.taking import SnapshotTaker
+from pico_ds.checkpoint.checkpoint_store import CheckpointStore
+from pico_ds.checkpoint.safetensors_stream import cannot_write
+from pico_ds.data.text.tokenizer import TextTokenizer
+from pico_ds.dynamics.recorder import SnapshotRecorder
+from pico_ds.dynamics.snapshot_files import Snapshot, write_snapshot
 from pico_ds.engine.distributed import Process
-from pico_ds.tasks.building import TaskBuilder
-from pico_ds.training.assembly import Ingredients, build_network
+from pico_ds.errors import CheckpointError
+from pico_ds.meta.functional_model_builder import build_functional_model
+from pico_ds.monitoring.run_log import logger
+from pico_ds.tasks.task_builder import TaskBuilder
 from pico_ds.training.callbacks.base import Callback
-from pico_ds.training.metrics import StepMetrics
-from pico_ds.training.terminal import logger
+from pico_ds.training.components import RunComponents
+from pico_ds.training.step_metrics import StepMetrics
 
 if TYPE_CHECKING:
     from pico_ds.training.trainer import Trainer
@@ -37,7 +38,7 @@ class Snapshots(Callback):
 
     def __init__(
         self,
-        taker: SnapshotTaker,
+        taker: SnapshotRecorder,
         store: CheckpointStore,
         launch: int,
         tokenizer: TextTokenizer,
@@ -96,7 +97,7 @@ class Snapshots(Callback):
         if step % every:
             return
         self._finish(trainer)
-        trainer.settle()
+        trainer.synchronize()
         started = time.perf_counter()
         snapshot = self._taker.take(trainer.engine.full_parameters(), step, trainer.state.rows)
         if trainer.engine.process.is_main:
@@ -141,7 +142,7 @@ class Snapshots(Callback):
 
 
 def build_snapshots(
-    ingredients: Ingredients,
+    components: RunComponents,
     store: CheckpointStore,
     launch: int,
     process: Process,
@@ -153,17 +154,17 @@ def build_snapshots(
         ConfigError: layers that are not there.
         TaskError: a corpus that cannot supply the held-out tasks.
     """
-    config, corpus = ingredients.config, ingredients.corpus
+    config, corpus = components.config, components.corpus
     plain = config.model_copy(update={"training": config.training.model_copy(update={"compile": "none"})})
     tasks = None
     if config.learning_dynamics.n_tasks and config.meta_ratio > 0:
         tasks = TaskBuilder(config, corpus).held_out(config.evaluation.word_split)
         tasks.sample(step=0, index=0)
-    taker = SnapshotTaker(
+    taker = SnapshotRecorder(
         config,
-        build_network(plain, ingredients.vocab_size, process),
-        ingredients.learner,
-        ingredients.rows,
+        build_functional_model(plain, components.vocab_size, process.device),
+        components.learner,
+        components.rows,
         corpus.validation_rows(config.data.sequence_length),
         tasks,
         process,

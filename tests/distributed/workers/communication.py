@@ -4,14 +4,14 @@ from typing import Any
 
 import torch
 
-from pico_ds.benchmark.communication import CountCollectives
 from pico_ds.config import parse_config
-from pico_ds.config.deepspeed import load_deepspeed_config, resolve_deepspeed_config
+from pico_ds.config.deepspeed_config import load_deepspeed_config, resolve_deepspeed_config
 from pico_ds.engine.distributed import Process
 from pico_ds.engine.meta_engine import MetaEngine
-from pico_ds.meta.building import build_meta_model, build_twin
-from pico_ds.meta.gradient import GradientSum
-from pico_ds.meta.network import Network
+from pico_ds.meta.functional_model import FunctionalModel
+from pico_ds.meta.gradient_sum import GradientSum
+from pico_ds.meta.model_builder import build_meta_model, build_model_skeleton
+from scripts.benchmarks.communication import CountCollectives
 from tests.reference import SHAPE, add_task_gradient, random_episode
 
 
@@ -27,7 +27,7 @@ def count_communication(process: Process) -> dict[str, dict[str, Any]]:
             module = build_meta_model(SHAPE, config.meta, n_way=3, vocab_size=61, seed=0)
             n_parameters = sum(weight.numel() for weight in module.parameters())
             engine = MetaEngine(module, config.training, settings, process)
-            network = Network(build_twin(SHAPE, config.meta, 3, 61), torch.float32, 4.0)
+            network = FunctionalModel(build_model_skeleton(SHAPE, config.meta, 3, 61), torch.float32, 4.0)
             for step in range(2):  # the first step may set things up
                 with CountCollectives() as counted:
                     theta = engine.full_parameters(for_update=True)

@@ -7,14 +7,14 @@ from typing import Any
 import torch
 
 from pico_ds.config import TrainingConfig, parse_config
-from pico_ds.config.deepspeed import load_deepspeed_config, resolve_deepspeed_config
+from pico_ds.config.deepspeed_config import load_deepspeed_config, resolve_deepspeed_config
 from pico_ds.engine.distributed import Process
 from pico_ds.engine.meta_engine import MetaEngine
 from pico_ds.engine.optimizer_state import STATE_KINDS, OptimizerState
-from pico_ds.meta.building import build_meta_model, build_twin
-from pico_ds.meta.gradient import GradientSum
-from pico_ds.meta.language_model import add_language_model_gradient
-from pico_ds.meta.network import Network
+from pico_ds.meta.functional_model import FunctionalModel
+from pico_ds.meta.gradient_sum import GradientSum
+from pico_ds.meta.language_model_gradient import add_language_model_gradient
+from pico_ds.meta.model_builder import build_meta_model, build_model_skeleton
 from pico_ds.model.meta_model import MetaModel
 from tests.reference import (
     SHAPE,
@@ -89,7 +89,7 @@ def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
 
 
 def share_of_gradient(
-    network: Network, theta: dict[str, torch.Tensor], step: int, process: Process
+    network: FunctionalModel, theta: dict[str, torch.Tensor], step: int, process: Process
 ) -> dict[str, torch.Tensor]:
     """This rank's part of the outer gradient of a step, weighted for a mean over ranks."""
     gradient, n_tasks = GradientSum(theta), TASKS_PER_STEP[step]
@@ -105,7 +105,7 @@ def share_of_gradient(
     return gradient.result()
 
 
-def train_engine(engine: MetaEngine, network: Network) -> tuple[dict[str, torch.Tensor], bool]:
+def train_engine(engine: MetaEngine, network: FunctionalModel) -> tuple[dict[str, torch.Tensor], bool]:
     untouched = True
     for step in range(len(TASKS_PER_STEP)):
         theta = engine.full_parameters(for_update=True)
@@ -144,8 +144,10 @@ def compare_with_plain_loop(process: Process, ds_configs: list[str]) -> dict[str
     """How far each DeepSpeed configuration is from the plain loop, and what it leaves alone."""
     initial = build_meta_model(SHAPE, CONFIG.meta, n_way=3, vocab_size=61, seed=0)
     wanted = train_reference(copy.deepcopy(initial))
-    network = Network(
-        build_twin(SHAPE, CONFIG.meta, n_way=3, vocab_size=61), torch.float32, CONFIG.meta.feature_squared_norm
+    network = FunctionalModel(
+        build_model_skeleton(SHAPE, CONFIG.meta, n_way=3, vocab_size=61),
+        torch.float32,
+        CONFIG.meta.feature_squared_norm,
     )
     errors = {}
     for name in ds_configs:

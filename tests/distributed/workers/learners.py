@@ -5,12 +5,12 @@ import copy
 import torch
 
 from pico_ds.config import RunConfig, parse_config
-from pico_ds.config.deepspeed import load_deepspeed_config, resolve_deepspeed_config
+from pico_ds.config.deepspeed_config import load_deepspeed_config, resolve_deepspeed_config
 from pico_ds.engine.distributed import Process
 from pico_ds.engine.meta_engine import MetaEngine
-from pico_ds.meta.building import build_meta_model, build_twin
-from pico_ds.meta.gradient import GradientSum
-from pico_ds.meta.network import Network
+from pico_ds.meta.functional_model import FunctionalModel
+from pico_ds.meta.gradient_sum import GradientSum
+from pico_ds.meta.model_builder import build_meta_model, build_model_skeleton
 from pico_ds.model.meta_model import MetaModel
 from tests.distributed.workers.equivalence import adamw
 from tests.learner_reference import reference_gradient
@@ -51,7 +51,7 @@ def train_reference(module: MetaModel, config: RunConfig) -> dict[str, torch.Ten
     return {name: parameter.detach() for name, parameter in module.named_parameters()}
 
 
-def train_engine(engine: MetaEngine, network: Network, config: RunConfig) -> dict[str, torch.Tensor]:
+def train_engine(engine: MetaEngine, network: FunctionalModel, config: RunConfig) -> dict[str, torch.Tensor]:
     rank, world_size = engine.process.rank, engine.process.world_size
     for step, n_tasks in enumerate(TASKS_PER_STEP):
         theta = engine.full_parameters(for_update=True)
@@ -70,8 +70,8 @@ def learner_errors(process: Process) -> dict[str, dict[int, float]]:
         config = config_of(learner)
         initial = build_meta_model(SHAPE, config.meta, 3, vocab_size=61, seed=0)
         wanted = train_reference(copy.deepcopy(initial), config)
-        twin = build_twin(SHAPE, config.meta, 3, vocab_size=61)
-        network = Network(twin, torch.float32, config.meta.feature_squared_norm)
+        skeleton = build_model_skeleton(SHAPE, config.meta, 3, vocab_size=61)
+        network = FunctionalModel(skeleton, torch.float32, config.meta.feature_squared_norm)
         for stage in (1, 2, 3):
             settings = resolve_deepspeed_config(
                 load_deepspeed_config(f"ds_configs/zero{stage}.json"), config, process.world_size

@@ -7,12 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
-import pico_ds
 from pico_ds.config import load_config
-from pico_ds.config.deepspeed import load_deepspeed_config
+from pico_ds.config.deepspeed_config import load_deepspeed_config
 from pico_ds.engine.distributed import Process
-from pico_ds.preflight import agreement, storage
-from pico_ds.preflight.running import Limits, run_checks
+from pico_ds.preflight import rank_agreement, storage_checks
+from pico_ds.preflight.run_checks import Limits, run_checks
 from tests.launching import REPOSITORY
 
 
@@ -39,23 +38,23 @@ def preflight_findings(process: Process, directory: str) -> dict[str, object]:
         with mock.patch.object(target, attribute, value if odd else getattr(target, attribute)):
             play(name)
 
-    storage._WRITTEN_BYTES = 2**20
+    storage_checks._WRITTEN_BYTES = 2**20
     play("sound")
     shards, tokenizer = f"data.paths=[{place}/shards/data/*.parquet]", f"data.tokenizer={place}/shards/tokenizer"
     play("shards", "data.source=shards", shards, tokenizer)
-    real_version: Callable[[str], str] = agreement.version
-    with_patch("version", agreement, "version", lambda name: "0.0.1" if name == "torch" else real_version(name))
+    real_version: Callable[[str], str] = rank_agreement.version
+    with_patch("version", rank_agreement, "version", lambda name: "0.0.1" if name == "torch" else real_version(name))
     if odd:
-        copy = shutil.copytree(Path(pico_ds.__file__).parent, place / "pico_ds")
-        with (copy / "files.py").open("a") as file:
+        copy = shutil.copytree(rank_agreement._SOURCES, place / "pico_ds")
+        with (copy / "file_writing.py").open("a") as file:
             file.write("\n")
-    with_patch("code", pico_ds, "__file__", str(place / "pico_ds" / "__init__.py"))
+    with_patch("code", rank_agreement, "_SOURCES", place / "pico_ds")
     play("config", *(["training.lr=0.5", "meta.inner_steps=7"] if odd else []))
     real_clock = time.time_ns
     with_patch("clock", time, "time_ns", lambda: real_clock() + 60 * 10**9)
     with_patch("disk", shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**6, 10**6, 2**10))
     play("network", least_gb_per_second=1e6)
-    storage._SHARED_SECONDS = 0.5
+    storage_checks._SHARED_SECONDS = 0.5
     os.chdir(own)
     play("other node", f"data.cache_dir={own}")
     if odd:

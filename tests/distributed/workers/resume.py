@@ -5,18 +5,18 @@ from pathlib import Path
 
 import torch
 
-from pico_ds.benchmark.checkpoint import bare_index
-from pico_ds.checkpoint.saver import CheckpointSaver
-from pico_ds.checkpoint.state_reader import StateReader
-from pico_ds.checkpoint.store import CheckpointStore
+from pico_ds.checkpoint.background_saver import CheckpointSaver
+from pico_ds.checkpoint.checkpoint_store import CheckpointStore
+from pico_ds.checkpoint.shard_reader import StateReader
 from pico_ds.config import CheckpointingConfig, RunConfig
-from pico_ds.config.deepspeed import load_deepspeed_config, resolve_deepspeed_config
+from pico_ds.config.deepspeed_config import load_deepspeed_config, resolve_deepspeed_config
 from pico_ds.engine.distributed import Process
 from pico_ds.engine.meta_engine import MetaEngine
 from pico_ds.engine.optimizer_state import OptimizerState
-from pico_ds.meta.building import build_meta_model, build_twin
-from pico_ds.meta.network import Network
-from pico_ds.training.resume import Resumer
+from pico_ds.meta.functional_model import FunctionalModel
+from pico_ds.meta.model_builder import build_meta_model, build_model_skeleton
+from pico_ds.runs.resume import Resumer
+from scripts.benchmarks.checkpoint import bare_index
 from tests.distributed.workers.equivalence import CONFIG, TASKS_PER_STEP, share_of_gradient, train_reference
 from tests.reference import SHAPE, relative_error
 
@@ -37,11 +37,13 @@ def an_engine(name: str, config: RunConfig, process: Process) -> MetaEngine:
     return MetaEngine(module, config.training, resolved, process)
 
 
-def take_step(engine: MetaEngine, network: Network, step: int, before_update: Callable[[], None] | None = None) -> None:
+def take_step(
+    engine: MetaEngine, network: FunctionalModel, step: int, pre_optim_step: Callable[[], None] | None = None
+) -> None:
     theta = engine.full_parameters(for_update=True)
     gradient = share_of_gradient(network, theta, step, engine.process)
-    if before_update is not None:
-        before_update()
+    if pre_optim_step is not None:
+        pre_optim_step()
     engine.apply_gradient(gradient, CONFIG.training.lr)
 
 
@@ -49,7 +51,9 @@ def weights_of(engine: MetaEngine) -> dict[str, torch.Tensor]:
     return {name: weight.clone() for name, weight in engine.full_parameters().items()}
 
 
-def save(name: str, config: RunConfig, process: Process, network: Network, directory: Path) -> dict[str, torch.Tensor]:
+def save(
+    name: str, config: RunConfig, process: Process, network: FunctionalModel, directory: Path
+) -> dict[str, torch.Tensor]:
     """Train to the end, with a save on the way; returns the final weights."""
     engine = an_engine(name, config, process)
     state, store = OptimizerState(engine), CheckpointStore(directory)
@@ -57,14 +61,14 @@ def save(name: str, config: RunConfig, process: Process, network: Network, direc
     for step in range(len(TASKS_PER_STEP)):
         if step == SAVED_AFTER:
             saver.start(bare_index(step, state, config))
-        take_step(engine, network, step, saver.before_update)
+        take_step(engine, network, step, saver.pre_optim_step)
     saver.finish()
     saver.abandon()
     return weights_of(engine)
 
 
 def resume(
-    name: str, config: RunConfig, process: Process, network: Network, directory: Path
+    name: str, config: RunConfig, process: Process, network: FunctionalModel, directory: Path
 ) -> dict[str, torch.Tensor]:
     engine = an_engine(name, config, process)
     asked = config.model_copy(update={"checkpointing": CheckpointingConfig(resume="auto")})
@@ -89,10 +93,10 @@ def same(got: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> bool:
 
 def save_and_resume(process: Process, directory: str) -> dict[str, bool]:
     """Save under every stage, resume under the same; whether each run equals one without an interruption."""
-    twin = build_twin(SHAPE, CONFIG.meta, CONFIG.smlmt.n_way, 61)
+    skeleton = build_model_skeleton(SHAPE, CONFIG.meta, CONFIG.smlmt.n_way, 61)
     results = {}
     for precision, dtype, names in (("fp32", torch.float32, CONFIGS), ("bf16", torch.bfloat16, CONFIGS[1:4])):
-        config, network = config_of(precision), Network(twin, dtype, CONFIG.meta.feature_squared_norm)
+        config, network = config_of(precision), FunctionalModel(skeleton, dtype, CONFIG.meta.feature_squared_norm)
         for name in names:
             place = place_of(directory, name, precision, process.world_size)
             uninterrupted = save(name, config, process, network, place)
@@ -102,8 +106,10 @@ def save_and_resume(process: Process, directory: str) -> dict[str, bool]:
 
 def resume_all(process: Process, directory: str) -> dict[str, float]:
     """Resume what every world and stage saved; how far each run is from a plain loop."""
-    network = Network(
-        build_twin(SHAPE, CONFIG.meta, CONFIG.smlmt.n_way, 61), torch.float32, CONFIG.meta.feature_squared_norm
+    network = FunctionalModel(
+        build_model_skeleton(SHAPE, CONFIG.meta, CONFIG.smlmt.n_way, 61),
+        torch.float32,
+        CONFIG.meta.feature_squared_norm,
     )
     module = build_meta_model(SHAPE, CONFIG.meta, CONFIG.smlmt.n_way, 61, seed=0)
     reference = {name: weight.clone() for name, weight in train_reference(module).items()}

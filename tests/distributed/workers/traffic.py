@@ -5,11 +5,11 @@ from typing import Any
 
 import torch
 
-from pico_ds.benchmark.steps import StepBenchmark, Workload
-from pico_ds.benchmark.traffic import CountTraffic
 from pico_ds.config import load_config
-from pico_ds.config.deepspeed import load_deepspeed_config
+from pico_ds.config.deepspeed_config import load_deepspeed_config
 from pico_ds.engine.distributed import Process
+from scripts.benchmarks.steps import StepBenchmark, Workload
+from tests.traffic import CountTraffic
 
 LM = Workload("lm", rows=2, length=8)
 TASK = Workload("task", rows=2, length=8, tasks=2, inner_steps=2, head="prototype")
@@ -34,7 +34,7 @@ def counted(benchmark: StepBenchmark) -> dict[str, Any]:
     with step:
         benchmark.trainer.take_step()
     benchmark.engine.apply_gradient = apply  # type: ignore[method-assign]
-    parameters = sum(weight.numel() for weight in benchmark.network.twin.parameters())
+    parameters = sum(weight.numel() for weight in benchmark.network.skeleton.parameters())
     # one rank's all-reduce is none
     moved = sum(count for name, count in update.bytes.items() if name != "allreduce_")
     return {"bytes_per_parameter": moved / parameters, "syncs": {**update.syncs, **step.syncs}}

@@ -8,21 +8,23 @@ import sys
 import torch
 
 from pico_ds.config import MetaConfig
-from pico_ds.meta.building import build_meta_model, build_twin
-from pico_ds.meta.gradient import GradientSum
-from pico_ds.meta.language_model import add_language_model_gradient
-from pico_ds.meta.network import CompileMode, Network, Parameters
+from pico_ds.meta.functional_model import CompileMode, FunctionalModel, Parameters
+from pico_ds.meta.gradient_sum import GradientSum
+from pico_ds.meta.language_model_gradient import add_language_model_gradient
+from pico_ds.meta.model_builder import build_meta_model, build_model_skeleton
 from tests.reference import SHAPE, adapt_to, add_task_gradient, random_episode, relative_error
 
 META = MetaConfig(inner_steps=3, inner_lr=0.05, head_inner_lr=0.5)
 N_WAY = 3
 
 
-def network_of(mode: CompileMode) -> Network:
-    return Network(build_twin(SHAPE, META, N_WAY, vocab_size=61), torch.float32, META.feature_squared_norm, mode)
+def network_of(mode: CompileMode) -> FunctionalModel:
+    return FunctionalModel(
+        build_model_skeleton(SHAPE, META, N_WAY, vocab_size=61), torch.float32, META.feature_squared_norm, mode
+    )
 
 
-def gradient_of(network: Network, theta: Parameters) -> dict[str, torch.Tensor]:
+def gradient_of(network: FunctionalModel, theta: Parameters) -> dict[str, torch.Tensor]:
     total = GradientSum(theta)
     add_task_gradient(network, theta, random_episode(0), "fim", META, total, scale=1.0, measure=False)
     rows = torch.randint(0, 61, (4, 9), generator=torch.Generator().manual_seed(0))

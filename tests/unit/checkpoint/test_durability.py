@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pico_ds.checkpoint.store import CheckpointStore
-from pico_ds.files import replace_text
+from pico_ds.checkpoint.checkpoint_store import CheckpointStore
+from pico_ds.file_writing import replace_text
 from tests.unit.checkpoint.conftest import save
 
 #: ("sync", path) or ("rename", new path)

@@ -8,7 +8,7 @@ import pytest
 from pydantic import BaseModel
 
 from pico_ds.config import RunConfig, load_config
-from pico_ds.config.deepspeed import load_deepspeed_config, resolve_deepspeed_config, zero_stage
+from pico_ds.config.deepspeed_config import load_deepspeed_config, resolve_deepspeed_config, zero_stage
 from pico_ds.model.decoder import parameter_count
 
 REPOSITORY = Path(__file__).resolve().parents[3]

@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 import torch
 
-from pico_ds.data.errors import DataError
 from pico_ds.data.keyed_random import digest64, keyed_rng, keyed_uniform
 from pico_ds.data.rows import ShuffledRows, TokenRows
 from pico_ds.data.token_stream import TokenStream
+from pico_ds.errors import DataError
 
 
 def make_rows(n_tokens: int = 101, length: int = 10) -> TokenRows:

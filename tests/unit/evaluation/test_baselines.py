@@ -9,17 +9,17 @@ from sklearn.neighbors import NearestCentroid
 from pico_ds.config import MetaConfig
 from pico_ds.evaluation.baselines import frozen_feature_accuracies, tfidf_accuracies
 from pico_ds.evaluation.few_shot import adaptation_curve
-from pico_ds.meta.building import build_meta_model, build_twin
+from pico_ds.meta.functional_model import FunctionalModel
 from pico_ds.meta.learners import make_learner
-from pico_ds.meta.network import Network
+from pico_ds.meta.model_builder import build_meta_model, build_model_skeleton
 from pico_ds.tasks.smlmt import SMLMT
 from tests.reference import SHAPE, random_episode
-from tests.unit.tasks.test_sentences import CONFIG
+from tests.unit.tasks.test_sentence_tasks import CONFIG
 
 
-def model(meta: MetaConfig) -> tuple[Network, dict[str, torch.Tensor]]:
+def model(meta: MetaConfig) -> tuple[FunctionalModel, dict[str, torch.Tensor]]:
     module = build_meta_model(SHAPE, meta, 3, 61, seed=0)
-    network = Network(build_twin(SHAPE, meta, 3, 61), torch.float32, meta.feature_squared_norm)
+    network = FunctionalModel(build_model_skeleton(SHAPE, meta, 3, 61), torch.float32, meta.feature_squared_norm)
     return network, {name: weight.detach() for name, weight in module.named_parameters()}
 
 
@@ -57,7 +57,7 @@ def test_words_alone_tell_labels_apart_that_have_words_of_their_own(tokenizer) -
 def test_a_curve_is_the_accuracy_after_each_number_of_steps(learner: str) -> None:
     meta = MetaConfig(learner=learner, inner_lr=0.3, head_inner_lr=2.0)
     network, theta = model(meta)
-    rule, episode = make_learner(meta, network.twin.decoder), random_episode(3, q_query=8)
+    rule, episode = make_learner(meta, network.skeleton.decoder), random_episode(3, q_query=8)
     curve = adaptation_curve(network, rule, theta, episode, "fim", steps=4).tolist()
     for steps, found in enumerate(curve):
         adapted = rule.adapt(network, theta, episode, "fim", steps)
@@ -69,7 +69,7 @@ def test_evaluation_does_not_look_at_the_query_set() -> None:
     """Reptile trains on support and query; for evaluation it adapts to the support set alone."""
     meta = MetaConfig(learner="reptile", inner_steps=4, inner_lr=0.3)
     network, theta = model(meta)
-    rule = make_learner(meta, network.twin.decoder)
+    rule = make_learner(meta, network.skeleton.decoder)
     one, other = random_episode(0), random_episode(1)
     mixed = type(one)(one.support, other.query, one.words, one.word_tokens, one.keys)
     weights = [rule.adapt(network, theta, episode, "fim", 4).leaves for episode in (one, mixed)]

@@ -9,12 +9,18 @@ import pytest
 import torch
 
 from pico_ds.config import MetaConfig, ModelConfig, PerplexityConfig
-from pico_ds.data.errors import DataError
-from pico_ds.data.tokenizer import TextTokenizer
+from pico_ds.data.text.tokenizer import TextTokenizer
 from pico_ds.engine.distributed import Process
-from pico_ds.evaluation.perplexity import JudgedRows, Perplexity, PerplexityResult, evaluate_perplexity, judged_name
-from pico_ds.meta.building import build_meta_model, build_twin
-from pico_ds.meta.network import Network, Parameters
+from pico_ds.errors import DataError
+from pico_ds.evaluation.perplexity import (
+    Perplexity,
+    PerplexityDataset,
+    PerplexityResult,
+    evaluate_perplexity,
+    perplexity_dataset_name,
+)
+from pico_ds.meta.functional_model import FunctionalModel, Parameters
+from pico_ds.meta.model_builder import build_meta_model, build_model_skeleton
 from pico_ds.model.huggingface import PicoDecoderHF, PicoDecoderHFConfig
 from pico_ds.model.meta_model import DECODER
 
@@ -37,8 +43,8 @@ def theta() -> Parameters:
 
 
 @pytest.fixture(scope="module")
-def network() -> Network:
-    return Network(build_twin(ModelConfig(**SHAPE), MetaConfig(), 5, VOCAB_SIZE), torch.float32, 24.0)
+def network() -> FunctionalModel:
+    return FunctionalModel(build_model_skeleton(ModelConfig(**SHAPE), MetaConfig(), 5, VOCAB_SIZE), torch.float32, 24.0)
 
 
 def texts() -> list[tuple[str, np.ndarray]]:
@@ -57,9 +63,9 @@ def hf_losses(theta: Parameters, rows: list[np.ndarray]) -> list[float]:
 
 
 def test_it_equals_transformers_loss_on_the_same_rows(
-    network: Network, theta: Parameters, tokenizer: TextTokenizer
+    network: FunctionalModel, theta: Parameters, tokenizer: TextTokenizer
 ) -> None:
-    rows = JudgedRows(texts(), tokenizer, VOCAB_SIZE, length=64)
+    rows = PerplexityDataset(texts(), tokenizer, VOCAB_SIZE, length=64)
     result = evaluate_perplexity(network, theta, rows, 4, CPU, lambda: True)
     wanted = np.array(hf_losses(theta, rows.rows)) * rows.tokens_of_row
     assert result.total.n_tokens == sum(len(ids) - 1 for _, ids in texts())
@@ -74,9 +80,9 @@ def test_it_equals_transformers_loss_on_the_same_rows(
 
 @pytest.mark.parametrize("micro_batch_size", [1, 3, 100])
 def test_the_batch_size_does_not_matter(
-    network: Network, theta: Parameters, tokenizer: TextTokenizer, micro_batch_size: int
+    network: FunctionalModel, theta: Parameters, tokenizer: TextTokenizer, micro_batch_size: int
 ) -> None:
-    rows = JudgedRows(texts(), tokenizer, VOCAB_SIZE, length=64)
+    rows = PerplexityDataset(texts(), tokenizer, VOCAB_SIZE, length=64)
     wanted = evaluate_perplexity(network, theta, rows, 4, CPU, lambda: True)
     found = evaluate_perplexity(network, theta, rows, micro_batch_size, CPU, lambda: True)
     assert found.total.loss == pytest.approx(wanted.total.loss, rel=1e-6)
@@ -84,7 +90,7 @@ def test_the_batch_size_does_not_matter(
 
 def test_windows_predict_every_token_but_the_first_once(tokenizer: TextTokenizer) -> None:
     ids = np.arange(150)
-    rows = JudgedRows([("a", ids)], tokenizer, VOCAB_SIZE, length=64)
+    rows = PerplexityDataset([("a", ids)], tokenizer, VOCAB_SIZE, length=64)
     assert [row.tolist() for row in rows.rows] == [[*range(64)], [*range(63, 127)], [*range(126, 150)]]
     tokens, targets = rows.read(0, 3)
     assert tokens.shape == (3, 65)
@@ -94,7 +100,7 @@ def test_windows_predict_every_token_but_the_first_once(tokenizer: TextTokenizer
 
 
 def test_text_is_tokenized_without_special_tokens(tokenizer: TextTokenizer) -> None:
-    rows = JudgedRows([("a", "the garden"), ("b", "a hammer")], tokenizer, VOCAB_SIZE, length=64)
+    rows = PerplexityDataset([("a", "the garden"), ("b", "a hammer")], tokenizer, VOCAB_SIZE, length=64)
     assert {tuple(row.tolist()) for row in rows.rows} == {
         tuple(ids) for ids in tokenizer.encode(["the garden", "a hammer"])
     }
@@ -102,9 +108,9 @@ def test_text_is_tokenized_without_special_tokens(tokenizer: TextTokenizer) -> N
 
 def test_what_cannot_be_judged_is_refused(tokenizer: TextTokenizer) -> None:
     with pytest.raises(DataError, match=r"token ids from 1 to 600, but the model has 600"):
-        JudgedRows([("a", np.array([1, 600]))], tokenizer, VOCAB_SIZE, length=64)
+        PerplexityDataset([("a", np.array([1, 600]))], tokenizer, VOCAB_SIZE, length=64)
     with pytest.raises(DataError, match="no text of two or more tokens"):
-        JudgedRows([("a", np.array([1]))], tokenizer, VOCAB_SIZE, length=64)
+        PerplexityDataset([("a", np.array([1]))], tokenizer, VOCAB_SIZE, length=64)
 
 
 def test_what_is_written_is_read_again(tmp_path: Path) -> None:
@@ -116,7 +122,7 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
 
 def test_results_of_other_texts_have_another_name() -> None:
     configs = [{"data": "a/texts.jsonl"}, {"data": "b/texts.jsonl"}, {"data": "a/texts.jsonl", "max_length": 8}]
-    names = {judged_name(PerplexityConfig.model_validate(one)) for one in configs}
+    names = {perplexity_dataset_name(PerplexityConfig.model_validate(one)) for one in configs}
     assert len(names) == 3
     assert all(name.startswith("texts_") for name in names)
-    assert re.fullmatch(r"of-any_[0-9a-f]{8}", judged_name(PerplexityConfig(data="here/[of] any*.jsonl")))
+    assert re.fullmatch(r"of-any_[0-9a-f]{8}", perplexity_dataset_name(PerplexityConfig(data="here/[of] any*.jsonl")))

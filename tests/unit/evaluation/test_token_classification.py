@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from pico_ds.config import MetaConfig, ModelConfig
-from pico_ds.data.errors import DataError
-from pico_ds.data.tokenizer import TextTokenizer
+from pico_ds.data.text.tokenizer import TextTokenizer
+from pico_ds.errors import DataError
 from pico_ds.evaluation.conll import TaggedSentence, read_conll
-from pico_ds.evaluation.tables import ner_table
+from pico_ds.evaluation.few_shot_tables import ner_table
 from pico_ds.evaluation.token_classification import FineTuning, Mode, Splits, fine_tune
-from pico_ds.evaluation.word_states import encode_sentences
-from pico_ds.meta.building import build_meta_model
+from pico_ds.evaluation.word_features import encode_sentences
+from pico_ds.meta.model_builder import build_meta_model
 
 
 def test_columns_may_be_parted_by_tabs_or_spaces_and_numbered(tmp_path: Path) -> None:

@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pico_ds.checkpoint.errors import CheckpointError
 from pico_ds.checkpoint.model_export import LLAMA, PICO_TRAIN, export_model
 from pico_ds.config import ConfigError
+from pico_ds.errors import CheckpointError
 from pico_ds.model.huggingface import PicoDecoderHF, PicoDecoderHFConfig
 from pico_ds.model.weight_files import WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 from tests.unit.model.test_pretrained import SHAPE, decoder_of

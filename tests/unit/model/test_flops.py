@@ -5,11 +5,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from pico_ds.config import MetaConfig, ModelConfig, parse_config
-from pico_ds.meta.building import build_meta_model, build_twin
-from pico_ds.meta.gradient import GradientSum
-from pico_ds.meta.language_model import add_language_model_gradient
+from pico_ds.meta.functional_model import FunctionalModel
+from pico_ds.meta.gradient_sum import GradientSum
+from pico_ds.meta.language_model_gradient import add_language_model_gradient
 from pico_ds.meta.learners import make_learner
-from pico_ds.meta.network import Network
+from pico_ds.meta.model_builder import build_meta_model, build_model_skeleton
 from pico_ds.model.flops import context_flops, forward_flops_per_token, language_model_flops, peak_flops
 from tests.reference import add_task_gradient, random_episode
 
@@ -30,8 +30,8 @@ def test_one_token_by_hand() -> None:
 
 
 @pytest.fixture
-def network() -> Network:
-    return Network(build_twin(SHAPE, MetaConfig(), 3, VOCAB), torch.float32, 4.0)
+def network() -> FunctionalModel:
+    return FunctionalModel(build_model_skeleton(SHAPE, MetaConfig(), 3, VOCAB), torch.float32, 4.0)
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def not_counted(rows: int, length: int) -> int:
     return rows * length * (norms + 2 * SHAPE.n_layers * length * SHAPE.d_model)
 
 
-def test_rows_are_what_a_counter_counts(network: Network, theta: dict[str, torch.Tensor]) -> None:
+def test_rows_are_what_a_counter_counts(network: FunctionalModel, theta: dict[str, torch.Tensor]) -> None:
     rows = torch.randint(0, VOCAB, (4, 17))
     with FlopCounterMode(display=False) as counter:
         add_language_model_gradient(network, theta, rows, GradientSum(theta), 1.0, micro_batch_size=4)
@@ -57,16 +57,16 @@ def test_rows_are_what_a_counter_counts(network: Network, theta: dict[str, torch
 @pytest.mark.parametrize(("adapt", "inner_steps"), [("all", 0), ("all", 1), ("all", 3), ("head", 5)])
 @pytest.mark.parametrize("head", ["prototype", "linear"])
 def test_tasks_are_what_a_counter_counts(
-    network: Network, theta: dict[str, torch.Tensor], adapt: str, inner_steps: int, head: str
+    network: FunctionalModel, theta: dict[str, torch.Tensor], adapt: str, inner_steps: int, head: str
 ) -> None:
     meta = MetaConfig(head=head, inner_steps=inner_steps, adapt=adapt)
     module = build_meta_model(SHAPE, meta, 3, VOCAB, seed=0)
     theta = {name: weight.detach() for name, weight in module.named_parameters()}
     with FlopCounterMode(display=False) as counter:
         add_task_gradient(network, theta, random_episode(0), "fim", meta, GradientSum(theta), 1.0)
-    work = make_learner(meta, module.decoder).work(step=0)
+    pass_counts = make_learner(meta, module.decoder).pass_counts(step=0)
     # the head's products are a hundredth
-    counted = 6 * (work.support + work.query) * (context_flops(SHAPE, VOCAB, 9) - not_counted(1, 9))
+    counted = 6 * (pass_counts.support + pass_counts.query) * (context_flops(SHAPE, VOCAB, 9) - not_counted(1, 9))
     assert counter.get_total_flops() == pytest.approx(counted, rel=0.015)
 
 

@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 
 from pico_ds.config import SmlmtConfig
+from pico_ds.data.text.tokenizer import TextTokenizer, load_tokenizer, train_tokenizer
 from pico_ds.data.token_stream import TokenStream
-from pico_ds.data.tokenizer import TextTokenizer, load_tokenizer, train_tokenizer
-from pico_ds.tasks.lexicon import Lexicon, WordSplit
+from pico_ds.tasks.index.class_words import ClassWords, WordSplit
+from pico_ds.tasks.index.corpus_word_index import WordIndex
+from pico_ds.tasks.index.word_finding import TokenClasses
 from pico_ds.tasks.smlmt import SMLMT
-from pico_ds.tasks.token_classes import TokenClasses
-from pico_ds.tasks.word_index import WordIndex
 
 WORDS = ["apple", "bridge", "castle", "dragon", "engine", "forest", "garden", "hammer", "island", "jacket"]
 WORDS += ["kettle", "ladder", "magnet", "needle", "orange"]
@@ -41,7 +41,7 @@ def make_tasks(tokenizer: TextTokenizer) -> MakeTasks:
         documents: list[str], config: SmlmtConfig, split: WordSplit = "train", seed: int = 0, split_seed: int = 0
     ) -> SMLMT:
         stream, classes = stream_of(documents, tokenizer), TokenClasses.of(tokenizer)
-        lexicon = Lexicon.build(stream, stream_of(["nothing"], tokenizer), classes)
+        lexicon = ClassWords.build(stream, stream_of(["nothing"], tokenizer), classes)
         index = WordIndex(stream, lexicon, classes, config)
         return SMLMT(index, lexicon, tokenizer, config, split, split_seed, seed)
 

@@ -11,11 +11,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pico_ds.config import Readout, SmlmtConfig
-from pico_ds.data.tokenizer import TextTokenizer
-from pico_ds.tasks.context_choice import Documents
+from pico_ds.data.text.tokenizer import TextTokenizer
+from pico_ds.errors import TaskError
+from pico_ds.tasks.context_sampling import Documents
 from pico_ds.tasks.episode import Contexts
-from pico_ds.tasks.errors import TaskError
-from pico_ds.tasks.lexicon import WORD_SPLITS, word_split
+from pico_ds.tasks.index.class_words import WORD_SPLITS, word_split
 from pico_ds.tasks.smlmt import SMLMT
 from tests.unit.tasks.conftest import WORDS, MakeTasks
 

@@ -10,10 +10,10 @@ import torch
 from pico_ds.config import RunConfig, parse_config
 from pico_ds.engine.distributed import Process
 from pico_ds.engine.meta_engine import MetaEngine
+from pico_ds.errors import TrainingError
 from pico_ds.training.callbacks.base import Callback
-from pico_ds.training.errors import TrainingError
-from pico_ds.training.metrics import Reading, StepMetrics
-from pico_ds.training.outer_step import LocalStep, OuterStep
+from pico_ds.training.step_metrics import ReducedMetrics, StepMetrics
+from pico_ds.training.train_step import LocalStepResult, TrainStep
 from pico_ds.training.trainer import Trainer
 
 
@@ -35,9 +35,9 @@ class FakeStep:
     def __init__(self, losses: dict[int, float]) -> None:
         self.losses = losses
 
-    def compute(self, kind: str, theta: Any, step: int, *_: object, **__: object) -> LocalStep:
+    def compute(self, kind: str, theta: Any, step: int, *_: object, **__: object) -> LocalStepResult:
         loss = torch.tensor(self.losses.get(step, 1.0))
-        return LocalStep({}, {"ar/loss": loss}, tokens=10, tasks=0, rows=2, flops=0.0)
+        return LocalStepResult({}, {"ar/loss": loss}, tokens=10, tasks=0, rows=2, flops=0.0)
 
 
 @dataclass
@@ -60,21 +60,21 @@ class Recorder(Callback):
 
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """By reading, in the order in which the host waited for them."""
-    made: list[Reading] = []
+    """Numbers of the steps, in the order in which the host waited for them."""
+    made: list[ReducedMetrics] = []
     read: list[int] = []
-    start, wait = Reading.__init__, Reading.wait
+    copy_to_host, wait = ReducedMetrics.copy_to_host, ReducedMetrics.wait
 
-    def counted(self: Reading, values: torch.Tensor) -> None:
+    def counted(self: ReducedMetrics, gradient_norm: torch.Tensor) -> None:
         made.append(self)
-        start(self, values)
+        copy_to_host(self, gradient_norm)
 
-    def waited(self: Reading) -> list[float]:
+    def waited(self: ReducedMetrics) -> list[float]:
         read.append(made.index(self) + 1)
         return wait(self)
 
-    monkeypatch.setattr(Reading, "__init__", counted)
-    monkeypatch.setattr(Reading, "wait", waited)
+    monkeypatch.setattr(ReducedMetrics, "copy_to_host", counted)
+    monkeypatch.setattr(ReducedMetrics, "wait", waited)
     return read
 
 
@@ -83,7 +83,7 @@ def make(losses: dict[int, float], recorder: Recorder, *overrides: str) -> tuple
         "training: {max_steps: 6, max_consecutive_skipped_steps: 2}\nsmlmt: {hybrid_ratio: 0}", list(overrides)
     )
     engine = FakeEngine()
-    return Trainer(config, cast(MetaEngine, engine), cast(OuterStep, FakeStep(losses)), [recorder]), engine
+    return Trainer(config, cast(MetaEngine, engine), cast(TrainStep, FakeStep(losses)), [recorder]), engine
 
 
 def test_the_host_waits_for_the_step_before_alone(reads: list[int]) -> None:
@@ -95,8 +95,8 @@ def test_the_host_waits_for_the_step_before_alone(reads: list[int]) -> None:
         seen.append(list(reads))
     # at the fourth step a line is logged
     assert seen == [[], [1], [1, 2], [1, 2, 3, 4], [1, 2, 3, 4], [1, 2, 3, 4, 5]]
-    trainer.settle()
-    trainer.settle()
+    trainer.synchronize()
+    trainer.synchronize()
     assert reads == [1, 2, 3, 4, 5, 6], "no step is waited for twice"
 
 
@@ -129,8 +129,8 @@ def test_flags_and_skipped_steps_are_known_one_step_later() -> None:
         (6, 1, nothing),
     ]
     assert (trainer.state.skipped_steps, trainer.state.consecutive_skipped_steps) == (1, 0)
-    assert [metrics.outcome.applied for metrics in recorder.metrics] == [True, True, True, False, True, True]
-    assert recorder.metrics[0].outcome.values == {"ar/loss": 1.0, "outer_gradient_norm": 2.0}
+    assert [metrics.reduced.applied for metrics in recorder.metrics] == [True, True, True, False, True, True]
+    assert recorder.metrics[0].reduced.values == {"ar/loss": 1.0, "outer_gradient_norm": 2.0}
 
 
 @pytest.mark.parametrize(("first", "raised_after"), [(1, 4), (4, 6)])

@@ -1,0 +1,274 @@
+"""Saves in the background: training waits for no more than the copy of its shard out of device memory."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from pydantic import TypeAdapter
+
+from pico_ds.checkpoint.checkpoint_index import (
+    FORMAT_NAME,
+    FORMAT_VERSION,
+    STATE_DIRECTORY,
+    FragmentRecord,
+    Index,
+    ParameterRecord,
+)
+from pico_ds.checkpoint.checkpoint_store import CheckpointStore
+from pico_ds.checkpoint.safetensors_stream import FileRecord, SafetensorsWriter, cannot_write, synced_file_record
+from pico_ds.checkpoint.shard_reader import StateReader, entry_name
+from pico_ds.engine.distributed import Process
+from pico_ds.engine.optimizer_state import STATE_KINDS, Fragment, OptimizerState
+from pico_ds.errors import CheckpointError
+from pico_ds.file_writing import write_durably
+
+#: how often rank 0 looks whether the other ranks' bytes are on the disk
+_POLL_SECONDS = 0.02
+#: how often ranks that wait for a save tell each other, and the watchdog
+_WAIT_SECONDS = 1.0
+#: what is written between two looks whether the job has ended
+_PART_ELEMENTS = 16 * 2**20
+#: how long a failing job waits for a save in flight
+_ABANDON_SECONDS = 10.0
+_ReceiptAdapter = TypeAdapter(tuple[FileRecord, list[Fragment]])
+
+
+@dataclass(frozen=True)
+class Published:
+    """A save that came to its end.
+
+    Attributes:
+        seconds: from its start until it was published.
+        stall_seconds: for which training stood still.
+    """
+
+    path: Path
+    index: Index
+    seconds: float
+    stall_seconds: float
+
+
+class CheckpointSaver:
+    """One rank's part in saving; at most one save is in flight.
+
+    The copy runs beside the computation of the next step: the state changes only when that step is applied, and
+    `pre_optim_step` waits for what is left of it. Every rank writes its own shard and then a receipt. Rank 0 waits for
+    all receipts, has the rest of the checkpoint written, and publishes it.
+    """
+
+    def __init__(
+        self,
+        store: CheckpointStore,
+        state: OptimizerState,
+        process: Process,
+        launch: int,
+        complete: Callable[[Path, StateReader], None],
+        published: Callable[["Published"], None],
+        on_progress: Callable[[], None] = lambda: None,
+    ) -> None:
+        """
+        Args:
+            launch: the same number on every rank, another one at every start of the job.
+            complete: writes what stands beside the state into the staging directory, from the shards. Rank 0 calls it,
+                in the background.
+            published: called on rank 0, in the background.
+            on_progress: called again and again while a save is waited for.
+        """
+        self._store, self._state, self._process, self._launch = store, state, process, launch
+        self._complete, self._published, self._on_progress = complete, published, on_progress
+        elements = len(STATE_KINDS) * sum(fragment.length for fragment in state.fragments)
+        # kept for the whole run, so that no save waits for memory to be mapped
+        self._buffer = torch.zeros(elements)
+        process.pin(self._buffer)
+        # the initializer: a thread that names no GPU would open a context on the first one
+        self._executor = ThreadPoolExecutor(1, "checkpoint", initializer=process.select_device)
+        self._stream = torch.cuda.Stream(process.device) if process.device.type == "cuda" else None
+        self._copy: Future[None] | None = None
+        self._pending: list[Future[None]] = []
+        #: how long training has stood still for the save in flight [s]
+        self.stall_seconds = 0.0
+        self._abandoned = threading.Event()
+
+    def start(self, index: Index) -> None:
+        """Begin a save. A collective; `pre_optim_step` must be called before the state changes.
+
+        Args:
+            index: everything but the files and parameters.
+
+        Raises:
+            CheckpointError: the save before this one failed.
+        """
+        started = time.perf_counter()
+        self.finish()
+        if self._state.steps == 0:
+            self._state.apply_master_weights()
+            self._state.set_steps(0)
+        if self._stream is not None:
+            self._stream.wait_stream(torch.cuda.current_stream(self._process.device))
+        staging = self._store.staging(index.step, self._launch)
+        self._copy = self._executor.submit(self._copy_shard)
+        self._pending = [self._executor.submit(self._write_shard, self._copy, staging, index.step)]
+        if self._process.is_main:
+            self._pending.append(self._executor.submit(self._publish, staging, index, started))
+        self.stall_seconds = time.perf_counter() - started
+
+    def pre_optim_step(self) -> None:
+        """Wait until this rank's shard is copied: the state is about to change.
+
+        An error of the copy is one of the save; to raise it here, on one rank alone, would leave the others waiting.
+        """
+        if self._copy is not None:
+            started = time.perf_counter()
+            wait([self._copy])
+            self._copy = None
+            self.stall_seconds += time.perf_counter() - started
+
+    def _copy_shard(self) -> None:
+        position = 0
+        with torch.cuda.stream(self._stream) if self._stream is not None else nullcontext():
+            for kind in STATE_KINDS:
+                for fragment in self._state.fragments:
+                    target = self._buffer[position : position + fragment.length]
+                    target.copy_(self._state.read(fragment, kind), non_blocking=True)
+                    position += fragment.length
+        if self._stream is not None:
+            self._stream.synchronize()
+
+    @property
+    def failed(self) -> bool:
+        """Whether the save in flight has failed on this rank."""
+        return any(future.done() and future.exception() is not None for future in self._pending)
+
+    def finish(self) -> None:
+        """Wait until the save in flight is published, on all ranks. A collective.
+
+        Raises:
+            CheckpointError: it failed, on this rank or on another.
+        """
+        self.pre_optim_step()
+        if not self._pending:
+            return
+        while True:
+            waiting = bool(wait(self._pending, timeout=_WAIT_SECONDS, return_when=FIRST_EXCEPTION).not_done)
+            if self._process.any_rank(self.failed):
+                self.raise_failure()
+            if not self._process.any_rank(waiting):
+                break
+            self._on_progress()
+        self._pending = []
+
+    def raise_failure(self) -> None:
+        """Say what failed.
+
+        Raises:
+            CheckpointError: always.
+        """
+        for future in self._pending:
+            if future.done() and (error := future.exception()) is not None:
+                raise error
+        raise CheckpointError("a checkpoint could not be saved: another rank says why; the ones before it stand")
+
+    def abandon(self) -> None:
+        """Let go of a save in flight without the other ranks: the job is failing, and what is half written stays.
+
+        What the other ranks had finished, or are about to, is still published.
+        """
+        try:
+            wait(self._pending, timeout=_ABANDON_SECONDS, return_when=FIRST_EXCEPTION)
+        finally:  # of a second Ctrl-C, too
+            self._abandoned.set()
+            self._executor.shutdown(wait=True)
+
+    def _write_shard(self, copy: "Future[None]", staging: Path, step: int) -> None:
+        copy.result()  # an error of the copy is one of the save: the buffer may hold anything
+        rank, fragments = self._process.rank, self._state.fragments
+        directory = staging / STATE_DIRECTORY
+        entries = {
+            entry_name(kind, fragment.name): (torch.float32, (fragment.length,))
+            for kind in STATE_KINDS
+            for fragment in fragments
+        }
+        places = {fragment.name: {"offset": fragment.offset, "shape": fragment.shape} for fragment in fragments}
+        metadata = {
+            "format": FORMAT_NAME,
+            "format_version": str(FORMAT_VERSION),
+            "step": str(step),
+            "rank": str(rank),
+            "world_size": str(self._process.world_size),
+            "fragments": TypeAdapter(dict).dump_json(places).decode(),
+        }
+        with _naming(directory):
+            directory.mkdir(parents=True, exist_ok=True)
+            with SafetensorsWriter(directory / f"shard_{rank}.safetensors", entries, metadata) as writer:
+                for part in self._buffer.split(_PART_ELEMENTS):
+                    if self._abandoned.is_set():
+                        raise CheckpointError(f"{staging}: was not completed: the job ended")
+                    writer.append(part)
+                record = writer.finish()
+            receipt = directory / f".shard_{rank}.receipt.partial"
+            write_durably(receipt, _ReceiptAdapter.dump_json((record, fragments)))
+            # a receipt that is there is whole, and its shard is on the disk
+            receipt.replace(_receipt(staging, rank))
+
+    def _publish(self, staging: Path, index: Index, started: float) -> None:
+        with _naming(staging):
+            index = self._completed(staging, index)
+            path = self._store.publish(staging, index, self._launch)
+        self._published(Published(path, index, time.perf_counter() - started, self.stall_seconds))
+
+    def _completed(self, staging: Path, index: Index) -> Index:
+        receipts = [_receipt(staging, rank) for rank in range(self._process.world_size)]
+        while not all(receipt.exists() for receipt in receipts):
+            if self._abandoned.wait(_POLL_SECONDS):
+                raise CheckpointError(f"{staging}: was not completed: another rank's shard never came")
+        index = index.model_copy(update=_gathered(staging, receipts, self._state.shapes))
+        for problem in index.problems(staging):
+            raise CheckpointError(f"{staging}: {problem}; nothing was published, and the checkpoints before it stand")
+        for receipt in receipts:
+            receipt.unlink()
+        with StateReader(staging, index) as reader:
+            self._complete(staging, reader)
+        files = dict(index.files)
+        for path in sorted(staging.rglob("*")):
+            name = path.relative_to(staging).as_posix()
+            if path.is_file() and name not in files:
+                files[name] = synced_file_record(path)
+        index = index.model_copy(update={"files": files})
+        index.write(staging)
+        return index
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """A file system that refuses is an error of the save, which names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def _receipt(staging: Path, rank: int) -> Path:
+    return staging / STATE_DIRECTORY / f"shard_{rank}.receipt"
+
+
+def _gathered(staging: Path, receipts: Sequence[Path], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, object]:
+    """Files and parameters of all ranks."""
+    files: dict[str, FileRecord] = {}
+    fragments: dict[str, list[FragmentRecord]] = {name: [] for name in shapes}
+    for rank, receipt in enumerate(receipts):
+        record, held = _ReceiptAdapter.validate_json(receipt.read_bytes())
+        name = f"{STATE_DIRECTORY}/shard_{rank}.safetensors"
+        files[name] = record
+        for fragment in held:
+            place = FragmentRecord(file=name, offset=fragment.offset, length=fragment.length)
+            fragments[fragment.name].append(place)
+    parameters = {
+        name: ParameterRecord(shape=shape, fragments=tuple(sorted(fragments[name], key=lambda one: one.offset)))
+        for name, shape in shapes.items()
+    }
+    return {"files": files, "parameters": parameters}

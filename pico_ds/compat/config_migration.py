@@ -1,0 +1,249 @@
+"""From a configuration of pico-train or pico-maml to one of ours, key by key (`moved_keys`)."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+import yaml
+
+from pico_ds.compat.legacy_configs import Predecessor, Written
+from pico_ds.config.legacy_keys import KEPT_KEYS, MOVED_KEYS, moved
+from pico_ds.config.loading import all_keys, parse_config
+from pico_ds.config.schema import RunConfig
+from pico_ds.config.yaml_parsing import parse_yaml
+from pico_ds.errors import ConfigError
+
+_DATASET, _BATCH = "data.dataset.name", "data.dataloader.batch_size"
+_ACCUMULATION = "training.optimization.gradient_accumulation_steps"
+_DEVICES, _NODES = ("training.fabric.num_devices", "training.fabric.devices"), "training.fabric.num_nodes"
+_SAVING = "checkpointing.save_every_n_steps"
+#: pico-maml's default names modules that its model does not have
+_LAYERS = {f"feed_forward.w_{number}": f"swiglu.w_{number}" for number in range(3)}
+
+#: tokens of a row of pico-lm/pretokenized-dolma that are predicted
+_ROW_TOKENS = 2048
+
+#: what both have in their code
+_FIXED: dict[str, Any] = {
+    "training.final_lr_ratio": 0.0,
+    "training.weight_decay": 0.01,
+    "training.adam_beta2": 0.999,
+    "training.max_grad_norm": 0.0,
+}
+#: pico-maml's recipe, which it has in its code (docs/learners.md)
+_RECIPE: dict[str, Any] = {"meta.learner": "anil", "meta.head": "vocab", "smlmt.readout": "mask"}
+
+
+@dataclass(frozen=True)
+class Migration:
+    """Attributes: text: the new YAML, with its origin beside each key; notes: what was left out, and why."""
+
+    text: str
+    config: RunConfig
+    notes: tuple[str, ...]
+
+
+def migrate(text: str, name: str = "<text>") -> Migration:
+    """Turn the YAML of a pico-train or pico-maml run into ours.
+
+    Raises:
+        ConfigError: no YAML, a configuration of ours, a value without a counterpart, or a result that our own loader
+            refuses.
+    """
+    tree = parse_yaml(text, name, is_yaml_1_1=True)
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{name} must hold the sections of a pico-train or pico-maml configuration, got {tree!r}")
+    leaves = {key: value for key, value in _leaves(tree) if value is not None or key.count(".")}
+    ours = [key for key in leaves if key in {*all_keys()} - {*KEPT_KEYS} and moved(key) is None]
+    if ours:
+        raise ConfigError(
+            f"{name}: {ours[0]} is a key of pico_ds and of neither pico-train nor pico-maml; this file is a "
+            "configuration of ours already, or a mixture: take such keys out, and write them into the result"
+        )
+    old = Predecessor(leaves, "pico-maml" if _is_pico_maml(leaves) else "pico-train")
+    try:
+        written = _written(old)
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from None
+    notes = (*_notes(old, written),)
+    new = _text(old, written, notes, name)
+    return Migration(new, parse_config(new, name=f"{name}, migrated"), notes)
+
+
+def _is_pico_maml(leaves: Mapping[str, Any]) -> bool:
+    first_of_its_kind = ("training.inner_learning_rate", "training.num_inner_steps", "training.meta_batch_size")
+    return any(key.startswith("smlmt") or key in first_of_its_kind for key in leaves)
+
+
+def _leaves(tree: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        dotted = f"{path}.{key}" if path else str(key)
+        if isinstance(value, Mapping):
+            yield from _leaves(value, dotted)
+        else:
+            yield dotted, value
+
+
+def _written(old: Predecessor) -> list[Written]:
+    """What the new configuration says, each key once; what is reckoned from several keys goes before what is copied."""
+    found: dict[str, Written] = {}
+    for entry in (*_model(old), *_data(old), *_tasks(old), *_saving(old), *_judging(old)):
+        found.setdefault(entry.key, entry)
+    for key, value in (old.leaves | old.unwritten()).items():
+        # "" stands for none in pico-train
+        if value is None or value == "":
+            continue
+        entry_of = MOVED_KEYS.get(key)
+        if key in KEPT_KEYS:
+            found.setdefault(key, old.entry(key, value, key))
+        elif entry_of is not None and entry_of.convert is not None:
+            try:
+                converted = entry_of.convert(value)
+            except (ConfigError, TypeError, ValueError) as error:
+                raise ConfigError(f"{key}: {error}") from None
+            found.setdefault(entry_of.to[0], old.entry(entry_of.to[0], converted, key))
+    for key, value in _FIXED.items():
+        found.setdefault(key, old.entry(key, value, why=f"in {old.name}'s code"))
+    order = [*all_keys()]
+    return sorted(found.values(), key=lambda entry: order.index(entry.key))
+
+
+def _model(old: Predecessor) -> Iterator[Written]:
+    sizes = ("model.vocab_size", "data.tokenizer.vocab_size")
+    yield old.entry("model.vocab_size", old.first(*sizes), *sizes)
+    groups = "model.attention_n_kv_heads"
+    if old[groups] is None:
+        yield old.entry(groups, old["model.attention_n_heads"], groups, why="null: as many as query heads")
+
+
+def _data(old: Predecessor) -> Iterator[Written]:
+    yield old.entry("data.source", "hub", _DATASET)
+    yield old.entry("data.dataset", str(old[_DATASET]), _DATASET)
+    length = min(_ROW_TOKENS, old.number("model.max_seq_len"))
+    yield old.entry("data.sequence_length", length, why="rows of 2,049 tokens, cut to model.max_seq_len")
+    micro_batch = max(1, old.number(_BATCH) // (_ranks(old) * old.number(_ACCUMULATION)))
+    yield old.entry("training.global_batch_size", old[_BATCH], _BATCH)
+    yield old.entry("training.micro_batch_size", micro_batch, _BATCH, _ACCUMULATION, *_DEVICES, _NODES)
+
+
+def _ranks(old: Predecessor) -> int:
+    return old.number(_NODES) * old.number(*_DEVICES)
+
+
+def _tasks(old: Predecessor) -> Iterator[Written]:
+    if old.name == "pico-train":
+        yield old.entry("smlmt.hybrid_ratio", 0.0, why="pico-train has no tasks")
+        yield old.entry("evaluation.n_tasks", 0, why="pico-train has no tasks")
+        return
+    if not any(key.startswith("smlmt") for key in old.leaves):
+        yield old.entry("smlmt.hybrid_ratio", 1.0, why="the first pico-maml, whose steps are all on tasks")
+        return
+    ratio = ("smlmt.hybrid_ratio", "smlmt.probability")
+    chosen = old.first(*ratio) if old["smlmt.enabled"] else 0.0
+    yield old.entry("smlmt.hybrid_ratio", chosen, "smlmt.enabled", *ratio)
+    if old["smlmt.learn_inner_lr"]:
+        yield old.entry("meta.learner", "meta_sgd", "smlmt.learn_inner_lr")
+    for key, value in _RECIPE.items():
+        yield old.entry(key, value, why="in pico-maml's code")
+    # the head alone is adapted
+    yield old.entry("meta.head_inner_lr", old["smlmt.inner_lr"], "smlmt.inner_lr")
+    together = _ranks(old) * old.number(_ACCUMULATION)
+    yield old.entry("meta.tasks_per_step", together, why="one task of every micro-batch")
+    if "smlmt.max_length" in old.leaves:
+        longest = min(old.number("smlmt.max_length"), old.number("model.max_seq_len") - 1)
+        yield old.entry("smlmt.context", "sentence", "smlmt.max_length")
+        yield old.entry("smlmt.context_tokens", longest, "smlmt.max_length")
+    widths = old["smlmt.hidden_dims"]
+    if widths is not None:
+        if not isinstance(widths, list) or len({*map(str, widths)}) != 1:
+            raise ConfigError(f"smlmt.hidden_dims: got {widths!r}; the hidden layers here are all of one width")
+        yield old.entry("meta.vocab_head_layers", len(widths) + 1, "smlmt.hidden_dims")
+        yield old.entry("meta.vocab_head_width", widths[0], "smlmt.hidden_dims")
+
+
+def _saving(old: Predecessor) -> Iterator[Written]:
+    names = ("checkpointing.hf_checkpoint.repo_id", "checkpointing.save_checkpoint_repo_id")
+    pushes = "checkpointing.save_to_hf"
+    repository = next((old.leaves[name] for name in names if old.leaves.get(name)), None)
+    # the first pico-maml pushed wherever a repository was named
+    implied = names[1] in old.leaves and pushes not in old.leaves
+    if repository is not None and (old[pushes] or implied):
+        yield old.entry("checkpointing.hub.repo_id", repository, pushes, *names)
+        run_name = old["checkpointing.run_name"]
+        if run_name is not None:
+            yield old.entry("checkpointing.hub.revision", run_name, why="the branch that the run pushed to")
+    # the one that was heeded, then the one that is written more often
+    resumes = [key for key in ("checkpointing.training.auto_resume", "checkpointing.auto_resume") if key in old.leaves]
+    if resumes:
+        yield old.entry("checkpointing.resume", "auto" if old.leaves[resumes[0]] else "never", resumes[0])
+    layers = "checkpointing.learning_dynamics.layer_suffixes"
+    if old[layers]:
+        yield old.entry("learning_dynamics.layer_suffixes", [_LAYERS.get(name, name) for name in old[layers]], layers)
+        yield old.entry("learning_dynamics.save_every_n_steps", old[_SAVING], _SAVING, why="with every checkpoint")
+
+
+def _judging(old: Predecessor) -> Iterator[Written]:
+    metrics = old["evaluation.metrics"] or []
+    if metrics:
+        yield old.entry("evaluation.every_n_steps", old[_SAVING], _SAVING, why="with every checkpoint")
+    if "paloma" in metrics:
+        for key, to in (("dataset_name", "data"), ("dataset_split", "split"), ("max_length", "max_length")):
+            source = f"evaluation.paloma.{key}"
+            if old[source] is not None:
+                yield old.entry(f"evaluation.perplexity.{to}", old[source], source, "evaluation.metrics")
+
+
+def _notes(old: Predecessor, written: list[Written]) -> Iterator[str]:
+    """What became of every old key that no new one comes from, and what else should be known."""
+    used = {source for entry in written for source in entry.sources}
+    values = {entry.key: entry.value for entry in written}
+    for key, value in old.leaves.items():
+        if key in used:
+            continue
+        entry_of = moved(key)
+        if entry_of is not None:
+            yield f"{key}: {value!r} is left out: {entry_of.advice}"
+        elif key in KEPT_KEYS:
+            yield f"{key}: {value!r} is left out: it is empty, or another key decides it"
+        else:
+            yield f"{key}: {value!r} is left out: no key of pico-train or pico-maml that is known here"
+    rows, micro_batches = old.number(_BATCH), _ranks(old) * old.number(_ACCUMULATION)
+    if rows % micro_batches:
+        yield (
+            f"training.global_batch_size: {old.name} rounded down to whole micro-batches and took "
+            f"{rows // micro_batches * micro_batches} rows; {rows} are taken here"
+        )
+    if "checkpointing.hub.repo_id" in values:
+        yield "checkpointing.hub.private: a repository that is made is private; write false for a public one"
+    if str(old["training.fabric.precision"]).startswith("16"):
+        yield "training.precision: fp16 is not trained in; bf16 is taken, which needs no scaling of the loss"
+    if "smlmt.readout" in values:
+        yield (
+            "smlmt.readout: mask is pico-maml's, and sees what stands before the word alone; fim is the setting that "
+            "learns (docs/learners.md)"
+        )
+
+
+def _text(old: Predecessor, written: list[Written], notes: tuple[str, ...], name: str) -> str:
+    lines = [f"# From {PurePosixPath(name).name}, a configuration of {old.name}."]
+    lines += [f"# Its devices: torchrun --nnodes {old.number(_NODES)} --nproc_per_node {old.number(*_DEVICES)}"]
+    lines += [f"# - {' '.join(note.split())}" for note in notes]
+    open_sections: tuple[str, ...] = ()
+    for entry in written:
+        *sections, key = entry.key.split(".")
+        shared = 0
+        while shared < min(len(sections), len(open_sections)) and sections[shared] == open_sections[shared]:
+            shared += 1
+        if shared == 0:
+            lines.append("")
+        for depth in range(shared, len(sections)):
+            lines.append(f"{'  ' * depth}{sections[depth]}:")
+        open_sections = tuple(sections)
+        lines.append(f"{'  ' * len(sections)}{key}: {_inline(entry.value)}  # {entry.comment}")
+    return "\n".join(lines) + "\n"
+
+
+def _inline(value: Any) -> str:
+    text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**6)
+    return text.removesuffix("\n").removesuffix("\n...")

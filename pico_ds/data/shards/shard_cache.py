@@ -1,0 +1,128 @@
+"""Shards on the disk of a node: fetched once for all of its ranks, ahead of their use, and removed behind it."""
+
+import logging
+import shutil
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+from filelock import FileLock
+
+from pico_ds.data.background_call import Background
+from pico_ds.data.shards.shard_decoding import RowFormat, convert_shard, open_rows
+from pico_ds.data.shards.shard_sources import ShardFiles
+from pico_ds.errors import DataError
+
+logger = logging.getLogger("pico_ds")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Rows of one file.
+
+    Attributes:
+        rows: `[n_rows, tokens]`, memory-mapped.
+    """
+
+    number: int
+    name: str
+    rows: npt.NDArray[Any]
+
+
+class ShardCache:
+    """Opens shards by number.
+
+    Every process of a node may have one on the same directory: the first that needs a shard fetches and converts it
+    under a lock, the others find it there. A shard that is removed while a process reads it stays until it is closed.
+    """
+
+    def __init__(self, files: ShardFiles, expected: RowFormat, directory: Path, cache_gib: float) -> None:
+        """
+        Args:
+            directory: of this corpus alone.
+            cache_gib: shards above this are removed, those used longest ago first.
+        """
+        self.files, self.expected, self._directory = files, expected, directory
+        self._cache_bytes = int(cache_gib * 2**30)
+        self._ahead: dict[int, Background[None]] = {}
+        directory.mkdir(parents=True, exist_ok=True)
+
+    def open(self, number: int, then: Iterable[int] = ()) -> Shard:
+        """A shard, fetched if it is not there.
+
+        Args:
+            then: those that will be wanted next; they are fetched in the background.
+
+        Raises:
+            DataError: it cannot be had, or holds rows that cannot be used.
+        """
+        begun = self._ahead.pop(number, None)
+        if begun is not None:
+            begun.join()
+        for other in then:
+            if other not in self._ahead:
+                self._ahead[other] = Background(partial(self._fetch_ahead, other), f"shard {other}")
+        # what failed in the background, the network perhaps, is tried once more
+        return self._open(number)
+
+    def _fetch_ahead(self, number: int) -> None:
+        try:
+            self._fetch(number)
+        except DataError as error:
+            logger.warning("warning: fetched ahead in vain, to be tried again when it is needed: %s", error)
+
+    def _fetch(self, number: int) -> Path:
+        """The converted file of a shard, made if it is not there."""
+        path = self._directory / f"{number:05d}.npy"
+        with FileLock(path.with_suffix(".lock")):
+            if not path.exists():
+                self._make(number, path)
+        return path
+
+    def _open(self, number: int) -> Shard:
+        while True:
+            path = self._fetch(number)
+            try:
+                path.touch()
+                return Shard(number, self.files.names[number], open_rows(path))
+            except FileNotFoundError:
+                # another process of the node made room in between
+                continue
+
+    def _make(self, number: int, path: Path) -> None:
+        staging = Path(tempfile.mkdtemp(prefix=f".{path.stem}-", dir=self._directory))
+        try:
+            (staging / "download").mkdir()
+            file = self.files.fetch(number, staging / "download")
+            convert_shard(file, self.files.names[number], self.expected, staging / path.name)
+            (staging / path.name).rename(path)
+        except OSError as error:
+            raise DataError(
+                f"data.cache_dir: cannot write {path} ({error.strerror or error}); name a disk with room for "
+                "data.cache_gib and one shard more"
+            ) from error
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+        self._make_room(path)
+
+    def _make_room(self, newest: Path) -> None:
+        """Remove the shards used longest ago, but never the newest."""
+        with FileLock(self._directory / "room.lock"):
+            found = []
+            for path in self._directory.glob("[0-9]*.npy"):
+                try:
+                    state = path.stat()
+                except FileNotFoundError:
+                    continue
+                found.append((state.st_mtime_ns, state.st_size, path))
+            total = sum(size for _, size, _ in found)
+            for _, size, path in sorted(found):
+                if total <= self._cache_bytes:
+                    return
+                if path != newest:
+                    path.unlink(missing_ok=True)
+                    total -= size

@@ -1,0 +1,226 @@
+"""Raw text to token shards: documents in order, tokenized by all cores."""
+
+import multiprocessing
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from hashlib import sha256
+from itertools import islice
+from pathlib import Path
+from threading import Event, Semaphore
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pico_ds.config import DataConfig
+from pico_ds.data.hub_requests import http_error
+from pico_ds.data.input_files import Document
+from pico_ds.data.shards.shard_writing import ShardWriter
+from pico_ds.data.text.documents import corpus_identity, data_files, read_documents
+from pico_ds.data.text.tokenizer import TextTokenizer, import_tokenizer, load_tokenizer, warn_of_special
+from pico_ds.errors import DataError
+
+#: documents, and characters, that a process tokenizes at once
+_BATCH_DOCUMENTS, _BATCH_CHARACTERS = 512, 2**21
+#: batches of a worker that are tokenized, or will be, before the first of them is written
+_BATCHES_AHEAD = 4
+
+#: of a worker
+_TOKENIZER: TextTokenizer
+
+
+@dataclass(frozen=True)
+class Source:
+    """Documents in a fixed order.
+
+    Attributes:
+        identity: what they depend on.
+        read: all of them but the first so many.
+    """
+
+    identity: dict[str, Any]
+    read: Callable[[int], Iterator[str]]
+
+
+def local_source(paths: list[str], text_column: str, txt_documents: str) -> Source:
+    """Documents of files, as `data.source: files` reads them.
+
+    Raises:
+        DataError: no such files.
+    """
+    config = DataConfig.model_validate(
+        {"source": "files", "paths": paths, "text_column": text_column, "txt_documents": txt_documents}
+    )
+    files = data_files(config)
+
+    def read(first: int) -> Iterator[str]:
+        return islice(_texts(read_documents(config)), first, None)
+
+    identity = {"files": corpus_identity(config)[: len(files)], "text_column": text_column}
+    return Source({**identity, "txt_documents": txt_documents}, read)
+
+
+def hub_source(dataset: str, subset: str | None, split: str, text_column: str) -> Source:
+    """Documents of a dataset of the hub, read as they come.
+
+    Raises:
+        DataError: a set that cannot be read, or one without the column.
+    """
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
+
+    try:
+        rows = load_dataset(dataset, subset, split=split, streaming=True)
+        columns = rows.column_names or list(next(iter(rows)))
+    except (OSError, ValueError, DatasetsError, StopIteration, http_error()) as error:
+        raise DataError(
+            f"--dataset: {dataset!r} cannot be read: {error}. Check the name, --subset and --split, the network, and "
+            "for a gated set $HF_TOKEN"
+        ) from error
+    if text_column not in columns:
+        raise DataError(f"--text_column: {dataset} has the columns {', '.join(columns)}; got {text_column!r}")
+
+    def read(first: int) -> Iterator[str]:
+        values = (row[text_column] for row in rows.select_columns([text_column]))
+        return islice(filter(None, (_hub_text(value, dataset, text_column) for value in values)), first, None)
+
+    return Source({"dataset": dataset, "subset": subset, "split": split, "text_column": text_column}, read)
+
+
+def _hub_text(value: Any, dataset: str, column: str) -> str:
+    if value is not None and not isinstance(value, str):
+        raise DataError(f"--text_column: {column!r} of {dataset} holds {value!r:.40}, expected a text")
+    return (value or "").strip()
+
+
+def _texts(documents: Iterator[Document]) -> Iterator[str]:
+    for document in documents:
+        if not isinstance(document, str):
+            raise DataError("the files hold token ids already; give raw text, or write data.source: files or shards")
+        yield document
+
+
+@dataclass
+class Counts:
+    """What has been done, those of an earlier start included."""
+
+    documents: int = 0
+    tokens: int = 0
+    shards: int = 0
+    #: special tokens of the tokenizer that stand in the documents of this start as text
+    special: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass
+class Preparation:
+    """A job: where texts come from, what tokenizes them, and where the shards go."""
+
+    source: Source
+    tokenizer: str
+    out: Path
+    sequence_length: int
+    rows_per_shard: int
+    workers: int
+    counts: Counts = field(default_factory=Counts)
+
+    def run(self, on_progress: Callable[[Counts], None]) -> bool:
+        """Write the shards, or go on with those of an earlier start.
+
+        Returns:
+            False where they were all there already.
+
+        Raises:
+            DataError: texts, a tokenizer or a directory that cannot be used, or shards of another job.
+        """
+        directory, imported = self.out / "tokenizer", self.out / "tokenizer.partial"
+        shutil.rmtree(imported, ignore_errors=True)
+        # one of the hub has one content for one name, and a job that continues needs no network
+        is_new = Path(self.tokenizer).is_dir() or not directory.exists()
+        if is_new:
+            import_tokenizer(self.tokenizer, imported)
+        content = ((imported if is_new else directory) / "tokenizer.json").read_bytes()
+        settings = {
+            **self.source.identity,
+            "tokenizer_sha256": sha256(content).hexdigest(),
+            "row_tokens": self.sequence_length + 1,
+            "rows_per_shard": self.rows_per_shard,
+        }
+        try:
+            writer = ShardWriter(self.out, settings, self.sequence_length + 1, self.rows_per_shard)
+            if is_new and not writer.is_complete:
+                # without a shard, an earlier start may have had another one
+                shutil.rmtree(directory, ignore_errors=True)
+                imported.rename(directory)
+        finally:
+            shutil.rmtree(imported, ignore_errors=True)
+        if writer.is_complete:
+            return False
+        progress = writer.progress
+        self.counts = Counts(progress.documents, 0, len(progress.shards))
+        for tokens in self._tokenized(self.source.read(progress.documents), directory):
+            writer.add(tokens)
+            self.counts.documents += 1
+            self.counts.tokens += len(tokens)
+            self.counts.shards = len(writer.progress.shards)
+            on_progress(self.counts)
+        if self.counts.documents == 0:
+            raise DataError("there is no document with any text; check the files and --text_column")
+        warn_of_special(self.counts.special)
+        writer.finish({"documents": self.counts.documents})
+        self.counts.shards = len(writer.progress.shards)
+        return True
+
+    def _tokenized(self, texts: Iterator[str], tokenizer: Path) -> Iterator[npt.NDArray[np.int32]]:
+        """Tokens of each document, with an end of text, in order."""
+        # a disk that is slower than the cores must not let results pile up in memory
+        room, is_over = Semaphore(_BATCHES_AHEAD * self.workers), Event()
+
+        def given() -> Iterator[list[str]]:
+            for batch in text_batches(texts):
+                room.acquire()
+                if is_over.is_set():
+                    return
+                yield batch
+
+        # not forked: the tokenizer's threads would not survive it
+        context = multiprocessing.get_context("spawn")
+        with context.Pool(self.workers, _start_worker, (str(tokenizer),)) as pool:
+            try:
+                for flat, lengths, special in pool.imap(_tokenize, given()):
+                    room.release()
+                    self.counts.special.update(special)
+                    yield from np.split(flat, np.cumsum(lengths)[:-1])
+            finally:
+                # the pool ends when its thread does, which may wait for room
+                is_over.set()
+                room.release()
+
+
+def text_batches(texts: Iterator[str]) -> Iterator[list[str]]:
+    """What a process tokenizes at once."""
+    batch: list[str] = []
+    characters = 0
+    for text in texts:
+        batch.append(text)
+        characters += len(text)
+        if len(batch) == _BATCH_DOCUMENTS or characters >= _BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+def _start_worker(tokenizer: str) -> None:
+    # as many processes as cores: threads of each would only be in each other's way
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    global _TOKENIZER
+    _TOKENIZER = load_tokenizer(Path(tokenizer))
+
+
+def _tokenize(texts: list[str]) -> tuple[npt.NDArray[np.int32], list[int], Counter[str]]:
+    end = _TOKENIZER.end_of_text_id
+    encoded = [np.array([*ids, end], dtype=np.int32) for ids in _TOKENIZER.encode(texts)]
+    return np.concatenate(encoded), [len(tokens) for tokens in encoded], _TOKENIZER.count_special(texts)

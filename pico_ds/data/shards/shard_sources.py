@@ -1,0 +1,140 @@
+"""Which shards a corpus has, and how one of them gets to this machine."""
+
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Protocol
+
+from pico_ds.config import DataConfig
+from pico_ds.data.hub_requests import http_error, request_with_retries
+from pico_ds.data.keyed_random import digest64
+from pico_ds.data.text.documents import data_files
+from pico_ds.errors import DataError
+
+
+class ShardFiles(Protocol):
+    """An ordered list of parquet files.
+
+    Attributes:
+        names: as messages call them.
+        identity: equal where the files hold the same, wherever they are.
+    """
+
+    names: list[str]
+    identity: dict[str, str | int]
+
+    def fetch(self, number: int, directory: Path) -> Path:
+        """The file of a shard, on a disk of this machine.
+
+        Args:
+            directory: empty, for what has to be brought; it is the caller's.
+
+        Raises:
+            DataError: it cannot be had.
+        """
+
+
+class LocalShards:
+    """Files of data.paths, in sorted order."""
+
+    def __init__(self, config: DataConfig) -> None:
+        """
+        Raises:
+            DataError: a path without a file, or a file that is no parquet.
+        """
+        self._paths = data_files(config)
+        for path in self._paths:
+            if path.suffix.lower() != ".parquet":
+                raise DataError(
+                    f"data.paths: {path} ends in {path.suffix!r}; token shards (data.source: shards) are .parquet; "
+                    "scripts/prepare_data.py makes them of text, or write data.source: files"
+                )
+        self.names = [str(path) for path in self._paths]
+        sizes = ",".join(f"{path.name}:{path.stat().st_size}" for path in self._paths)
+        self.identity: dict[str, str | int] = {"shards": len(self.names), "files": f"{digest64(sizes):016x}"}
+
+    def fetch(self, number: int, directory: Path) -> Path:
+        """The file itself."""
+        return self._paths[number]
+
+
+class HubShards:
+    """Files of a dataset of the Hugging Face hub, at one of its commits."""
+
+    def __init__(self, config: DataConfig) -> None:
+        """Ask for the list of files.
+
+        Raises:
+            DataError: no such set, one that may not be read, or a hub that cannot be reached.
+        """
+        from huggingface_hub import HfApi
+
+        assert config.dataset is not None
+        self._dataset, api = config.dataset, HfApi()
+        with _host_flags(self._dataset, config.revision):
+            found = request_with_retries(lambda: api.dataset_info(self._dataset, revision=config.revision))
+        every = sorted(file.rfilename for file in found.siblings or [])
+        self._files = [name for name in every if fnmatch(name, config.dataset_files)]
+        if not self._files:
+            shown = ", ".join(every[:5]) or "none at all"
+            raise DataError(
+                f"data.dataset_files: no file of {self._dataset} matches {config.dataset_files!r}; it has {shown}"
+                f"{', ...' if len(every) > 5 else ''}"
+            )
+        self._commit = str(found.sha)
+        self.names = [f"{self._dataset}/{name}" for name in self._files]
+        self.identity: dict[str, str | int] = {
+            "dataset": self._dataset,
+            "revision": self._commit,
+            "shards": len(self.names),
+        }
+
+    def fetch(self, number: int, directory: Path) -> Path:
+        """Download it; an attempt that was cut off is gone on with."""
+        from huggingface_hub import hf_hub_download
+
+        with _host_flags(self._dataset, self._commit):
+            return Path(
+                request_with_retries(
+                    lambda: hf_hub_download(
+                        self._dataset,
+                        self._files[number],
+                        repo_type="dataset",
+                        revision=self._commit,
+                        local_dir=directory,
+                    )
+                )
+            )
+
+
+class _host_flags:  # noqa: N801  a block
+    """A block whose hub errors become ours."""
+
+    def __init__(self, dataset: str, revision: str) -> None:
+        self._dataset, self._revision = dataset, revision
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        from huggingface_hub.errors import (
+            GatedRepoError,
+            HFValidationError,
+            RepositoryNotFoundError,
+            RevisionNotFoundError,
+        )
+
+        where = f"data.dataset: {self._dataset}"
+        if isinstance(error, GatedRepoError):
+            advice = "is gated: ask for access on its page, then set $HF_TOKEN or run `hf auth login`"
+        elif isinstance(error, RepositoryNotFoundError):
+            advice = "is no dataset of the hub, or a private one: check the name, or set $HF_TOKEN"
+        elif isinstance(error, RevisionNotFoundError):
+            advice = f"has no revision {self._revision!r}: check data.revision"
+        elif isinstance(error, HFValidationError):
+            advice = f"is no name of a dataset ({error}): write <user or organisation>/<name>"
+        elif isinstance(error, (http_error(), OSError)):
+            cause = " ".join(str(error.__cause__ or error).split())
+            advice = f"cannot be read from the hub: {cause}. Check the network and the disk; a new start goes on"
+        else:
+            return
+        raise DataError(f"{where} {advice}") from error

@@ -1,0 +1,171 @@
+"""From a stream of tokens to parquet shards of rows of one length, so that an interrupted job goes on where it was."""
+
+import hashlib
+import json
+import os
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pico_ds.data.input_files import TOKEN_COLUMN
+from pico_ds.errors import DataError
+from pico_ds.file_writing import replace_text
+
+_PARTIAL, _PROGRESS, MANIFEST = ".partial", "progress.json", "manifest.json"
+
+
+class ShardRecord(BaseModel):
+    """A shard that is written."""
+
+    model_config = ConfigDict(frozen=True)
+
+    rows: int
+    sha256: str
+
+
+class Progress(BaseModel):
+    """Where a job stands after its last whole shard.
+
+    Attributes:
+        settings: what the shards depend on.
+        documents: documents of which every token is in a shard.
+        tokens_of_next: tokens of the document after them that are in a shard as well.
+    """
+
+    settings: dict[str, Any]
+    documents: int = 0
+    tokens_of_next: int = 0
+    shards: list[ShardRecord] = []
+
+
+class ShardWriter:
+    """Takes documents in order, and writes shards in a directory that shows them when all are there."""
+
+    def __init__(self, out: Path, settings: dict[str, Any], row_length: int, rows_per_shard: int) -> None:
+        """
+        Args:
+            settings: what the shards depend on; a job that is gone on with must have the same.
+            row_length: tokens of a row.
+
+        Raises:
+            DataError: `out` holds another job's shards, or cannot be written.
+        """
+        self._out, self._row_length, self._rows_per_shard = out, row_length, rows_per_shard
+        self.is_complete = (out / MANIFEST).exists()
+        try:
+            (out / _PARTIAL).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataError(f"--out: cannot make {out} ({error.strerror}); name a writable directory") from error
+        self.progress = self._read(settings)
+        #: what is left of each document, and how many of its tokens are in a shard
+        self._buffer: deque[tuple[npt.NDArray[np.int32], int]] = deque()
+        self._buffered = 0
+        self._in_shards = self.progress.tokens_of_next
+
+    def add(self, tokens: npt.NDArray[np.int32]) -> None:
+        """One document; of the first after a resume, the tokens that are in a shard already are left out."""
+        self._buffer.append((tokens[self._in_shards :], self._in_shards))
+        self._buffered += len(tokens) - self._in_shards
+        self._in_shards = 0
+        while self._buffered >= self._row_length * self._rows_per_shard:
+            self._write(self._rows_per_shard)
+
+    def finish(self, facts: dict[str, Any]) -> None:
+        """Write what is left, give the shards their names, and the manifest last.
+
+        Args:
+            facts: for the manifest.
+        """
+        if rows := self._buffered // self._row_length:
+            self._write(rows)
+        shards = self.progress.shards
+        names = [f"data/train-{number:05d}-of-{len(shards):05d}.parquet" for number in range(len(shards))]
+        (self._out / "data").mkdir(exist_ok=True)
+        for number, name in enumerate(names):
+            # a job that was cut off here has moved some of them
+            if (partial := self._partial(number)).exists():
+                partial.rename(self._out / name)
+        manifest = {
+            **self.progress.settings,
+            **facts,
+            "dropped_tokens": self._buffered,
+            "rows": sum(shard.rows for shard in shards),
+            "shards": {name: shard.model_dump() for name, shard in zip(names, shards, strict=True)},
+        }
+        replace_text(self._out / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+        self.is_complete = True
+        (self._out / _PARTIAL / _PROGRESS).unlink()
+        (self._out / _PARTIAL).rmdir()
+
+    def _read(self, settings: dict[str, Any]) -> Progress:
+        path = self._out / (MANIFEST if self.is_complete else f"{_PARTIAL}/{_PROGRESS}")
+        if not path.exists():
+            return Progress(settings=settings)
+        try:
+            content = json.loads(path.read_text())
+            found = Progress(settings=content) if self.is_complete else Progress.model_validate(content)
+        except (ValueError, ValidationError) as error:
+            raise DataError(f"{path} cannot be read ({error}); remove {self._out} to begin anew") from error
+        changed = [name for name, value in settings.items() if not _is_same(name, found.settings.get(name), value)]
+        if changed:
+            was = "; ".join(
+                "the files are others, or were changed"
+                if name == "files"
+                else f"{name} was {found.settings.get(name)!r}, now {settings[name]!r}"
+                for name in changed
+            )
+            raise DataError(f"{self._out} holds shards of another job: {was}. Name another --out, or remove it")
+        return found
+
+    def _write(self, n_rows: int) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as parquet
+
+        wanted = n_rows * self._row_length
+        values, done, part = [], 0, 0
+        while wanted:
+            tokens, in_shards = self._buffer.popleft()
+            taken = tokens[:wanted]
+            values.append(taken)
+            wanted -= len(taken)
+            if len(taken) < len(tokens):
+                part = in_shards + len(taken)
+                self._buffer.appendleft((tokens[len(taken) :], part))
+            else:
+                done += 1
+        number = len(self.progress.shards)
+        offsets = np.arange(0, (n_rows + 1) * self._row_length, self._row_length, dtype=np.int32)
+        rows = pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate(values), type=pa.int32()))
+        path = self._partial(number)
+        try:
+            parquet.write_table(pa.table({TOKEN_COLUMN: rows}), path, use_dictionary=False)
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise DataError(
+                f"{path}: cannot be written ({error.strerror or error}); free space; the same command goes on"
+            ) from error
+        self._buffered -= n_rows * self._row_length
+        self.progress = Progress(
+            settings=self.progress.settings,
+            documents=self.progress.documents + done,
+            tokens_of_next=part,
+            shards=[*self.progress.shards, ShardRecord(rows=n_rows, sha256=digest)],
+        )
+        replace_text(self._out / _PARTIAL / _PROGRESS, self.progress.model_dump_json() + "\n")
+
+    def _partial(self, number: int) -> Path:
+        return self._out / _PARTIAL / f"{number:05d}.parquet"
+
+
+def _is_same(name: str, was: Any, now: Any) -> bool:
+    if name == "files" and isinstance(was, dict):
+        # of an earlier version, which knew names and sizes only
+        parts = [one.rsplit(" ", 2) for one in now]
+        return len(was) == len(now) and was == {Path(path).name: int(size) for path, size, _ in parts}
+    return bool(was == now)

@@ -1,0 +1,226 @@
+"""Tokenizers: train a byte-level BPE, or bring one of transformers; both end as one directory in HF format."""
+
+import itertools
+import json
+import logging
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from pico_ds.data.keyed_random import digest64
+from pico_ds.errors import DataError
+
+logger = logging.getLogger("pico_ds")
+
+MASK_TOKEN, PAD_TOKEN, END_OF_TEXT_TOKEN = "[MASK]", "[PAD]", "<|endoftext|>"
+_SPECIAL_IDS_FILE = "special_token_ids.json"
+#: files that a tokenizer of transformers is made of
+_TOKENIZER_FILES = ("*.json", "*.txt", "*.model")
+#: the longest run without white space, or of white space, that the training of a BPE sees [characters]; its time grows
+#: with the square of the length
+_LONGEST_RUN = 256
+_LONG_RUN = re.compile(rf"\S{{{_LONGEST_RUN + 1},}}|\s{{{_LONGEST_RUN + 1},}}")
+
+
+@dataclass(frozen=True)
+class TextTokenizer:
+    """A tokenizer and the ids of the special tokens that tasks and rows need."""
+
+    backend: Tokenizer
+    mask_id: int
+    pad_id: int
+    end_of_text_id: int
+
+    @cached_property
+    def vocab_size(self) -> int:
+        """Rows of an embedding for all tokens, special ones included: the largest id, and one more."""
+        return max(self.backend.get_vocab(with_added_tokens=True).values()) + 1
+
+    @cached_property
+    def digest(self) -> str:
+        """Equal for tokenizers with the same entries, ids and merges, whichever release of the library saved them."""
+        return _digest(self.backend)
+
+    @cached_property
+    def _special(self) -> re.Pattern[str]:
+        added = self.backend.get_added_tokens_decoder().values()
+        # without any, what never matches
+        return re.compile("|".join(re.escape(token.content) for token in added if token.special) or "(?!)")
+
+    @cached_property
+    def _leaks_special(self) -> bool:
+        """Whether the model itself has the special tokens among its entries, and so finds them in a text."""
+        added = self.backend.get_added_tokens_decoder().items()
+        special = {number: token.content for number, token in added if token.special}
+        encoded = self.backend.encode_batch_fast([*special.values()], add_special_tokens=False)
+        return any(number in encoding.ids for number, encoding in zip(special, encoded, strict=True))
+
+    def count_special(self, texts: Iterable[str]) -> Counter[str]:
+        """How often each special token stands in texts as text."""
+        return Counter(found for text in texts for found in self._special.findall(text))
+
+    def encode(self, texts: list[str]) -> list[list[int]]:
+        """Token ids of each text, without special tokens: what looks like one is encoded as text."""
+        if self._leaks_special and any(map(self._special.search, texts)):
+            return [self._encode_apart(text) for text in texts]
+        return [encoding.ids for encoding in self.backend.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def _encode_apart(self, text: str) -> list[int]:
+        """Token ids of a text that is cut inside of each special token, so that the model cannot find one."""
+        cuts = [0, *(found.start() + 1 for found in self._special.finditer(text)), len(text)]
+        parts = [text[start:end] for start, end in itertools.pairwise(cuts)]
+        encoded = self.backend.encode_batch_fast(parts, add_special_tokens=False)
+        return [token for encoding in encoded for token in encoding.ids]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of token ids, special tokens shown."""
+        return self.backend.decode(list(ids), skip_special_tokens=False)
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int, directory: Path) -> None:
+    """Train a byte-level BPE of exactly `vocab_size` entries (fewer on a tiny corpus), plus three special tokens."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=sys.stderr.isatty(),
+    )
+    backend.train_from_iterator((part for text in texts for part in _without_long_runs(text)), trainer)
+    backend.add_special_tokens([MASK_TOKEN, PAD_TOKEN, END_OF_TEXT_TOKEN])
+    directory.mkdir(parents=True, exist_ok=True)
+    backend.save(str(directory / "tokenizer.json"))
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "mask_token": MASK_TOKEN,
+        "pad_token": PAD_TOKEN,
+        "eos_token": END_OF_TEXT_TOKEN,
+        "bos_token": END_OF_TEXT_TOKEN,
+        "clean_up_tokenization_spaces": False,
+    }
+    _write_json(directory / "tokenizer_config.json", config)
+    _write_special_ids(directory, backend, MASK_TOKEN, PAD_TOKEN, END_OF_TEXT_TOKEN)
+
+
+def _without_long_runs(text: str) -> Iterator[str]:
+    """Parts of a text, cut where a run of one kind is too long for the training of a BPE."""
+    start = 0
+    for run in _LONG_RUN.finditer(text):
+        for cut in range(run.start() + _LONGEST_RUN, run.end(), _LONGEST_RUN):
+            yield text[start:cut]
+            start = cut
+    yield text[start:]
+
+
+def _digest(backend: Tokenizer) -> str:
+    merges = json.loads(backend.to_str())["model"].get("merges", [])
+    # pairs, or texts in older files
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in merges]
+    entries = sorted(backend.get_vocab(with_added_tokens=True).items())
+    return f"{digest64(json.dumps([entries, merges])):016x}"
+
+
+def digest_of_file(path: Path) -> str | None:
+    """The digest of the tokenizer in a tokenizer.json; None if there is none.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    try:
+        return _digest(Tokenizer.from_file(str(path))) if path.is_file() else None
+    except Exception as error:
+        raise DataError(f"{path}: holds no tokenizer that can be read ({error})") from error
+
+
+def tokenizer_identity(name: str) -> str:
+    """A digest of the files of a tokenizer's directory, which changes with them; the id of one of the hub."""
+    if not Path(name).is_dir():
+        return name
+    files = sorted({path for pattern in _TOKENIZER_FILES for path in Path(name).glob(pattern)})
+    return f"{digest64(*(part for path in files for part in (path.name, path.read_bytes()))):016x}"
+
+
+def warn_of_special(counts: Counter[str]) -> None:
+    """Say once that texts hold special tokens as text."""
+    if counts:
+        found = ", ".join(f"{token!r} {count:,} times" for token, count in counts.most_common(5))
+        logger.warning("warning: the texts hold special tokens of the tokenizer (%s); they are encoded as text", found)
+
+
+def import_tokenizer(name: str, directory: Path) -> None:
+    """Take a tokenizer of transformers (directory or hub id), adding [MASK] and a padding token where it has none.
+
+    Raises:
+        DataError: it cannot be loaded, is not a fast tokenizer, or has no end-of-text token.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    # a directory with tokenizer.json needs no look at the model beside it, nor at the model's code
+    plain = Path(name, "tokenizer.json").is_file()
+    try:
+        if plain:
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(name)
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(name, use_fast=True, trust_remote_code=False)
+    except Exception as error:
+        raise DataError(f"data.tokenizer: cannot load {name!r}: {type(error).__name__}: {error}") from error
+    if not tokenizer.is_fast:
+        raise DataError(f"data.tokenizer: {name!r} has no fast (Rust) version, which pico_ds needs")
+    if tokenizer.eos_token is None:
+        raise DataError(f"data.tokenizer: {name!r} has no end-of-text token (eos_token)")
+    words = {number: word for word, number in tokenizer.backend_tokenizer.get_vocab().items()}
+    for kind, token in (("mask_token", MASK_TOKEN), ("pad_token", PAD_TOKEN)):
+        if getattr(tokenizer, kind) is None:
+            tokenizer.add_special_tokens({kind: token})
+            number = tokenizer.convert_tokens_to_ids(token)
+            if words.get(number, token) != token:
+                raise DataError(
+                    f"data.tokenizer: the ids of {name!r} have a hole: a new {token!r} would get the id {number}, "
+                    f"which is that of {words[number]!r}; give it a {kind} of its own"
+                )
+    directory.mkdir(parents=True, exist_ok=True)
+    tokenizer.save_pretrained(str(directory))
+    _write_special_ids(
+        directory, tokenizer.backend_tokenizer, tokenizer.mask_token, tokenizer.pad_token, tokenizer.eos_token
+    )
+
+
+def load_tokenizer(directory: Path) -> TextTokenizer:
+    """Load what `train_tokenizer` or `import_tokenizer` wrote.
+
+    Raises:
+        DataError: the directory is damaged.
+    """
+    try:
+        ids = json.loads((directory / _SPECIAL_IDS_FILE).read_text())
+        backend = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    except Exception as error:
+        raise DataError(f"{directory}: holds no tokenizer that can be read ({error})") from error
+    backend.encode_special_tokens = True
+    names = ["end_of_text_id", "mask_id", "pad_id"]
+    if isinstance(ids, dict) and sorted(ids) == names and all(type(one) is int for one in ids.values()):
+        tokenizer = TextTokenizer(backend=backend, **ids)
+        if all(0 <= one < tokenizer.vocab_size for one in ids.values()):
+            return tokenizer
+    raise DataError(f"{directory / _SPECIAL_IDS_FILE}: must hold {', '.join(names)}, each an id of the tokenizer")
+
+
+def _write_special_ids(directory: Path, backend: Tokenizer, mask: str, pad: str, end_of_text: str) -> None:
+    ids = {
+        "mask_id": backend.token_to_id(mask),
+        "pad_id": backend.token_to_id(pad),
+        "end_of_text_id": backend.token_to_id(end_of_text),
+    }
+    assert None not in ids.values(), f"special tokens missing from the vocabulary: {ids}"
+    _write_json(directory / _SPECIAL_IDS_FILE, ids)
+
+
+def _write_json(path: Path, content: object) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n")

@@ -1,0 +1,150 @@
+"""What adaptation does to a model: by layer, and by step of the inner loop, on fixed tasks."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from pico_ds.dynamics.activations import record_outputs
+from pico_ds.dynamics.matrix_measures import proportional_effective_rank, singular_values
+from pico_ds.engine.distributed import Process
+from pico_ds.meta.episode_model import accuracy, displacement, task_loss
+from pico_ds.meta.functional_model import FunctionalModel, Parameters
+from pico_ds.meta.heads import HeadWeights
+from pico_ds.meta.inner_loop import AdaptedWeights
+from pico_ds.meta.learners import Learner
+from pico_ds.tasks.episode import Contexts, Episode
+from pico_ds.tasks.task_source import TaskSource
+
+
+@dataclass(frozen=True)
+class AdaptationProbe:
+    """Observes the adaptation to tasks 0 to n_tasks - 1 of step 0.
+
+    Attributes:
+        network: not compiled.
+        layers: parameter names by module path.
+        steps: of the inner loop; there are steps + 1 moments.
+        on_progress: called at every moment.
+    """
+
+    network: FunctionalModel
+    learner: Learner
+    tasks: TaskSource
+    n_tasks: int
+    steps: int
+    layers: Mapping[str, str]
+    process: Process
+    on_progress: Callable[[], None] = lambda: None
+
+    def observe(self, theta: Parameters) -> dict[str, Tensor]:
+        """All records by name, fp32, on every rank. A collective; the same on any number of ranks.
+
+        `support_loss`, `support_accuracy`, `query_loss` and `query_accuracy` are `[tasks, moments]`; so are, for every
+        layer, `displacement.<layer>` (||fast - theta|| / ||theta||) and `gradient_cosine.<layer>` (between the support
+        and the query gradient). `activations_before.<layer>` and `activations_after.<layer>` are those of the query
+        contexts at their readout, `[tasks, contexts, width]`; `update_effective_rank.<layer>` is that of
+        fast - theta after the last step, `[tasks]`, nan where nothing moved.
+        """
+        mine = range(self.process.rank, self.n_tasks, self.process.world_size)
+        found: dict[str, Tensor] = {}
+        # a rank without a task looks at one as well, to know the shapes, and adds nothing
+        for index in mine or range(1):
+            of_task = self._of_task(theta, self.tasks.sample(step=0, index=index).to(self.process.device))
+            for name, value in of_task.items():
+                if name not in found:
+                    found[name] = torch.zeros(self.n_tasks, *value.shape, device=self.process.device)
+                if mine:
+                    found[name][index] = value
+        return {name: self.process.sum_over_ranks(values) for name, values in found.items()}
+
+    def _of_task(self, theta: Parameters, episode: Episode) -> dict[str, Tensor]:
+        moments: list[dict[str, Tensor]] = []
+
+        def look(body: Parameters, head: HeadWeights, fast: Parameters) -> None:
+            moments.append(self._moment(theta, body, head, fast, episode))
+
+        def after_step(count: int, adapted: AdaptedWeights) -> None:
+            assert adapted.fast is not None
+            look(adapted.leaves, adapted.head, adapted.fast)
+
+        adapted = self.learner.adapt(
+            self.network, theta, episode, self.tasks.readout, self.steps, after_step, measure=True
+        )
+        assert adapted.fast is not None
+        if self.steps:
+            look(adapted.leaves, adapted.head, adapted.fast)
+        # the start comes last, for the head at the start is known by now
+        look(theta, adapted.initial_head, theta)
+        moments.insert(0, moments.pop())
+        found = {name: torch.stack([moment[name] for moment in moments]) for name in moments[0]}
+        for path, name in self.layers.items():
+            update = adapted.fast[name].float() - theta[name].float() if name in adapted.fast else None
+            found[f"update_effective_rank.{path}"] = _effective_rank(update, theta[name].device)
+        for when, body in (("before", theta), ("after", adapted.leaves)):
+            outputs = self._query_activations({**theta, **body}, episode.query)
+            found |= {f"activations_{when}.{path}": values for path, values in outputs.items()}
+        return found
+
+    def _moment(
+        self, theta: Parameters, body: Parameters, head: HeadWeights, fast: Parameters, episode: Episode
+    ) -> dict[str, Tensor]:
+        """What is recorded of one step of the inner loop.
+
+        Gradients leave the device layer by layer, as the backward pass comes to them; those of the support set wait for
+        those of the query set in host memory.
+        """
+        self.on_progress()
+        found: dict[str, Tensor] = {}
+        leaves = {path: body.get(name, theta[name]).detach().requires_grad_() for path, name in self.layers.items()}
+        weights = {
+            **theta,
+            **{name: weight.detach() for name, weight in body.items()},
+            **{name: leaves[path] for path, name in self.layers.items()},
+        }
+        fixed_head = {name: weight.detach() for name, weight in head.items()}
+        waiting: dict[str, Tensor] = {}
+
+        def meet(leaf: Tensor, path: str) -> None:
+            assert leaf.grad is not None
+            gradient, leaf.grad = leaf.grad.to("cpu", torch.float32, copy=True), None
+            if path in waiting:
+                found[f"gradient_cosine.{path}"] = _cosine(waiting.pop(path), gradient)
+            else:
+                waiting[path] = gradient
+
+        for path, leaf in leaves.items():
+            leaf.register_post_accumulate_grad_hook(partial(meet, path=path))
+        for part, contexts in (("support", episode.support), ("query", episode.query)):
+            logits = self.learner.head.logits(fixed_head, self.network.features(weights, contexts, self.tasks.readout))
+            loss = task_loss(logits, contexts.labels)
+            loss.backward()  # type: ignore[no-untyped-call]
+            found[f"{part}_loss"], found[f"{part}_accuracy"] = loss.detach(), accuracy(logits.detach(), contexts)
+        for path, name in self.layers.items():
+            # in the order of the layers, not of the backward pass
+            found[f"gradient_cosine.{path}"] = found.pop(f"gradient_cosine.{path}")
+            found[f"displacement.{path}"] = displacement({name: theta[name]}, {name: fast.get(name, theta[name])})
+        return found
+
+    @torch.no_grad()
+    def _query_activations(self, weights: Parameters, contexts: Contexts) -> dict[str, Float[Tensor, "contexts width"]]:
+        """Outputs of the modules at the readout of each context."""
+        readout = self.tasks.readout
+        with record_outputs(self.network.skeleton.decoder, self.layers) as outputs:
+            self.network.hidden(weights, contexts.input_ids)
+        return {path: self.network.at_readout(outputs[path], contexts, readout) for path in self.layers}
+
+
+def _cosine(one: Tensor, other: Tensor) -> Tensor:
+    """Nan where a gradient is 0."""
+    a, b = one.flatten(), other.flatten()
+    return a.dot(b) / (a.norm() * b.norm())
+
+
+def _effective_rank(update: Tensor | None, device: torch.device) -> Tensor:
+    if update is None or update.ndim != 2:
+        return torch.full((), torch.nan, device=device)
+    return torch.tensor(proportional_effective_rank(singular_values(update)), device=device)

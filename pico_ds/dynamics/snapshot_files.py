@@ -1,0 +1,127 @@
+"""A snapshot of learning dynamics as files."""
+
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import datasets
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+# `datasets` looks for this class where transformers is imported at all; by then the import must not be half done in
+# another thread, such as the one that saves checkpoints
+from transformers import PreTrainedTokenizerBase  # noqa: F401
+
+from pico_ds.checkpoint.safetensors_stream import SafetensorsWriter
+from pico_ds.data.text.tokenizer import TextTokenizer
+from pico_ds.dynamics.activations import Observation
+from pico_ds.dynamics.snapshot_reader import META_NAME
+
+Split = Literal["train", "val"]
+FORMAT_NAME, FORMAT_VERSION = "pico_ds.learning_dynamics", 1
+#: unit and axes of what each file holds, as its header says
+_ABOUT = {
+    "activations": ("output of the module", "[samples, width]"),
+    "weights": ("parameter", "[outputs, inputs]"),
+    "gradients": ("nats per token, by the mean loss of all tokens of the split, per unit of the weight", "as weights"),
+}
+_ABOUT_META = {
+    "support_loss, query_loss": "nats per context, [tasks, moments]",
+    "support_accuracy, query_accuracy": "share of contexts, [tasks, moments]",
+    "displacement.<layer>": "||fast - theta|| / ||theta||, [tasks, moments]",
+    "gradient_cosine.<layer>": "cosine of support and query gradient, [tasks, moments]",
+    "activations_before.<layer>, activations_after.<layer>": "of query contexts at readout, [tasks, contexts, width]",
+    "update_effective_rank.<layer>": "proportional effective rank of fast - theta, [tasks]",
+    "effective_rank.<layer>": "proportional effective rank of the weight, []",
+    "head_entropy": "nats, mean over the val rows and their tokens, [layers, heads]",
+}
+
+
+@dataclass(frozen=True)
+class SplitSnapshot:
+    """What one batch of rows shows.
+
+    Attributes:
+        rows: the batch; activations and gradients are of all tokens but the last of each row, which is a target alone.
+    """
+
+    rows: Int[Tensor, "samples length"]
+    observation: Observation
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A state of the model, seen from outside; in host memory.
+
+    Attributes:
+        weights: of the recorded layers, fp32.
+        meta: records of the adaptation to fixed tasks, and of the heads.
+        about: what the headers say beside format, step and units.
+    """
+
+    step: int
+    splits: dict[Split, SplitSnapshot]
+    weights: dict[str, Tensor]
+    meta: dict[str, Tensor]
+    about: dict[str, str] = field(default_factory=dict)
+
+
+def write_snapshot(directory: Path, snapshot: Snapshot, tokenizer: TextTokenizer) -> None:
+    """Write all files of a snapshot into an empty directory; they are on the disk afterwards.
+
+    Raises:
+        CheckpointError: the disk is full.
+        OSError: the batches cannot be written.
+    """
+    about = {"format": FORMAT_NAME, "version": str(FORMAT_VERSION), "step": str(snapshot.step), **snapshot.about}
+    first: Path | None = None
+    for split, part in snapshot.splits.items():
+        of_split = {**about, "split": split, "loss": f"{part.observation.loss:.6f} nats per token"}
+        for kind, tensors in (
+            ("activations", part.observation.activations),
+            ("gradients", part.observation.gradients),
+        ):
+            unit, shape = _ABOUT[kind]
+            header = {**of_split, "kind": kind, "unit": unit, "shape": shape}
+            _write(directory / f"{split}_{kind}.safetensors", tensors, header)
+        path = directory / f"{split}_weights.safetensors"
+        if first is None:
+            unit, shape = _ABOUT["weights"]
+            _write(path, snapshot.weights, {**about, "kind": "weights", "unit": unit, "shape": shape})
+            first = path
+        else:
+            _link_or_copy(first, path)
+        _write_rows(directory / f"{split}_data", part.rows, tokenizer)
+    _write(directory / META_NAME, snapshot.meta, {**about, "kind": "meta_dynamics", **_ABOUT_META})
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> None:
+    entries = {name: (torch.float32, tuple(values.shape)) for name, values in tensors.items()}
+    with SafetensorsWriter(path, entries, header) as writer:
+        for values in tensors.values():
+            writer.append(values.detach().to("cpu", torch.float32).contiguous())
+        writer.finish()
+
+
+def _link_or_copy(existing: Path, path: Path) -> None:
+    """Both splits have the same weights; the disk holds them once where it can."""
+    try:
+        path.hardlink_to(existing)
+    except OSError:
+        shutil.copyfile(existing, path)
+
+
+def _write_rows(directory: Path, rows: Tensor, tokenizer: TextTokenizer) -> None:
+    content = {"input_ids": rows.tolist(), "text": [tokenizer.decode(row) for row in rows.tolist()]}
+    features = datasets.Features(
+        {"input_ids": datasets.List(datasets.Value("int32")), "text": datasets.Value("string")}
+    )
+    datasets.disable_progress_bars()
+    datasets.Dataset.from_dict(content, features=features).save_to_disk(directory)
+    for file in directory.iterdir():
+        with file.open("rb") as written:
+            os.fsync(written.fileno())

@@ -1,0 +1,83 @@
+"""What the shape of a context alone tells of its class: nothing, if tasks are made rightly.
+
+The features leave out what a context says, except for its first and last token.
+"""
+
+import warnings
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+
+from pico_ds.data.text.tokenizer import TextTokenizer
+from pico_ds.tasks.episode import Contexts, Episode
+
+Integers = npt.NDArray[np.int64]
+Array = npt.NDArray[Any]
+
+#: numbers of a context that must not depend on its class
+LENGTHS = ("length", "readout position", "separator position", "number of masks")
+
+
+def lengths_of(contexts: Contexts, tokenizer: TextTokenizer) -> dict[str, Integers]:
+    """The numbers of `LENGTHS` for each context, `[contexts]`; the separator position is -1 without a separator."""
+    ids, lengths = contexts.input_ids.numpy(), contexts.lengths.numpy()
+    is_real = np.arange(ids.shape[1]) < lengths[:, None]
+    is_separator = is_real & (ids == tokenizer.end_of_text_id)
+    return {
+        "length": lengths,
+        "readout position": contexts.readout_index.numpy(),
+        "separator position": np.where(is_separator.any(axis=1), is_separator.argmax(axis=1), -1),
+        "number of masks": (is_real & (ids == tokenizer.mask_id)).sum(axis=1),
+    }
+
+
+def outer_tokens(contexts: Contexts) -> dict[str, Integers]:
+    """The first and the last token of each context, `[contexts]`."""
+    ids, lengths = contexts.input_ids.numpy(), contexts.lengths.numpy()
+    return {"first token": ids[:, 0], "last token": ids[np.arange(len(ids)), lengths - 1]}
+
+
+def lengths_only_accuracy(episode: Episode, tokenizer: TextTokenizer) -> float:
+    """Query accuracy of a logistic regression on the numbers of `LENGTHS` together."""
+    support, query = (
+        np.stack([*lengths_of(part, tokenizer).values()], axis=1) for part in (episode.support, episode.query)
+    )
+    return float(shortcut_hits(support, query, episode).mean())
+
+
+def shortcut_hits(support: Integers, query: Integers, episode: Episode) -> npt.NDArray[np.float64]:
+    """Whether a logistic regression on some numbers of the contexts of a task is right, 1 or 0 for each query context.
+
+    Each number is given as it is, scaled, and as one category for each of its values in the support set.
+
+    Args:
+        support, query: `[contexts, numbers]`
+
+    Returns:
+        `[query contexts]`; chance for each if the support contexts are alike.
+    """
+    known, wanted = episode.support.labels.numpy(), episode.query.labels.numpy()
+    if (support == support[0]).all():
+        return np.full(len(wanted), 1 / episode.n_way)
+    scale = np.maximum(support.std(axis=0), 1e-9)
+    encoded = [
+        np.concatenate(
+            [
+                (part - support.mean(axis=0)) / scale,
+                *(_one_hot(part[:, i], support[:, i]) for i in range(part.shape[1])),
+            ],
+            axis=1,
+        )
+        for part in (support, query)
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        predicted = LogisticRegression(solver="newton-cg").fit(encoded[0], known).predict(encoded[1])
+    return (predicted == wanted).astype(np.float64)
+
+
+def _one_hot(values: Integers, known: Integers) -> Array:
+    return (values[:, None] == np.unique(known)).astype(np.float64)

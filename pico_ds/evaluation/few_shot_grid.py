@@ -1,0 +1,239 @@
+"""Few-shot accuracy of a model over shapes of tasks, beside baselines on the same tasks."""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pico_ds.config import Readout, RunConfig
+from pico_ds.data.keyed_random import digest64
+from pico_ds.data.text.tokenizer import TextTokenizer
+from pico_ds.engine.distributed import Process
+from pico_ds.errors import TaskError
+from pico_ds.evaluation.baselines import frozen_feature_accuracies, tfidf_accuracies
+from pico_ds.evaluation.context_shortcuts import lengths_only_accuracy
+from pico_ds.evaluation.few_shot import Estimate, adaptation_curve, check_n_way
+from pico_ds.file_writing import replace_text
+from pico_ds.meta.functional_model import FunctionalModel, Parameters
+from pico_ds.meta.learners import Learner
+from pico_ds.progress import track
+from pico_ds.tasks.context_sampling import Documents
+from pico_ds.tasks.task_shape import TaskShape
+from pico_ds.tasks.task_source import TaskSource
+
+CHANCE, LENGTHS_ONLY = "chance", "lengths only, logistic regression"
+#: overrides that can be a part of a file's name
+_PLAIN = re.compile(r"[\w.=+-]{1,80}")
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is judged.
+
+    Attributes:
+        theta: its parameters.
+        make_untrained: those that it started from.
+        initial_name: what those are called: they may be of another model.
+    """
+
+    network: FunctionalModel
+    learner: Learner
+    theta: Parameters
+    make_untrained: Callable[[], Parameters]
+    tokenizer: TextTokenizer
+    initial_name: str = "untrained"
+
+    @cached_property
+    def untrained(self) -> Parameters:
+        """The parameters that it started from; made when they are asked for, as not every evaluation does."""
+        return self.make_untrained()
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Tasks of one kind.
+
+    Attributes:
+        documents: that the query contexts come from.
+    """
+
+    shape: TaskShape
+    documents: Documents = "any"
+
+    def __str__(self) -> str:
+        of = "" if self.documents == "any" else f", {self.documents} documents"
+        return f"{self.shape.n_way}-way {self.shape.k_shot}-shot{of}"
+
+
+@dataclass(frozen=True)
+class SettingResult:
+    """Accuracies on the tasks of a setting.
+
+    Attributes:
+        by_method: accuracy of every task, by the name of the method.
+        by_step: the same of the learner after 0, 1, ... steps of adaptation.
+        problem: why there is none, where the data cannot supply such tasks, or the head has other classes.
+    """
+
+    by_method: dict[str, list[float]]
+    by_step: list[list[float]]
+    problem: str | None = None
+
+
+def evaluate_setting(
+    model: Model, tasks: TaskSource, n_tasks: int, adaptation_steps: int, process: Process, name: str = "few-shot"
+) -> SettingResult:
+    """All methods on tasks 0 to n_tasks - 1 of step 0. A collective; the same on any number of ranks.
+
+    Args:
+        name: of the tasks, for the progress that is shown.
+
+    Raises:
+        TaskError: a task cannot be drawn, on all ranks alike.
+    """
+    rows: list[torch.Tensor] = []
+    mine = range(process.rank, n_tasks, process.world_size)
+    # a task that cannot be drawn ends all ranks, not one
+    drawn = track(range(n_tasks), f"sampling tasks, {name}", n_tasks)
+    episodes = [tasks.sample(step=0, index=index) for index in drawn]
+    names: list[str] = []
+    for index in track(mine, f"evaluating tasks, {name}", len(mine)):
+        episode = episodes[index]
+        found = {CHANCE: 1 / episode.n_way, LENGTHS_ONLY: lengths_only_accuracy(episode, model.tokenizer)}
+        found |= _named("TF-IDF", tfidf_accuracies(episode, model.tokenizer))
+        episode = episode.to(process.device)
+        for name, theta in ((model.initial_name, model.untrained), ("frozen", model.theta)):
+            found |= _named(name, frozen_feature_accuracies(model.network, theta, episode, tasks.readout))
+        curve = adaptation_curve(model.network, model.learner, model.theta, episode, tasks.readout, adaptation_steps)
+        names = list(found)
+        rows.append(
+            torch.cat([torch.tensor(list(found.values()), dtype=torch.float64, device=curve.device), curve.double()])
+        )
+    names = names or _names(model.initial_name)
+    accuracies = torch.zeros(n_tasks, len(names) + adaptation_steps + 1, device=process.device, dtype=torch.float64)
+    for index, row in zip(mine, rows, strict=True):
+        accuracies[index] = row
+    columns = process.sum_over_ranks(accuracies).T.tolist()
+    return SettingResult(dict(zip(names, columns, strict=False)), columns[len(names) :])
+
+
+def _named(model: str, found: dict[str, float]) -> dict[str, float]:
+    return {f"{model}, {classifier}": value for classifier, value in found.items()}
+
+
+def _names(initial_name: str) -> list[str]:
+    """Of the methods, for a rank without a task."""
+    classifiers = ("nearest prototype", "logistic regression")
+    return [
+        CHANCE,
+        LENGTHS_ONLY,
+        *(f"{model}, {name}" for model in ("TF-IDF", initial_name, "frozen") for name in classifiers),
+    ]
+
+
+def evaluate_grid(
+    model: Model,
+    settings: Iterable[tuple[Setting, Callable[[], TaskSource]]],
+    n_tasks: int,
+    adaptation_steps: int,
+    process: Process,
+) -> Iterator[tuple[Setting, SettingResult]]:
+    """Each setting in turn; one whose tasks the data cannot supply, or the head not tell apart, has a problem."""
+    for setting, make_tasks in settings:
+        try:
+            check_n_way(model.learner, model.theta, setting.shape.n_way)
+            yield setting, evaluate_setting(model, make_tasks(), n_tasks, adaptation_steps, process, str(setting))
+        except TaskError as error:
+            yield setting, SettingResult({}, [], problem=str(error))
+
+
+def best_readout(
+    model: Model,
+    make_tasks: Callable[[Readout], TaskSource],
+    readouts: Iterable[Readout],
+    n_tasks: int,
+    process: Process,
+) -> Readout:
+    """The readout at which frozen features tell the classes of other tasks apart best, by nearest prototypes.
+
+    Args:
+        make_tasks: tasks that nothing is reported of.
+    """
+    means: dict[Readout, float] = {}
+    for readout in readouts:
+        tasks, total = make_tasks(readout), torch.zeros((), dtype=torch.float64, device=process.device)
+        mine = range(process.rank, n_tasks, process.world_size)
+        for index in track(mine, f"choosing the readout, {readout}", len(mine)):
+            episode = tasks.sample(step=0, index=index).to(process.device)
+            found = frozen_feature_accuracies(model.network, model.theta, episode, readout)
+            total += found["nearest prototype"]
+        means[readout] = float(process.sum_over_ranks(total)) / n_tasks
+    return max(means, key=lambda readout: means[readout])
+
+
+def grid_name(about: Mapping[str, object], run: RunConfig) -> str:
+    """What results are filed under, without the step: by all that is not as in the run, so that none hides another.
+
+    Args:
+        about: word_split (or data), readout and overrides.
+    """
+    parts = ["few_shot"]
+    if "data" in about:
+        parts.append(Path(str(about["data"])).stem)
+    elif about["word_split"] != run.evaluation.word_split:
+        parts.append(str(about["word_split"]))
+    if about["readout"] != run.smlmt.readout:
+        parts.append(str(about["readout"]))
+    overrides = about["overrides"]
+    if isinstance(overrides, list) and overrides:
+        plain = "_".join(sorted(overrides))
+        parts.append(plain if _PLAIN.fullmatch(plain) else f"{digest64(plain):016x}")
+    return "_".join(parts)
+
+
+def write_grid(path: Path, results: dict[Setting, SettingResult], about: Mapping[str, object], since: float) -> None:
+    """Write means with 95 % intervals, and the accuracy of every task.
+
+    Other settings of the same model, readout and words that stand in the file already are kept.
+
+    Args:
+        about: what else is recorded: step, readout, what decides the tasks.
+        since: time of the weights; older results are of others [s since the epoch].
+    """
+    settings = {
+        _key_of(entry): entry
+        for entry in (
+            {
+                **asdict(setting.shape),
+                "documents": setting.documents,
+                **asdict(result),
+                "summary": {name: Estimate.of(values).to_json() for name, values in result.by_method.items()},
+                "summary_by_step": [Estimate.of(values).to_json() for values in result.by_step],
+            }
+            for setting, result in results.items()
+        )
+    }
+    for entry in _kept(path, about, since):
+        settings.setdefault(_key_of(entry), entry)
+    replace_text(path, json.dumps({**about, "settings": [*settings.values()]}, indent=1) + "\n")
+
+
+def _kept(path: Path, about: Mapping[str, object], since: float) -> list[dict[str, Any]]:
+    if not path.exists() or path.stat().st_mtime < since:
+        return []
+    try:
+        content = json.loads(path.read_text())
+    except ValueError:
+        # damaged: it is written anew
+        return []
+    settings: list[dict[str, Any]] = content.pop("settings", [])
+    return settings if content == about else []
+
+
+def _key_of(entry: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(entry[name] for name in ("n_way", "k_shot", "q_query", "documents"))

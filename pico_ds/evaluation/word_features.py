@@ -1,0 +1,94 @@
+"""States of a decoder at the words of sentences, and batches of sentences of like length."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from pico_ds.data.text.tokenizer import TextTokenizer
+from pico_ds.evaluation.conll import TaggedSentence
+from pico_ds.model.decoder import PicoDecoder
+
+#: sentences of a forward pass without gradients
+_JUDGED_TOGETHER = 64
+#: batches that are sorted by length together
+_SORTED_BATCHES = 16
+
+
+@dataclass(frozen=True)
+class EncodedSentence:
+    """A sentence as tokens; the last token of a word carries its label, for it has seen the whole word."""
+
+    ids: Int[Tensor, " length"]
+    last: Int[Tensor, " words"]
+    labels: Int[Tensor, " words"]
+
+
+class WordStates:
+    """The decoder's state at the last token of every word of some sentences; computed once where it is frozen."""
+
+    def __init__(self, decoder: PicoDecoder, pad_id: int, frozen: bool) -> None:
+        self._decoder, self._pad_id = decoder, pad_id
+        self._known: dict[int, Tensor] | None = {} if frozen else None
+
+    def __call__(self, sentences: Sequence[EncodedSentence]) -> Float[Tensor, "words width"]:
+        """The states at the last tokens of all words of some sentences, in order."""
+        if self._known is None:
+            return self._compute(sentences)
+        return torch.cat([self._known[id(one)] for one in sentences])
+
+    @torch.no_grad()
+    def compute_once(self, sentences: Sequence[EncodedSentence]) -> None:
+        """Compute the states of a frozen decoder, which later calls take."""
+        assert self._known is not None
+        for chosen in batches_by_length(sentences):
+            states = self._compute(chosen).split([len(one.last) for one in chosen])
+            self._known |= {id(one): of_one for one, of_one in zip(chosen, states, strict=True)}
+
+    def _compute(self, sentences: Sequence[EncodedSentence]) -> Float[Tensor, "words width"]:
+        device = self._decoder.embedding_proj.weight.device
+        ids = nn.utils.rnn.pad_sequence([one.ids for one in sentences], batch_first=True, padding_value=self._pad_id)
+        hidden = self._decoder.hidden(ids.to(device))
+        rows = torch.cat([torch.full_like(one.last, row) for row, one in enumerate(sentences)])
+        return hidden[rows.to(device), torch.cat([one.last for one in sentences]).to(device)]
+
+
+def encode_sentences(
+    sentences: Sequence[TaggedSentence], tokenizer: TextTokenizer, tags: Sequence[str], max_length: int
+) -> list[EncodedSentence]:
+    """Sentences as tokens; words that begin after `max_length` tokens are left out."""
+    number = {tag: place for place, tag in enumerate(tags)}
+    encoded = []
+    for sentence in sentences:
+        words = tokenizer.encode([word if i == 0 else f" {word}" for i, word in enumerate(sentence.words)])
+        ends = torch.tensor([len(word) for word in words]).cumsum(0)
+        kept = int((ends <= max_length).sum())
+        ids = torch.tensor([token for word in words[:kept] for token in word] or [tokenizer.end_of_text_id])
+        labels = torch.tensor([number[tag] for tag in sentence.tags[:kept]], dtype=torch.int64)
+        encoded.append(EncodedSentence(ids, ends[:kept] - 1, labels))
+    return encoded
+
+
+def batches_by_length(sentences: Sequence[EncodedSentence]) -> Iterator[list[EncodedSentence]]:
+    """All sentences, those of like length together: what is padded costs as much as what is not."""
+    ordered = sorted(sentences, key=lambda one: len(one.ids))
+    return map(list, _batches(ordered, _JUDGED_TOGETHER))
+
+
+def training_batches(
+    sentences: Sequence[EncodedSentence], size: int, generator: torch.Generator
+) -> Iterator[list[EncodedSentence]]:
+    """All sentences in random batches of like length: sorted within random groups of several batches."""
+    order = torch.randperm(len(sentences), generator=generator).tolist()
+    groups = _batches([sentences[place] for place in order], size * _SORTED_BATCHES)
+    batches = [batch for group in groups for batch in _batches(sorted(group, key=lambda one: len(one.ids)), size)]
+    for place in torch.randperm(len(batches), generator=generator).tolist():
+        yield batches[place]
+
+
+def _batches(sentences: Sequence[EncodedSentence], size: int) -> Iterator[list[EncodedSentence]]:
+    """The sentences in their order, `size` at a time."""
+    for first in range(0, len(sentences), size):
+        yield [*sentences[first : first + size]]

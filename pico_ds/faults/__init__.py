@@ -1,0 +1,1 @@
+"""Detects and reports failures of a run."""

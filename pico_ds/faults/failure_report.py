@@ -1,0 +1,256 @@
+"""What is left when a run fails: a log of every rank, and one summary that says which rank failed first."""
+
+import json
+import os
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+
+from pico_ds.checkpoint.checkpoint_store import CheckpointStore
+from pico_ds.engine.distributed import Process, host_digest
+from pico_ds.errors import describe_os_error
+from pico_ds.file_writing import write_durably
+from pico_ds.runs.run_directory import RunDirectory
+from pico_ds.runs.run_status import RunStatus
+
+#: how a rank ends: of its own error; because it lost another; hanging in its own work; waiting for one that hangs
+Cause = Literal["error", "lost_peer", "hang", "waited"]
+
+SUMMARY_NAME = "summary.txt"
+#: variables of the environment that decide how ranks find and reach each other; named one by one, because a name that
+#: begins like theirs may hold a secret
+_VARIABLES = frozenset(
+    {
+        *("RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
+        *("TORCHELASTIC_RESTART_COUNT", "TORCHELASTIC_MAX_RESTARTS", "TORCHELASTIC_RUN_ID"),
+        *("TORCH_DISTRIBUTED_DEBUG", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "TORCH_NCCL_ASYNC_ERROR_HANDLING"),
+        *("TORCH_NCCL_BLOCKING_WAIT", "TORCH_NCCL_TRACE_BUFFER_SIZE", "NCCL_SOCKET_IFNAME", "NCCL_IB_DISABLE"),
+        *("NCCL_IB_HCA", "NCCL_IB_GID_INDEX", "NCCL_IB_TIMEOUT", "NCCL_P2P_DISABLE", "NCCL_P2P_LEVEL", "NCCL_DEBUG"),
+        *("NCCL_SHM_DISABLE", "NCCL_NET", "NCCL_NET_GDR_LEVEL", "NCCL_CROSS_NIC", "NCCL_ALGO", "NCCL_PROTO"),
+        *("GLOO_SOCKET_IFNAME", "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "CUDA_LAUNCH_BLOCKING"),
+        *("CUDA_DEVICE_MAX_CONNECTIONS", "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "OMP_NUM_THREADS"),
+        *("SLURM_JOB_ID", "SLURM_JOB_NODELIST", "SLURM_RESTART_COUNT"),
+    }
+)
+#: for the logs of other ranks to come, before one of them is named the first
+_SETTLING_SECONDS = 1.5
+#: for a lower rank to write the summary, which may have to notice first
+_LOWER_RANK_SECONDS = 5.0
+#: stack frames in which a rank waits for others, or for the device that does
+_WAITING = ("/torch/distributed/", "/deepspeed/comm/", "/torch/cuda/")
+
+
+@dataclass(frozen=True)
+class RankFailure:
+    """First line of a rank's log.
+
+    Attributes:
+        at: when it failed [s since the epoch].
+        step: outer steps that the rank had done.
+    """
+
+    rank: int
+    cause: Cause
+    error: str
+    at: float
+    step: int
+
+
+class FailureReport:
+    """Writes this rank's log when it fails, and the summary where no lower rank does. From any thread, once."""
+
+    def __init__(self, run: RunDirectory, process: Process, environment: Mapping[str, Any], started: int) -> None:
+        """
+        Args:
+            environment: content of environment.json.
+            started: time of rank 0's start, the same number on every rank [s since the epoch].
+        """
+        self._run, self._process, self._environment, self._started = run, process, environment, started
+        self._directory = run.failures / time.strftime("%Y%m%d-%H%M%S", time.gmtime(started))
+        self._lock = threading.Lock()
+        self._is_written = False
+        self._steps_done: Callable[[], int] | None = None
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the outer loop was entered."""
+        return self._steps_done is not None
+
+    def begin(self, steps_done: Callable[[], int]) -> None:
+        """The outer loop is entered; `steps_done` gives the outer steps done."""
+        self._steps_done = steps_done
+
+    def write_of_watchdog(self, reason: str, is_lost_peer: bool) -> None:
+        """Write for a main thread that hangs, in its own work or in that of all ranks."""
+        self.write(reason, "lost_peer" if is_lost_peer else "waited" if waits_for_others() else "hang")
+
+    def write(self, error: BaseException | str, cause: Cause) -> None:
+        """Write the log of this rank, and see to the summary.
+
+        Args:
+            error: a message where there is no exception, whose stacks are those of the threads.
+        """
+        with self._lock:
+            if self._is_written:
+                return
+            self._is_written = True
+        message = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
+        steps = 0 if self._steps_done is None else self._steps_done()
+        found = RankFailure(self._process.rank, cause, message, time.time(), steps)
+        path = self._directory / f"rank_{found.rank}.log"
+        # what ended the run is said by the caller, and is not to be hidden by a disk that is full
+        with self._printing_problems():
+            if self._process.is_main:
+                RunStatus.say(self._run, "failed", message)
+        with self._printing_problems():
+            self._directory.mkdir(parents=True, exist_ok=True)
+            write_durably(path, self._log(found, error).encode(errors="backslashreplace"))
+        with self._printing_problems():
+            _tell_launcher(found, path)
+        if self._is_to_summarize(cause):
+            self._summarize(found)
+
+    @contextmanager
+    def _printing_problems(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            sentence = describe_os_error(error, self._directory)
+            print(f"rank {self._process.rank}: of this failure: {sentence}", file=sys.stderr, flush=True)
+
+    def _log(self, found: RankFailure, error: BaseException | str) -> str:
+        memory = psutil.virtual_memory()
+        variables = {name: value for name, value in sorted(os.environ.items()) if name in _VARIABLES}
+        lines = [
+            json.dumps(asdict(found)),
+            "",
+            f"rank {found.rank} of {self._process.world_size}, process {os.getpid()} on {socket.gethostname()}, device "
+            f"{self._process.device}, {found.at - self._started:.0f} s after the start, {found.step} outer steps done",
+            f"memory of the host: {memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB available; of this "
+            f"process: {psutil.Process().memory_info().rss / 2**30:.2f} GiB",
+            "",
+            _all_stacks() if isinstance(error, str) else "".join(traceback.format_exception(error)),
+            *(f"{name}={value}" for name, value in variables.items()),
+            "",
+            json.dumps(self._environment, indent=1),
+        ]
+        return "\n".join(lines) + "\n"
+
+    def _is_to_summarize(self, cause: Cause) -> bool:
+        """Whether no lower rank will: it writes the summary, or is dead."""
+        if self._process.world_size == 1:
+            return True
+        is_lowest = set(range(self._process.rank)) <= set(self._process.lost_ranks())
+        if cause == "error" and not is_lowest:
+            # the others notice when this rank has gone, and not before
+            return False
+        end = time.monotonic() + (_SETTLING_SECONDS if is_lowest else _LOWER_RANK_SECONDS)
+        while time.monotonic() < end:
+            if self._summary.exists():
+                return False
+            time.sleep(0.1)
+        return True
+
+    @property
+    def _summary(self) -> Path:
+        return self._directory / SUMMARY_NAME
+
+    def _summarize(self, own: RankFailure) -> None:
+        text = self._summary_text(own)
+        try:
+            with self._summary.open("x", encoding="utf-8") as file:
+                file.write(text)
+        except FileExistsError:
+            return
+        except OSError:
+            # it is printed
+            pass
+        print("\n" + text, end="", file=sys.stderr, flush=True)
+
+    def _summary_text(self, own: RankFailure) -> str:
+        others = [failure for failure in read_failures(self._directory) if failure.rank != own.rank]
+        failures = sorted([*others, own], key=lambda failure: failure.at)
+        logged, dead = {failure.rank for failure in failures}, set(self._process.lost_ranks())
+        here = host_digest()
+        alive = {rank for rank, (host, _) in enumerate(self._process.peers) if host == here} - dead
+        first, rest = name_the_first(failures, sorted(dead - logged), sorted(alive - logged))
+        lines = ["the run failed", f"  first      {first}"]
+        lines += [f"  others     {text}" for text in rest]
+        lines += [f"  logs       {self._directory}/rank_<rank>.log, {self._run.train_log}"]
+        if stacks := sorted(path.name for path in self._run.logs.glob("stacks_rank_*.txt") if path.stat().st_size):
+            lines.append(f"  stacks     {', '.join(stacks)} in {self._run.logs}")
+        steps = CheckpointStore(self._run.checkpoints).steps()
+        where = f"goes on from checkpoints/step_{max(steps)}" if steps else "begins anew: no checkpoint stands"
+        lines.append(f"  go on      the same command with checkpointing.run_name={self._run.path.name} {where}")
+        return "\n".join(lines) + "\n"
+
+
+def _tell_launcher(found: RankFailure, log: Path) -> None:
+    """Let torchrun's own report show the error, and take the first by its time, where it else shows neither."""
+    if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        content = {"message": f"{found.error}; see {log}", "timestamp": int(found.at)}
+        Path(file).write_text(json.dumps(content), encoding="utf-8")
+
+
+def read_failures(directory: Path) -> list[RankFailure]:
+    """What the ranks of a start that failed have left, in order of time."""
+    found = []
+    for path in directory.glob("rank_*.log"):
+        try:
+            with path.open(encoding="utf-8") as file:
+                found.append(RankFailure(**json.loads(file.readline())))
+        except (OSError, ValueError, TypeError):
+            # a full disk took none of it, or a part
+            continue
+    return sorted(found, key=lambda failure: failure.at)
+
+
+def name_the_first(failures: list[RankFailure], dead: list[int], mute: list[int]) -> tuple[str, list[str]]:
+    """Which rank failed first, and what is to be said of the others.
+
+    Args:
+        failures: in order of time.
+        dead: ranks of this node that have died without a log.
+        mute: ranks of this node that live, and have left none.
+    """
+    own = [failure for failure in failures if failure.cause in ("error", "hang")]
+    killed = [f"rank {rank} died without a word: killed, by a signal or for want of memory" for rank in dead]
+    told = [f"rank {failure.rank}, after {failure.step} steps: {failure.error}" for failure in own] + killed
+    if not told and any(failure.cause == "waited" for failure in failures):
+        told = [f"rank {rank} hangs outside of Python, and the others waited for it" for rank in mute]
+    if not told:
+        told = [f"rank {failure.rank}, after {failure.step} steps: {failure.error}" for failure in failures[:1]]
+        failures = failures[1:]
+    followed = [failure.rank for failure in failures if failure.cause in ("lost_peer", "waited")]
+    if followed:
+        shown = ", ".join(map(str, sorted(followed)[:8])) + (" ..." if len(followed) > 8 else "")
+        last = max(failure.step for failure in failures)
+        told.append(f"rank {shown} ended for want of it, after {last} steps")
+    return told[0], told[1:]
+
+
+def waits_for_others() -> bool:
+    """Whether the main thread of this process waits in a collective, or for a device."""
+    frame = sys._current_frames().get(threading.main_thread().ident or 0)
+    while frame is not None:
+        if any(part in frame.f_code.co_filename for part in _WAITING):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _all_stacks() -> str:
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    return "\n".join(
+        f"thread {names.get(ident, ident)}:\n{''.join(traceback.format_stack(frame))}"
+        for ident, frame in sys._current_frames().items()
+    )

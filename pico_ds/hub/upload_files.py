@@ -1,0 +1,81 @@
+"""What a run has for its repository."""
+
+import re
+from collections.abc import Collection, Iterator
+from pathlib import Path, PurePath
+from typing import Any
+
+from pico_ds.checkpoint.checkpoint_index import INDEX_NAME, STATE_DIRECTORY, Index
+from pico_ds.checkpoint.checkpoint_store import CheckpointStore
+from pico_ds.checkpoint.huggingface_export import WEIGHTS_NAME
+from pico_ds.config import RunConfig
+
+#: the files that a run itself writes; nothing else in its directories is pushed
+_MODEL = re.compile(
+    r"(model|meta_parameters)\.safetensors|(config|generation_config)\.json"
+    r"|(tokenizer|tokenizer_config|special_tokens_map|special_token_ids|added_tokens|vocab)\.json|vocab\.txt|merges\.txt"
+    r"|(attention|decoder|huggingface|layers|recompute)\.py"
+)
+_RESULT = re.compile(r"step_\d+\.json")
+_SNAPSHOT = re.compile(
+    r"(train|val)_(activations|gradients|weights)\.safetensors|meta_dynamics\.safetensors"
+    r"|(train|val)_data/(state\.json|dataset_info\.json|data-\d+-of-\d+\.arrow)"
+)
+
+
+def model_files(checkpoint: Path) -> dict[str, Path]:
+    """The model directory of a checkpoint, without the state of training: what `from_pretrained` loads.
+
+    Raises:
+        CheckpointError: the index of the checkpoint is damaged.
+    """
+    assert (checkpoint / WEIGHTS_NAME).exists(), f"{checkpoint} holds no weights"
+    # a checkpoint that lost its training state has no index
+    has_index = (checkpoint / STATE_DIRECTORY / INDEX_NAME).exists()
+    names = Index.read(checkpoint).files if has_index else (path.name for path in checkpoint.iterdir())
+    return _regular({name: checkpoint / name for name in sorted(names) if _MODEL.fullmatch(name)})
+
+
+def result_files(run: Path) -> dict[str, Path]:
+    """Metrics, and the evaluations that were made as training went."""
+    results = sorted(path for path in (run / "eval_results").glob("*") if _RESULT.fullmatch(path.name))
+    return _regular({path.relative_to(run).as_posix(): path for path in (run / "logs" / "metrics.jsonl", *results)})
+
+
+def public_config(config: RunConfig) -> RunConfig:
+    """The configuration without the directories of this machine: of an absolute path only the name is left."""
+    return RunConfig.model_validate(_without_directories(config.model_dump()))
+
+
+def _without_directories(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_directories(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_without_directories(each) for each in value]
+    is_absolute = isinstance(value, str) and (value.startswith("~") or Path(value).is_absolute())
+    return PurePath(value).name or "/" if is_absolute else value
+
+
+def snapshot_files(store: CheckpointStore, steps: Collection[int]) -> dict[str, Path]:
+    """Snapshots of these steps, each in a directory of its own."""
+    found: dict[str, Path] = {}
+    for step in sorted(steps):
+        directory = store.snapshot_path(step)
+        for path in sorted(directory.rglob("*")):
+            name = path.relative_to(directory).as_posix()
+            if _SNAPSHOT.fullmatch(name):
+                found[f"learning_dynamics/step_{step}/{name}"] = path
+    return _regular(found)
+
+
+def _regular(files: dict[str, Path]) -> dict[str, Path]:
+    """Those that are files, and not links, which may lead to anything."""
+    return {name: path for name, path in files.items() if path.is_file() and not path.is_symlink()}
+
+
+def snapshot_steps(store: CheckpointStore) -> Iterator[int]:
+    """Steps that a snapshot stands of."""
+    for path in store.directory.glob("step_*"):
+        name = path.name.removeprefix("step_")
+        if name.isdigit() and store.snapshot_path(int(name)).is_dir():
+            yield int(name)

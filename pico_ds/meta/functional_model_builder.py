@@ -1,0 +1,56 @@
+"""From a configuration to the network that losses and features are computed with."""
+
+import logging
+
+import torch
+
+from pico_ds.config import RunConfig
+from pico_ds.config.validation import LAYOUT_EXTRA_TOKENS
+from pico_ds.meta.functional_model import CompileMode, FunctionalModel
+from pico_ds.meta.learners import make_learner
+from pico_ds.meta.model_builder import build_model_skeleton
+from pico_ds.meta.task_batching import tasks_per_batch
+from pico_ds.model.attention_backends import attention_of_several_tasks, choose_attention, math_attention
+from pico_ds.model.compilation import why_not_compile
+from pico_ds.model.precision import COMPUTE_DTYPE
+
+logger = logging.getLogger("pico_ds")
+
+
+def build_functional_model(config: RunConfig, vocab_size: int, device: torch.device) -> FunctionalModel:
+    """The skeleton with the attention kernel and the compilation that the configuration asks for.
+
+    Raises:
+        ConfigError: an attention kernel that is not there.
+    """
+    model, dtype = config.model, COMPUTE_DTYPE[config.training.precision]
+    heads = (model.attention_n_heads, model.attention_n_kv_heads, model.d_model // model.attention_n_heads)
+    recompute = config.training.activation_checkpointing
+    contexts = config.smlmt.context_tokens + LAYOUT_EXTRA_TOKENS
+    has_tasks = config.meta_ratio > 0 or config.evaluation.n_tasks > 0
+    lengths = sorted({config.data.sequence_length, *([contexts] if has_tasks else [])})
+    chosen, attend = choose_attention(model.attention, device, dtype, *heads, lengths)
+    skeleton = build_model_skeleton(model, config.meta, config.smlmt.n_ways[1], vocab_size, attend, recompute)
+    together = math_attention
+    apart = not make_learner(config.meta, skeleton.decoder).shares_weights
+    if config.meta_ratio and apart and tasks_per_batch(config, skeleton, device.type == "cuda") > 1:
+        _, together = attention_of_several_tasks(chosen, attend, device, dtype, *heads, contexts)
+    return FunctionalModel(
+        skeleton,
+        dtype,
+        config.meta.feature_squared_norm,
+        compile_mode=_compile_mode(config, device),
+        attend_together=together,
+        tasks_differ=config.smlmt.has_ranges,
+    )
+
+
+def _compile_mode(config: RunConfig, device: torch.device) -> CompileMode:
+    if config.training.compile != "auto":
+        return config.training.compile
+    if device.type != "cuda":
+        return "none"
+    if (missing := why_not_compile()) is not None:
+        logger.warning("warning: training.compile: auto compiles nothing, which is slower: %s", missing)
+        return "none"
+    return "model"

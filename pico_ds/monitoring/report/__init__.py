@@ -1,0 +1,1 @@
+"""Writes an HTML page that compares runs."""

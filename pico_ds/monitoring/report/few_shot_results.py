@@ -1,0 +1,120 @@
+"""What few-shot evaluations found, by the very tasks that they were of."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from pico_ds.evaluation.few_shot_tables import shown_steps
+from pico_ds.monitoring.report.run_records import Group, Record
+
+
+@dataclass(frozen=True)
+class Column:
+    """One experiment on some tasks; each task's accuracy is the mean over the seeds.
+
+    Attributes:
+        by_method: accuracy of every task, by the name of the method.
+        by_step: the same after 0, 1, ... steps of adaptation.
+        is_cut: whether a seed has more tasks or steps than all have.
+    """
+
+    by_method: dict[str, list[float]]
+    by_step: list[list[float]]
+    is_cut: bool
+
+    @property
+    def methods(self) -> dict[str, list[float]]:
+        """Baselines, and the learner after some of its steps."""
+        shown = shown_steps(len(self.by_step) - 1)
+        return {**self.by_method, **{f"adapted, {step} steps": self.by_step[step] for step in shown}}
+
+    @classmethod
+    def over_seeds(cls, entries: Sequence[Mapping[str, Any]]) -> "Column":
+        """Of the tasks and steps that every seed has: task i is the same task for all of them."""
+        steps = {len(entry["by_step"]) for entry in entries}
+        tasks = {len(entry["by_step"][0]) for entry in entries}
+        methods = [name for name in entries[0]["by_method"] if all(name in entry["by_method"] for entry in entries)]
+
+        def mean(rows: Sequence[Sequence[float]]) -> list[float]:
+            return np.mean([row[: min(tasks)] for row in rows], axis=0).tolist()
+
+        return cls(
+            {name: mean([entry["by_method"][name] for entry in entries]) for name in methods},
+            [mean([entry["by_step"][step] for entry in entries]) for step in range(min(steps))],
+            is_cut=len(steps) > 1 or len(tasks) > 1,
+        )
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Experiments on the same tasks.
+
+    Attributes:
+        title: shape and words of the tasks.
+        columns: by name of the experiment, and of the readout or overrides where they are not the run's.
+    """
+
+    title: str
+    columns: dict[str, Column]
+
+
+@dataclass
+class _Found:
+    title: str
+    #: by column the seeds' entries; those of one run once
+    columns: dict[str, tuple[Group, dict[str, Mapping[str, Any]]]] = field(default_factory=dict)
+
+
+def judged(groups: Sequence[Group]) -> list[Judged]:
+    """What was evaluated, by tasks: those of another key, split, shape or kind of documents are other ones."""
+    found: dict[tuple[Any, ...], _Found] = {}
+    for group, record, content, entry in _entries(groups):
+        key = (content.get("task_key"), *_tasks_of(content, entry))
+        mine = found.setdefault(key, _Found(_title(content, entry)))
+        _, seeds = mine.columns.setdefault(group.name + _variant(content, record), (group, {}))
+        seeds[str(record.path)] = entry
+    titles = [one.title for one in found.values()]
+    return [
+        Judged(
+            one.title if titles.count(one.title) == 1 else f"{one.title}, tasks {place}",
+            {
+                _with_count(name, group, len(seeds)): Column.over_seeds([*seeds.values()])
+                for name, (group, seeds) in one.columns.items()
+            },
+        )
+        for place, one in enumerate(found.values(), start=1)
+    ]
+
+
+def _entries(groups: Sequence[Group]) -> Iterator[tuple[Group, Record, Mapping[str, Any], Mapping[str, Any]]]:
+    for group in groups:
+        for record in group.records:
+            # what was as in the run comes first
+            for content in sorted(record.few_shot, key=lambda content: _variant(content, record)):
+                for entry in content["settings"]:
+                    if entry["by_step"]:
+                        yield group, record, content, entry
+
+
+def _tasks_of(content: Mapping[str, Any], entry: Mapping[str, Any]) -> tuple[Any, ...]:
+    return content.get("word_split"), *(entry[name] for name in ("n_way", "k_shot", "q_query", "documents"))
+
+
+def _title(content: Mapping[str, Any], entry: Mapping[str, Any]) -> str:
+    split, n_way, k_shot, q_query, documents = _tasks_of(content, entry)
+    of = [f"{n_way}-way {k_shot}-shot", f"{q_query} queries"]
+    of += [] if documents == "any" else [f"{documents} documents"]
+    return ", ".join([*of, *([] if split is None else [f"{split} words"])])
+
+
+def _variant(content: Mapping[str, Any], record: Record) -> str:
+    """What was not as in the run."""
+    readout = content.get("readout", record.config.smlmt.readout)
+    of = [*([] if readout == record.config.smlmt.readout else [readout]), *sorted(content.get("overrides", ()))]
+    return "".join(f", {one}" for one in of)
+
+
+def _with_count(name: str, group: Group, n_seeds: int) -> str:
+    return name if n_seeds == len(group.records) else f"{name} ({n_seeds} of {len(group.records)} seeds)"

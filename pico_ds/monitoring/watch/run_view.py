@@ -1,0 +1,106 @@
+"""All that is shown of a run, read again at each look as far as it has changed."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from pico_ds.config import ConfigError, RunConfig, load_config
+from pico_ds.monitoring.watch.metrics_tail import MetricsTail
+from pico_ds.monitoring.watch.run_state import RunState, checkpoint_step, newest_summary, run_state_of
+from pico_ds.runs.run_directory import JOB_FILE_NAME, RunDirectory
+
+#: metrics whose course is kept
+_COURSES = ("ar/loss", "meta/query_loss", "meta/query_accuracy", "seconds_per_step")
+#: lines that the time left is reckoned from: one alone may have been a slow one
+_RECENT_LINES = 20
+
+
+class RunView:
+    """What the directory of a run says; nothing in it is ever locked or written."""
+
+    def __init__(self, path: Path) -> None:
+        """
+        Raises:
+            ConfigError: the path holds no run.
+        """
+        self.run = RunDirectory(path)
+        _check(self.run)
+        self.tail = MetricsTail(self.run.metrics, _COURSES)
+        self.config: RunConfig | None = None
+        self.environment: dict[str, Any] = {}
+        #: content of eval_results/step_<N>.json, by step
+        self.evaluations: dict[int, dict[str, Any]] = {}
+        self._read_at: dict[Path, int] = {}
+        self.look()
+
+    def look(self) -> None:
+        """Read what has changed.
+
+        Raises:
+            ConfigError: the run is gone, or its configuration is of another version.
+        """
+        _check(self.run)
+        self.tail.read()
+        if self._is_new(self.run.training_config):
+            self.config = load_config(self.run.training_config)
+        if self._is_new(self.run.environment):
+            self.environment = json.loads(self.run.environment.read_text(encoding="utf-8"))
+        for path in self.run.eval_results.glob("step_*.json"):
+            if self._is_new(path):
+                self._read_evaluation(path)
+        self.run_state: RunState = run_state_of(self.run, self.config, self.tail)
+
+    def _read_evaluation(self, path: Path) -> None:
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            self.evaluations[content["step"]] = content
+        except (ValueError, KeyError):
+            # being written: it is looked at again
+            del self._read_at[path]
+
+    def _is_new(self, path: Path) -> bool:
+        """Whether a file is there that was not read yet as it is."""
+        try:
+            modified = path.stat().st_mtime_ns
+        except FileNotFoundError:
+            return False
+        is_new = self._read_at.get(path) != modified
+        self._read_at[path] = modified
+        return is_new
+
+    def newest(self, name: str) -> Any | None:
+        """The last value of a metric."""
+        return self.tail.newest[name][1] if name in self.tail.newest else None
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Time for the steps that are left, at the speed of the last ones, without evaluations and saves [s]."""
+        recent = self.tail.series["seconds_per_step"].values[-_RECENT_LINES:]
+        if self.config is None or not recent:
+            return None
+        return max(0, self.config.training.max_steps - self.tail.step) * sum(recent) / len(recent)
+
+    @property
+    def checkpoint(self) -> tuple[int, float] | None:
+        """Step and age of the newest checkpoint [s]."""
+        if (step := checkpoint_step(self.run)) is None:
+            return None
+        return step, time.time() - (self.run.checkpoints / "latest").stat().st_mtime
+
+    @property
+    def failure(self) -> str:
+        """The summary of the last start that failed, where the run stands failed."""
+        path = newest_summary(self.run)
+        return path.read_text(encoding="utf-8") if path is not None and self.run_state.state == "failed" else ""
+
+
+def _check(run: RunDirectory) -> None:
+    path = run.path
+    if not path.is_dir():
+        raise ConfigError(f"{path}: there is no such directory; give the directory of a run, such as runs/demo-001")
+    if run.training_config.exists() or (path / JOB_FILE_NAME).exists():
+        return
+    runs = sorted(found.parent.name for found in path.glob("*/training_config.yaml"))
+    hint = f"it holds the runs {', '.join(runs)}: give one of them" if runs else "give the directory of a run"
+    raise ConfigError(f"{path} is no run, for it holds no training_config.yaml; {hint}")

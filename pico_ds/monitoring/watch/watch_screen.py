@@ -1,0 +1,185 @@
+"""A run on a terminal."""
+
+import time
+from collections.abc import Iterator
+from itertools import pairwise
+
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from pico_ds.monitoring.watch.run_state import duration, last_words
+from pico_ds.monitoring.watch.run_view import RunView
+
+_STYLES = {
+    **{"running": "bold green", "evaluating": "bold green", "finished": "bold green", "starting": "bold cyan"},
+    **{"stopped": "bold yellow", "stalled": "bold red", "silent": "bold red", "failed": "bold red", "died": "bold red"},
+}
+#: states in which there is nothing to wait for, and the last word of train.log is told elsewhere
+_OVER = ("finished", "stopped", "failed", "died")
+_BLOCKS, _ASCII_BLOCKS = "▁▂▃▄▅▆▇█", "_.-~=+*#"
+#: how often it is looked whether the terminal has another size [s]
+_RESIZE_SECONDS = 0.2
+
+
+class Sparkline:
+    """The course of a metric in one line, as wide as there is room."""
+
+    def __init__(self, values: list[float]) -> None:
+        self._values = values
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield Text(sparkline(self._values, options.max_width, options.ascii_only), style="cyan", no_wrap=True)
+
+
+def sparkline(values: list[float], width: int, ascii_only: bool = False) -> str:
+    """Values as blocks of eight heights, from their least to their most; means where there are more than columns."""
+    if not values or width < 1:
+        return ""
+    count = min(width, len(values))
+    bounds = [len(values) * column // count for column in range(count + 1)]
+    means = [sum(values[low:high]) / (high - low) for low, high in pairwise(bounds)]
+    blocks, least, most = _ASCII_BLOCKS if ascii_only else _BLOCKS, min(means), max(means)
+    scale = (len(blocks) - 1) / (most - least) if most > least else 0.0
+    return "".join(blocks[round((mean - least) * scale)] for mean in means)
+
+
+def watch(view: RunView, console: Console, every_seconds: float, once: bool) -> None:
+    """Show a run until Ctrl-C; once where that is asked for, or where there is no terminal to draw on.
+
+    Raises:
+        ConfigError: the run is gone.
+    """
+    if once or not console.is_terminal or console.is_dumb_terminal:
+        console.print(frame(view))
+        return
+    try:
+        with Live(frame(view), console=console, screen=True, auto_refresh=False) as live:
+            while True:
+                live.update(frame(view), refresh=True)
+                _wait(console, every_seconds)
+                view.look()
+    except KeyboardInterrupt:
+        # the screen that was there before is back; what was seen last stays
+        console.print(frame(view))
+
+
+def _wait(console: Console, seconds: float) -> None:
+    """Until it is time to look again, or the terminal has another size."""
+    size, end = console.size, time.monotonic() + seconds
+    while time.monotonic() < end and console.size == size:
+        time.sleep(min(_RESIZE_SECONDS, seconds))
+
+
+def frame(view: RunView) -> RenderableType:
+    """One picture of a run."""
+    parts: list[RenderableType] = [_headline(view), *_progress(view)]
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(ratio=1)
+    for name, content in _rows(view):
+        table.add_row(name, content)
+    parts += [Text(), table]
+    if view.failure:
+        parts += [Text(), Text(view.failure.rstrip(), style="red")]
+    # the name first: on a narrow terminal the end is cut off
+    title = Text.assemble((view.run.path.name, "bold"), f" in {view.run.path.parent}")
+    return Panel(Group(*parts), title=title, title_align="left")
+
+
+def _headline(view: RunView) -> Text:
+    run_state = view.run_state
+    return Text.assemble((run_state.state, _STYLES[run_state.state]), "  ", run_state.reason)
+
+
+def _progress(view: RunView) -> Iterator[RenderableType]:
+    if view.config is None:
+        return
+    step, total = view.tail.step, view.config.training.max_steps
+    text = Text(f"step {step:,} of {total:,}  {100 * step / total:.1f} %")
+    if view.seconds_left and view.run_state.state not in _OVER:
+        text.append(f"  ETA {duration(view.seconds_left)}, evaluations and saves not counted")
+    yield text
+    yield ProgressBar(total=total, completed=min(step, total))
+
+
+def _rows(view: RunView) -> Iterator[tuple[str, RenderableType]]:
+    for name, label in (("ar/loss", "AR loss"), ("meta/query_loss", "query loss")):
+        if (value := view.newest(name)) is not None:
+            yield label, _drawn(f"{value:.3f}", view.tail.series[name].values)
+    if (value := view.newest("meta/query_accuracy")) is not None:
+        yield "query accuracy", _drawn(f"{100 * value:.1f} %", view.tail.series["meta/query_accuracy"].values)
+    for of in ("support", "query"):
+        if changes := [*_changes(view, of)]:
+            yield f"{of} adapted", ", ".join(changes)
+    yield from _evaluation_rows(view)
+    if speed := [*_speed(view)]:
+        yield "throughput", ", ".join(speed)
+    if load := [*_load(view)]:
+        yield "load", ", ".join(load)
+    if (skipped := view.newest("skipped_steps")) is not None:
+        yield "skipped steps", Text(str(skipped), style="bold red" if skipped else "")
+    if view.environment:
+        yield "ranks", f"{view.environment['world_size']} on {view.environment['device']}"
+    checkpoint = view.checkpoint
+    yield "checkpoint", "none yet" if checkpoint is None else f"step_{checkpoint[0]}, {duration(checkpoint[1])} old"
+    written_at = view.tail.written_at
+    yield "newest line", "none yet" if written_at is None else f"{duration(time.time() - written_at)} old"
+    if view.run_state.state not in _OVER and (words := last_words(view.run)):
+        yield "last said", Text(words, no_wrap=True, overflow="ellipsis")
+
+
+def _drawn(value: str, course: list[float]) -> Table:
+    row = Table.grid(padding=(0, 2), expand=True)
+    row.add_column(width=8, justify="right", no_wrap=True)
+    row.add_column(ratio=1, no_wrap=True)
+    row.add_row(value, Sparkline(course))
+    return row
+
+
+def _changes(view: RunView, of: str) -> Iterator[str]:
+    """Loss and accuracy of the first meta step of the newest window, before and after adaptation."""
+    for what, scale, form in (("loss", 1, "{:.3f}"), ("accuracy", 100, "{:.1f} %")):
+        values = [view.newest(f"meta/{of}_{what}_{moment}") for moment in ("before", "after")]
+        if None not in values:
+            yield f"{what} " + " -> ".join(form.format(scale * value) for value in values if value is not None)
+
+
+def _evaluation_rows(view: RunView) -> Iterator[tuple[str, RenderableType]]:
+    """The newest evaluations, the untrained model among them."""
+    steps = sorted(view.evaluations)
+    for number, step in enumerate(dict.fromkeys([*steps[:1], *steps[-3:]])):
+        found, told = view.evaluations[step], []
+        if found.get("validation_loss") is not None:
+            told.append(f"val. loss {found['validation_loss']:.3f}")
+        for readout, moments in found.get("few_shot_summary", {}).items():
+            before, after = (_percent(moment["mean"], moment["half_width"]) for moment in (moments[0], moments[-1]))
+            told.append(f"{readout} {before} -> {after} %")
+        yield "evaluated" if number == 0 else "", f"step {step}: {', '.join(told)}"
+
+
+def _percent(mean: float, half_width: float | None) -> str:
+    # a single task gives no interval
+    return f"{100 * mean:.1f}" + ("" if half_width is None else f" ± {100 * half_width:.1f}")
+
+
+def _speed(view: RunView) -> Iterator[str]:
+    for name, form in (
+        ("tokens_per_second", "{:,.0f} tokens/s"),
+        ("tasks_per_second", "{:,.1f} tasks/s"),
+        ("seconds_per_step", "{:.3g} s a step"),
+    ):
+        if (value := view.newest(name)) is not None:
+            yield form.format(value)
+    if (utilization := view.newest("model_flops_utilization")) is not None:
+        yield f"MFU {100 * utilization:.1f} %"
+
+
+def _load(view: RunView) -> Iterator[str]:
+    if (waited := view.newest("data_wait_fraction")) is not None:
+        yield f"waits for data {100 * waited:.1f} % of the time"
+    if (peak := view.newest("peak_memory_gib")) is not None:
+        yield f"peak memory {peak:.2f} GiB (rank 0)"

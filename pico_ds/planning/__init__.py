@@ -1,0 +1,1 @@
+"""Estimates memory and communication of a run before it starts."""

@@ -1,0 +1,91 @@
+"""Devices, clocks and the network between ranks."""
+
+import os
+import time
+from statistics import median
+
+import psutil
+import torch
+
+from pico_ds.engine.bandwidth import Transfer, measure_transfers
+from pico_ds.engine.distributed import Process
+from pico_ds.preflight.check_results import Finding, Local, gather_finding
+
+#: torchrun takes a node for dead that has not been heard of for 15 s, by the clocks of two nodes
+CLOCK_SKEW_SECONDS = 2.0
+_CLOCK_REPEATS = 5
+#: below this share of a GPU's memory somebody else is on it
+_FREE_SHARE = 0.9
+_MIB = 2**20
+
+
+def check_devices(process: Process) -> Finding:
+    """Count, name and memory of what this node computes on. A collective."""
+    if process.device.type != "cuda":
+        memory = psutil.virtual_memory().total / 2**30
+        return gather_finding("devices", Local(f"cpu, {os.cpu_count()} cores, {memory:.0f} GiB"), process)
+    free, total = torch.cuda.mem_get_info(process.device)
+    count, name = torch.cuda.device_count(), torch.cuda.get_device_name(process.device)
+    problem = None
+    if free < _FREE_SHARE * total:
+        problem = (
+            f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB of the GPU are free: another process is on it; end that, "
+            "or choose other GPUs (CUDA_VISIBLE_DEVICES)"
+        )
+    finding = gather_finding("devices", Local(f"{count} x {name}, {total / 2**30:.0f} GiB", problem), process)
+    return Finding(finding.check, finding.found, (*finding.problems, *_unlike(process.gather([count, total >> 30]))))
+
+
+def _unlike(nodes: list[tuple[int, ...]]) -> tuple[str, ...]:
+    """A sentence where ranks see another number of GPUs, or other memory."""
+    kinds = sorted(set(nodes))
+    if len(kinds) == 1:
+        return ()
+    seen = ", ".join(
+        f"{count} of {memory_gib} GiB (from rank {nodes.index((count, memory_gib))})" for count, memory_gib in kinds
+    )
+    return (f"ranks see different GPUs: {seen}; the smallest sets the limit: take nodes of one kind",)
+
+
+def check_clocks(process: Process) -> Finding:
+    """How far the ranks' clocks are apart, as seen when all leave a barrier. A collective."""
+    offsets = []
+    for _ in range(_CLOCK_REPEATS):
+        process.wait_for_all()
+        moments = [moment for (moment,) in process.gather([time.time_ns()])]
+        offsets.append([(moment - moments[0]) / 1e9 for moment in moments])
+    by_rank = [median(rank) for rank in zip(*offsets, strict=True)]
+    largest = max(by_rank) - min(by_rank)
+    problem = None
+    if abs(by_rank[process.rank]) > CLOCK_SKEW_SECONDS:
+        problem = (
+            f"the clock is {by_rank[process.rank]:+.1f} s off that of rank 0: torchrun would take a node for dead; "
+            "synchronize the clocks (chrony or ntpd)"
+        )
+    return gather_finding("clocks", Local(f"{1000 * largest:.1f} ms apart", problem), process)
+
+
+def check_network(process: Process, largest_bytes: int, least_gb_per_second: float | None) -> list[Finding]:
+    """All-reduce and all-gather by size. A collective."""
+    if process.world_size == 1:
+        return [Finding("network", "one process: nothing to measure")]
+    sizes = [size for size in (64 * 2**10, _MIB, 16 * _MIB, 256 * _MIB) if size <= largest_bytes]
+    transfers = measure_transfers(process, sizes)
+    findings = []
+    for name in dict.fromkeys(transfer.collective for transfer in transfers):
+        ours = [transfer for transfer in transfers if transfer.collective == name]
+        problems = []
+        best = max(transfer.bus_gb_per_second for transfer in ours)
+        if least_gb_per_second is not None and best < least_gb_per_second:
+            problems.append(
+                f"{name}: {best:.2f} GB/s at best, {least_gb_per_second:g} are asked for; see docs/clusters.md on "
+                "NCCL_DEBUG=INFO: which interface and which transport were chosen?"
+            )
+        findings.append(Finding(name, "\n".join(map(_shown, ours)), tuple(problems)))
+    return findings
+
+
+def _shown(transfer: Transfer) -> str:
+    size = transfer.payload_bytes / 2**10
+    text = f"{size:.0f} KiB" if size < 1024 else f"{size / 1024:.0f} MiB"
+    return f"{text:>8} {1000 * transfer.seconds:9.2f} ms {transfer.bus_gb_per_second:8.3f} GB/s bus"

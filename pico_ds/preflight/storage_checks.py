@@ -1,0 +1,118 @@
+"""The run directory and the data."""
+
+import json
+import os
+import secrets
+import shutil
+import time
+from pathlib import Path
+
+from pico_ds.config import RunConfig
+from pico_ds.data.corpus import open_corpus
+from pico_ds.data.keyed_random import digest64
+from pico_ds.engine.distributed import Process
+from pico_ds.errors import DataError
+from pico_ds.file_writing import write_durably
+from pico_ds.preflight.check_results import Finding, Local, gather_finding
+
+#: a file made on one node may come late to another
+_SHARED_SECONDS = 10.0
+_WRITTEN_BYTES = 64 * 2**20
+#: fp32 master weights and two moments, and the weights once more
+_CHECKPOINT_BYTES_PER_PARAMETER = 16
+#: the one that is being written, and the last one
+_CHECKPOINTS = 2
+_NONCE_BITS = 40
+
+
+def check_shared(directory: Path, process: Process) -> Finding:
+    """Whether all ranks see a file that rank 0 writes to a directory. A collective."""
+    nonce = process.from_main(secrets.randbits(_NONCE_BITS))
+    path = directory / f".preflight-{nonce:x}"
+    found, problem = str(directory.absolute()), None
+    if process.is_main:
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        except OSError as error:
+            problem = _not_writable(directory, error)
+    if process.any_rank(problem is not None):
+        return gather_finding("run directory is shared", Local(found, problem), process)
+    end = time.monotonic() + _SHARED_SECONDS
+    while not (seen := path.exists()) and time.monotonic() < end:
+        time.sleep(0.1)
+    if not seen:
+        problem = (
+            f"checkpointing.runs_dir: what rank 0 writes to {directory.absolute()} is not seen here; choose a "
+            "directory on a file system that all nodes share"
+        )
+    finding = gather_finding("run directory is shared", Local(found, problem), process)
+    if process.is_main:
+        path.unlink(missing_ok=True)
+    return finding
+
+
+def check_disk(directory: Path, n_parameters: int, process: Process) -> Finding:
+    """Free space, against what two checkpoints take, and how fast each rank writes when all do. A collective.
+
+    Args:
+        n_parameters: 0 where it is not known.
+    """
+    process.wait_for_all()
+    needed = _CHECKPOINTS * _CHECKPOINT_BYTES_PER_PARAMETER * n_parameters
+    local = _write_here(directory, process.rank, needed)
+    return gather_finding("disk of the run directory", local, process)
+
+
+def check_data(config: RunConfig, process: Process) -> tuple[Finding, int | None]:
+    """Whether every rank reaches the data as training does, and finds the same. A collective.
+
+    Returns:
+        the finding, and the tokenizer's vocabulary; None where the data is not reached.
+    """
+    problem, vocab_size = None, None
+    try:
+        corpus = open_corpus(config.data)
+    except DataError as error:
+        found, problem, digest = "not reached", str(error), 0
+    else:
+        identity, vocab_size = corpus.identity(), corpus.tokenizer.vocab_size
+        splits = {name: part for name, part in identity.items() if isinstance(part, dict) and "tokens" in part}
+        found = ", ".join(f"{split} {part['tokens']:,} tokens" for split, part in splits.items()) or "token shards"
+        # an int64 of a tensor has a sign
+        digest = digest64(json.dumps(identity)) >> 1
+    wanted = process.from_main(digest)
+    if 0 not in (digest, wanted) and digest != wanted:
+        problem = "the data is not that of rank 0: name files that all nodes share, or copy the same ones to each"
+    return gather_finding("data", Local(found, problem), process), vocab_size
+
+
+def _write_here(directory: Path, rank: int, needed_bytes: int) -> Local:
+    path = directory / f".preflight-speed-{rank}"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(directory).free
+        content = os.urandom(_WRITTEN_BYTES)
+        started = time.perf_counter()
+        try:
+            write_durably(path, content)
+            seconds = time.perf_counter() - started
+        finally:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        return Local("cannot be written", _not_writable(directory, error))
+    found = f"{free / 2**30:,.1f} GiB free, {_WRITTEN_BYTES / seconds / 1e9:.2f} GB/s a rank when all write"
+    if free >= needed_bytes:
+        return Local(found)
+    return Local(
+        found,
+        f"checkpointing.runs_dir: {free / 2**30:,.1f} GiB are free in {directory.absolute()}, but {_CHECKPOINTS} "
+        f"checkpoints take {needed_bytes / 2**30:,.1f} GiB; make room, or choose another directory",
+    )
+
+
+def _not_writable(directory: Path, error: OSError) -> str:
+    return (
+        f"checkpointing.runs_dir: cannot write to {directory.absolute()} ({error.strerror}); choose a writable "
+        "directory on a file system that all nodes share"
+    )

@@ -1,0 +1,304 @@
+"""Where a run goes on from: the choice of a checkpoint, the checks, and the loading."""
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pico_ds.checkpoint.checkpoint_index import Index
+from pico_ds.checkpoint.checkpoint_store import CheckpointStore
+from pico_ds.checkpoint.shard_reader import StateReader
+from pico_ds.config import CheckpointingConfig, ConfigError, RunConfig
+from pico_ds.data.text.tokenizer import digest_of_file
+from pico_ds.engine.distributed import Process
+from pico_ds.engine.optimizer import learning_rate
+from pico_ds.engine.optimizer_state import MOMENTS, OptimizerState, StateKind
+from pico_ds.errors import CheckpointError, DataError, describe_os_error
+from pico_ds.file_writing import naming, replace_text
+from pico_ds.runs.metrics_file import parse_record
+from pico_ds.runs.run_directory import RunDirectory
+
+logger = logging.getLogger("pico_ds")
+
+#: keys, and sections, that do not change what a run computes from its checkpoint on
+_FREE = (
+    "checkpointing.",
+    "monitoring.",
+    "evaluation.",
+    "learning_dynamics.",
+    "data.paths",
+    "data.cache_dir",
+    "training.max_steps",
+    "training.micro_batch_size",
+    "training.compile",
+    "meta.tasks_per_batch",
+    "model.attention",
+    "training.max_consecutive_skipped_steps",
+    "training.hang_timeout_seconds",
+)
+_NONE = -1
+
+
+@dataclass(frozen=True)
+class ResumePoint:
+    """A checkpoint that the engine now holds.
+
+    Attributes:
+        changed: the run goes on with another configuration or corpus, as was asked for.
+    """
+
+    checkpoint: Path
+    index: Index
+    changed: bool = False
+
+
+def will_resume(settings: CheckpointingConfig) -> bool:
+    """Whether `Resumer.resume` finds a checkpoint, or raises; False where a run may start at its beginning."""
+    if settings.resume == "auto":
+        run = None if settings.run_name is None else RunDirectory(Path(settings.runs_dir) / settings.run_name)
+        return run is not None and bool(CheckpointStore(run.checkpoints).steps())
+    return settings.resume != "never"
+
+
+class Resumer:
+    """Finds the checkpoint that `checkpointing.resume` asks for, and loads it into the engine."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        corpus: Mapping[str, Any],
+        store: CheckpointStore,
+        state: OptimizerState,
+        process: Process,
+        since: int | None = None,
+        on_progress: Callable[[], None] = lambda: None,
+    ) -> None:
+        """
+        Args:
+            config: resolved, as a checkpoint records it.
+            corpus: identity of the corpus, as a checkpoint records it.
+            since: of a job that is started again: smallest save number of its own checkpoints. It goes on from the
+                newest of them; where there is none it does what was asked for once more.
+            on_progress: called again and again while a checkpoint is loaded.
+        """
+        self._config, self._corpus, self._store, self._state = config, corpus, store, state
+        self._process, self._since, self._on_progress = process, since, on_progress
+        self._mode = config.checkpointing.resume
+
+    def resume(self) -> ResumePoint | None:
+        """Load the checkpoint; None where the run starts at its beginning. A collective.
+
+        Raises:
+            CheckpointError: the checkpoint asked for, or every checkpoint of the run, is damaged or missing.
+            ConfigError: the run was trained with another configuration.
+        """
+        if self._process.is_main:
+            self._store.finish_replacements()
+        if self._mode == "auto":
+            return self._newest_sound()
+        if self._since is not None and (point := self._newest_sound(self._since)) is not None:
+            return point
+        if self._mode != "never":
+            path = self._store.path(self._mode) if isinstance(self._mode, int) else Path(self._mode)
+            return self._load(path, explicit=True)
+        return None
+
+    def _newest_sound(self, since: int = 0) -> ResumePoint | None:
+        process = self._process
+        candidates = self._candidates(since) if process.is_main else []
+        tried = 0
+        while True:
+            step = process.from_main(candidates[tried] if tried < len(candidates) else _NONE)
+            if step == _NONE:
+                break
+            try:
+                point = self._load(self._store.path(step), explicit=False)
+            except CheckpointError as error:
+                logger.warning("skipped, and left as it is: %s", error)
+                tried += 1
+            else:
+                reason = "the newest complete one" if tried == 0 else f"the newest sound one; {tried} were skipped"
+                logger.info("resuming from %s, %s", point.checkpoint, reason)
+                return point
+        if since == 0 and process.from_main(len(self._store.steps()) if process.is_main else 0):
+            raise CheckpointError(
+                f"{self._store.directory}: holds checkpoints, but none is sound (see above); nothing was changed. "
+                "Start anew with another checkpointing.run_name, or resume from elsewhere (checkpointing.resume=PATH)"
+            )
+        return None
+
+    def _candidates(self, since: int) -> list[int]:
+        """Steps of the complete checkpoints, in the order in which they are tried: the last saved first."""
+        for path in self._store.cut_off():
+            logger.warning("skipped, and left as it is: %s is incomplete: its save was cut off", path)
+        readable, problems = self._store.survey()
+        for problem in problems:
+            logger.warning("skipped, and left as it is: %s", problem)
+        return [index.step for index in readable if index.save_number >= since]
+
+    def _load(self, path: Path, explicit: bool) -> ResumePoint:
+        with _Agreement(self._process) as agreement:
+            reader = StateReader(path)
+            # earlier versions did not record it, but wrote it beside the weights
+            tokenizer = reader.index.corpus.get("tokenizer") or digest_of_file(path / "tokenizer.json")
+        agreement.raise_if_any_failed(path)
+        # before the model: another vocabulary, which gives weights another shape, is a change of the configuration
+        self._check_tokenizer(path, tokenizer)
+        changed = self._check_config(reader.index, explicit)
+        with _Agreement(self._process) as agreement:
+            self._check_model(reader)
+        agreement.raise_if_any_failed(path)
+        with reader:
+            with _Agreement(self._process) as agreement:
+                self._read(reader, "master")
+            agreement.raise_if_any_failed(path)
+            self._state.apply_master_weights()
+            with _Agreement(self._process) as agreement:
+                for kind in MOMENTS:
+                    self._read(reader, kind)
+            agreement.raise_if_any_failed(path)
+        self._state.set_steps(reader.index.optimizer_steps)
+        return ResumePoint(path, reader.index, changed)
+
+    def _read(self, reader: StateReader, kind: StateKind) -> None:
+        for fragment in self._state.held:
+            self._on_progress()
+            self._state.fill(fragment, kind, partial(reader.read, fragment.name, kind, fragment.offset))
+
+    def _check_model(self, reader: StateReader) -> None:
+        wanted = self._state.shapes
+        saved = {name: record.shape for name, record in reader.index.parameters.items()}
+        for name in {**wanted, **saved}:
+            if wanted.get(name) != saved.get(name):
+                here, there = (
+                    f"shape {list(shapes[name])}" if name in shapes else "no such parameter"
+                    for shapes in (wanted, saved)
+                )
+                raise CheckpointError(
+                    f"{reader.checkpoint}: {name}: the model has {here}, the checkpoint {there}; it is of another "
+                    "model: take the model section of its training_config.yaml"
+                )
+
+    def _check_tokenizer(self, checkpoint: Path, was: str | None) -> None:
+        """Weights mean nothing with other token ids, so this cannot be asked for."""
+        now = self._corpus.get("tokenizer")
+        if None not in (was, now) and was != now:
+            raise ConfigError(
+                f"{checkpoint}: was trained with another tokenizer (digest {was}, now {now}); set data.tokenizer to "
+                f"{checkpoint}, or choose another checkpointing.run_name"
+            )
+
+    def _check_config(self, index: Index, explicit: bool) -> bool:
+        """Whether there is a change, which must have been asked for."""
+        self._warn_of_schedule(index)
+        changes = [*_changes(index.config, self._config.model_dump())]
+        was, now = dict(index.corpus), dict(self._corpus)
+        was.pop("tokenizer", None), now.pop("tokenizer", None)
+        # version 1 was not recorded
+        if was.pop("tasks", 1) != now.pop("tasks", 1) and self._config.meta_ratio > 0:
+            changes.append("this version of pico_ds makes other tasks than the one that saved the checkpoint")
+        if was != now:
+            changes.append(f"the corpus was {json.dumps(was)}, now {json.dumps(now)}")
+        if not changes:
+            return False
+        if explicit:
+            logger.warning("warning: goes on with a change: %s", "; ".join(changes))
+            return True
+        raise ConfigError(
+            f"{self._store.directory.parent}: was trained with another configuration: {'; '.join(changes)}. Choose "
+            f"another checkpointing.run_name, undo the change, or ask for it: checkpointing.resume={index.step}"
+        )
+
+    def _warn_of_schedule(self, index: Index) -> None:
+        """Another max_steps is allowed, but it may make the learning rate jump."""
+        said, now = index.schedule.next_lr, learning_rate(index.step, self._config.training)
+        if said != now:
+            logger.warning(
+                "warning: the learning rate goes on at %.3e, the checkpoint would have gone on at %.3e: the "
+                "schedule is another one, or training.max_steps, on which all but training.lr_schedule=constant depend",
+                now,
+                said,
+            )
+
+
+class _Agreement:
+    """A block that may fail on some ranks: afterwards all ranks know, and none waits for another in vain."""
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+        self._error: CheckpointError | None = None
+
+    def __enter__(self) -> "_Agreement":
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        if isinstance(error, CheckpointError):
+            self._error = error
+        elif isinstance(error, OSError):
+            self._error = CheckpointError(describe_os_error(error))
+        elif isinstance(error, DataError):
+            self._error = CheckpointError(str(error))
+        return self._error is not None
+
+    def raise_if_any_failed(self, path: Path) -> None:
+        if not self._process.any_rank(self._error is not None):
+            return
+        if self._error is not None:
+            if not self._process.is_main:
+                logger.error("rank %d: %s", self._process.rank, self._error)
+            raise self._error
+        raise CheckpointError(f"{path}: another rank could not read it and says why")
+
+
+def _changes(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> Iterator[str]:
+    # a key that one of the two does not have came or went with a version of pico_ds
+    for key in (key for key in new if key in old):
+        dotted = f"{path}{key}"
+        if dotted.startswith(_FREE) or f"{dotted}.".startswith(_FREE):
+            continue
+        before, now = old[key], new[key]
+        if isinstance(before, Mapping) and isinstance(now, Mapping):
+            yield from _changes(before, now, f"{dotted}.")
+        elif before != now:
+            yield f"{dotted} was {before!r}, now {now!r}"
+
+
+def rewind_metrics(path: Path, step: int) -> bool:
+    """Take the lines that a run resumed from `step` will write again out of metrics.jsonl; they are kept beside it.
+
+    Returns:
+        whether there were any.
+    """
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return False
+    kept: list[str] = []
+    dropped: list[str] = []
+    damaged_count = 0
+    for line in text.splitlines(keepends=True):
+        record = parse_record(line)
+        damaged_count += record is None
+        (kept if record is not None and _stays(record, step) else dropped).append(line)
+    if dropped:
+        superseded = path.with_name("metrics.superseded.jsonl")
+        with naming(superseded), superseded.open("a", encoding="utf-8") as file:
+            file.writelines(line if line.endswith("\n") else line + "\n" for line in dropped)
+        replace_text(path, "".join(kept))
+    if damaged_count:
+        logger.warning(
+            "warning: %d line(s) of %s are not records (the last one may have been cut off); they were moved to "
+            "metrics.superseded.jsonl",
+            damaged_count,
+            path,
+        )
+    return len(dropped) > damaged_count
+
+
+def _stays(record: Mapping[str, Any], step: int) -> bool:
+    # the evaluation of a step comes after its checkpoint, and is done again
+    is_training = "lr" in record
+    return bool(record["step"] < step or (record["step"] == step and is_training))

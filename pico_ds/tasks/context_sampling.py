@@ -1,0 +1,149 @@
+"""Which contexts of its words a task has."""
+
+from bisect import bisect_right
+from collections.abc import Iterator
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from pico_ds.tasks.index.class_words import HASH_MULTIPLIER
+from pico_ds.tasks.index.text_index import Index
+from pico_ds.tasks.task_shape import TaskShape
+
+Integers = npt.NDArray[np.int64]
+#: whether the query contexts of a class may come from any document, come from those of its support contexts, or come
+#: from documents that no support context of the task is from
+Documents = Literal["any", "same", "different"]
+
+#: occurrences looked at per context needed
+_OVERSAMPLING: dict[Documents, int] = {"any": 4, "same": 48, "different": 48}
+#: assignments of documents to support and query set that are tried for the words of a task
+_MAX_ASSIGNMENTS = 16
+
+
+class ContextChoice:
+    """Chooses contexts that do not overlap and are not equal once masked, each with its own word alone."""
+
+    def __init__(self, index: Index, documents: Documents = "any") -> None:
+        self._index, self._documents = index, documents
+
+    def choose(self, words: Integers, shape: TaskShape, rng: np.random.Generator) -> Integers | None:
+        """Occurrences `[n_way, k_shot + q_query]`, support first; None where this draw finds too few."""
+        free = self._free_contexts(words, shape, rng)
+        for _ in range(1 if self._documents == "any" else _MAX_ASSIGNMENTS):
+            chosen = self._split(free, shape, rng)
+            if all(len(some) == shape.per_class for some in chosen):
+                return np.array(chosen, dtype=np.int64)
+        return None
+
+    def supplies(self, words: Integers, shape: TaskShape, rng: np.random.Generator) -> npt.NDArray[np.bool_]:
+        """Whether each word has enough contexts in a task without other words."""
+        return np.array([self.choose(np.array([word]), shape, rng) is not None for word in words], dtype=np.bool_)
+
+    def _split(self, free: list[list[int]], shape: TaskShape, rng: np.random.Generator) -> list[list[int]]:
+        """Support and query contexts of each word, out of those that are free; too few if there are too few."""
+        if self._documents == "any":
+            return [some[: shape.per_class] for some in free]
+        if self._documents == "same":
+            return [self._same_documents(rng.permutation(some).tolist(), shape) for some in free]
+        # one coin a document, for all classes of the task
+        coins = rng.random(len(self._index.document_ends)) < 0.5
+        return [self._different_documents(some, shape, coins) for some in free]
+
+    def _different_documents(self, occurrences: list[int], shape: TaskShape, coins: npt.NDArray[np.bool_]) -> list[int]:
+        of_support = coins[self._document_of(occurrences)]
+        support = [one for one, mine in zip(occurrences, of_support, strict=True) if mine]
+        query = [one for one, mine in zip(occurrences, of_support, strict=True) if not mine]
+        return [*support[: shape.k_shot], *query[: shape.q_query]] if len(support) >= shape.k_shot else []
+
+    def _same_documents(self, occurrences: list[int], shape: TaskShape) -> list[int]:
+        by_document: dict[int, list[int]] = {}
+        for one, document in zip(occurrences, self._document_of(occurrences).tolist(), strict=True):
+            by_document.setdefault(document, []).append(one)
+        groups = [some for some in by_document.values() if len(some) > 1]
+        # by turns, the first of a document is of the support set and what follows of the query set, until one is full
+        support: list[int] = []
+        query: list[int] = []
+        for some in groups:
+            if len(support) < shape.k_shot:
+                support.append(some[0])
+                query += some[1 : 1 + -(-shape.q_query // shape.k_shot)]
+        spare = [one for some in groups for one in some if one not in support and one not in query]
+        used = set(self._document_of(support).tolist()) if support else set()
+        while len(support) < shape.k_shot and spare:
+            support.append(spare.pop())
+        for one in spare:
+            if len(query) < shape.q_query and int(self._document_of([one])[0]) in used:
+                query.append(one)
+        if len(support) < shape.k_shot or len(query) < shape.q_query:
+            return []
+        return [*support, *query[: shape.q_query]]
+
+    def _document_of(self, occurrences: list[int]) -> Integers:
+        positions = self._index.positions[np.array(occurrences, dtype=np.int64)]
+        return np.searchsorted(self._index.document_ends, positions, side="right")
+
+    def _free_contexts(self, words: Integers, shape: TaskShape, rng: np.random.Generator) -> list[list[int]]:
+        """Occurrences of each word, in random order; contexts hold no other word, and neither overlap nor are equal."""
+        enough = shape.per_class if self._documents == "any" else _OVERSAMPLING[self._documents] * shape.per_class
+        free: list[list[int]] = [[] for _ in words]
+        # of the contexts taken, which overlap nowhere: both are in order
+        taken_starts: list[int] = []
+        taken_ends: list[int] = []
+        seen: set[int] = set()
+        for occurrence, label, start, end, digest in self._candidates(words, shape, rng):
+            if len(free[label]) == enough or digest in seen:
+                continue
+            place = bisect_right(taken_starts, start)
+            if place and taken_ends[place - 1] > start:
+                continue
+            if place < len(taken_starts) and taken_starts[place] < end:
+                continue
+            taken_starts.insert(place, start)
+            taken_ends.insert(place, end)
+            seen.add(digest)
+            free[label].append(occurrence)
+        return free
+
+    def _candidates(
+        self, words: Integers, shape: TaskShape, rng: np.random.Generator
+    ) -> Iterator[tuple[int, int, int, int, int]]:
+        """(occurrence, label, start, end, digest once masked) of contexts that hold no other word of the task."""
+        index = self._index
+        drawn = [self._draw(int(word), shape.per_class, rng) for word in words]
+        occurrences = np.concatenate(drawn)
+        owner = np.repeat(np.arange(len(words)), [len(some) for some in drawn])
+        starts, ends = index.contexts(occurrences)
+        places = starts[:, None] + np.arange((ends - starts).max())
+        inside = places < ends[:, None]
+        places = np.minimum(places, len(index.tokens) - 1)
+        there = np.where(inside, index.words_at(places), -1)
+        has_other = (np.isin(there, words) & (there != words[owner][:, None])).any(axis=1)
+        has_other |= (np.isin(index.unmasked_words_at(places), words) & inside).any(axis=1)
+        alone = np.flatnonzero(~has_other)
+        if self._documents != "any":
+            # more are taken of a word than a task needs: by turns, so that a frequent word does not block a rare one
+            turn = np.concatenate([np.arange(len(some)) for some in drawn])
+            alone = alone[np.argsort(turn[alone], kind="stable")]
+        is_own = there == words[owner][:, None]
+        digests = _digests(
+            np.where(is_own, -1, index.tokens[places].astype(np.int64)),
+            kept=inside & (~is_own | index.begins_word(places)),
+        )
+        parts = (part[alone].tolist() for part in (occurrences, owner, starts, ends, digests))
+        return zip(*parts, strict=True)
+
+    def _draw(self, word: int, per_class: int, rng: np.random.Generator) -> Integers:
+        found = self._index.occurrences(word)
+        count = found.stop - found.start
+        wanted = min(count, _OVERSAMPLING[self._documents] * per_class)
+        return found.start + rng.choice(count, size=wanted, replace=False)
+
+
+def _digests(tokens: Integers, kept: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint64]:
+    """A polynomial hash of the tokens that are kept, for each row; equal rows have equal hashes."""
+    found = np.zeros(len(tokens), dtype=np.uint64)
+    for column, is_kept in zip(tokens.T, kept.T, strict=True):
+        found = np.where(is_kept, found * HASH_MULTIPLIER + (column + 2).astype(np.uint64), found)
+    return found

@@ -1,0 +1,1 @@
+"""Finds the words of a corpus and their contexts."""

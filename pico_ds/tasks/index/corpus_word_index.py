@@ -1,0 +1,155 @@
+"""Where the words of a token stream stand, and the context of each occurrence."""
+
+import numpy as np
+import numpy.typing as npt
+
+from pico_ds.config import SmlmtConfig
+from pico_ds.data.token_stream import TokenStream
+from pico_ds.tasks.index.class_words import ClassWords, find_word_runs
+from pico_ds.tasks.index.word_finding import TokenClasses
+
+Positions = npt.NDArray[np.int64]
+
+
+class WordIndex:
+    """Occurrences of every word of a stream, ordered by word, then by position.
+
+    Attributes:
+        tokens, document_ends: the stream; tokens are memory-mapped.
+        positions: `[n_occurrences]` first token of an occurrence.
+    """
+
+    def __init__(self, stream: TokenStream, lexicon: ClassWords, classes: TokenClasses, config: SmlmtConfig) -> None:
+        self.tokens, self.document_ends = stream.tokens, stream.document_ends
+        runs = find_word_runs(self.tokens, classes)
+        words = lexicon.look_up(runs.hashes)
+        n_tokens = len(self.tokens)
+
+        self._is_word_start = np.zeros(n_tokens, dtype=np.bool_)
+        self._is_word_start[runs.starts] = True
+        # every token knows its run, so that a word that a window would cut can be told from a whole one
+        run_of_token = np.cumsum(self._is_word_start) - 1
+        in_run = np.zeros(n_tokens + 1, dtype=np.int8)
+        np.add.at(in_run, runs.starts, 1)
+        np.add.at(in_run, runs.ends, -1)
+        inside = np.cumsum(in_run[:-1]) > 0
+        self._word_of_token = np.where(inside, words[np.maximum(run_of_token, 0)], np.int32(-1)).astype(np.int32)
+        self._continues_run = inside & ~self._is_word_start
+        self._inside_character = runs.inside_character
+
+        usable = runs.whole & (words >= 0) & (runs.ends - runs.starts <= config.context_tokens // 2)
+        order = np.argsort(words[usable], kind="stable")
+        occurrence_words = words[usable][order]
+        self.positions: Positions = runs.starts[usable][order]
+        self._span_starts, self._span_ends = self._bounds(occurrence_words, stream.document_ends, classes, config)
+        self._first = np.searchsorted(occurrence_words, np.arange(len(lexicon.words) + 1))
+
+    def occurrences(self, word: int) -> slice:
+        """Where the occurrences of a word stand in `positions`."""
+        return slice(int(self._first[word]), int(self._first[word + 1]))
+
+    def contexts(self, occurrences: Positions) -> tuple[Positions, Positions]:
+        """Bounds (the second exclusive) of the context of each occurrence."""
+        return self._span_starts[occurrences], self._span_ends[occurrences]
+
+    def words_at(self, places: Positions) -> npt.NDArray[np.int32]:
+        """The word that the token at each place is part of, -1 for none."""
+        return self._word_of_token[places]
+
+    def unmasked_words_at(self, places: Positions) -> npt.NDArray[np.int32]:
+        """-1: every form of a word is known."""
+        return np.full(places.shape, -1, dtype=np.int32)
+
+    def begins_word(self, places: Positions) -> npt.NDArray[np.bool_]:
+        """Whether the token at each place is the first of a word."""
+        return self._is_word_start[places]
+
+    def disjoint_contexts(self, words: Positions, at_least: int) -> npt.NDArray[np.bool_]:
+        """For each word, whether it has `at_least` contexts of which no two overlap (earliest end first)."""
+        found = self._first[words + 1] - self._first[words] >= at_least
+        # so that no more steps are taken than there are occurrences
+        begins, stops = self._first[words[found]], self._first[words[found] + 1]
+        # contexts of a word are ordered by start and, being of one length or sentences, by end: walk all words at once
+        here = begins.copy()
+        for _ in range(at_least - 1 if len(begins) else 0):
+            ends = self._span_ends[np.minimum(here, len(self.positions) - 1)]
+            here = np.where(here < stops, self._next_start(begins, stops, ends), stops)
+        found[found] = here < stops
+        return np.asarray(found)
+
+    def _next_start(self, begins: Positions, stops: Positions, ends: Positions) -> Positions:
+        found = np.empty_like(begins)
+        for i, (begin, stop, end) in enumerate(zip(begins.tolist(), stops.tolist(), ends.tolist(), strict=True)):
+            found[i] = begin + np.searchsorted(self._span_starts[begin:stop], end)
+        return found
+
+    def _bounds(
+        self,
+        words: npt.NDArray[np.int32],
+        document_ends: Positions,
+        classes: TokenClasses,
+        config: SmlmtConfig,
+    ) -> tuple[Positions, Positions]:
+        """Bounds of the context of every occurrence: inside its document (or sentence), cutting no word.
+
+        A context has `context_tokens` tokens once every occurrence of its word is one [MASK]: its length must not
+        tell how many tokens the word has.
+
+        Args:
+            words: word of each occurrence.
+        """
+        positions, length = self.positions, config.context_tokens
+        # a special token bounds a context on both sides: rows of a tokenized corpus may hold several documents
+        special = np.flatnonzero(classes.is_special[self.tokens])
+        bounds = np.union1d(document_ends, np.concatenate([special, special + 1]))
+        if config.context == "sentence":
+            bounds = np.union1d(bounds, self._sentence_ends(classes))
+        place = np.searchsorted(bounds, positions, side="right")
+        lower = np.concatenate([[0], bounds])[place]
+        upper = bounds[place]
+        removed = _RemovedTokens(self._word_of_token, self._continues_run)
+        # tokens that are left on each side of the [MASK], and how many of them the context takes
+        left = positions - lower - removed.count(words, lower, positions)
+        right = upper - positions - 1 - removed.count(words, positions, upper)
+        before = np.minimum(left, np.maximum(length // 2, length - 1 - right))
+        after = np.minimum(right, length - 1 - before)
+        starts, ends = positions - before, positions + 1 + after
+        while ((moved := positions - before - removed.count(words, starts, positions)) < starts).any():
+            starts = moved
+        while ((moved := positions + 1 + after + removed.count(words, positions, ends)) > ends).any():
+            ends = moved
+        continues = np.append(self._continues_run | self._inside_character, False)
+        # what is left of the word itself at the end is removed, too
+        word_of_token = np.append(self._word_of_token, np.int32(-1))
+        while (own := continues[ends] & (word_of_token[ends] == words) & (ends < upper)).any():
+            ends = ends + own
+        # move inwards past the parts of words that the bounds cut
+        while (cut := continues[starts]).any():
+            starts = starts + cut
+        while (cut := continues[ends]).any():
+            ends = ends - cut
+        return starts, ends
+
+    def _sentence_ends(self, classes: TokenClasses) -> Positions:
+        """Where sentences end (exclusive): after a full stop before a space, and at line breaks."""
+        tokens = self.tokens
+        following = np.append(classes.starts_with_space[tokens[1:]], True)
+        after_stop = classes.ends_sentence[tokens] & following
+        return np.flatnonzero(after_stop | classes.breaks_line[tokens]) + 1
+
+
+class _RemovedTokens:
+    """Counts the tokens that masking removes: all tokens of an occurrence of a word but the first."""
+
+    def __init__(self, word_of_token: npt.NDArray[np.int32], continues_run: npt.NDArray[np.bool_]) -> None:
+        places = np.flatnonzero(continues_run & (word_of_token >= 0))
+        self._width = len(word_of_token) + 1
+        self._keys = np.sort(self._key(word_of_token[places], places))
+
+    def count(self, words: npt.NDArray[np.int32], starts: Positions, ends: Positions) -> Positions:
+        """For each word, its removed tokens in [start, end)."""
+        first, last = (np.searchsorted(self._keys, self._key(words, places)) for places in (starts, ends))
+        return last - first
+
+    def _key(self, words: npt.NDArray[np.int32], places: Positions) -> Positions:
+        return words.astype(np.int64) * self._width + places

@@ -1,0 +1,309 @@
+"""Where the words of a pool of token rows stand: of words that are one token, found without a look at any text.
+
+A pool holds millions of tokens and is replaced as training goes, so its index must be small and quick to build. The
+index stores the positions of the words that may be classes, sorted by word (4 bytes each), and one byte of flags for
+every token. The bounds of contexts are computed for the few contexts that a task has.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pico_ds.config import SmlmtConfig
+from pico_ds.tasks.index.class_words import HASH_MULTIPLIER, MAX_WORD_TOKENS, WordSplit, word_split
+from pico_ds.tasks.index.word_boundaries import word_name
+from pico_ds.tasks.index.word_finding import (
+    CONTINUES_RUN,
+    GLUED_AFTER,
+    GLUED_BEFORE,
+    IN_RUN,
+    INSIDE_CHARACTER,
+    PURE,
+    SPACED,
+    SPECIAL,
+    TokenClasses,
+)
+
+Integers = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
+
+#: tokens that a thread looks at together
+_CHUNK_TOKENS = 2**18
+_THREADS = 2
+#: spellings of words by several tokens that are remembered
+_MAX_SPELLINGS = 2**18
+
+
+@dataclass(frozen=True)
+class TokenWords:
+    """The words that are one token of a vocabulary; tokens that differ in a space or in case are one word.
+
+    Attributes:
+        words: text of each, in alphabetical order.
+        word_of_token: `[vocab_size]` word of each token, -1 for none.
+        numbers: the place in `words` of each word.
+    """
+
+    words: tuple[str, ...]
+    word_of_token: npt.NDArray[np.int32]
+    classes: TokenClasses
+    numbers: dict[str, int]
+    #: word of runs of several tokens, by hash; -1 for none
+    _spellings: dict[int, int | None] = field(default_factory=dict)
+    _splits: dict[tuple[float, float, int], list[WordSplit]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, classes: TokenClasses) -> "TokenWords":
+        """Read the words off the entries of a vocabulary."""
+        names = [word_name(classes.text([number])) for number in range(len(classes.is_special))]
+        words = sorted({name for name in names if name is not None})
+        numbers = {word: number for number, word in enumerate(words)}
+        word_of_token = np.array([-1 if name is None else numbers[name] for name in names], dtype=np.int32)
+        return cls(tuple(words), word_of_token, classes, numbers)
+
+    def spelled(self, digests: npt.NDArray[np.uint64], tokens_of: Callable[[int], list[int]]) -> npt.NDArray[np.int32]:
+        """The word that each of several runs of tokens spells, such as a word in capitals; -1 for none.
+
+        Args:
+            digests: of the tokens of each run.
+            tokens_of: gives the tokens of a run by its place in `digests`.
+        """
+        keys = digests.tolist()
+        found = [self._spellings.get(key) for key in keys]
+        for place, word in enumerate(found):
+            if word is None:
+                name = word_name(self.classes.text(tokens_of(place)))
+                found[place] = -1 if name is None else self.numbers.get(name, -1)
+        if len(self._spellings) > _MAX_SPELLINGS:
+            self._spellings.clear()
+        self._spellings.update(zip(keys, found, strict=True))
+        return np.array(found, dtype=np.int32)
+
+    def of_split(self, split: WordSplit, config: SmlmtConfig, split_seed: int) -> Flags:
+        """Whether each word belongs to a split; worked out once for all pools."""
+        key = (config.validation_word_fraction, config.test_word_fraction, split_seed)
+        if key not in self._splits:
+            self._splits[key] = [word_split(word, config, split_seed) for word in self.words]
+        return np.array([split == one for one in self._splits[key]], dtype=np.bool_)
+
+
+@dataclass(frozen=True)
+class PoolLexicon:
+    """The words of a pool.
+
+    Attributes:
+        counts: `[n_words]` occurrences in the pool.
+    """
+
+    token_words: TokenWords
+    counts: Integers
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """Text of each word."""
+        return self.token_words.words
+
+    def class_words(self, split: WordSplit, config: SmlmtConfig, split_seed: int) -> Integers:
+        """Ids of the words that may be classes of a split: in the frequency range, and assigned by a keyed hash."""
+        in_range = (self.counts >= config.min_word_freq) & (self.counts <= config.max_word_freq)
+        return np.flatnonzero(in_range & self.token_words.of_split(split, config, split_seed))
+
+
+class TokenIndex:
+    """Occurrences of the words of a pool of rows, ordered by word, then by position.
+
+    Attributes:
+        tokens: `[n_tokens]`, the rows one after another.
+        document_ends: where documents, and rows, end (exclusive), in order.
+        positions: `[n_occurrences]` of words with a frequency from `min_word_freq` to `max_word_freq`.
+    """
+
+    def __init__(self, rows: npt.NDArray[Any], words: TokenWords, config: SmlmtConfig, threads: int = _THREADS) -> None:
+        """
+        Args:
+            rows: `[n_rows, tokens]`, of fewer than 2^32 tokens.
+        """
+        assert rows.size < 2**32, f"{rows.size} tokens in a pool"
+        self.tokens, self._width, self._words = rows.reshape(-1), rows.shape[1], words
+        self._length, self._by_sentence = config.context_tokens, config.context == "sentence"
+        per_chunk = max(1, _CHUNK_TOKENS // self._width)
+        chunks = [(first, rows[first : first + per_chunk]) for first in range(0, len(rows), per_chunk)]
+        self._flags = np.empty(rows.shape, dtype=np.uint8)
+        with ThreadPoolExecutor(threads, "index") as pool:
+            found = [*pool.map(lambda chunk: self._survey(*chunk), chunks)]
+            by_chunk = np.array([counts for counts, _, _ in found])
+            self.lexicon = PoolLexicon(words, by_chunk.sum(axis=0))
+            self.positions = self._sort(chunks, by_chunk, config, pool.map)
+        offsets = np.array([first * self._width for first, _ in chunks])
+        special, ends = (
+            np.concatenate([offset + part[which] for offset, part in zip(offsets, found, strict=True)])
+            for which in (1, 2)
+        )
+        row_ends = np.arange(1, len(rows) + 1) * self._width
+        self.document_ends = _merged(row_ends, special + 1)
+        # a special token bounds a context on both sides
+        self._bounds = _merged(self.document_ends, special, ends)
+
+    def occurrences(self, word: int) -> slice:
+        """Where the occurrences of a word stand in `positions`."""
+        return slice(int(self._first[word]), int(self._first[word + 1]))
+
+    def contexts(self, occurrences: Integers) -> tuple[Integers, Integers]:
+        """Bounds of the context of each occurrence: inside its document (or sentence), cutting no word."""
+        positions = self.positions[occurrences].astype(np.int64)
+        place = np.searchsorted(self._bounds, positions, side="right")
+        lower, upper = np.where(place > 0, self._bounds[place - 1], 0), self._bounds[place]
+        starts = np.maximum(lower, np.minimum(positions - self._length // 2, upper - self._length))
+        ends = np.minimum(starts + self._length, upper)
+        # move inwards past the parts of words that the bounds cut
+        while (cut := self._continues_word(starts)).any():
+            starts = starts + cut
+        while (cut := self._continues_word(ends)).any():
+            ends = ends - cut
+        return starts, ends
+
+    def words_at(self, places: Integers) -> npt.NDArray[np.int32]:
+        """The word that stands at each place, -1 where none of one token does."""
+        begins, goes_on = self._run_starts(places)
+        return np.where(begins & ~goes_on, self._words.word_of_token[self.tokens[places]], np.int32(-1))
+
+    def unmasked_words_at(self, places: Integers) -> npt.NDArray[np.int32]:
+        """The word that several tokens spell from each place on, such as a word in capitals; -1 for none."""
+        begins, goes_on = self._run_starts(places)
+        there = begins & goes_on
+        starts = places[there]
+        flags, last = self._flags.reshape(-1), len(self.tokens) - 1
+        digests, ends = np.zeros(len(starts), dtype=np.uint64), starts.copy()
+        rest = np.arange(len(starts))
+        for _ in range(MAX_WORD_TOKENS):
+            digests[rest] = digests[rest] * HASH_MULTIPLIER + self.tokens[ends[rest]] + 1
+            ends[rest] += 1
+            rest = rest[ends[rest] <= last]
+            rest = rest[(flags[ends[rest]] & CONTINUES_RUN) != 0]
+            if not len(rest):
+                break
+        digests, first, where = np.unique(digests, return_index=True, return_inverse=True)
+        spelled = self._words.spelled(digests, lambda one: self.tokens[starts[first[one]] : ends[first[one]]].tolist())
+        found = np.full(places.shape, -1, dtype=np.int32)
+        found[there] = spelled[where]
+        return found
+
+    def _run_starts(self, places: Integers) -> tuple[Flags, Flags]:
+        """Whether a run of letters begins at each place, and whether the token after the place continues one."""
+        flags, last = self._flags.reshape(-1), len(self.tokens) - 1
+        begins = (flags[places] & (IN_RUN | CONTINUES_RUN)) == IN_RUN
+        # the first token of a row continues none
+        return begins, (flags[np.minimum(places + 1, last)] & CONTINUES_RUN) != 0
+
+    def begins_word(self, places: Integers) -> Flags:
+        """Whether a word that `words_at` finds begins there: it has one token."""
+        return np.ones(places.shape, dtype=np.bool_)
+
+    def disjoint_contexts(self, words: Integers, at_least: int) -> Flags:
+        """For each word, whether it has `at_least` contexts of which no two overlap (earliest end first)."""
+        here, stops = self._first[words].copy(), self._first[words + 1]
+        # so that no more steps are taken than there are occurrences
+        alive = stops - here >= at_least
+        for _ in range(at_least - 1):
+            rest = np.flatnonzero(alive)
+            if not len(rest):
+                break
+            ends = self.contexts(here[rest])[1]
+            # the next occurrence nearly always stands behind the context; else the one after it
+            while len(rest):
+                here[rest] += 1
+                alive[rest] = here[rest] < stops[rest]
+                inside = alive[rest]
+                rest, ends = rest[inside], ends[inside]
+                overlaps = self.contexts(here[rest])[0] < ends
+                rest, ends = rest[overlaps], ends[overlaps]
+        return alive
+
+    def _survey(self, first: int, rows: npt.NDArray[Any]) -> tuple[Integers, Integers, Integers]:
+        """Occurrences of each word in a chunk, and places in it of special tokens and, if asked for, sentence ends.
+
+        Args:
+            first: row of the pool that the chunk begins with; its flags are stored from there.
+        """
+        words, classes = self._words, self._words.classes
+        flags = classes.token_flags(rows, at_edges=True)
+        self._flags[first : first + len(rows)] = flags
+        tokens = np.bincount(rows[self._usable(first, rows)], minlength=len(words.word_of_token))
+        named = words.word_of_token >= 0
+        counts = np.bincount(words.word_of_token[named], weights=tokens[named], minlength=len(words.words)).astype(
+            np.int64
+        )
+        special = np.flatnonzero(flags & SPECIAL)
+        if not self._by_sentence:
+            return counts, special, np.empty(0, dtype=np.int64)
+        spaced_next = np.ones(flags.shape, dtype=np.bool_)
+        spaced_next[:, :-1] = (flags[:, 1:] & SPACED) != 0
+        breaks = classes.breaks_line[rows]
+        return counts, special, np.flatnonzero((classes.ends_sentence[rows] & spaced_next) | breaks) + 1
+
+    def _usable(self, first: int, rows: npt.NDArray[Any]) -> Flags:
+        """Whether a whole word of one token stands at each place of a chunk, as `find_word_runs` decides it.
+
+        What stands before and behind a row is not known: a word there may be a part of one.
+        """
+        flags = self._flags[first : first + len(rows)]
+        goes_on = np.zeros(flags.shape, dtype=np.bool_)
+        goes_on[:, :-1] = (flags[:, 1:] & CONTINUES_RUN) != 0
+        alone = (flags & (IN_RUN | CONTINUES_RUN | PURE | GLUED_BEFORE | GLUED_AFTER)) == (IN_RUN | PURE)
+        return alone & ~goes_on & (self._words.word_of_token[rows] >= 0)
+
+    def _sort(
+        self,
+        chunks: list[tuple[int, npt.NDArray[Any]]],
+        by_chunk: Integers,
+        config: SmlmtConfig,
+        in_threads: Callable[..., Any],
+    ) -> npt.NDArray[np.uint32]:
+        """Positions of the words in the frequency range, by word: a counting sort, every chunk into its own places."""
+        counts = self.lexicon.counts
+        kept = (counts >= config.min_word_freq) & (counts <= config.max_word_freq)
+        self._first: Integers = np.concatenate([[0], np.cumsum(np.where(kept, counts, 0))])
+        before = np.cumsum(by_chunk, axis=0) - by_chunk
+        positions = np.empty(self._first[-1], dtype=np.uint32)
+        named = self._words.word_of_token >= 0
+        kept_token = np.zeros(len(named), dtype=np.bool_)
+        kept_token[named] = kept[self._words.word_of_token[named]]
+        # radix sort is for 16 bits
+        narrow = np.uint16 if len(kept) <= 2**16 else np.int32
+        word_of_token = np.where(kept_token, self._words.word_of_token, 0).astype(narrow)
+
+        def place(number: int) -> None:
+            first, rows = chunks[number]
+            usable = self._usable(first, rows) & kept_token[rows]
+            places = np.flatnonzero(usable)
+            words = word_of_token[rows.reshape(-1)[places]]
+            order = np.argsort(words, kind="stable")
+            words = words[order]
+            group = np.flatnonzero(np.concatenate([[True], words[1:] != words[:-1]])) if len(words) else places
+            rank = np.arange(len(words)) - np.repeat(group, np.diff(np.append(group, len(words))))
+            target = self._first[words] + before[number, words] + rank
+            positions[target] = places[order] + first * self._width
+
+        [*in_threads(place, range(len(chunks)))]
+        return positions
+
+    def _continues_word(self, places: Integers) -> Flags:
+        """Whether the token there goes on with the word, or the character, of the token before it."""
+        inside = np.minimum(places, len(self.tokens) - 1)
+        flags = self._flags.reshape(-1)[inside]
+        return (
+            (places < len(self.tokens))
+            & (places % self._width > 0)
+            & ((flags & (CONTINUES_RUN | INSIDE_CHARACTER)) != 0)
+        )
+
+
+def _merged(*ordered: Integers) -> Integers:
+    """Every place once, in order."""
+    # np.unique hashes, which takes many times as long as to merge what is in order
+    places = np.sort(np.concatenate(ordered), kind="stable")
+    return places[np.diff(places, prepend=-1) > 0]

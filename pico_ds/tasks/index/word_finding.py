@@ -1,0 +1,266 @@
+"""Where words stand among token ids.
+
+Words are found from ids alone, so that the same code serves text and corpora that come tokenized. Every entry of the
+vocabulary is classified once by its text (`TokenSurfaces`); `token_flags` then looks at each token with its neighbors.
+The rules are those of `pico_ds.tasks.index.word_boundaries`, token by token instead of character by character.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pico_ds.data.text.token_strings import SPECIAL_SURFACE, TokenSurfaces
+from pico_ds.data.text.tokenizer import TextTokenizer
+from pico_ds.tasks.index.word_boundaries import JOINER, LETTERS, MARK, SPACED_LETTERS, UNSPACED_LETTER, WORDLIKE
+
+Flags = npt.NDArray[np.bool_]
+Bits = npt.NDArray[np.uint32]
+
+# what a token is among its neighbors
+IN_RUN, CONTINUES_RUN, PURE, GLUED_BEFORE, GLUED_AFTER, SPACED, SPECIAL, INSIDE_CHARACTER = (
+    np.uint8(1 << bit) for bit in range(8)
+)
+
+# What an entry is, by its text alone: 8 bits that are true of it wherever it stands, 8 of its start and 8 of its end.
+# Those that are true wherever it stands are IN_RUN, PURE, SPACED, SPECIAL and INSIDE_CHARACTER, and:
+_MARK_FIRST = CONTINUES_RUN
+# Two tokens that follow each other are in contact where the end of the first and the start of the second share a bit.
+_RUN_ON = 1 << 0  # letters at the end, letters at the start: one run
+_WORDLIKE = 1 << 1  # two word-like characters: one segment
+_AFTER_JOINER = 1 << 2  # a joiner with a word-like character before it, a word-like character
+_BEFORE_JOINER = 1 << 3  # a word-like character, a joiner with a word-like character after it
+_INTO_JOINER = 1 << 4  # a word-like character, a token that is a joiner
+_OUT_OF_JOINER = 1 << 5  # a token that is a joiner, a word-like character
+_DOT_INITIAL = 1 << 6  # WordPiece: a dot, and a single letter
+_INITIAL_DOT = 1 << 7
+#: contact by one of these makes one segment of both sides
+_ONE_SEGMENT = _WORDLIKE | _AFTER_JOINER | _BEFORE_JOINER | _DOT_INITIAL | _INITIAL_DOT
+_START, _END = 8, 16  # first bit of the start, and of the end
+
+#: parts of characters that follow each other in more tokens than this are no text
+_MAX_PARTS = 8
+#: an unknown character, or a part that makes no character with its neighbors: it may stand for a letter or a joiner
+_ANYTHING = ((_WORDLIKE | _BEFORE_JOINER | _OUT_OF_JOINER) << _START) | (
+    (_WORDLIKE | _AFTER_JOINER | _INTO_JOINER) << _END
+)
+#: what joins WordPiece entries of which nobody knows whether a space stood between them
+_PIECE_JOINERS = frozenset("'’-‐‑")
+
+
+@dataclass(frozen=True)
+class TokenClasses:
+    """The entries of a vocabulary, classified.
+
+    Attributes:
+        surfaces: text of each entry.
+        is_special: `[vocab_size]` masks, padding and ends of text, which bound contexts.
+        ends_sentence, breaks_line: `[vocab_size]`
+        starts_with_space: `[vocab_size]` or with a piece of WordPiece.
+    """
+
+    surfaces: TokenSurfaces
+    is_special: Flags
+    ends_sentence: Flags
+    breaks_line: Flags
+    starts_with_space: Flags
+    _bits: Bits
+    #: of tokens that hold parts of characters and stand together: bits of each, and whether they are one joiner
+    _together: dict[tuple[int, ...], tuple[list[int], bool]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, tokenizer: TextTokenizer) -> "TokenClasses":
+        """Classify every entry.
+
+        Raises:
+            DataError: a tokenizer of a kind whose entries cannot be read.
+        """
+        surfaces, size = TokenSurfaces.of(tokenizer.backend), tokenizer.vocab_size
+        texts = [surface.decode(errors="replace") for surface in surfaces.surfaces]
+        is_special = np.zeros(size, dtype=np.bool_)
+        is_special[[tokenizer.mask_id, tokenizer.pad_id, tokenizer.end_of_text_id]] = True
+        bits = np.zeros(size, dtype=np.uint32)
+        for number, (text, surface) in enumerate(zip(texts, surfaces.surfaces, strict=True)):
+            if is_special[number]:
+                bits[number] = SPECIAL | SPACED
+            elif number == surfaces.unknown_id:
+                bits[number] = _ANYTHING
+            elif surface != SPECIAL_SURFACE:
+                bits[number] = _classify(text, surfaces.begins_piece[number]) if _is_text(surface) else _ANYTHING
+            if surface[:1] and 0x80 <= surface[0] < 0xC0:
+                bits[number] |= INSIDE_CHARACTER
+        spaced = np.array([text[:1].isspace() for text in texts]) | np.array(surfaces.begins_piece)
+        return cls(
+            surfaces,
+            is_special,
+            ends_sentence=np.array([text.rstrip("\"'”’)] ").endswith((".", "!", "?")) for text in texts]),
+            breaks_line=np.array(["\n" in text for text in texts]) | is_special,
+            starts_with_space=spaced | is_special,
+            _bits=bits,
+        )
+
+    def text(self, ids: list[int]) -> str:
+        """The text of token ids, as it stands in the vocabulary."""
+        return b"".join(self.surfaces.surfaces[number] for number in ids).decode(errors="replace")
+
+    def token_flags(self, rows: npt.NDArray[Any], at_edges: bool) -> npt.NDArray[np.uint8]:
+        """What each token is among its neighbors, in bits.
+
+        IN_RUN: holds letters; CONTINUES_RUN: of the same run as those of the token before it; PURE: nothing but
+        letters, and a space before them; GLUED_BEFORE, GLUED_AFTER: a run that begins (ends) here is a part of a longer
+        segment, such as "don't", "U.S" or "20th"; SPACED: a space stands before it; SPECIAL: bounds contexts;
+        INSIDE_CHARACTER: goes on with the character of the token before it.
+
+        Args:
+            rows: `[n_rows, n_tokens]` token ids.
+            at_edges: what stands beyond the ends of a row is not known, and may be glued to it.
+
+        Returns:
+            `[n_rows, n_tokens]`
+        """
+        bits = self._bits[rows]
+        parts = (bits & INSIDE_CHARACTER) != 0
+        joiners = self._put_characters_together(rows, bits, parts) if parts.any() else None
+        # between each token and the one before it; none before the first
+        contact = np.zeros(bits.shape, dtype=np.uint8)
+        contact[:, 1:] = (bits[:, :-1] >> _END) & (bits[:, 1:] >> _START)
+        continues = (contact & _RUN_ON) != 0
+        glued = ((contact & _ONE_SEGMENT) != 0) & ~continues
+        # a joiner with a word-like character on each side makes one segment of all three
+        into, out = (contact & _INTO_JOINER) != 0, (contact & _OUT_OF_JOINER) != 0
+        joined = into[:, :-1] & out[:, 1:]
+        glued[:, :-1] |= joined
+        glued[:, 1:] |= joined
+        if joiners is not None:
+            row, start, end = joiners[joiners[:, 2] < bits.shape[1]].T
+            between = into[row, start] & out[row, end]
+            glued[row[between], start[between]] = glued[row[between], end[between]] = True
+
+        flags = bits.astype(np.uint8)
+        starts_with_mark = (flags & _MARK_FIRST) != 0
+        flags &= ~_MARK_FIRST
+        flags |= continues * CONTINUES_RUN
+        flags[:, :-1] |= glued[:, 1:] * GLUED_AFTER
+        glued |= starts_with_mark & ~continues
+        if at_edges:
+            glued[:, 0] |= (flags[:, 0] & SPACED) == 0
+            flags[:, -1] |= GLUED_AFTER
+        flags |= glued * GLUED_BEFORE
+        return flags
+
+    def _put_characters_together(self, rows: npt.NDArray[Any], bits: Bits, parts: Flags) -> npt.NDArray[np.int64]:
+        """Classify tokens that share a character by the characters that they make together.
+
+        Args:
+            bits: of each token; changed in place.
+            parts: whether a token begins with a part of the character before it.
+
+        Returns:
+            (row, first token, token behind the last) of those that are one joiner, such as ’.
+        """
+        joined: list[npt.NDArray[np.int64]] = []
+        begins = ~parts & _next(parts)
+        begins[:, 0] |= parts[:, 0]
+        where_rows, firsts = np.nonzero(begins)
+        lengths = np.ones(len(firsts), dtype=np.int64)
+        for length in range(1, _MAX_PARTS):
+            at = firsts + length
+            longer = (lengths == length) & (at < bits.shape[1])
+            longer[longer] = parts[where_rows[longer], at[longer]]
+            lengths += longer
+        for length in np.unique(lengths):
+            chosen = np.flatnonzero(lengths == length)
+            places = firsts[chosen, None] + np.arange(length)
+            ids = rows[where_rows[chosen, None], places].astype(np.int64)
+            unique, inverse = np.unique(ids, axis=0, return_inverse=True)
+            found = [self._of_parts(tuple(group)) for group in unique.tolist()]
+            table = np.array([group for group, _ in found], dtype=np.uint32)
+            bits[where_rows[chosen, None], places] = table[inverse.ravel()]
+            bits[where_rows[chosen, None], places[:, 1:]] |= np.uint32(INSIDE_CHARACTER)
+            is_joiner = np.array([joins for _, joins in found])[inverse.ravel()]
+            these = chosen[is_joiner]
+            joined.append(np.stack([where_rows[these], firsts[these], firsts[these] + length], axis=1))
+        return np.concatenate(joined)
+
+    def _of_parts(self, ids: tuple[int, ...]) -> tuple[list[int], bool]:
+        if ids not in self._together:
+            self._together[ids] = self._read_parts([self.surfaces.surfaces[number] for number in ids])
+        return self._together[ids]
+
+    @staticmethod
+    def _read_parts(parts: list[bytes]) -> tuple[list[int], bool]:
+        whole = b"".join(parts)
+        if not _is_text(whole):
+            return [_ANYTHING] * len(parts), False
+        text = whole.decode()
+        if JOINER.fullmatch(text):
+            first, last = _INTO_JOINER << _START, _OUT_OF_JOINER << _END
+            return [first, *[0] * (len(parts) - 2), last], True
+        ends = np.cumsum([len(character.encode()) for character in text])
+        found, start = [], 0
+        for part in parts:
+            # all characters that have a byte in this token
+            first, last = np.searchsorted(ends, [start, start + len(part) - 1], side="right")
+            found.append(_classify(text[first : last + 1], begins_piece=False))
+            start += len(part)
+        return found, False
+
+
+def _classify(text: str, begins_piece: bool) -> int:
+    """Bits of a token whose characters are whole."""
+    runs = LETTERS.findall(text)
+    if begins_piece and UNSPACED_LETTER.match(text):
+        # tokenizers of this kind put spaces around Chinese characters themselves
+        begins_piece = False
+    one_run = len(runs) == 1
+    wordlike_first, wordlike_last = WORDLIKE.match(text), WORDLIKE.match(text[-1:])
+    is_joiner = JOINER.fullmatch(text) and (not begins_piece or text in _PIECE_JOINERS)
+    is_dot, is_initial = begins_piece and text == ".", begins_piece and len(text) == 1 and one_run
+    own = {
+        int(IN_RUN): one_run,
+        int(PURE): SPACED_LETTERS.fullmatch(text),
+        int(SPACED): text[:1].isspace(),
+        int(_MARK_FIRST): MARK.match(text),
+    }
+    start = {
+        _RUN_ON: one_run and LETTERS.match(text) and not begins_piece,
+        _WORDLIKE: wordlike_first and not begins_piece,
+        _AFTER_JOINER: wordlike_first,
+        _BEFORE_JOINER: JOINER.match(text) and WORDLIKE.match(text[1:]),
+        _INTO_JOINER: is_joiner,
+        _OUT_OF_JOINER: wordlike_first,
+        _DOT_INITIAL: is_initial,
+        _INITIAL_DOT: is_dot,
+    }
+    end = {
+        _RUN_ON: one_run and LETTERS.match(text[-1:]),
+        _WORDLIKE: wordlike_last,
+        _AFTER_JOINER: JOINER.match(text[-1:]) and WORDLIKE.match(text[-2:-1]),
+        _BEFORE_JOINER: wordlike_last,
+        _INTO_JOINER: wordlike_last,
+        _OUT_OF_JOINER: is_joiner,
+        _DOT_INITIAL: is_dot,
+        _INITIAL_DOT: is_initial,
+    }
+    return _packed(own) | _packed(start) << _START | _packed(end) << _END
+
+
+def _packed(holds: Mapping[int, object]) -> int:
+    return sum(bit for bit, is_so in holds.items() if is_so)
+
+
+def _is_text(surface: bytes) -> bool:
+    try:
+        surface.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _next(flags: Flags) -> Flags:
+    """The flag of the token after each token; False at the end of a row."""
+    shifted = np.zeros_like(flags)
+    shifted[:, :-1] = flags[:, 1:]
+    return shifted

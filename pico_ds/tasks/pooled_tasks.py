@@ -1,0 +1,60 @@
+"""Tasks of one pool of text after another."""
+
+from collections.abc import Callable
+from threading import Lock
+
+from pico_ds.config import Readout, SmlmtConfig
+from pico_ds.data.background_call import Background
+from pico_ds.tasks.episode import Episode
+from pico_ds.tasks.task_source import TaskSource
+
+
+class PooledTasks:
+    """Every `smlmt.pool_steps` steps the next pool, which is made in the background while the one before is in use."""
+
+    def __init__(self, make: Callable[[int], TaskSource], config: SmlmtConfig, last_step: int) -> None:
+        """
+        Args:
+            make: the tasks of pool `number`; a pure function of it.
+            last_step: of training, behind which no pool is made ahead.
+
+        Raises:
+            DataError, TaskError: the first pool cannot supply the tasks.
+        """
+        self._make, self._config, self._last = make, config, self._number_at(config, last_step)
+        self._pools: dict[int, Background[TaskSource]] = {}
+        self._lock = Lock()
+        self._first = self._pool(0)
+
+    @property
+    def readout(self) -> Readout:
+        """Where features are read."""
+        return self._first.readout
+
+    @property
+    def sequence_length(self) -> int:
+        """Positions of every context, padding included [tokens]."""
+        return self._first.sequence_length
+
+    def sample(self, step: int, index: int) -> Episode:
+        """Task `index` of outer step `step`; a pure function of (seed, step, index).
+
+        Raises:
+            DataError, TaskError: the pool of the step cannot be had, or cannot supply the tasks.
+        """
+        return self._pool(self._number_at(self._config, step)).sample(step, index)
+
+    @staticmethod
+    def _number_at(config: SmlmtConfig, step: int) -> int:
+        return max(0, step - config.warmup_steps) // config.pool_steps
+
+    def _pool(self, number: int) -> TaskSource:
+        with self._lock:
+            # the one before is forgotten, and with it its memory
+            wanted = [number] + ([number + 1] if number < self._last else [])
+            self._pools = {
+                one: self._pools.get(one) or Background(lambda one=one: self._make(one), f"pool {one}")  # type: ignore[misc]
+                for one in wanted
+            }
+            pool = self._pools[number]
+        return pool.result()

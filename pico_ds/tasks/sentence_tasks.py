@@ -1,0 +1,194 @@
+"""Tasks from sentences that a user gives: to tell masked words apart, or labels of whole sentences."""
+
+import re
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+
+import numpy as np
+import regex
+import torch
+
+from pico_ds.config import Readout, SmlmtConfig
+from pico_ds.config.validation import LAYOUT_EXTRA_TOKENS
+from pico_ds.data.keyed_random import digest64, keyed_rng
+from pico_ds.data.text.tokenizer import TextTokenizer
+from pico_ds.errors import TaskError
+from pico_ds.progress import progress, track
+from pico_ds.tasks.context_encoding import encode_context, name_tokens
+from pico_ds.tasks.episode import Contexts, Episode
+from pico_ds.tasks.sentence_files import OnConflict, Sentence, lower_case, occurrences_of, without_conflicts
+from pico_ds.tasks.task_shape import TaskShapes
+
+#: draws of classes before a task is given up
+_MAX_DRAWS = 1000
+_TOKENIZED_TOGETHER = 2000
+#: token ids, their number, and where features are read
+Row = tuple[torch.Tensor, int, int]
+
+
+def encode_sentences(
+    sentences: Sequence[Sentence],
+    tokenizer: TextTokenizer,
+    readout: Readout,
+    context_tokens: int,
+    on_conflict: OnConflict = "error",
+) -> dict[Sentence, Row]:
+    """Each sentence as the model gets it; of those of a class that are the same then, the first.
+
+    Raises:
+        TaskError: a sentence that holds a special token, or texts of several labels that are the same once they are
+            cut.
+    """
+    own = {tokenizer.mask_id, tokenizer.pad_id, tokenizer.end_of_text_id}
+    added = tokenizer.backend.get_added_tokens_decoder()
+    special = [token.content for number, token in added.items() if token.special or number in own]
+    any_special = regex.compile("|".join(map(re.escape, special)))
+    for sentence in sentences:
+        if held := any_special.search(sentence.text) or any_special.search(sentence.name):
+            raise TaskError(
+                f"{sentence.where}: holds {held.group()!r}, which is a special token of the tokenizer; write it "
+                "otherwise"
+            )
+    encoded = zip(sentences, _encode(sentences, tokenizer, context_tokens), strict=True)
+    rows: dict[Sentence, Row] = {}
+    seen: set[tuple[Hashable, str]] = set()
+    keys: dict[Sentence, bytes] = {}
+    for sentence, (tokens, place) in track(encoded, "laying out sentences", len(sentences)):
+        row = encode_context(tokens, place, readout, context_tokens, tokenizer)
+        keys[sentence] = row[0].numpy().tobytes()
+        if (keys[sentence], sentence.name) not in seen:
+            seen.add((keys[sentence], sentence.name))
+            rows[sentence] = row
+    what = f"the same text once it is cut to smlmt.context_tokens = {context_tokens}, which --max_tokens raises"
+    kept = without_conflicts(rows, keys.__getitem__, what, on_conflict)
+    return {sentence: rows[sentence] for sentence in kept}
+
+
+def _encode(
+    sentences: Sequence[Sentence], tokenizer: TextTokenizer, context_tokens: int
+) -> Iterator[tuple[list[int], int]]:
+    """Token ids with every occurrence masked, and the place of the [MASK] that features are read at."""
+    pieces = [
+        [sentence.text] if sentence.kind == "label" else occurrences_of(sentence.name).split(sentence.text)
+        for sentence in sentences
+    ]
+    encoded: list[list[int]] = []
+    with progress("tokenizing sentences", len(pieces)) as work:
+        for start in range(0, len(pieces), _TOKENIZED_TOGETHER):
+            some = pieces[start : start + _TOKENIZED_TOGETHER]
+            encoded += tokenizer.encode([piece for of_one in some for piece in of_one])
+            work.advance(len(some))
+    place = 0
+    for sentence, of_one in zip(sentences, pieces, strict=True):
+        tokens, *others = encoded[place : place + len(of_one)]
+        place += len(of_one)
+        if sentence.kind == "label":
+            tokens = tokens[: context_tokens - 1]
+            others = [[]]
+        mask_place = len(tokens)
+        for piece in others:
+            tokens = [*tokens, tokenizer.mask_id, *piece]
+        yield tokens, mask_place
+
+
+class SentenceTasks:
+    """Tasks over given sentences.
+
+    A task has n_way distinct classes and k_shot + q_query sentences of each. Where classes are words, no sentence of a
+    task holds a word of another of its classes, and every occurrence of its own is masked.
+    """
+
+    def __init__(
+        self,
+        sentences: Sequence[Sentence],
+        tokenizer: TextTokenizer,
+        config: SmlmtConfig,
+        seed: int,
+        readout: Readout | None = None,
+        name: str = "the sentences given",
+        rows: Mapping[Sentence, Row] | None = None,
+    ) -> None:
+        """
+        Args:
+            seed: key of the tasks.
+            readout: overrides `config.readout`.
+            name: of the sentences, for messages.
+            rows: what `encode_sentences` gave, where several shapes of tasks share it.
+
+        Raises:
+            TaskError: fewer than n_way classes with k_shot + q_query sentences, a sentence that holds a special token,
+                or texts of two labels that are the same once they are cut.
+        """
+        self.readout: Readout = readout or config.readout
+        self.sequence_length = config.context_tokens + LAYOUT_EXTRA_TOKENS
+        self.shapes = TaskShapes(config, seed)
+        self._key, self._name = ("sentences", seed), name
+        laid_out = rows
+        if laid_out is None:
+            laid_out = encode_sentences(sentences, tokenizer, self.readout, config.context_tokens)
+        by_class: dict[str, list[Sentence]] = {}
+        for sentence in laid_out:
+            by_class.setdefault(sentence.name, []).append(sentence)
+        needed, n_way = self.shapes.largest.per_class, self.shapes.largest.n_way
+        self.classes = sorted(name for name, members in by_class.items() if len(members) >= needed)
+        if len(self.classes) < n_way:
+            some = [f"{label} {len(members)}" for label, members in sorted(by_class.items())]
+            counts = ", ".join([*some[:8], *(["..."] if some[8:] else [])])
+            raise TaskError(
+                f"{name}: {len(self.classes)} classes have smlmt.k_shot + smlmt.q_query = {needed} different "
+                f"sentences, but smlmt.n_way is {n_way} (sentences by class: {counts}); "
+                "give more sentences, or lower n_way, k_shot or q_query"
+            )
+        chosen = [sentence for name in self.classes for sentence in by_class[name]]
+        self._first = np.cumsum([0, *(len(by_class[name]) for name in self.classes)])
+        ids, lengths, places = zip(*(laid_out[sentence] for sentence in chosen), strict=True)
+        self._ids, self._lengths, self._readout_index = torch.stack(ids), torch.tensor(lengths), torch.tensor(places)
+        self._word_tokens = name_tokens(self.classes, tokenizer)
+        self._others = self._words_within(chosen)
+
+    def _words_within(self, sentences: Sequence[Sentence]) -> list[frozenset[int]] | None:
+        """For each sentence the classes whose words stand in it beside its own; None if classes are labels."""
+        place = {name: i for i, name in enumerate(self.classes)}
+        if sentences[0].kind == "label":
+            return None
+        any_class = regex.compile("|".join(occurrences_of(name).pattern for name in self.classes), regex.IGNORECASE)
+        # a few letters that match in any case have another lower case, such as the long s: no class is named so
+        named = [{lower_case(word.strip()) for word in any_class.findall(one.text)} for one in sentences]
+        found = [{place[word] for word in words if word in place} for words in named]
+        return [frozenset(words - {place[one.name]}) for words, one in zip(found, sentences, strict=True)]
+
+    def sample(self, step: int, index: int) -> Episode:
+        """Task `index` of outer step `step`; a pure function of (seed, step, index).
+
+        Raises:
+            TaskError: no draw of classes gave enough sentences that hold the word of one of them alone.
+        """
+        rng, shape = keyed_rng(*self._key, step, index), self.shapes.at(step, index)
+        for _ in range(_MAX_DRAWS):
+            classes = rng.choice(len(self.classes), size=shape.n_way, replace=False)
+            chosen = [self._draw(int(label), set(classes.tolist()), rng)[: shape.per_class] for label in classes]
+            if all(len(some) == shape.per_class for some in chosen):
+                places = torch.from_numpy(np.stack(chosen))
+                return Episode(
+                    self._contexts(places[:, : shape.k_shot]),
+                    self._contexts(places[:, shape.k_shot :]),
+                    words=tuple(self.classes[label] for label in classes),
+                    word_tokens=self._word_tokens[torch.from_numpy(classes)],
+                    keys=(digest64("device", *self._key, step, index),),
+                )
+        raise TaskError(
+            f"{self._name}: no {shape.n_way} words with {shape.per_class} sentences free of each other were found in "
+            f"{_MAX_DRAWS} draws; give sentences that hold fewer of the words, or lower smlmt.n_way, k_shot or q_query"
+        )
+
+    def _draw(self, label: int, classes: set[int], rng: np.random.Generator) -> np.ndarray:
+        """The sentences of a class that hold no word of another, in random order."""
+        mine = np.arange(self._first[label], self._first[label + 1])
+        if self._others is not None:
+            mine = mine[np.array([not self._others[place] & classes for place in mine], dtype=np.bool_)]
+        return rng.permutation(mine)
+
+    def _contexts(self, places: torch.Tensor) -> Contexts:
+        n_way, per_class = places.shape
+        rows = places.flatten()
+        labels = torch.arange(n_way).repeat_interleave(per_class)
+        return Contexts(self._ids[rows], self._lengths[rows], self._readout_index[rows], labels)

@@ -1,0 +1,15 @@
+"""Which outer steps train on tasks."""
+
+from typing import Literal
+
+from pico_ds.config import RunConfig
+from pico_ds.data.keyed_random import keyed_uniform
+
+StepKind = Literal["meta", "ar"]
+
+
+def step_kind(step: int, config: RunConfig) -> StepKind:
+    """Whether outer step `step` trains on tasks; the same on every rank, from (seed, step) alone."""
+    if step < config.smlmt.warmup_steps:
+        return "ar"
+    return "meta" if keyed_uniform("step kind", config.training.seed, step) < config.meta_ratio else "ar"

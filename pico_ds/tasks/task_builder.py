@@ -1,0 +1,140 @@
+"""From a configuration and a corpus to tasks."""
+
+import logging
+from functools import cached_property
+from pathlib import Path
+
+from pico_ds.config import Readout, RunConfig, SmlmtConfig
+from pico_ds.data.corpus import Corpus
+from pico_ds.errors import TaskError
+from pico_ds.tasks.context_sampling import Documents
+from pico_ds.tasks.index.class_words import WordSplit
+from pico_ds.tasks.index.indexed_text import Text, texts_of
+from pico_ds.tasks.pooled_tasks import PooledTasks
+from pico_ds.tasks.sentence_files import Sentence, read_sentences
+from pico_ds.tasks.sentence_tasks import SentenceTasks
+from pico_ds.tasks.smlmt import SMLMT
+from pico_ds.tasks.task_shape import TaskShape
+from pico_ds.tasks.task_source import MixedTasks, TaskSource
+
+logger = logging.getLogger("pico_ds")
+
+#: pools without enough words that are passed over, one after another, before a run is ended
+_POOLS_PASSED_OVER = 3
+
+
+class TaskBuilder:
+    """Makes the tasks of a run; what several of them need is made once."""
+
+    def __init__(self, config: RunConfig, corpus: Corpus) -> None:
+        self._config, self._corpus = config, corpus
+        self.texts = texts_of(config, corpus)
+
+    @cached_property
+    def sentences(self) -> list[Sentence]:
+        """The user's own, if there are any."""
+        path = self._config.smlmt.inject.path
+        return [] if path is None else read_sentences(Path(path))
+
+    def training(self, readout: Readout | None = None) -> TaskSource:
+        """Tasks of training words in training documents, mixed with those of `smlmt.inject`.
+
+        Raises:
+            TaskError: a corpus, or sentences, that cannot supply the tasks.
+        """
+        smlmt = self._config.smlmt
+        if self.texts.is_pooled:
+            last = self._config.training.max_steps - 1
+            tasks: TaskSource = PooledTasks(lambda number: self._of_pool(number, readout), smlmt, last)
+        else:
+            tasks = self.training_words(0, readout)
+        injected = self.injected(readout)
+        return MixedTasks(tasks, injected, smlmt.inject.ratio, self._config.training.seed) if injected else tasks
+
+    def training_words(self, number: int, readout: Readout | None = None) -> SMLMT:
+        """Tasks of training words in one text of training documents.
+
+        Raises:
+            TaskError: a text that cannot supply the tasks.
+        """
+        smlmt = self._config.smlmt
+        tasks = self._smlmt(self.texts.training(number), smlmt, "train", self._config.training.seed, readout, "any")
+        # a task that cannot be drawn is an error now, not at the first meta step
+        tasks.sample(smlmt.warmup_steps + smlmt.curriculum_steps, index=0)
+        return tasks
+
+    def injected(self, readout: Readout | None = None) -> SentenceTasks | None:
+        """Tasks of the sentences of `smlmt.inject`, if there are any.
+
+        Raises:
+            TaskError: sentences that cannot supply the tasks.
+        """
+        if not self.sentences:
+            return None
+        smlmt, seed = self._config.smlmt, self._config.training.seed
+        tasks = SentenceTasks(self.sentences, self._corpus.tokenizer, smlmt, seed, readout, name=str(smlmt.inject.path))
+        tasks.sample(step=0, index=0)
+        return tasks
+
+    def held_out(
+        self,
+        split: WordSplit,
+        readout: Readout | None = None,
+        shape: TaskShape | None = None,
+        documents: Documents = "any",
+    ) -> SMLMT:
+        """Tasks of held-out words in held-out documents; keyed by data.split_seed, so that every run is judged alike.
+
+        Words are drawn uniformly.
+
+        Args:
+            shape: the largest of the training tasks when left out.
+
+        Raises:
+            TaskError: a corpus that cannot supply the tasks.
+        """
+        seed = self._config.data.split_seed
+        return self._smlmt(self.texts.held_out, judged(self._config.smlmt, shape), split, seed, readout, documents)
+
+    def injected_held_out_words(self, split: WordSplit) -> list[str]:
+        """Words of a held-out split that are classes of injected tasks."""
+        if not self.sentences or self.sentences[0].kind == "label":
+            return []
+        vocabulary = self.texts.held_out.vocabulary
+        words = vocabulary.class_words(split, self._config.smlmt, self._config.data.split_seed)
+        return sorted({vocabulary.words[word] for word in words} & {sentence.name for sentence in self.sentences})
+
+    def _of_pool(self, number: int, readout: Readout | None) -> SMLMT:
+        """Tasks of a pool; a run that has come far is not ended by one odd shard, but takes what follows it."""
+        for other in range(number, number + _POOLS_PASSED_OVER if number else 0):
+            try:
+                return self.training_words(other, readout)
+            except TaskError as error:
+                logger.warning("warning: pool %d of tasks is passed over: %s", other, error)
+        return self.training_words(number + _POOLS_PASSED_OVER if number else 0, readout)
+
+    def _smlmt(
+        self,
+        text: Text,
+        smlmt: SmlmtConfig,
+        split: WordSplit,
+        seed: int,
+        readout: Readout | None,
+        documents: Documents,
+    ) -> SMLMT:
+        of_text = (text.index, text.vocabulary, self._corpus.tokenizer)
+        return SMLMT(*of_text, smlmt, split, self._config.data.split_seed, seed, readout, documents)
+
+
+def judged(smlmt: SmlmtConfig, shape: TaskShape | None = None) -> SmlmtConfig:
+    """The settings of held-out tasks: one shape, by default the largest of training, and words that are drawn alike."""
+    shape = shape or TaskShape(smlmt.n_ways[1], smlmt.k_shots[1], smlmt.q_query)
+    return smlmt.model_copy(
+        update={
+            "n_way": shape.n_way,
+            "k_shot": shape.k_shot,
+            "q_query": shape.q_query,
+            "class_sampling": "uniform",
+            "curriculum_steps": 0,
+        }
+    )

@@ -1,0 +1,127 @@
+"""Metrics to the trackers, a line to the log, a bar to the terminal."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from pico_ds.model.flops import peak_flops
+from pico_ds.monitoring.run_log import logger
+from pico_ds.monitoring.trackers import Tracker
+from pico_ds.training.callbacks.base import Callback
+from pico_ds.training.step_metrics import StepMetrics, Window, peak_memory_gib
+
+if TYPE_CHECKING:
+    from pico_ds.training.trainer import Trainer
+
+
+class MetricsLog(Callback):
+    """Every `monitoring.log_every_n_steps`: the means since the last line. Rank 0 only."""
+
+    def __init__(self, trackers: list[Tracker], every_n_steps: int) -> None:
+        self.trackers, self._every = trackers, every_n_steps
+        self._window = Window()
+        #: step by number, not in the window yet
+        self._unread: dict[int, StepMetrics] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The window that is open."""
+        self._read_until(None)
+        return asdict(self._window)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with the window that was open."""
+        known = Window.__dataclass_fields__
+        self._window = Window(**{name: value for name, value in state.items() if name in known})
+
+    def on_step_end(self, trainer: Trainer, metrics: StepMetrics) -> None:
+        """Take in the steps that are settled; at the end of a window all of them, and write a line."""
+        state = trainer.state
+        # the newest step's outcome is not known yet, and is not waited for
+        self._read_until(state.step)
+        self._unread[state.step] = metrics
+        diverged = state.consecutive_skipped_steps >= trainer.config.training.max_consecutive_skipped_steps
+        if state.step % self._every and state.step != trainer.config.training.max_steps and not diverged:
+            return
+        self._read_until(None)
+        process = trainer.engine.process
+        peak = peak_flops(process.device)
+        summary = self._window.summary(None if peak is None else peak * process.world_size) | {
+            "peak_memory_gib": peak_memory_gib(process.device),
+            "rows": state.rows,
+            "tasks": state.tasks,
+            "tokens": state.tokens,
+            "skipped_steps": state.skipped_steps,
+        }
+        self._window = Window()
+        for tracker in self.trackers:
+            tracker.log(state.step, summary)
+        logger.info("step %d/%d  %s", state.step, trainer.config.training.max_steps, _headline(summary))
+
+    def _read_until(self, step: int | None) -> None:
+        for number in [number for number in self._unread if step is None or number < step]:
+            metrics = self._unread.pop(number)
+            self._window.add(metrics)
+            if not metrics.reduced.applied:
+                logger.warning("step %d skipped: the loss or gradient is not finite", number)
+
+    def on_exit(self) -> None:
+        """Close the trackers."""
+        for tracker in self.trackers:
+            tracker.close()
+
+
+class ProgressBar(Callback):
+    """A bar with the time left, on a terminal. Rank 0 only."""
+
+    def __init__(self, console: Console) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+
+    def on_train_start(self, trainer: Trainer) -> None:
+        """Show the bar."""
+        total, completed = trainer.config.training.max_steps, trainer.state.step
+        self._task = self._progress.add_task("training", total=total, completed=completed)
+        self._progress.start()
+
+    def on_step_end(self, trainer: Trainer, metrics: StepMetrics) -> None:
+        """Move the bar."""
+        self._progress.update(self._task, completed=trainer.state.step, description=f"{metrics.kind:>4} step")
+
+    def on_exit(self) -> None:
+        """Take the bar away."""
+        self._progress.stop()
+
+
+class FirstStepClock(Callback):
+    """Says how long it took from the command to the first step. Rank 0 only."""
+
+    def __init__(self, started: float) -> None:
+        self._started: float | None = started
+
+    def on_step_end(self, trainer: Trainer, metrics: StepMetrics) -> None:
+        """Log once."""
+        if self._started is not None:
+            logger.info("first step done %.1f s after the start", time.time() - self._started)
+            self._started = None
+
+
+def _headline(summary: dict[str, Any]) -> str:
+    shown = {
+        "ar/loss": "ar loss {:.3f}",
+        "meta/query_loss": "query loss {:.3f}",
+        "meta/query_accuracy": "query accuracy {:.3f}",
+        "lr": "lr {:.2e}",
+        "tokens_per_second": "{:,.0f} tokens/s",
+    }
+    return "  ".join(form.format(summary[name]) for name, form in shown.items() if summary.get(name) is not None)

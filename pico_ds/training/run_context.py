@@ -1,0 +1,71 @@
+"""What the parts of one run share."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+
+from pico_ds.checkpoint.checkpoint_store import CheckpointStore
+from pico_ds.config import RunConfig
+from pico_ds.engine.distributed import Process
+from pico_ds.engine.meta_engine import MetaEngine
+from pico_ds.engine.optimizer_state import OptimizerState
+from pico_ds.faults.stop_signals import StopSignals
+from pico_ds.faults.watchdog import Watchdog
+from pico_ds.hub.hub_repository import HubRepository
+from pico_ds.runs.run_directory import RunDirectory
+from pico_ds.runs.run_lock import RunLock
+from pico_ds.tasks.smlmt import TASKS_VERSION
+from pico_ds.training.components import RunComponents
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """A run that is ready to be trained on this rank.
+
+    Attributes:
+        config_name: file name of the configuration.
+        started: when the command started [s since the epoch].
+        start_id: equal on every rank, different at every start of the job. It names partial checkpoints.
+        environment: hardware, versions and DeepSpeed settings.
+        repository: the hub repository to upload to, on rank 0 only.
+    """
+
+    config_name: str
+    started: float
+    start_id: int
+    components: RunComponents
+    engine: MetaEngine
+    optimizer_state: OptimizerState
+    lock: RunLock
+    store: CheckpointStore
+    environment: dict[str, Any]
+    repository: HubRepository | None
+    watchdog: Watchdog
+    signals: StopSignals
+    console: Console
+
+    @property
+    def config(self) -> RunConfig:
+        """The resolved configuration."""
+        return self.components.config
+
+    @property
+    def process(self) -> Process:
+        """This rank."""
+        return self.engine.process
+
+    @property
+    def run(self) -> RunDirectory:
+        """The run's files."""
+        return self.lock.run
+
+    @property
+    def corpus_identity(self) -> dict[str, Any]:
+        """What a resumed run must find unchanged in its corpus and its tasks."""
+        return {**self.components.corpus.identity(), "tasks": TASKS_VERSION}
+
+    def should_continue(self) -> bool:
+        """Whether training may continue on this rank. Also tells the watchdog that the rank makes progress."""
+        self.watchdog.beat()
+        return self.signals.received is None

@@ -1,0 +1,110 @@
+"""The table at the end of a run."""
+
+import shlex
+
+from rich.console import Console
+from rich.table import Table
+
+from pico_ds.config import RunConfig
+from pico_ds.evaluation.evaluator import EvaluationResult
+from pico_ds.evaluation.few_shot import Estimate
+from pico_ds.meta.initial_weights import initial_weights_name
+from pico_ds.runs.run_directory import RunDirectory
+from pico_ds.training.training_state import TrainingState
+
+
+def print_report(
+    console: Console,
+    config: RunConfig,
+    config_name: str,
+    results: dict[int, EvaluationResult],
+    state: TrainingState,
+    run: RunDirectory,
+    train_seconds: float,
+    world_size: int = 1,
+) -> None:
+    """Print what the run reached, where its files are, and what to run next."""
+    console.print()
+    console.print(results_table(config, results))
+    minutes, seconds = divmod(round(train_seconds), 60)
+    work = f"{state.step} outer steps ({state.tasks} tasks, {state.rows} rows) in {minutes} min {seconds:02d} s"
+    skipped = f", {state.skipped_steps} skipped" if state.skipped_steps else ""
+    console.print(f"{work}{skipped}")
+    checkpoint = run.checkpoints / f"step_{state.step}"
+    lines = [
+        "",
+        f"Files:    {run.path}/",
+        f"  weights   {checkpoint}  (AutoModelForCausalLM.from_pretrained(..., trust_remote_code=True))",
+        f"  metrics   {run.metrics}",
+        f"  results   {run.eval_results}",
+        f"  config    {run.training_config}",
+        "Next:",
+        *_next_commands(config, config_name, run, world_size),
+    ]
+    console.print("\n".join(lines), soft_wrap=True)
+
+
+def _next_commands(config: RunConfig, config_name: str, run: RunDirectory, world_size: int) -> list[str]:
+    compare = f"  compare         python scripts/compare.py {shlex.quote(str(run.path))} OTHER_RUN:READOUT"
+    if config_name != "demo.yaml":
+        return [compare]
+    # the run's own configuration has its overrides
+    arguments = f"scripts/train.py --config {shlex.quote(str(run.training_config))}"
+    if config.checkpointing.run_name is not None:
+        arguments += " checkpointing.run_name=null"
+    train = f"python {arguments}"
+    control = f"  the control     {train} smlmt.hybrid_ratio=0 'evaluation.readouts=[pre, fimpre, fim]'"
+    return [
+        f"  another seed    {train} training.seed={config.training.seed + 1}",
+        *([control] if config.meta_ratio > 0 else []),
+        compare,
+        *([f"  two ranks       torchrun --nproc_per_node 2 {arguments}"] if world_size == 1 else []),
+        "  a 1B plan       python scripts/train.py --config configs/pico-maml-1b.yaml --dry-run --world-size 8",
+    ]
+
+
+def results_table(config: RunConfig, results: dict[int, EvaluationResult]) -> Table:
+    """Validation loss and few-shot accuracy of every evaluation, a row for each readout."""
+    smlmt, settings = config.smlmt, config.evaluation
+    readouts = list(next(iter(results.values())).few_shot)
+    several = len(readouts) > 1
+    at = f", readout {readouts[0]}" if len(readouts) == 1 else ""
+    table = Table(
+        title=f"{smlmt.n_ways[1]}-way {smlmt.k_shots[1]}-shot accuracy on held-out {settings.word_split} words in "
+        f"held-out documents, {settings.n_tasks} tasks{at} [%, 95 % interval]",
+        title_justify="left",
+    )
+    table.add_column("model")
+    table.add_column("val. loss", justify="right", no_wrap=True)
+    judged = any(result.perplexity is not None for result in results.values())
+    if judged:
+        table.add_column("perplexity", justify="right", no_wrap=True)
+    if several:
+        table.add_column("readout", no_wrap=True)
+    for moment in ("before", f"after {settings.adaptation_steps} steps"):
+        table.add_column(moment, justify="right", no_wrap=True)
+    if readouts:
+        chance = f"{100 / smlmt.n_ways[1]:.1f}"
+        table.add_row("chance", "", *[""] * (judged + several), chance, chance)
+    for step in sorted(results):
+        result = results[step]
+        name, loss = _moment(step, config), "" if result.validation_loss is None else f"{result.validation_loss:.3f}"
+        found_perplexity = [f"{result.perplexity.total.perplexity:,.1f}" if result.perplexity else ""] * judged
+        if not readouts:
+            table.add_row(name, loss, *found_perplexity)
+        for readout, found in result.few_shot.items():
+            accuracies = [Estimate.of(values).percent() for values in (found.before, found.after)]
+            table.add_row(name, loss, *found_perplexity, *[readout] * several, *accuracies)
+            name, loss, found_perplexity = "", "", [""] * judged
+    return table
+
+
+def _moment(step: int, config: RunConfig) -> str:
+    smlmt, last = config.smlmt, config.training.max_steps
+    if step == 0:
+        return initial_weights_name(config)
+    if config.meta_ratio > 0 and step == smlmt.warmup_steps:
+        return f"after AR warm-up, step {step}"
+    if step == last:
+        return f"after {'meta-' if config.meta_ratio > 0 else 'AR '}training, step {step}"
+    return f"step {step}"

@@ -1,0 +1,160 @@
+"""Metrics of one outer step, equal on every rank, and their means over the steps between two log lines."""
+
+import math
+import resource
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from pico_ds.engine.distributed import Process
+from pico_ds.tasks.step_schedule import StepKind
+
+
+class ReducedMetrics:
+    """Metrics of one outer step, summed over ranks, on their way to the host.
+
+    One all-reduce carries the metrics of the step and the numbers that the hosts exchange. Nothing waits for the device
+    until `values`, `applied` or `host_sums` is read.
+    """
+
+    def __init__(self, contributions: Mapping[str, Tensor], host_values: Mapping[str, float], process: Process) -> None:
+        """Start the all-reduce. A collective.
+
+        Args:
+            contributions: this rank's part of each metric, scalars on the device.
+            host_values: numbers that the host of this rank sends to the others.
+        """
+        self._names, self._host_names = tuple(contributions), tuple(host_values)
+        packed = torch.stack([value.double() for value in contributions.values()])
+        host = process.pinned(torch.tensor(list(host_values.values()), dtype=torch.float64))
+        self._sums = process.sum_over_ranks(torch.cat([packed, host.to(packed.device, non_blocking=True)]))
+        self._copied: torch.cuda.Event | None = None
+
+    @property
+    def finite(self) -> Bool[Tensor, ""]:
+        """Whether every metric is finite. A NaN on one rank is a NaN in the sums of all ranks."""
+        return self._sums[: len(self._names)].isfinite().all()
+
+    def copy_to_host(self, gradient_norm: Float[Tensor, ""]) -> None:
+        """Add the norm of the outer gradient, and start the copy to the host."""
+        values = torch.cat([self._sums, gradient_norm.to(self._sums)[None]])
+        self._sums = values
+        if values.device.type == "cuda":
+            self._sums = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+            self._sums.copy_(values, non_blocking=True)
+            self._copied = torch.cuda.Event()
+            self._copied.record()
+
+    def wait(self) -> list[float]:
+        """Wait for the device, and return the numbers."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        return list(self._sums.tolist())
+
+    @cached_property
+    def _on_host(self) -> tuple[dict[str, float], dict[str, float]]:
+        *sums, norm = self.wait()
+        count = len(self._names)
+        metrics = dict(zip(self._names, sums[:count], strict=True)) | {"outer_gradient_norm": norm}
+        return metrics, dict(zip(self._host_names, sums[count:], strict=True))
+
+    @property
+    def values(self) -> dict[str, float]:
+        """Metrics by name, equal on every rank."""
+        return self._on_host[0]
+
+    @property
+    def applied(self) -> bool:
+        """Whether the optimizer took the step. It skips a step whose loss or gradient is not finite."""
+        return all(math.isfinite(value) for value in self.values.values())
+
+    @property
+    def host_sums(self) -> dict[str, float]:
+        """Sum over ranks of each of `host_values`."""
+        return self._on_host[1]
+
+
+@dataclass
+class StepMetrics:
+    """One outer step.
+
+    Attributes:
+        reduced: metrics of all ranks.
+        lr: of the step.
+        tokens, tasks, flops: work of all ranks.
+        data_wait_seconds: for which this rank waited for its data.
+        seconds: wall time of the step until it was settled, without what ran between; as the host runs ahead of the
+            device, a part of it may stand with the step before, and the sum over steps is right.
+    """
+
+    kind: StepKind
+    reduced: ReducedMetrics
+    lr: float
+    tokens: int
+    tasks: int
+    flops: float = 0.0
+    data_wait_seconds: float = 0.0
+    seconds: float = 0.0
+
+
+@dataclass
+class Window:
+    """Means of the metrics over the steps since the last log line; a metric is averaged over the steps that have it."""
+
+    values: dict[str, list[float]] = field(default_factory=dict)
+    steps: int = 0
+    lr: float | None = None
+    seconds: float = 0.0
+    meta_seconds: float = 0.0
+    tokens: int = 0
+    tasks: int = 0
+    flops: float = 0.0
+    data_wait_seconds: float = 0.0
+
+    def add(self, metrics: StepMetrics) -> None:
+        """Take in one step; waits for its outcome."""
+        for name, value in metrics.reduced.values.items():
+            # a metric that was never finite keeps its name
+            self.values.setdefault(name, []).extend([value] if math.isfinite(value) else [])
+        self.steps += 1
+        self.lr = metrics.lr
+        self.seconds += metrics.seconds
+        self.tokens += metrics.tokens
+        self.tasks += metrics.tasks
+        self.flops += metrics.flops
+        self.data_wait_seconds += metrics.data_wait_seconds
+        if metrics.kind == "meta":
+            self.meta_seconds += metrics.seconds
+
+    def summary(self, peak_flops: float | None = None) -> dict[str, Any]:
+        """Mean of each metric over its finite values, the last learning rate, and throughput over all ranks.
+
+        Args:
+            peak_flops: of all devices together [FLOP/s]; None where it is not known.
+        """
+        means: dict[str, Any] = {}
+        for name, values in self.values.items():
+            means[name] = sum(values) / len(values) if values else None
+        means["lr"] = self.lr
+        means["seconds_per_step"] = self.seconds / max(1, self.steps)
+        means["tokens_per_second"] = self.tokens / self.seconds if self.seconds else None
+        means["data_wait_fraction"] = self.data_wait_seconds / self.seconds if self.seconds else None
+        if peak_flops is not None and self.seconds:
+            means["model_flops_utilization"] = self.flops / self.seconds / peak_flops
+        if self.tasks:
+            means["tasks_per_second"] = self.tasks / self.meta_seconds
+        return means
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """Peak memory of this process: allocated on the GPU, else resident on the host [GiB]."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**30 if sys.platform == "darwin" else peak / 2**20

@@ -1,0 +1,198 @@
+"""This rank's share of one outer step: a gradient, and its contributions to the metrics."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pico_ds.config import RunConfig
+from pico_ds.data.rows import TrainingRows
+from pico_ds.engine.distributed import Process
+from pico_ds.meta.episode_model import accuracy, displacement, task_loss
+from pico_ds.meta.functional_model import FunctionalModel, Parameters
+from pico_ds.meta.gradient_sum import GradientSum
+from pico_ds.meta.language_model_gradient import add_language_model_gradient
+from pico_ds.meta.learners import EpisodeBatch, Learner, TaskOutcome
+from pico_ds.meta.task_batching import batched, tasks_per_batch
+from pico_ds.model.flops import context_flops, language_model_flops
+from pico_ds.model.meta_model import DECODER
+from pico_ds.tasks.episode import Contexts, Episode
+from pico_ds.tasks.step_schedule import StepKind
+from pico_ds.tasks.task_shape import TaskShapes
+from pico_ds.tasks.task_source import TaskSource
+from pico_ds.training.prefetch import Batch, Prefetcher
+
+#: metrics of every meta step; the query's are at the adapted weights
+_ALWAYS = ("meta/query_loss", "meta/query_accuracy")
+#: before and after adaptation, always of the same tasks; they cost two more forward passes and two more passes over the
+#: weights a task, so they are taken on some steps
+_MEASURED = (
+    "meta/inner_gradient_norm",
+    "meta/support_loss_before",
+    "meta/support_accuracy_before",
+    "meta/support_loss_after",
+    "meta/support_accuracy_after",
+    "meta/query_loss_before",
+    "meta/query_accuracy_before",
+    "meta/query_loss_after",
+    "meta/query_accuracy_after",
+    "meta/relative_displacement",
+)
+
+
+@dataclass
+class LocalStepResult:
+    """What one rank computed.
+
+    Attributes:
+        gradient: this rank's part of the outer gradient; the MEAN over ranks is the gradient of the mean loss.
+        contributions: this rank's part of each metric; the sum over ranks is the metric. The keys are the same on
+            every rank, whatever its share of the work.
+        tokens, tasks, rows: work of ALL ranks.
+        flops: of the model's mathematics, of ALL ranks.
+        data_wait_seconds: for which this rank waited for its data.
+    """
+
+    gradient: dict[str, Tensor]
+    contributions: dict[str, Tensor]
+    tokens: int
+    tasks: int
+    rows: int
+    flops: float
+    data_wait_seconds: float = 0.0
+
+
+class TrainStep:
+    """Computes this rank's share of an outer step of either kind."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        network: FunctionalModel,
+        learner: Learner,
+        rows: TrainingRows,
+        tasks: TaskSource | None,
+        process: Process,
+    ) -> None:
+        self._config, self._network, self._learner = config, network, learner
+        self._tasks, self._process = tasks, process
+        self._feed = Prefetcher(config, rows, tasks, process)
+        vocab_size = network.skeleton.decoder.de_embedding_proj.out_features
+        training, length = config.training, config.data.sequence_length
+        self._tasks_per_batch = tasks_per_batch(config, network.skeleton, on_gpu=process.device.type == "cuda")
+        #: of an autoregressive step of all ranks, and of one forward pass over one context
+        self._row_flops = language_model_flops(config.model, vocab_size, training.global_batch_size, length)
+        self._shapes = TaskShapes(config.smlmt, config.training.seed)
+        self._context_flops = context_flops(config.model, vocab_size, tasks.sequence_length) if tasks else 0.0
+
+    def compute(
+        self, kind: StepKind, theta: Parameters, step: int, first_row: int, measure: bool, by_layer: bool
+    ) -> LocalStepResult:
+        """The gradient at `theta` of step `step`.
+
+        Args:
+            first_row: global position of the step's first row.
+            measure: take the metrics that cost extra forward passes as well.
+            by_layer: take the weight norm and displacement of the layers of learning_dynamics as well.
+        """
+        batch, waited = self._feed.take(step, first_row)
+        if kind == "meta":
+            local = self._tasks_step(theta, batch, step, measure, by_layer)
+        else:
+            local = self._rows_step(theta, batch)
+        local.data_wait_seconds = waited
+        if by_layer:
+            for name, layer in self._layers(theta):
+                local.contributions[f"layers/weight_norm/{layer}"] = (
+                    theta[name].norm(dtype=torch.float32) / self._process.world_size
+                )
+        return local
+
+    def _rows_step(self, theta: Parameters, batch: Batch) -> LocalStepResult:
+        training = self._config.training
+        count, length = training.global_batch_size, self._config.data.sequence_length
+        assert batch.rows is not None
+        rows = batch.rows.to(self._process.device, non_blocking=True)
+        gradient, tokens = GradientSum(theta), count * length
+        loss_sum = add_language_model_gradient(
+            self._network,
+            theta,
+            rows,
+            gradient,
+            scale=self._process.world_size / tokens,
+            micro_batch_size=training.micro_batch_size,
+        )
+        return LocalStepResult(
+            gradient.result(), {"ar/loss": loss_sum / tokens}, tokens, tasks=0, rows=count, flops=self._row_flops
+        )
+
+    def _tasks_step(self, theta: Parameters, batch: Batch, step: int, measure: bool, by_layer: bool) -> LocalStepResult:
+        assert self._tasks is not None
+        config, process, meta_step = self._config.meta, self._process, step - self._config.smlmt.warmup_steps
+        n_tasks = config.tasks_per_step
+        gradient = GradientSum(theta)
+        names = [*_ALWAYS, *(_MEASURED if measure else ())]
+        names += [f"layers/displacement/{layer}" for _, layer in self._layers(theta)] if by_layer else []
+        totals = {name: torch.zeros((), device=process.device) for name in names}
+        episodes = [episode.to(process.device) for episode in batch.episodes]
+        for episode in batched(episodes, self._tasks_per_batch):
+            inputs = EpisodeBatch(self._network, theta, episode, self._tasks.readout, meta_step, measure or by_layer)
+            outcome = self._learner.add_gradient(inputs, gradient, scale=process.world_size / n_tasks)
+            query = _loss_and_accuracy(outcome.query_logits, episode.query)
+            found = dict(zip(_ALWAYS, query, strict=True))
+            if measure:
+                found |= self._measured(theta, episode, outcome, query)
+            if by_layer:
+                fast = outcome.adapted.fast
+                assert fast is not None
+                for name, layer in self._layers(fast):
+                    found[f"layers/displacement/{layer}"] = displacement({name: theta[name]}, {name: fast[name]})
+            for name, value in found.items():
+                totals[name] += value.expand(episode.n_tasks or 1).sum() / n_tasks
+            # the adapted weights of these tasks must not outlive them
+            del outcome, found
+        pass_counts = self._learner.pass_counts(meta_step)
+        support, query_contexts = self._shapes.contexts(step, n_tasks)
+        # a learner may leave the support set alone
+        looked_at = query_contexts + (support if pass_counts.support else 0)
+        return LocalStepResult(
+            gradient.result(),
+            totals,
+            tokens=looked_at * self._tasks.sequence_length,
+            tasks=n_tasks,
+            rows=0,
+            flops=self._context_flops * (support * pass_counts.support + query_contexts * pass_counts.query),
+        )
+
+    @torch.no_grad()
+    def _measured(
+        self, theta: Parameters, episode: Episode, outcome: TaskOutcome, query_after: tuple[Tensor, Tensor]
+    ) -> dict[str, Tensor]:
+        assert self._tasks is not None
+        adapted, head, readout = outcome.adapted, self._learner.head, self._tasks.readout
+        assert adapted.fast is not None
+        support_after = head.logits(adapted.head, self._network.features(adapted.leaves, episode.support, readout))
+        query_before = head.logits(adapted.initial_head, self._network.features(theta, episode.query, readout))
+        values = (
+            adapted.first_gradient_norm,
+            *_loss_and_accuracy(adapted.first_logits, episode.support),
+            *_loss_and_accuracy(support_after, episode.support),
+            *_loss_and_accuracy(query_before, episode.query),
+            *query_after,
+            displacement(theta, adapted.fast),
+        )
+        return dict(zip(_MEASURED, values, strict=True))
+
+    def _layers(self, parameters: Mapping[str, Tensor]) -> list[tuple[str, str]]:
+        """(parameter, module path) of the layers that learning_dynamics.layer_suffixes names."""
+        suffixes = tuple(f"{suffix}.weight" for suffix in self._config.learning_dynamics.layer_suffixes)
+        return [
+            (name, name.removeprefix(DECODER).removesuffix(".weight"))
+            for name in parameters
+            if name.startswith(DECODER) and name.endswith(suffixes)
+        ]
+
+
+def _loss_and_accuracy(logits: Tensor, contexts: Contexts) -> tuple[Tensor, Tensor]:
+    return task_loss(logits, contexts.labels), accuracy(logits, contexts)

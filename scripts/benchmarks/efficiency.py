@@ -1,0 +1,146 @@
+"""What the measured steps and collectives of several world sizes say: efficiencies, and a cost model of them."""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+from .cost_model import CostModel, Work, fit, ring, together
+from .scaling import COLLECTIVES, STEPS
+
+Row = dict[str, Any]
+
+EFFICIENCY, MODEL, NOTES = "scaling: efficiency", "scaling: cost model", "scaling: notes"
+_SERIES = ("scaling", "kind", "stage")
+
+
+def conclude(rows: list[Row], on_gpu: bool) -> list[Row]:
+    """The rows, what each says beside the others, cost models of all, and what a reader must know."""
+    steps = [row for row in rows if row["command"] == STEPS]
+    collectives = [row for row in rows if row["command"] == COLLECTIVES]
+    others = [row for row in rows if row["command"] not in (STEPS, COLLECTIVES)]
+    for row in steps:
+        row["ring_bytes"] = round(_ring_work(row).sent_bytes)
+    efficiencies = [_efficiency(row, steps, on_gpu) for row in steps]
+    timed, notes, models = [*collectives, *steps], _notes(steps), []
+    measured = [(work_of(row, on_gpu), seconds_of(row)) for row in timed]
+    if (model := _fit(_to_fit(measured), "seconds", notes)) is not None:
+        for row, (work, seconds) in zip([*collectives, *efficiencies], measured, strict=True):
+            predicted = model.seconds(work)
+            row |= {"model_seconds": predicted, "residual": seconds / predicted - 1}
+            row["fitted"] = (work, seconds) in _to_fit(measured)
+            if row["command"] == EFFICIENCY:
+                row["model_communication_share"] = model.communication_seconds(work) / predicted
+        models.append(_model_row(model, "seconds", [*collectives, *efficiencies], "residual"))
+    # a program beside the benchmark takes cores from it, but adds little to what it computes; nor do ranks that share
+    alone = (
+        [] if on_gpu else [(replace(work_of(row, on_gpu), crowding=1.0), row["cpu_seconds_per_rank"]) for row in steps]
+    )
+    if alone and (model := _fit(_to_fit(alone), "CPU seconds", notes)) is not None:
+        for row, (work, seconds) in zip(efficiencies, alone, strict=True):
+            row["cpu_residual"] = seconds / model.seconds(work) - 1
+        models.append(_model_row(model, "CPU seconds", efficiencies, "cpu_residual"))
+    said = [{"command": NOTES, "note": note} for note in notes]
+    return [*collectives, *steps, *efficiencies, *others, *models, *said]
+
+
+def _fit(measured: list[tuple[Work, float]], of: str, notes: list[str]) -> CostModel | None:
+    """None, and a note, where too little was measured."""
+    try:
+        return fit([work for work, _ in measured], [seconds for _, seconds in measured])
+    except ValueError as error:
+        notes.append(f"no cost model of {of}: {error}")
+        return None
+
+
+def _to_fit(measured: list[tuple[Work, float]]) -> list[tuple[Work, float]]:
+    """Of ranks with a core to themselves, if there are such; a step that stands for both kinds of scaling once."""
+    each = [one for i, one in enumerate(measured) if one not in measured[:i]]
+    return [(work, seconds) for work, seconds in each if work.crowding == 1] or each
+
+
+def seconds_of(row: Row) -> float:
+    """Measured, of a collective or a step."""
+    return float(row["seconds"] if row["command"] == COLLECTIVES else row["seconds_per_step"])
+
+
+def work_of(row: Row, on_gpu: bool) -> Work:
+    """Of a measured row; bytes are those that the kernel counted, where it did, and else those of the ring."""
+    crowding = 1.0 if on_gpu else _crowding(row)
+    if row["command"] == COLLECTIVES:
+        return replace(ring(row["collective"], row["payload_bytes"], row["ranks"]), crowding=crowding)
+    work = replace(_ring_work(row), crowding=crowding)
+    # a single rank has connections as well, of the launcher
+    return replace(work, sent_bytes=float(row["sent_bytes"])) if "sent_bytes" in row and row["ranks"] > 1 else work
+
+
+def _ring_work(row: Row) -> Work:
+    return together(
+        [ring(name, one["payload_bytes"], row["ranks"], one["calls"]) for name, one in row["collectives"].items()],
+        {row["kind"]: 1e9 * row["gflops_per_rank"]},
+    )
+
+
+def _efficiency(row: Row, steps: list[Row], on_gpu: bool) -> Row:
+    """Beside the fewest ranks of its series: seconds, CPU seconds, and what cores allow."""
+    series = [other for other in steps if all(row[key] == other[key] for key in _SERIES)]
+    first = min(series, key=lambda other: other["ranks"])
+    # of strong scaling every rank has less to do
+    share = first["ranks"] / row["ranks"] if row["scaling"] == "strong" else 1.0
+    return {
+        "command": EFFICIENCY,
+        **{key: row[key] for key in (*_SERIES, "ranks")},
+        "seconds_per_step": row["seconds_per_step"],
+        "tokens_per_second": row["tokens_per_step"] / row["seconds_per_step"],
+        "efficiency": share * first["seconds_per_step"] / row["seconds_per_step"],
+        "cores_allow": 1.0 if on_gpu else _crowding(first) / _crowding(row),
+        "cpu_efficiency": share * first["cpu_seconds_per_rank"] / row["cpu_seconds_per_rank"],
+    }
+
+
+def _crowding(row: Row) -> float:
+    return max(1.0, row["ranks"] / row["cores"])
+
+
+def _model_row(model: CostModel, of: str, rows: list[Row], residual: str) -> Row:
+    def worst(command: str, fitted: bool) -> float | None:
+        # all CPU seconds are fitted
+        of_command = [row for row in rows if row["command"] == command]
+        chosen = [row for row in of_command if (residual != "residual" or row["fitted"]) is fitted]
+        return max((abs(row[residual]) for row in chosen), default=None)
+
+    return {
+        "command": MODEL,
+        "of": of,
+        "latency_microseconds": 1e6 * model.latency_seconds,
+        # nothing was sent, or nothing that took time
+        "gb_per_second": model.bytes_per_second / 1e9 if math.isfinite(model.bytes_per_second) else None,
+        **{f"{kind}_gflops_per_second": rate / 1e9 for kind, rate in model.flops_per_second.items()},
+        "largest_residual_of_steps": worst(EFFICIENCY, True),
+        "largest_residual_of_collectives": worst(COLLECTIVES, True),
+        "of_steps_not_fitted": worst(EFFICIENCY, False),
+        "of_collectives_not_fitted": worst(COLLECTIVES, False),
+    }
+
+
+def _notes(steps: list[Row]) -> list[str]:
+    notes = []
+    crowded = sorted({row["ranks"] for row in steps if row["ranks"] > row["cores"]})
+    for ranks in crowded:
+        cores = next(row["cores"] for row in steps if row["ranks"] == ranks)
+        notes.append(
+            f"{ranks} ranks share {cores} cores: seconds and efficiency there measure how the machine is overbooked, "
+            "not how the software scales, which cannot exceed cores_allow; cpu_efficiency leaves the waiting out"
+        )
+    busy = max((row["others_cpu_share"] for row in steps), default=0.0)
+    if busy > 0.05:
+        notes.append(
+            f"other programs took up to {busy:.0%} of this machine's cores meanwhile: seconds and efficiency are "
+            "disturbed by that, CPU seconds and cpu_efficiency hardly"
+        )
+    more = sorted({row["stage"] for row in steps if row.get("sent_bytes", 0) > 1.05 * row["ring_bytes"] > 0})
+    if more:
+        notes.append(
+            f"stages {more}: more bytes were sent than a ring needs; gloo does a reduce-scatter as an all-reduce, and "
+            "the sums of metrics and of overflow checks are beside the ring's"
+        )
+    return notes

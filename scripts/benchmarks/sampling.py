@@ -1,0 +1,91 @@
+"""How fast tasks and rows are made, on one core."""
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pico_ds.config import parse_config
+from pico_ds.data.text.text_corpus import TextCorpus, open_text_corpus
+from pico_ds.tasks.index.class_words import ClassWords
+from pico_ds.tasks.index.corpus_word_index import WordIndex
+from pico_ds.tasks.index.word_finding import TokenClasses
+from pico_ds.tasks.smlmt import SMLMT
+
+_DOCUMENTS, _WORDS_PER_DOCUMENT, _VOCABULARY = 400, 1000, 3000
+
+
+def measure_sampling(directory: Path, seconds: float) -> list[dict[str, Any]]:
+    """Tasks, tokens and rows per second, for tasks of the demo and of the pico-maml family.
+
+    Args:
+        directory: for a corpus.
+        seconds: for which each is measured.
+    """
+    found = []
+    for name, shape in {
+        "5-way 5-shot, 16 tokens": "n_way: 5, k_shot: 5, q_query: 5, context_tokens: 16",
+        "32-way 4-shot, 63 tokens": "n_way: 32, k_shot: 4, q_query: 4, context_tokens: 63",
+    }.items():
+        corpus, tasks = random_tasks(directory, shape)
+        count, elapsed, tokens = 0, 0.0, 0
+        started = time.perf_counter()
+        while elapsed < seconds:
+            tokens += tasks.sample(0, count).n_tokens
+            count += 1
+            elapsed = time.perf_counter() - started
+        found.append({"what": name, "tasks_per_second": count / elapsed, "tokens_per_second": tokens / elapsed})
+    rows = corpus.training_rows(2048 if len(corpus.train.tokens) > 4096 else 128, seed=0)
+    position, elapsed, started = 0, 0.0, time.perf_counter()
+    while elapsed < seconds:
+        rows.take(position, 8)
+        position += 8
+        elapsed = time.perf_counter() - started
+    length = rows.sequence_length
+    found.append({"what": f"rows of {length} tokens", "tokens_per_second": position * length / elapsed})
+    return found
+
+
+def random_tasks(directory: Path, smlmt: str) -> tuple[TextCorpus, SMLMT]:
+    """Tasks over a corpus of random words whose frequencies fall as in text (Zipf).
+
+    Args:
+        smlmt: shape of the tasks, as in the configuration.
+    """
+    path = directory / "corpus.jsonl"
+    if not path.exists():
+        _write_corpus(path)
+    config = parse_config(
+        f"data: {{source: files, paths: [{path}], cache_dir: {directory}/cache}}\n"
+        f"smlmt: {{{smlmt}, min_word_freq: 20, max_word_freq: 3000}}"
+    )
+    corpus = open_text_corpus(config.data)
+    classes = TokenClasses.of(corpus.tokenizer)
+    lexicon = ClassWords.build(corpus.train, corpus.validation, classes)
+    index = WordIndex(corpus.train, lexicon, classes, config.smlmt)
+    return corpus, SMLMT(index, lexicon, corpus.tokenizer, config.smlmt, "train", split_seed=0, seed=0)
+
+
+def _write_corpus(path: Path) -> None:
+    rng = np.random.default_rng(0)
+    words = np.array([random_word(rank) for rank in range(_VOCABULARY)])
+    weights = 1 / np.arange(1, _VOCABULARY + 1)
+    partial = path.with_suffix(f".{os.getpid()}")
+    with partial.open("w") as file:
+        for _ in range(_DOCUMENTS):
+            text = " ".join(rng.choice(words, size=_WORDS_PER_DOCUMENT, p=weights / weights.sum()))
+            file.write(json.dumps({"text": text}) + "\n")
+    partial.replace(path)
+
+
+def random_word(rank: int) -> str:
+    """A pronounceable word; the more frequent the shorter."""
+    syllables = ""
+    number = rank + 1
+    while number:
+        number, left = divmod(number, 70)
+        syllables += "bcdfghjklmnpqr"[left // 5] + "aeiou"[left % 5]
+    return syllables

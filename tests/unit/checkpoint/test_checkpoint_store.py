@@ -1,0 +1,301 @@
+"""Checkpoints appear whole, and are removed only where that was asked for."""
+
+import errno
+import math
+import time
+from collections.abc import Collection
+from pathlib import Path
+
+import pytest
+import torch
+
+from pico_ds.checkpoint.checkpoint_index import STATE_DIRECTORY, Index
+from pico_ds.checkpoint.checkpoint_store import CheckpointStore
+from pico_ds.checkpoint.shard_reader import StateReader
+from pico_ds.config import CheckpointingConfig
+from pico_ds.errors import CheckpointError
+from tests.unit.checkpoint.conftest import PlayedState, a_saver, an_index, save, values_of
+
+
+def names(store: CheckpointStore) -> set[str]:
+    return {path.name for path in store.directory.iterdir()}
+
+
+def test_a_save_leaves_the_checkpoint_and_latest(store: CheckpointStore) -> None:
+    save(store, 2)
+    save(store, 10)
+    assert names(store) == {"step_2", "step_10", "latest"}
+    assert store.steps() == [2, 10]
+    assert (store.directory / "latest").read_text() == "step_10\n"
+
+
+def test_a_save_whose_other_shard_never_comes_is_not_published(store: CheckpointStore) -> None:
+    saver = a_saver(store, rank=0, world_size=2)
+    saver.start(an_index(4, 2))
+    saver._pending[0].result(timeout=10)
+    saver._abandoned.set()
+    with pytest.raises(CheckpointError, match="another rank's shard never came"):
+        saver.finish()
+    assert store.steps() == []
+    assert [path.name for path in store.cut_off()] == [".step_4.7.partial"]
+
+
+def test_what_changes_after_the_copy_is_not_saved(store: CheckpointStore) -> None:
+    saver = a_saver(store, rank=0, world_size=1)
+    saver.start(an_index(4, 1))
+    saver.pre_optim_step()
+    for tensors in saver._state.values.values():  # type: ignore[attr-defined]
+        for tensor in tensors.values():
+            tensor.fill_(math.nan)
+    saver.finish()
+    with StateReader(store.path(4)) as reader:
+        for kind, tensors in values_of().items():
+            for name, tensor in tensors.items():
+                assert torch.equal(reader.read_whole(name, kind), tensor)
+
+
+def test_a_failure_in_the_background_surfaces(store: CheckpointStore) -> None:
+    def fail(directory: Path, reader: StateReader) -> None:
+        raise CheckpointError("no space for the weights")
+
+    saver = a_saver(store, rank=0, world_size=1, complete=fail)
+    saver.start(an_index(4, 1))
+    saver._executor.shutdown(wait=True)
+    assert saver.failed
+    with pytest.raises(CheckpointError, match="no space for the weights"):
+        saver.finish()
+    assert store.steps() == []
+
+
+def test_what_could_not_be_copied_is_not_written(store: CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> torch.Tensor:
+        raise RuntimeError("the device is gone")
+
+    saver = a_saver(store, rank=0, world_size=1)
+    monkeypatch.setattr(saver._state, "read", fail)
+    saver.start(an_index(4, 1))
+    saver.pre_optim_step()  # on this rank alone an error here would leave the others waiting
+    saver.abandon()
+    assert saver.failed
+    with pytest.raises(RuntimeError, match="the device is gone"):
+        saver.raise_failure()
+    assert not store.directory.exists()
+
+
+def test_a_full_disk_beside_the_shards_is_named(store: CheckpointStore) -> None:
+    def fail(directory: Path, reader: StateReader) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(directory / "config.json"))
+
+    saver = a_saver(store, rank=0, world_size=1, complete=fail)
+    saver.start(an_index(4, 1))
+    with pytest.raises(CheckpointError, match=r"config\.json: cannot be written \(No space left on device\)"):
+        saver.finish()
+
+
+def test_a_failure_on_another_rank_is_said(store: CheckpointStore) -> None:
+    with pytest.raises(CheckpointError, match="another rank says why"):
+        a_saver(store, rank=0, world_size=1).raise_failure()
+
+
+def test_what_a_dead_launch_left_is_not_built_upon(store: CheckpointStore) -> None:
+    a_saver(store, rank=1, world_size=2, launch=5).start(an_index(4, 2))
+    saver = a_saver(store, rank=0, world_size=2, launch=6)
+    saver.start(an_index(4, 2))
+    saver._pending[0].result(timeout=10)
+    assert not (store.staging(4, 6) / STATE_DIRECTORY / "shard_1.receipt").exists()
+    saver._abandoned.set()
+    saver._executor.shutdown(wait=True)
+    assert store.steps() == []
+
+
+def test_a_checkpoint_in_the_way_is_moved_aside(store: CheckpointStore) -> None:
+    damaged = save(store, 4)
+    (damaged / STATE_DIRECTORY / "shard_0.safetensors").write_bytes(b"broken")
+    save(store, 4)
+    assert Index.read(store.path(4)).save_number == 2
+    aside = store.directory / "step_4.replaced-7"
+    assert (aside / STATE_DIRECTORY / "shard_0.safetensors").read_bytes() == b"broken"
+    assert store.steps() == [4]
+
+
+def retain(store: CheckpointStore, newest: int, protected: Collection[int] = (), **settings: object) -> None:
+    config = CheckpointingConfig.model_validate(settings)
+    store.retain(Index.read(store.path(newest)), config, launch=7, protected=protected)
+
+
+def test_nothing_is_removed_unless_asked(store: CheckpointStore) -> None:
+    for step in (1, 2, 3):
+        save(store, step)
+    store.staging(9, 5).mkdir()
+    before = names(store)
+    retain(store, 3)
+    assert names(store) == before
+
+
+def test_the_newest_and_the_multiples_stay_resumable(store: CheckpointStore) -> None:
+    for step in range(1, 8):
+        save(store, step)
+    retain(store, 7, keep_last_n=2, keep_every_n_steps=3)
+    assert store.steps() == [3, 6, 7]
+    assert names(store) == {"latest", *(f"step_{step}" for step in range(1, 8))}
+    assert {path.name for path in store.path(1).iterdir()} == {"config.json"}
+    assert store.cut_off() == []
+    assert Index.read(store.path(3)).step == 3
+
+
+def test_whole_checkpoints_go_where_weights_are_not_kept(store: CheckpointStore) -> None:
+    for step in (1, 2, 3):
+        save(store, step)
+    retain(store, 3, keep_last_n=1, keep_weights=False)
+    assert names(store) == {"step_3", "latest"}
+
+
+def test_what_was_cut_off_goes_with_what_is_not_kept(store: CheckpointStore) -> None:
+    save(store, 1)
+    for launch in (5, 7):
+        store.staging(9, launch).mkdir()
+    (store.directory / ".step_0.removed").mkdir()
+    (store.directory / ".step_0.removed" / "half").write_text("")
+    retain(store, 1, keep_last_n=1)
+    assert names(store) == {"step_1", "latest", store.staging(9, 7).name}
+
+
+def test_a_save_after_going_back_removes_its_own_line_alone(store: CheckpointStore) -> None:
+    """Steps 10 to 40; resumed from 10, then 20 anew: what was given up is not removed, nor counted."""
+    for step in (10, 20, 30, 40):
+        save(store, step)
+    save(store, 12, save_number=5, previous=1)
+    retain(store, 12, keep_last_n=2)
+    assert store.steps() == [10, 12, 20, 30, 40]
+    save(store, 14, save_number=6, previous=5)
+    retain(store, 14, keep_last_n=2)
+    assert store.steps() == [12, 14, 20, 30, 40]
+
+
+def test_a_damaged_checkpoint_that_was_skipped_does_not_push_out_a_sound_one(store: CheckpointStore) -> None:
+    for step in (2, 4, 6):
+        save(store, step)
+    shard = store.path(6) / STATE_DIRECTORY / "shard_0.safetensors"
+    shard.write_bytes(b"broken")
+    save(store, 5, save_number=4, previous=2)
+    retain(store, 5, keep_last_n=2)
+    assert store.steps() == [4, 5, 6]
+    assert shard.read_bytes() == b"broken"
+
+
+def test_what_the_run_was_resumed_from_stays(store: CheckpointStore) -> None:
+    for step in (2, 4, 6):
+        save(store, step)
+    retain(store, 6, keep_last_n=1, protected={1})
+    assert store.steps() == [2, 6]
+
+
+def test_a_replacement_that_was_cut_off_is_undone(store: CheckpointStore) -> None:
+    """The old checkpoint had been moved aside, and the machine died before the new one took its place."""
+    save(store, 4, seed=1)
+    aside = store.directory / "step_4.replaced-5"
+    store.path(4).rename(aside)
+    store.staging(4, 5).mkdir()
+    store.finish_replacements()
+    assert store.steps() == [4]
+    with StateReader(store.path(4)) as reader:
+        assert torch.equal(reader.read_whole("head.bias", "master"), values_of(1)["master"]["head.bias"])
+    save(store, 4, launch=9)
+    store.finish_replacements()
+    assert {"step_4", "step_4.replaced-9"} <= names(store)
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_gap_in_the_shards_is_not_published(
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch, world_size: int
+) -> None:
+    """A parameter that no rank holds, or holds in part."""
+    whole = PlayedState.fragments.fget  # type: ignore[attr-defined]
+    monkeypatch.setattr(PlayedState, "fragments", property(lambda self: whole(self)[1:]))
+    with pytest.raises(CheckpointError, match=r"elements are held by a fragment; nothing was published"):
+        save(store, 4, world_size)
+    assert store.steps() == []
+
+
+def test_a_second_interrupt_does_not_hang(store: CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rank 0 waits for a shard that never comes, and the user presses Ctrl-C once more."""
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    saver = a_saver(store, rank=0, world_size=2)
+    saver.start(an_index(4, 2))
+    saver._pending[0].result(timeout=10)
+    monkeypatch.setattr("pico_ds.checkpoint.background_saver.wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        saver.abandon()
+    assert all(future.done() for future in saver._pending)
+
+
+def test_who_waits_for_a_save_says_so(store: CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A save that takes longer than training.hang_timeout_seconds is not a hang."""
+    monkeypatch.setattr("pico_ds.checkpoint.background_saver._WAIT_SECONDS", 0.01)
+    beats: list[int] = []
+    saver = a_saver(store, rank=0, world_size=1, complete=lambda *_: time.sleep(0.3))
+    saver._on_progress = lambda: beats.append(1)
+    saver.start(an_index(4, 1))
+    saver.finish()
+    saver.abandon()
+    assert len(beats) > 3
+
+
+def put_snapshot(store: CheckpointStore, step: int, content: str) -> Path:
+    staging = store.snapshot_staging(step, launch=7)
+    staging.mkdir(parents=True)
+    (staging / "val_weights.safetensors").write_text(content)
+    return store.publish_snapshot(staging, step)
+
+
+def content_of(store: CheckpointStore, step: int) -> str:
+    return (store.snapshot_path(step) / "val_weights.safetensors").read_text()
+
+
+def test_a_snapshot_and_the_checkpoint_of_its_step_stand_together(store: CheckpointStore) -> None:
+    put_snapshot(store, 2, "before")
+    assert store.steps() == [], "a snapshot is nothing to resume from"
+    save(store, 2)
+    assert content_of(store, 2) == "before"
+    assert store.steps() == [2]
+    put_snapshot(store, 2, "after")
+    assert content_of(store, 2) == "after"
+    save(store, 4)
+    put_snapshot(store, 4, "later")
+    assert content_of(store, 4) == "later"
+    assert names(store) == {"step_2", "step_4", "latest"}
+
+
+def test_a_snapshot_outlives_its_checkpoint(store: CheckpointStore) -> None:
+    settings = CheckpointingConfig(keep_last_n=1, keep_weights=False)
+    for number, step in enumerate((2, 4), start=1):
+        put_snapshot(store, step, str(step))
+        save(store, step)
+        index = Index.read(store.path(step)).model_copy(update={"previous_save_number": number - 1 or None})
+        store.retain(index, settings, launch=7, protected=set())
+    assert [path.name for path in store.path(2).iterdir()] == ["learning_dynamics"]
+    assert content_of(store, 2) == "2"
+    assert store.steps() == [4]
+
+
+def test_a_snapshot_is_handed_over_after_a_crash_between_the_renames(store: CheckpointStore) -> None:
+    put_snapshot(store, 2, "alone")
+    store.path(2).rename(store.directory / "step_2.replaced-7")
+    save(store, 2)
+    store.finish_replacements()
+    assert content_of(store, 2) == "alone"
+    assert names(store) == {"step_2", "latest"}
+
+
+def test_a_snapshot_takes_the_place_of_one_whose_replacement_was_cut_off(store: CheckpointStore) -> None:
+    put_snapshot(store, 2, "old").rename(store.directory / ".step_2.learning_dynamics.removed")
+    staging = store.snapshot_staging(2, launch=5)
+    staging.mkdir()
+    # the machine died when the new one stood, and the old one was not removed yet
+    staging.rename(store.snapshot_path(2))
+    put_snapshot(store, 2, "again")
+    assert content_of(store, 2) == "again"
+    assert names(store) == {"step_2"}

@@ -1,0 +1,195 @@
+"""YAML 1.2, and numbers that are names."""
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pico_ds.config import ConfigError, dump_config, parse_config
+from pico_ds.config.dotenv import load_environment
+from pico_ds.config.yaml_parsing import dump_yaml, parse_yaml
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("true", True),
+        ("FALSE", False),
+        ("null", None),
+        ("~", None),
+        ("", None),
+        ("010", 10),
+        ("0o10", 8),
+        ("0xfF", 255),
+        ("-3", -3),
+        ("1_000", 1000),
+        ("1e5", 100000.0),
+        ("3e-4", 3e-4),
+        ("-.5", -0.5),
+        ("1.", 1.0),
+        (".inf", math.inf),
+        ("-.INF", -math.inf),
+        # text in YAML 1.2, and not in YAML 1.1
+        ("off", "off"),
+        ("yes", "yes"),
+        ("No", "No"),
+        ("1:30", "1:30"),
+        ("0b11", "0b11"),
+        ("2024-01-02", "2024-01-02"),
+        ("1__0", "1__0"),
+        ("_1", "_1"),
+        ("=", "="),
+        ("'12'", "12"),
+    ],
+)
+def test_a_scalar_is_that_of_yaml_1_2(text: str, value: Any) -> None:
+    found = parse_yaml(f"a: {text}", "x")["a"]
+    assert (type(found), found) == (type(value), value)
+
+
+@pytest.mark.parametrize(
+    "value", ["off", "yes", "010", "1e5", "1:30", "0o7", "null", "", "~", ".nan", "12", "2024-01-02", "=", "<<", "a: b"]
+)
+def test_text_is_written_so_that_every_version_reads_text(value: str) -> None:
+    assert parse_yaml(dump_yaml([value, {value: value}]), "x") == [value, {value: value}]
+    assert yaml.safe_load(dump_yaml([value])) == [value]
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("data.validate=off", "off"),
+        ("training.seed=010", 10),
+        ("training.max_steps=1e5", 100_000),
+        ("training.max_steps=2.0", 2),
+        ("smlmt.n_way=[2, 1e1]", [2, 10]),
+        ("training.lr=1", 1.0),
+        ("checkpointing.run_name=123456", "123456"),
+        ("checkpointing.run_name=1e5", "1e5"),
+        ("checkpointing.run_name=007", "007"),
+        ("checkpointing.run_name=null", None),
+        ("checkpointing.resume=1e1", 10),
+        ("learning_dynamics.layer_suffixes=[1, 2.50]", ["1", "2.50"]),
+    ],
+)
+def test_a_value_becomes_what_its_key_declares(override: str, value: Any) -> None:
+    key = override.partition("=")[0]
+    section, name = key.split(".")
+    in_a_file = override.replace(".", ": {", 1).replace("=", ": ", 1) + "}"
+    for config in (parse_config("", [override]), parse_config(in_a_file)):
+        found = getattr(getattr(config, section), name)
+        assert (type(found), found) == (type(value), value)
+        assert parse_config(dump_config(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.max_steps=1:30", "training.max_steps: got '1:30'; input should be a valid integer"),
+        ("training.max_steps=2.5", "training.max_steps: got 2.5; input should be a valid integer"),
+        ("training.max_steps=.inf", "training.max_steps: got inf; input should be a valid integer"),
+        ("meta.multi_step_loss=yes", "meta.multi_step_loss: got 'yes'; input should be a valid boolean"),
+        (
+            "checkpointing.run_name=",
+            "override 'checkpointing.run_name=' has no value; write checkpointing.run_name=null",
+        ),
+        ("checkpointing.run_name=''", "checkpointing.run_name: got ''; write a value, or leave the key out"),
+        ("checkpointing.runs_dir=' '", "checkpointing.runs_dir: got ' '; write a value, or leave the key out"),
+        ("data.tokenizer=''", "data.tokenizer: got ''; write a value, or leave the key out"),
+        ("model.init_from=''", "model.init_from: got ''; write a value, or leave the key out"),
+        ("meta.adapt=''", "meta.adapt: got ''; write a value, or leave the key out"),
+        ("checkpointing.resume=''", "checkpointing.resume: got ''; write a value, or leave the key out"),
+        ("monitoring.wandb.project=''", "monitoring.wandb.project: got ''; write a value, or leave the key out"),
+        ("data.paths=['']", "data.paths: got [''], which holds an empty text"),
+        ("checkpointing.resume=AUTO", "checkpointing.resume: got 'AUTO'; write auto in lower case"),
+        ("evaluation.readouts=[]", "evaluation.readouts: got an empty list; name a readout"),
+        (
+            "evaluation.readouts=[fim, pre, fim]",
+            "evaluation.readouts: got ['fim', 'pre', 'fim']; name each readout once",
+        ),
+        (f"checkpointing.run_name={'é' * 130}", "checkpointing.run_name: got a name of 260 bytes"),
+        ('checkpointing.run_name="a\\nb"', "checkpointing.run_name: got 'a\\nb'; a name has printable characters only"),
+        ("training.seed=" + "9" * 5000, "the integer at line 1 has 5000 characters; at most 40 are read"),
+        ("data.paths=" + "[" * 3000, "nested too deeply"),
+        ("checkpointing.run_name=#1", "override 'checkpointing.run_name=#1' has no value"),
+        ("training.seed=!!int [1]", "is not valid YAML"),
+        ("training.lr=!!float {}", "is not valid YAML"),
+        ("training.seed=!!bool maybe", "is not valid YAML"),
+    ],
+)
+def test_a_value_that_cannot_be_is_an_error(override: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_config("", [override])
+    assert message in str(caught.value)
+
+
+def test_an_alias_is_what_each_of_its_keys_declares() -> None:
+    config = parse_config("checkpointing: {run_name: &value 42}\ntraining: {seed: *value}")
+    assert (config.checkpointing.run_name, config.training.seed) == ("42", 42)
+
+
+def test_files_of_the_predecessors_are_yaml_1_1() -> None:
+    assert parse_yaml("[yes, off, 010, 3e-4, 2024-01-02]", "x", is_yaml_1_1=True) == [
+        True,
+        False,
+        8,
+        3e-4,
+        "2024-01-02",
+    ]
+
+
+def test_a_snapshot_of_no_module_is_an_error() -> None:
+    overrides = ["learning_dynamics.layer_suffixes=[]", "learning_dynamics.save_every_n_steps=5"]
+    with pytest.raises(ConfigError, match=r"learning_dynamics.layer_suffixes: got an empty list"):
+        parse_config("", overrides)
+    parse_config("", overrides[:1])
+
+
+#: nine of the line before in each line
+BOMB = "x0: &x0 [1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
+    f"x{line}: &x{line} [{', '.join([f'*x{line - 1}'] * 9)}]\n" for line in range(1, 12)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: \0", "is not valid YAML"),
+        ("a: &a [*a]", "the value at line 1 contains itself, by an alias"),
+        (BOMB, "its aliases unfold to 3.57e+11 values"),
+    ],
+)
+@pytest.mark.parametrize("is_yaml_1_1", [False, True])
+def test_aliases_do_not_run_away(text: str, message: str, is_yaml_1_1: bool) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        parse_yaml(text, "a text", is_yaml_1_1=is_yaml_1_1)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["training.hang_timeout_seconds=1e300"], "less than or equal to 31536000"),
+        (["training.seed=" + "9" * 30], "less than or equal to 9223372036854775807"),
+        (["model.n_layers=10000000000000"], "less than or equal to 1000"),
+        (["meta.tasks_per_step=1000000000000"], "less than or equal to 1000000"),
+        (["training.global_batch_size=1000000000000"], "less than or equal to 1000000000"),
+        (["training.global_batch_size=1000000000"], "together 128,000,000,000 tokens in an autoregressive step"),
+        (["meta.tasks_per_step=1000000", "smlmt.k_shot=5000"], "tokens in a meta step; at most 4,294,967,296"),
+        (["model.d_model=1000000", "model.n_layers=1000", "model.attention_n_heads=4"], "parameters; at most"),
+        (["smlmt.k_shot=20000"], "is more than smlmt.max_word_freq = 10000 occurrences of a word"),
+    ],
+)
+def test_sizes_are_checked_before_anything_is_made(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_config("", overrides)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"A=\0"])
+def test_a_file_of_variables_that_cannot_be_read_is_named(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / ".env").write_bytes(content)
+    with pytest.raises(ConfigError, match=re.escape(str(tmp_path / ".env"))):
+        load_environment(tmp_path / ".env")

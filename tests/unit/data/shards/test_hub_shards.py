@@ -1,0 +1,124 @@
+"""Shards of a hub that misbehaves."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import numpy as np
+import pytest
+from huggingface_hub import constants
+
+from pico_ds.config import DataConfig
+from pico_ds.data import hub_requests
+from pico_ds.data.corpus import open_corpus
+from pico_ds.data.shards.shard_corpus import ShardCorpus
+from pico_ds.errors import DataError
+from tests.fake_dataset_hub import COMMIT, FakeDatasetHub, fake_dataset_hub
+from tests.shards import write_shards
+from tests.unit.data.shards.test_shards import LENGTH, rows_in, sorted_rows
+
+FILES = [f"data/train-{number:05d}-of-00003.parquet" for number in range(3)]
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDatasetHub]:
+    monkeypatch.setattr(hub_requests, "RETRY_SECONDS", (0.01, 0.01, 0.01))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    # the library repeats what fails as well, with waits of its own
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)
+    huggingface_hub.close_session()
+    write_shards(tmp_path)
+    with fake_dataset_hub() as found:
+        found.add(tmp_path)
+        monkeypatch.setattr(constants, "ENDPOINT", found.url)
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", found.url + "/{repo_id}/resolve/{revision}/{filename}"
+        )
+        yield found
+    huggingface_hub.close_session()
+
+
+def open_hub(tmp_path: Path, **others: Any) -> ShardCorpus:
+    settings = {"source": "hub", "dataset": "lab/tokens", "tokenizer": str(tmp_path / "tokenizer")}
+    where = {"sequence_length": LENGTH, "cache_dir": str(tmp_path / "cache"), "prefetch_shards": 0}
+    corpus = open_corpus(DataConfig.model_validate({**settings, **where, **others}))
+    assert isinstance(corpus, ShardCorpus)
+    return corpus
+
+
+def test_each_shard_is_fetched_once_when_it_is_needed(hub: FakeDatasetHub, tmp_path: Path) -> None:
+    corpus = open_hub(tmp_path)
+    # the held-out one alone is looked at before training
+    assert hub.downloads == [FILES[2]]
+    rows = corpus.training_rows(LENGTH, seed=0)
+    first = rows.take(0, 5)
+    assert len(hub.downloads) == 2
+    everything = np.concatenate([first, rows.take(5, 65)])
+    assert sorted_rows(everything) == sorted_rows(rows_in(*(tmp_path / name for name in FILES[:2])))
+    # a second process of the node finds them there
+    again = open_hub(tmp_path).training_rows(LENGTH, seed=0).take(0, 70)
+    assert np.array_equal(again, everything)
+    assert sorted(hub.downloads) == FILES
+    assert corpus.identity()["revision"] == COMMIT
+
+
+@pytest.mark.parametrize("troubles", [[500], [503, 500, 502], ["cut"], ["cut", "cut", 500], ["slow"]])
+def test_what_fails_is_tried_again(hub: FakeDatasetHub, tmp_path: Path, troubles: list[int | str]) -> None:
+    corpus = open_hub(tmp_path)
+    for name in FILES[:2]:
+        hub.troubles[name] = list(troubles)
+    read = corpus.training_rows(LENGTH, seed=0).take(0, 70)
+    assert sorted_rows(read) == sorted_rows(rows_in(*(tmp_path / name for name in FILES[:2])))
+    assert not any(hub.troubles.values())
+
+
+def test_a_fetch_ahead_that_fails_is_tried_again_when_it_is_needed(
+    hub: FakeDatasetHub, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    corpus = open_hub(tmp_path, prefetch_shards=1)
+    for name in FILES[:2]:
+        hub.troubles[name] = [404]
+    rows = corpus.training_rows(LENGTH, seed=0)
+    with pytest.raises(DataError):
+        rows.take(0, 5)
+    for ahead in [*corpus.cache._ahead.values()]:
+        ahead.join()
+    assert "fetched ahead in vain" in caplog.text
+    assert len(rows.take(0, 70)) == 70
+
+
+def test_what_a_hub_refuses_is_said(hub: FakeDatasetHub, tmp_path: Path) -> None:
+    said = {
+        (403, "GatedRepo"): r"data\.dataset: lab/tokens is gated: ask for access on its page, then set \$HF_TOKEN",
+        (401, "RepoNotFound"): r"lab/tokens is no dataset of the hub, or a private one",
+        (404, "RepoNotFound"): r"lab/tokens is no dataset of the hub, or a private one",
+        (404, "RevisionNotFound"): r"lab/tokens has no revision 'main': check data\.revision",
+        (500, "Other"): r"lab/tokens cannot be read from the hub: .*500",
+    }
+    for refusal, message in said.items():
+        hub.refuse = refusal
+        with pytest.raises(DataError, match=message):
+            open_hub(tmp_path)
+    hub.refuse = None
+    with pytest.raises(
+        DataError, match=r"data\.dataset_files: no file of lab/tokens matches 'x/\*'; it has README.md, "
+    ):
+        open_hub(tmp_path, dataset_files="x/*")
+    with pytest.raises(DataError, match=r"data\.dataset: a b is no name of a dataset"):
+        open_hub(tmp_path, dataset="a b")
+
+
+def test_a_hub_that_is_not_there_is_said(hub: FakeDatasetHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(DataError, match=r"lab/tokens cannot be read from the hub: .*refused"):
+        open_hub(tmp_path)
+
+
+def test_another_commit_is_another_corpus(hub: FakeDatasetHub, tmp_path: Path) -> None:
+    one = open_hub(tmp_path)
+    hub.commit = "1" * 40
+    other = open_hub(tmp_path)
+    assert one.identity() != other.identity()
+    assert one.directory != other.directory

@@ -1,0 +1,69 @@
+"""Damaged directories of tokenizers end in one sentence."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pico_ds.data.text.tokenizer import digest_of_file, import_tokenizer, load_tokenizer, train_tokenizer
+from pico_ds.errors import DataError
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("sound")
+    train_tokenizer(["a few words to learn from"], 300, directory)
+    return directory
+
+
+@pytest.fixture
+def tokenizer(sound: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(sound, tmp_path / "tokenizer"))
+
+
+def content(text: str) -> Callable[[Path], None]:
+    return lambda path: path.write_text(text) and None
+
+
+def circle(path: Path) -> None:
+    path.unlink()
+    path.symlink_to(path.name)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [content("{"), content("[]"), content("5"), content('{"model": {"type": "BPE"}}'), content("words"), circle],
+    ids=["cut off", "a list", "a number", "no vocabulary", "not JSON", "a circle"],
+)
+def test_a_damaged_tokenizer_is_named(tokenizer: Path, damage: Callable[[Path], None], tmp_path: Path) -> None:
+    damage(tokenizer / "tokenizer.json")
+    with pytest.raises(DataError, match=r"data\.tokenizer: cannot load"):
+        import_tokenizer(str(tokenizer), tmp_path / "imported")
+    with pytest.raises(DataError, match="holds no tokenizer that can be read"):
+        load_tokenizer(tokenizer)
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        [],
+        5,
+        {},
+        {"mask_id": 1},
+        {"mask_id": "1", "pad_id": 2, "end_of_text_id": 3},
+        {"mask_id": 10**9, "pad_id": 2, "end_of_text_id": 3},
+    ],
+)
+def test_special_ids_that_the_tokenizer_does_not_have_are_named(tokenizer: Path, ids: object) -> None:
+    (tokenizer / "special_token_ids.json").write_text(json.dumps(ids))
+    with pytest.raises(DataError, match="must hold end_of_text_id, mask_id, pad_id, each an id of the tokenizer"):
+        load_tokenizer(tokenizer)
+
+
+def test_a_damaged_file_has_no_digest(tokenizer: Path) -> None:
+    assert digest_of_file(tokenizer / "none") is None
+    (tokenizer / "tokenizer.json").write_text("{")
+    with pytest.raises(DataError, match="holds no tokenizer that can be read"):
+        digest_of_file(tokenizer / "tokenizer.json")

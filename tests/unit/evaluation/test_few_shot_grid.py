@@ -1,0 +1,63 @@
+"""Where few-shot results are filed."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pico_ds.config import RunConfig
+from pico_ds.evaluation.evaluator import grid_key
+from pico_ds.evaluation.few_shot_grid import Setting, SettingResult, grid_name, write_grid
+from pico_ds.tasks.task_shape import TaskShape
+
+
+def about(**changes: Any) -> dict[str, Any]:
+    config = RunConfig()
+    common = {"step": 6, "readout": "fim", "word_split": "validation", "overrides": []}
+    return {**common, "task_key": grid_key(config, "validation"), **changes}
+
+
+def test_results_of_other_options_have_files_of_their_own() -> None:
+    names = [
+        grid_name(about(**changes), RunConfig())
+        for changes in (
+            {},
+            {"word_split": "test"},
+            {"readout": "pre"},
+            {"word_split": "test", "readout": "pre"},
+            {"overrides": ["evaluation.head=prototype"]},
+            {"overrides": ["meta.inner_lr=0.1", "evaluation.head=prototype"]},
+            {"overrides": ["data.paths=[a/b.txt]"]},
+        )
+    ]
+    assert names[:4] == ["few_shot", "few_shot_test", "few_shot_pre", "few_shot_test_pre"]
+    assert names[5] == "few_shot_evaluation.head=prototype_meta.inner_lr=0.1"
+    assert len({*names}) == len(names)
+    assert "/" not in names[-1]
+    assert grid_name({**about(readout="mean"), "data": "own/topics.jsonl"}, RunConfig()) == "few_shot_topics_mean"
+
+
+def test_settings_are_added_to_those_of_the_same_model(tmp_path: Path) -> None:
+    path = tmp_path / "few_shot_step_6.json"
+
+    def write(documents: Any, accuracy: float, since: float = 0.0, **changes: Any) -> dict[str, float]:
+        result = SettingResult({"chance": [0.2]}, [[accuracy]])
+        write_grid(path, {Setting(TaskShape(5, 1, 5), documents): result}, about(**changes), since)
+        content = json.loads(path.read_text(), parse_constant=pytest.fail)
+        return {entry["documents"]: entry["by_step"][0][0] for entry in content["settings"]}
+
+    assert write("any", 0.5) == {"any": 0.5}
+    assert write("same", 0.6) == {"any": 0.5, "same": 0.6}
+    assert write("any", 0.7) == {"any": 0.7, "same": 0.6}
+    assert write("same", 0.8, readout="pre") == {"same": 0.8}, "what is of another readout is not mixed in"
+    os.utime(path, (100, 100))
+    assert write("any", 0.9, since=200, readout="pre") == {"any": 0.9}, "weights that were written since are others"
+
+
+def test_the_key_of_the_tasks_is_that_of_the_words_that_were_used() -> None:
+    config = RunConfig()
+    other = config.model_copy(update={"smlmt": config.smlmt.model_copy(update={"n_way": 9, "q_query": 2})})
+    assert grid_key(config, "test") != grid_key(config, "validation")
+    assert grid_key(config, "test") == grid_key(other, "test"), "shapes are given by the settings"

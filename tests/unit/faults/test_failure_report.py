@@ -1,0 +1,71 @@
+"""Which rank is named, and what is left on the disk."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from pico_ds.engine.distributed import Process
+from pico_ds.faults.failure_report import Cause, FailureReport, RankFailure, name_the_first, read_failures
+from pico_ds.runs.run_directory import RunDirectory
+from pico_ds.runs.run_status import RunStatus
+
+
+def failure(rank: int, cause: Cause, at: float, step: int = 5) -> RankFailure:
+    return RankFailure(rank, cause, f"error of {rank}", at, step)
+
+
+@pytest.mark.parametrize(
+    ("failures", "dead", "mute", "first", "others"),
+    [
+        # the log of a rank that lost another may be the first on the disk
+        (
+            [failure(0, "lost_peer", 1.0), failure(2, "error", 2.0), failure(1, "error", 3.0)],
+            [],
+            [],
+            "rank 2, after 5 steps: error of 2",
+            ["rank 1, after 5 steps: error of 1", "rank 0 ended for want of it, after 5 steps"],
+        ),
+        ([failure(0, "lost_peer", 1.0)], [1, 3], [], "rank 1 died without a word", ["rank 3 died", "rank 0 ended"]),
+        ([failure(0, "waited", 1.0), failure(1, "hang", 2.0)], [], [2], "rank 1, after 5", ["rank 0 ended"]),
+        ([failure(0, "waited", 1.0)], [], [1], "rank 1 hangs outside of Python", ["rank 0 ended"]),
+        # of another node, which this one knows nothing of
+        ([failure(0, "lost_peer", 1.0)], [], [1], "rank 0, after 5 steps: error of 0", []),
+    ],
+)
+def test_the_first_is_the_one_with_an_error_of_its_own(
+    failures: list[RankFailure], dead: list[int], mute: list[int], first: str, others: list[str]
+) -> None:
+    named, rest = name_the_first(failures, dead, mute)
+    assert named.startswith(first)
+    assert len(rest) == len(others)
+    assert all(told.startswith(expected) for told, expected in zip(rest, others, strict=True))
+
+
+def test_a_report_is_written_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = RunDirectory(tmp_path / "run")
+    report = FailureReport(run, Process(0, 1, 0, torch.device("cpu")), {"device": "cpu"}, started=0)
+    report.begin(lambda: 7)
+    report.write(ValueError("first"), "error")
+    report.write("no progress", "hang")
+    (found,) = read_failures(run.failures / "19700101-000000")
+    assert (found.error, found.step, found.cause) == ("ValueError: first", 7, "error")
+    assert "rank 0, after 7 steps: ValueError: first" in capsys.readouterr().err
+    status = RunStatus.read(run)
+    assert status is not None
+    assert (status.state, status.reason, status.is_here, status.is_alive) == (
+        *("failed", "ValueError: first"),
+        True,
+        True,
+    )
+
+
+def test_a_disk_that_is_full_hides_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What ended the run is raised by the caller; that its log could not be written is said beside it."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "logs").write_text("in the way")
+    report = FailureReport(RunDirectory(tmp_path / "run"), Process(0, 1, 0, torch.device("cpu")), {}, started=0)
+    report.write(ValueError("first"), "error")
+    said = capsys.readouterr().err
+    assert f"rank 0: of this failure: {tmp_path}/run/logs: File exists" in said
+    assert "first      rank 0, after 0 steps: ValueError: first" in said

@@ -1,0 +1,135 @@
+"""A rank whose launcher dies stops, whichever of the launcher's processes it was; costs a second."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pico_ds.faults.launcher_chain import _length, is_launcher
+
+PYTHON = "/usr/bin/python3"
+RUNNER = ("python3", [PYTHON, "/usr/bin/deepspeed", "--num_gpus", "8", "scripts/train.py"])
+LAUNCH = ("python3", [PYTHON, "-u", "-m", "deepspeed.launcher.launch", "--world_info=e30="])
+TORCHRUN = ("torchrun", [PYTHON, "/usr/bin/torchrun", "--nproc_per_node", "8"])
+SHELL = ("bash", ["-bash"])
+REMOTE_SHELL = ("bash", ["bash", "-c", "cd /work; torchrun ..."])
+SSHD = ("sshd", ["sshd: user@notty"])
+STEP = ("slurmstepd", ["slurmstepd: [12.0]"])
+TERMINAL = ("tmux: server", ["tmux"])
+
+
+@pytest.mark.parametrize(
+    ("ancestors", "length"),
+    [
+        ([LAUNCH, RUNNER, SHELL, SSHD], 2),  # a session of the user's own: nohup lets it outlive the connection
+        ([LAUNCH, REMOTE_SHELL, SSHD, SSHD], 3),  # the deepspeed launcher, on another node
+        ([TORCHRUN, SSHD], 2),
+        ([TORCHRUN, SHELL, TERMINAL], 1),
+        ([TORCHRUN, STEP], 2),
+        ([TORCHRUN, ("bash", ["/bin/bash", "train.sbatch"]), STEP], 3),
+        ([SHELL, SSHD], 0),
+        ([("sh", ["sh", "torchrun"]), SSHD], 0),
+    ],
+)
+def test_the_chain_ends_with_the_topmost_launcher(ancestors: list[tuple[str, list[str]]], length: int) -> None:
+    assert _length(ancestors, is_rank=False) == length
+
+
+def test_the_parent_of_one_rank_of_several_is_a_launcher() -> None:
+    assert _length([("my-launcher", ["my-launcher"]), SHELL], is_rank=True) == 1
+    assert not is_launcher(["my-launcher"], "my-launcher")
+
+
+def test_a_remote_command_that_ignores_the_hangup_outlives_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signal, "getsignal", lambda _: signal.SIG_IGN)
+    assert _length([TORCHRUN, SSHD], is_rank=True) == 1
+
+
+#: a rank that says what it notes, below a parent below a grandparent; each program is one file, named as a launcher
+RANK = """
+import sys, time
+from pico_ds.faults.stop_signals import StopSignals
+signals = StopSignals()
+if sys.argv[1] == "training":
+    signals.install()
+print("up", flush=True)
+for _ in range(200):
+    if signals.received:
+        print(signals.received, flush=True)
+        break
+    time.sleep(0.05)
+"""
+PARENT = """
+import os, subprocess, sys
+print(os.getpid(), flush=True)
+subprocess.run([sys.executable, *sys.argv[1:]])
+"""
+
+
+@pytest.fixture
+def programs(tmp_path: Path) -> dict[str, Path]:
+    paths = {name: tmp_path / name for name in ("deepspeed", "torchrun", "rank.py")}
+    for name, path in paths.items():
+        path.write_text(RANK if name == "rank.py" else PARENT)
+    return paths
+
+
+@pytest.fixture
+def launched(programs: dict[str, Path], request: pytest.FixtureRequest) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """A rank below two launchers; the process of the upper one, and the id of the lower one."""
+    command = [sys.executable, *map(str, programs.values()), request.param]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=Path(__file__).parents[3]
+    )
+    assert process.stdout is not None
+    lower = [int(process.stdout.readline()) for _ in range(2)][1]
+    assert process.stdout.readline() == "up\n"
+    yield process, lower
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+
+@pytest.mark.parametrize("launched", ["training"], indirect=True)
+@pytest.mark.parametrize("place", ["grandparent", "parent"])
+def test_whichever_launcher_dies_the_rank_notices(launched: tuple[subprocess.Popen[str], int], place: str) -> None:
+    process, lower = launched
+    os.kill(process.pid if place == "grandparent" else lower, signal.SIGKILL)
+    assert process.stdout is not None
+    assert process.stdout.read() == "the launcher has gone\n"
+
+
+@pytest.mark.parametrize("launched", ["starting"], indirect=True)
+def test_a_rank_that_has_not_begun_to_train_ends_with_its_launcher(
+    launched: tuple[subprocess.Popen[str], int],
+) -> None:
+    process, _ = launched
+    process.kill()
+    assert process.stdout is not None
+    started = time.monotonic()
+    output = process.stdout.read()
+    assert time.monotonic() - started < 5
+    assert output == "the launcher has gone: ending before the first step\n"
+
+
+def test_a_hangup_stops_a_run_unless_it_is_ignored() -> None:
+    code = "from pico_ds.faults.stop_signals import StopSignals as S; s = S(); s.install(); "
+    code += "import os, signal; os.kill(os.getpid(), signal.SIGHUP); print(s.received)"
+    for prefix, expected in (([], "SIGHUP"), (["nohup"], "None")):
+        done = subprocess.run([*prefix, sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == expected
+
+
+def test_the_second_interrupt_stops_at_once() -> None:
+    code = "from pico_ds.faults.stop_signals import StopSignals as S; s = S(); s.install(); import os, time; "
+    code += "me = os.getpid(); os.kill(me, 2); os.kill(me, 2); print(s.received, flush=True); time.sleep(1.1); "
+    code += "os.kill(me, 2); print('went on')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "SIGINT\n"
+    assert "press Ctrl-C again to stop at once" in done.stderr
+    assert done.stderr.endswith("KeyboardInterrupt\n")

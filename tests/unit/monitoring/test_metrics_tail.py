@@ -1,0 +1,129 @@
+"""metrics.jsonl is read once, as it grows, and anew where a resume has taken lines out."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pico_ds.file_writing import replace_text
+from pico_ds.monitoring.watch.metrics_tail import MetricsTail, Series
+from pico_ds.runs.resume import rewind_metrics
+
+
+def lines(first: int, last: int, **others: Any) -> str:
+    return "".join(
+        json.dumps({"step": step, "lr": 0.1, "ar/loss": 10.0 - step, **others}) + "\n"
+        for step in range(first, last + 1)
+    )
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "metrics.jsonl"
+
+
+def append(path: Path, text: str) -> None:
+    with path.open("a") as file:
+        file.write(text)
+
+
+def test_a_file_that_is_not_there_yet(path: Path) -> None:
+    tail = MetricsTail(path)
+    tail.read()
+    assert (tail.step, tail.line_count, tail.written_at) == (0, 0, None)
+    append(path, "")
+    tail.read()
+    assert tail.written_at is None
+
+
+def test_a_half_written_line_is_taken_when_it_is_whole(path: Path) -> None:
+    tail = MetricsTail(path, ("ar/loss",))
+    whole = lines(1, 3)
+    append(path, whole[:-9])
+    tail.read()
+    assert (tail.step, tail.line_count) == (2, 2)
+    append(path, whole[-9:])
+    tail.read()
+    assert (tail.step, tail.line_count) == (3, 3)
+    assert tail.series["ar/loss"].values == [9.0, 8.0, 7.0]
+
+
+def test_what_was_read_is_not_read_again(path: Path) -> None:
+    tail = MetricsTail(path)
+    append(path, lines(1, 3))
+    tail.read()
+    # in place, and as long: nobody does so but this test
+    stat = path.stat()
+    with path.open("r+") as file:
+        file.write("x" * (stat.st_size - 1))
+    append(path, lines(4, 4, skipped_steps=2))
+    tail.read()
+    assert (tail.step, tail.line_count) == (4, 4)
+    assert tail.newest["skipped_steps"] == (4, 2)
+
+
+def test_a_resume_takes_lines_out(path: Path) -> None:
+    tail = MetricsTail(path, ("ar/loss",))
+    append(path, lines(1, 9) + '{"step": 10, "lr"')
+    tail.read()
+    assert tail.step == 9
+    rewind_metrics(path, 6)
+    tail.read()
+    assert (tail.step, tail.line_count) == (6, 6)
+    append(path, lines(7, 12))
+    tail.read()
+    assert tail.series["ar/loss"].values == [10.0 - step for step in range(1, 13)]
+    # the new file may be longer than the old one was
+    replace_text(path, lines(1, 20))
+    tail.read()
+    assert tail.line_count == 20
+
+
+def test_a_damaged_line_is_passed_over(path: Path) -> None:
+    append(path, lines(1, 1) + "\0\0\0\n[1]\n{}\n" + lines(2, 2))
+    tail = MetricsTail(path)
+    tail.read()
+    assert (tail.step, tail.line_count) == (2, 2)
+
+
+def test_an_evaluation_and_a_null_do_not_hide_the_last_value(path: Path) -> None:
+    append(path, lines(1, 2) + json.dumps({"step": 2, "eval/validation_loss": 3.0}) + "\n")
+    append(path, json.dumps({"step": 3, "lr": 0.1, "ar/loss": None}) + "\n")
+    tail = MetricsTail(path, ("ar/loss",))
+    tail.read()
+    assert tail.step == 3
+    assert tail.newest["ar/loss"] == (2, 8.0)
+    assert tail.newest["eval/validation_loss"] == (2, 3.0)
+    assert tail.series["ar/loss"].values == [9.0, 8.0]
+
+
+def test_a_series_is_bounded_and_keeps_its_course() -> None:
+    series = Series()
+    for number in range(100_000):
+        series.add(float(number))
+    assert 512 <= len(series.values) <= 1024
+    assert series.values == sorted(series.values)
+    assert series.values[0] < 200
+    assert series.values[-1] > 99_000
+
+
+def test_of_a_long_run_a_sample_is_read(path: Path) -> None:
+    """A first look at weeks takes no longer than one at days, and shows the same course."""
+    count = 60_000
+    padding = "x" * 150
+    with path.open("w") as file:
+        for step in range(1, count + 1):
+            file.write(f'{{"step": {step}, "lr": 0.1, "ar/loss": {count - step}, "padding": "{padding}"}}\n')
+    tail = MetricsTail(path, ("ar/loss",))
+    tail.read()
+    assert tail.step == count
+    assert tail.line_count < 3000
+    course = tail.series["ar/loss"].values
+    assert course == sorted(course, reverse=True)
+    assert course[0] > 0.99 * count
+    assert abs(course[len(course) // 2] - count / 2) < 0.05 * count
+    before = tail.line_count
+    append(path, lines(count + 1, count + 3))
+    tail.read()
+    assert (tail.step, tail.line_count) == (count + 3, before + 3)

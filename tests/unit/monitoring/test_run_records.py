@@ -1,0 +1,192 @@
+"""Reading runs, grouping seeds, and the page about them."""
+
+import json
+import re
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pico_ds.config import ConfigError, dump_config, parse_config
+from pico_ds.monitoring.report.report_page import few_shot_tables, write_report
+from pico_ds.monitoring.report.run_records import Record, group_by_experiment
+
+
+def make_run(
+    path: Path, seed: int, learner: str = "fomaml", accuracy: float = 0.5, max_steps: int | None = None
+) -> Path:
+    (path / "logs").mkdir(parents=True)
+    (path / "eval_results").mkdir()
+    config = parse_config(
+        f"{{meta: {{learner: {learner}}}, training: {{seed: {seed}, max_steps: {max_steps or 100 + seed}}}}}"
+    )
+    (path / "training_config.yaml").write_text(dump_config(config))
+    lines = [
+        {"step": step, "tokens": 100 * step + seed, "ar/loss": 5.0 - step / 10 + seed, "meta/query_accuracy": accuracy}
+        for step in range(1, 11)
+    ]
+    lines.append({"step": 10, "eval/validation_loss": 4.0 + seed, "eval/few_shot/test/fim/accuracy_after": accuracy})
+    lines.append({"step": 10, "layers/displacement/layers.0.attention.v_proj": 0.1})
+    (path / "logs" / "metrics.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    by_step = [[accuracy, accuracy + 0.1], [accuracy + 0.1, accuracy + 0.2]]
+    setting = {
+        "n_way": 5,
+        "k_shot": 1,
+        "q_query": 5,
+        "documents": "any",
+        "by_method": {"chance": [0.2, 0.2]},
+        "by_step": by_step,
+    }
+    failed = {**setting, "n_way": 32, "by_method": {}, "by_step": [], "problem": "too few words"}
+    for step in (2, 10):
+        content = {"step": step, "task_key": "a", "word_split": "test", "readout": "fim", "overrides": []}
+        content["settings"] = [setting, failed] if step == 10 else []
+        (path / "eval_results" / f"few_shot_step_{step}.json").write_text(json.dumps(content))
+    return path
+
+
+def test_seeds_of_one_experiment_are_a_band(tmp_path: Path) -> None:
+    records = [Record.read(make_run(tmp_path / f"run-{seed}", seed)) for seed in (0, 2)]
+    other = Record.read(make_run(tmp_path / "other", 0, learner="protonet"))
+    groups = group_by_experiment([*records, other])
+    assert [(group.name, len(group.records)) for group in groups] == [("run", 2), ("other", 1)]
+    tokens, mean, least, most = groups[0].series("ar/loss")
+    # at equal tokens: seed 0 is 5 - tokens / 1000 there, seed 2 the same plus 2, two tokens later
+    assert (tokens[0], tokens[-1]) == (102, 1000)
+    np.testing.assert_allclose(least, 5 - tokens / 1000)
+    np.testing.assert_allclose(most, 7 - (tokens - 2) / 1000)
+    np.testing.assert_allclose(mean, (least + most) / 2)
+    assert groups[0].series("nothing") is None
+    # an evaluation stands at the tokens of the line before
+    assert groups[1].series("eval/validation_loss")[0].tolist() == [1000]
+
+
+def test_differences_in_the_tables_are_paired(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / "a", 0), make_run(tmp_path / "b", 0, learner="anil", accuracy=0.3)]
+    (table,) = few_shot_tables(group_by_experiment([Record.read(run) for run in runs]))
+    assert (table.title, table.columns) == ("Few-shot: 5-way 1-shot, 5 queries, test words", ["a", "b"])
+    cells = {row.name: row.cells for row in table.rows}
+    assert cells["chance"] == ["20.0 ± 0.0", "20.0 ± 0.0"]
+    assert cells["adapted, 0 steps"][0].startswith("55.0 ± ")
+    assert re.fullmatch(r"35\.0 ± [\d.]+ \(-20\.0 ± 0\.0\)", cells["adapted, 0 steps"][1])
+
+
+def test_the_page_needs_nothing_else(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / "<b>a", 0), make_run(tmp_path / "b", 1)]
+    path = write_report(group_by_experiment([Record.read(run) for run in runs]), tmp_path / "report")
+    page = path.read_text()
+    assert not re.search(r"(src|href)=\"(?!data:)", page)
+    assert "<b>a" not in page
+    names = {image.stem for image in path.parent.glob("*.png")}
+    assert {"language_model_loss", "query_accuracy", "validation_loss", "few_shot_test_fim", "adaptation"} <= names
+    assert page.count("data:image/png") == len(names)
+    assert "32-way" not in page
+    for image in path.parent.glob("*.png"):
+        width = struct.unpack(">I", image.read_bytes()[16:20])[0]
+        assert width < 1000, f"{image.name}: on a phone its letters would be too small to be read"
+
+
+def test_what_is_no_run_is_said(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"holds no training_config.yaml; give the directory of a run"):
+        Record.read(tmp_path)
+    run = make_run(tmp_path / "run", 0)
+    (run / "eval_results" / "few_shot_step_10.json").write_text("{")
+    with pytest.raises(ConfigError, match="a file of the run is damaged"):
+        Record.read(run)
+
+
+def test_lines_that_are_no_records_are_left_out_and_counted(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", 0)
+    before = Record.read(run)
+    with (run / "logs" / "metrics.jsonl").open("a") as file:
+        file.write('\n5\n{}\n{"step": null}\n{"step": 1')
+    after = Record.read(run)
+    assert (after.metrics, after.damaged_lines) == (before.metrics, 4)
+
+
+def change_few_shot(run: Path, name: str = "few_shot_step_10", **changes: Any) -> None:
+    """Write the few-shot results of a run with other content; keys of a setting go into the setting."""
+    content = json.loads((run / "eval_results" / "few_shot_step_10.json").read_text())
+    setting = content["settings"][0]
+    for key, value in changes.items():
+        (setting if key in setting else content)[key] = value
+    (run / "eval_results" / f"{name}.json").write_text(json.dumps({**content, "settings": [setting]}))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"task_key": "b"}, {"word_split": "validation"}, {"q_query": 2}, {"documents": "same"}, {"k_shot": 5}],
+    ids=str,
+)
+def test_what_was_judged_on_other_tasks_is_not_paired(tmp_path: Path, changes: dict[str, Any]) -> None:
+    runs = [make_run(tmp_path / "a", 0), make_run(tmp_path / "b", 0, learner="anil", accuracy=0.3)]
+    change_few_shot(runs[1], **changes)
+    tables = few_shot_tables(group_by_experiment([Record.read(run) for run in runs]))
+    assert [table.columns for table in tables] == [["a"], ["b"]]
+    assert len({table.title for table in tables}) == 2
+
+
+def test_results_of_other_options_are_columns_of_their_own(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "a", 0)
+    change_few_shot(run, "few_shot_pre_step_10", readout="pre", by_step=[[0.6, 0.7], [0.7, 0.8]])
+    change_few_shot(run, "few_shot_topics_step_10", data="topics.jsonl")
+    (table,) = few_shot_tables(group_by_experiment([Record.read(run)]))
+    assert table.columns == ["a", "a, pre"]
+    cells = {row.name: row.cells for row in table.rows}
+    assert cells["adapted, 0 steps"][1].startswith("65.0 ± 9.8 (+10.0 ± ")
+
+
+def test_seeds_that_were_evaluated_for_longer_are_cut(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / f"run-{seed}", seed) for seed in (0, 1)]
+    change_few_shot(runs[1], by_step=[[0.3, 0.4, 0.9]] * 3, by_method={"chance": [0.2] * 3})
+    groups = group_by_experiment([Record.read(run) for run in runs])
+    (table,) = few_shot_tables(groups)
+    assert "Of run: the tasks and steps that all seeds have." in table.note
+    assert {row.name: row.cells[0] for row in table.rows} == {
+        "chance": "20.0 ± 0.0",
+        "adapted, 0 steps": "45.0 ± 9.8",
+        "adapted, 1 steps": "50.0 ± 9.8",
+    }
+    assert "adaptation" in {image.stem for image in write_report(groups, tmp_path / "report").parent.glob("*.png")}
+    (runs[1] / "eval_results" / "few_shot_step_10.json").unlink()
+    (runs[1] / "eval_results" / "few_shot_step_2.json").unlink()
+    (table,) = few_shot_tables(group_by_experiment([Record.read(run) for run in runs]))
+    assert table.columns == ["run (1 of 2 seeds)"]
+
+
+def test_no_seed_counts_twice(tmp_path: Path) -> None:
+    names = ("short-0", "short-1", "long-0", "long-1", "x/same", "y/same", "x/once-0", "x/once-1")
+    for name in names:
+        of = "protonet" if "once" in name else "anil" if "same" in name else "fomaml"
+        make_run(tmp_path / name, int(name[-1]) if name[-1].isdigit() else 0, of, max_steps=9 if "long" in name else 5)
+    groups = group_by_experiment([Record.read(tmp_path / name) for name in names])
+    found = {group.name: [record.name for record in group.records] for group in groups}
+    assert found == {
+        "short": ["short-0", "short-1"],
+        "long": ["long-0", "long-1"],
+        "x-same": ["same"],
+        "y-same": ["same"],
+        "once": ["once-0", "once-1"],
+    }
+    twice = [Record.read(tmp_path / "short-0"), Record.read(tmp_path / "x" / ".." / "short-0")]
+    with pytest.raises(ConfigError, match=r"short-0 is given twice"):
+        group_by_experiment(twice)
+
+
+def test_runs_of_other_kinds_may_have_one_name(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / "x" / "run", 0), make_run(tmp_path / "y" / "run", 0, learner="anil")]
+    assert [group.name for group in group_by_experiment([Record.read(run) for run in runs])] == ["x-run", "y-run"]
+
+
+def test_a_run_is_named_and_counted_however_its_lines_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run(tmp_path / "here", 0)
+    # steps on tasks alone, and at the end the line of an earlier snapshot
+    lines = [{"step": 8, "tokens": 800, "meta/query_loss": 1.0}, {"step": 9, "tokens": 900}, {"step": 4, "tokens": 400}]
+    (run / "logs" / "metrics.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    monkeypatch.chdir(run)
+    groups = group_by_experiment([Record.read(Path())])
+    assert groups[0].name == "here"
+    page = write_report(groups, tmp_path / "report").read_text()
+    assert "<td>9</td><td>900</td>" in page

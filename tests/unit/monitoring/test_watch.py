@@ -1,0 +1,265 @@
+"""What is said of a run that goes on, has ended, or has not begun; and the command on a terminal."""
+
+import io
+import json
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from pico_ds.config import ConfigError, dump_config, parse_config
+from pico_ds.monitoring.watch.run_state import duration
+from pico_ds.monitoring.watch.run_view import RunView
+from pico_ds.monitoring.watch.watch_screen import frame, sparkline, watch
+from pico_ds.runs.run_directory import JOB_FILE_NAME, RunDirectory
+from pico_ds.runs.run_status import RunStatus
+from tests.launching import REPOSITORY
+
+DEAD_PID = 2**22 + 1
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDirectory:
+    """Of 100 steps, that has said nothing yet."""
+    run = RunDirectory(tmp_path / "runs" / "demo-001")
+    run.logs.mkdir(parents=True)
+    run.training_config.write_text(dump_config(parse_config("{training: {max_steps: 100}}")))
+    run.environment.write_text(json.dumps({"world_size": 8, "device": "NVIDIA H100"}))
+    return run
+
+
+def add_lines(run: RunDirectory, first: int, last: int, **others: Any) -> None:
+    with run.metrics.open("a") as file:
+        for step in range(first, last + 1, 10):
+            line = {"step": step, "lr": 0.1, "ar/loss": 10 - step / 20, "seconds_per_step": 2.0, "skipped_steps": 3}
+            line |= {"meta/query_loss": 1.5, "meta/query_accuracy": 0.625, "meta/query_loss_before": 1.6}
+            line |= {"meta/query_loss_after": 1.4, "meta/support_accuracy_before": 0.5}
+            line |= {"meta/support_accuracy_after": 0.75, "tokens_per_second": 12345.6, "tasks_per_second": 7.0}
+            line |= {"data_wait_fraction": 0.125, "peak_memory_gib": 61.5, "model_flops_utilization": 0.412}
+            file.write(json.dumps(line | others) + "\n")
+
+
+def add_evaluation(run: RunDirectory, step: int) -> None:
+    run.eval_results.mkdir(exist_ok=True)
+    summary = {"fim": [{"mean": 0.4, "half_width": None}, {"mean": 0.5, "half_width": 0.03}]}
+    content = {"step": step, "validation_loss": 5.0 - step / 100, "few_shot_summary": summary}
+    (run.eval_results / f"step_{step}.json").write_text(json.dumps(content))
+
+
+def add_checkpoint(run: RunDirectory, step: int) -> None:
+    run.checkpoints.mkdir(exist_ok=True)
+    (run.checkpoints / "latest").write_text(f"step_{step}\n")
+
+
+def say(run: RunDirectory, **others: Any) -> None:
+    """What another process said of the run."""
+    RunStatus.say(run, "running")
+    status = RunStatus.read(run)
+    assert status is not None
+    run.status.write_text(status.model_copy(update=others).model_dump_json())
+
+
+def age(path: Path, seconds: float) -> None:
+    then = time.time() - seconds
+    os.utime(path, (then, then))
+
+
+def picture(run: RunDirectory, width: int = 100) -> str:
+    console = Console(file=io.StringIO(), width=width, height=40)
+    console.print(frame(RunView(run.path)))
+    return console.file.getvalue()
+
+
+def state(run: RunDirectory) -> str:
+    return RunView(run.path).run_state.state
+
+
+def test_all_that_is_asked_for_is_shown(run: RunDirectory) -> None:
+    RunStatus.say(run, "running")
+    add_lines(run, 10, 50)
+    add_evaluation(run, 0)
+    add_evaluation(run, 40)
+    add_checkpoint(run, 40)
+    age(run.checkpoints / "latest", 200)
+    shown = picture(run)
+    for expected in (
+        "running  for ",
+        "step 50 of 100  50.0 %  ETA 1 min 40 s",
+        "AR loss             7.500  █▆",
+        "query loss          1.500",
+        "query accuracy     62.5 %",
+        "support adapted  accuracy 50.0 % -> 75.0 %",
+        "query adapted    loss 1.600 -> 1.400",
+        "step 0: val. loss 5.000, fim 40.0 -> 50.0 ± 3.0 %",
+        "step 40: val. loss 4.600",
+        "12,346 tokens/s, 7.0 tasks/s, 2 s a step, MFU 41.2 %",
+        "waits for data 12.5 % of the time, peak memory 61.50 GiB (rank 0)",
+        "skipped steps    3",
+        "8 on NVIDIA H100",
+        "checkpoint       step_40, 3 min 20 s old",
+        "newest line      0 s old",
+    ):
+        assert expected in shown, f"{expected!r} is not in\n{shown}"
+    assert max(map(len, picture(run, width=50).splitlines())) == 50
+
+
+def test_a_run_without_lines_is_starting(run: RunDirectory) -> None:
+    assert state(run) == "starting"
+    assert "step 0 of 100" in picture(run)
+    run.training_config.unlink()
+    (run.path / JOB_FILE_NAME).write_text("{}")
+    run.environment.unlink()
+    assert state(run) == "starting"
+    assert "newest line  none yet" in picture(run)
+
+
+def test_how_a_run_stands(run: RunDirectory) -> None:
+    """One run through all that may become of it."""
+    RunStatus.say(run, "running")
+    add_lines(run, 10, 50)
+    assert state(run) == "running"
+    # ten times the usual distance of two lines: 10 steps of 2 s
+    now = time.time()
+    say(run, at=now - 1000)
+    age(run.metrics, 190)
+    assert state(run) == "running"
+    age(run.metrics, 210)
+    assert state(run) == "stalled"
+    run.train_log.write_text("2026-11-25 03:27:50,902 INFO evaluating step 50\n")
+    assert state(run) == "evaluating"
+    run.train_log.write_text("2026-11-25 03:27:50,902 INFO step 50/100\n")
+    say(run, at=now - 1000, host="another")
+    assert state(run) == "silent"
+    say(run, at=now - 1000, pid=DEAD_PID)
+    assert state(run) == "died"
+    # a number that another process has now
+    say(run, at=now - 1000, process_started=1.0)
+    assert state(run) == "died"
+    (run.failures / "20261125-033000").mkdir(parents=True)
+    summary = run.failures / "20261125-033000" / "summary.txt"
+    summary.write_text("the run failed\n  first      rank 1 died without a word\n")
+    assert state(run) == "failed"
+    assert "first      rank 1 died without a word" in picture(run)
+    (run.path / JOB_FILE_NAME).write_text('{"nonce": 2}')
+    assert state(run) == "starting"
+    # it found something wrong, and has not become a run
+    age(run.path / JOB_FILE_NAME, 1000)
+    assert state(run) == "failed"
+    for said in ("running", "finished", "stopped", "failed"):
+        RunStatus.say(run, said, "SIGTERM")
+        assert state(run) == said
+    assert "ago: SIGTERM" in picture(run)
+
+
+def test_a_run_that_says_nothing_of_itself(run: RunDirectory) -> None:
+    """Of an earlier version."""
+    add_lines(run, 10, 50)
+    assert state(run) == "running"
+    age(run.metrics, 1000)
+    assert state(run) == "silent"
+    add_lines(run, 60, 100)
+    add_checkpoint(run, 100)
+    assert state(run) == "finished"
+
+
+def test_a_view_follows_its_run(run: RunDirectory) -> None:
+    add_lines(run, 10, 20)
+    add_evaluation(run, 0)
+    (run.eval_results / "step_10.json").write_text('{"step": 10, "valid')
+    view = RunView(run.path)
+    assert sorted(view.evaluations) == [0]
+    add_lines(run, 30, 30, skipped_steps=5)
+    add_evaluation(run, 10)
+    run.training_config.write_text(dump_config(parse_config("{training: {max_steps: 300}}")))
+    view.look()
+    assert sorted(view.evaluations) == [0, 10]
+    assert (view.tail.step, view.newest("skipped_steps")) == (30, 5)
+    assert view.config is not None
+    assert view.config.training.max_steps == 300
+
+
+def test_a_wrong_path_is_told(run: RunDirectory, tmp_path: Path) -> None:
+    for path, told in (
+        (tmp_path / "none", "there is no such directory; give the directory of a run"),
+        (tmp_path / "runs", "is no run, for it holds no training_config.yaml; it holds the runs demo-001"),
+        (run.logs, "is no run, for it holds no training_config.yaml; give the directory of a run"),
+    ):
+        with pytest.raises(ConfigError, match=told):
+            RunView(path)
+
+
+@pytest.mark.parametrize(("values", "drawn"), [([], ""), ([1.0], "▁"), ([0, 7, 3.5], "▁█▅"), ([2, 2], "▁▁")])
+def test_a_sparkline(values: list[float], drawn: str) -> None:
+    assert sparkline(values, 10) == drawn
+
+
+def test_a_long_course_is_drawn_in_the_room_there_is() -> None:
+    assert sparkline([float(number) for number in range(1000)], 8) == "▁▂▃▄▅▆▇█"
+    assert sparkline([1.0, 2.0], 8, ascii_only=True) == "_#"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(-1, "0 s"), (59.6, "1 min 0 s"), (3599, "59 min 59 s"), (90000, "1 d 1 h")]
+)
+def test_durations(seconds: float, said: str) -> None:
+    assert duration(seconds) == said
+
+
+def test_without_a_terminal_there_is_one_frame(run: RunDirectory) -> None:
+    console = Console(file=io.StringIO(), width=80)
+    watch(RunView(run.path), console, 1000.0, once=False)
+    assert console.file.getvalue().count("demo-001") == 1
+    assert "\x1b" not in console.file.getvalue()
+
+
+def start_on_terminal(run: RunDirectory, *options: str) -> tuple["subprocess.Popen[bytes]", int]:
+    ours, theirs = pty.openpty()
+    variables = {**os.environ, "TERM": "xterm", "PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, "scripts/watch.py", str(run.path), *options]
+    process = subprocess.Popen(
+        command, cwd=REPOSITORY, stdin=theirs, stdout=theirs, stderr=theirs, env=variables, start_new_session=True
+    )
+    os.close(theirs)
+    return process, ours
+
+
+def test_on_a_terminal_it_is_live_until_ctrl_c(run: RunDirectory) -> None:
+    add_lines(run, 10, 20)
+    process, terminal = start_on_terminal(run, "--every", "0.2")
+    seen = b""
+
+    def wait_for(sign: Callable[[], bool]) -> None:
+        nonlocal seen
+        end = time.monotonic() + 30
+        while not sign():
+            assert time.monotonic() < end, seen.decode(errors="replace")
+            if select.select([terminal], [], [], 0.1)[0]:
+                try:
+                    seen += os.read(terminal, 65536)
+                except OSError:  # the other end is closed
+                    return
+
+    try:
+        wait_for(lambda: b"step 20 of 100" in seen)
+        add_lines(run, 30, 30)
+        wait_for(lambda: b"step 30 of 100" in seen)
+        process.send_signal(signal.SIGINT)
+        wait_for(lambda: process.poll() is not None and not select.select([terminal], [], [], 0.5)[0])
+        assert process.wait(10) == 0
+    finally:
+        process.kill()
+        os.close(terminal)
+    assert b"\x1b[?1049h" in seen, "a screen of its own"
+    # the cursor and the former screen are back, and the last frame stays
+    assert b"step 30 of 100" in seen.split(b"\x1b[?1049l")[1]
+    assert seen.rfind(b"\x1b[?25h") > seen.rfind(b"\x1b[?25l")
+    assert b"Traceback" not in seen

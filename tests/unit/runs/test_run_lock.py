@@ -1,0 +1,180 @@
+"""Which directory a run gets, and what keeps two jobs out of one."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from pico_ds.checkpoint.checkpoint_store import CheckpointStore
+from pico_ds.config import CheckpointingConfig, ConfigError
+from pico_ds.engine.distributed import Process
+from pico_ds.runs import run_lock
+from pico_ds.runs.job_identity import JobIdentity
+from pico_ds.runs.run_lock import RunLock, lock_run_directory
+from tests.launching import REPOSITORY
+
+ALONE = Process(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"))
+
+
+@pytest.fixture(autouse=True)
+def _first_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT", "SLURM_JOB_ID"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def claim(parent: Path, **others: object) -> RunLock:
+    """As a process of its own would: the lock of an earlier claim is let go."""
+    for lock in run_lock._locks:
+        lock.release()
+    config = CheckpointingConfig.model_validate({"runs_dir": str(parent), **others})
+    return lock_run_directory(config, "demo", ALONE)
+
+
+def name_of(found: RunLock) -> str:
+    return found.run.path.name
+
+
+@pytest.fixture(params=["torchrun", "SLURM"])
+def restart(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int], None]:
+    """Be a job, at its first start or a later one."""
+
+    def be(job: str, count: int) -> None:
+        if request.param == "torchrun":
+            monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", str(count))
+            monkeypatch.setattr("os.getppid", lambda: {"mine": os.getpid(), "another": 1}[job])
+        else:
+            monkeypatch.setenv("SLURM_JOB_ID", job)
+            monkeypatch.setenv("SLURM_RESTART_COUNT", str(count))
+
+    return be
+
+
+def a_run(path: Path) -> Path:
+    path.mkdir(parents=True)
+    (path / "training_config.yaml").write_text("{}")
+    return path
+
+
+def test_without_a_name_runs_are_numbered(tmp_path: Path) -> None:
+    a_run(tmp_path / "demo-007")
+    assert [name_of(claim(tmp_path)) for _ in range(2)] == ["demo-008", "demo-009"]
+
+
+def test_a_restarted_job_takes_its_own_run_again(tmp_path: Path, restart: Callable[[str, int], None]) -> None:
+    restart("mine", 0)
+    first = claim(tmp_path)
+    assert (name_of(first), first.first_save_number) == ("demo-001", None)
+    restart("another", 0)
+    assert name_of(claim(tmp_path)) == "demo-002"
+    restart("mine", 1)
+    for _ in range(2):
+        again = claim(tmp_path)
+        assert (name_of(again), again.first_save_number) == ("demo-001", 1)
+        restart("mine", 2)
+    restart("another", 1)
+    assert name_of(claim(tmp_path)) == "demo-002"
+
+
+def test_a_restarted_job_that_had_no_run_makes_one(tmp_path: Path, restart: Callable[[str, int], None]) -> None:
+    """It failed before it had one: the newest is another job's."""
+    restart("another", 0)
+    claim(tmp_path)
+    restart("mine", 1)
+    found = claim(tmp_path)
+    assert (name_of(found), found.first_save_number) == ("demo-002", None)
+
+
+def test_a_restart_is_no_leave_to_overwrite(tmp_path: Path, restart: Callable[[str, int], None]) -> None:
+    restart("mine", 1)
+    a_run(tmp_path / "named")
+    with pytest.raises(ConfigError, match="already holds a run, which is not overwritten"):
+        claim(tmp_path, run_name="named", resume="never")
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "thesis.tex").write_text("")
+    with pytest.raises(ConfigError, match="holds no run"):
+        claim(tmp_path, run_name="thesis")
+
+
+def test_a_job_of_its_own_name_may_be_restarted(tmp_path: Path, restart: Callable[[str, int], None]) -> None:
+    restart("mine", 0)
+    first = claim(tmp_path, run_name="named", resume="never")
+    (first.run.path / "training_config.yaml").write_text("{}")
+    CheckpointStore(first.run.checkpoints).directory.mkdir()
+    restart("mine", 1)
+    assert claim(tmp_path, run_name="named", resume="never").first_save_number == 1
+
+
+def test_a_second_run_of_a_command_in_one_allocation_is_another_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    assert [name_of(claim(tmp_path)) for _ in range(2)] == ["demo-001", "demo-002"]
+
+
+def test_one_surviving_agent_is_enough(tmp_path: Path) -> None:
+    """A node was replaced."""
+    before, now, other = (
+        JobIdentity(agents=agents, slurm_job=None, slurm_restarts=0, nonce=1)
+        for agents in ({(1, 2, 3), (4, 5, 6)}, {(4, 5, 6), (7, 8, 9)}, {(7, 8, 9)})
+    )
+    assert now.continues(before)
+    assert not other.continues(before)
+    assert not now.continues(None)
+
+
+def test_a_directory_that_not_all_nodes_see_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_lock, "_SHARED_SECONDS", 0.2)
+    monkeypatch.setattr(JobIdentity, "write", lambda *_: None)
+    with pytest.raises(ConfigError, match="is not the same directory on every node"):
+        claim(tmp_path, run_name="mine")
+
+
+@pytest.mark.parametrize("resume", ["auto", 40])
+def test_a_named_run_is_taken_to_resume(tmp_path: Path, resume: object) -> None:
+    path = a_run(tmp_path / "mine")
+    assert claim(tmp_path, run_name="mine", resume=resume).run.path == path
+
+
+def test_a_run_is_not_overwritten(tmp_path: Path) -> None:
+    a_run(tmp_path / "mine")
+    with pytest.raises(ConfigError, match="already holds a run, which is not overwritten"):
+        claim(tmp_path, run_name="mine", resume="never")
+    with pytest.raises(ConfigError, match="already holds a run"):
+        claim(tmp_path, run_name="mine", resume=str(tmp_path / "other" / "checkpoints" / "step_4"))
+
+
+def test_a_directory_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("")
+    with pytest.raises(ConfigError, match="is not empty and holds no run"):
+        claim(tmp_path, run_name="mine")
+
+
+def test_two_jobs_do_not_share_a_run(tmp_path: Path) -> None:
+    claim(tmp_path, run_name="mine")
+    code = f"""from pathlib import Path
+from tests.unit.runs.test_run_lock import claim
+claim(Path({str(tmp_path)!r}), run_name="mine")"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
+    assert "is in use by another job" in done.stderr
+
+
+def test_where_nothing_can_be_written_the_directory_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(
+        ConfigError, match=r"checkpointing\.runs_dir: cannot write to .*file \((File exists|Not a directory)\)"
+    ):
+        claim(tmp_path / "file", run_name="mine")
+
+
+def test_a_directory_whose_claim_met_a_full_disk_is_taken_again(tmp_path: Path) -> None:
+    run = tmp_path / "mine"
+    run.mkdir()
+    (run / ".lock").touch()
+    (run / "..launch.json.partial").touch()
+    config = CheckpointingConfig(runs_dir=str(tmp_path), run_name="mine")
+    assert lock_run_directory(config, "demo", ALONE).run.path == run

@@ -1,0 +1,75 @@
+"""Scripts end with one sentence, whatever befalls them."""
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from pico_ds.command_line import exit_code_of
+from pico_ds.config import ConfigError
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(autouse=True)
+def hook(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
+
+
+def test_an_error_is_one_sentence(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    def fails() -> int:
+        raise ConfigError("model.d_model: got 7, write 8")
+
+    def reads() -> int:
+        return len((tmp_path / "none").read_text())
+
+    assert exit_code_of(fails) == 1
+    assert capsys.readouterr().err == "error: model.d_model: got 7, write 8\n"
+    assert exit_code_of(reads) == 1
+    assert capsys.readouterr().err == (
+        f"error: {tmp_path}/none: No such file or directory; check the path and its file system, and run the command "
+        "again\n"
+    )
+
+
+def test_a_fault_of_the_program_keeps_its_traceback() -> None:
+    def fails() -> int:
+        raise AssertionError("a bug")
+
+    with pytest.raises(AssertionError):
+        exit_code_of(fails)
+
+
+def test_an_interrupt_ends_with_the_code_of_shells(capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted() -> int:
+        raise KeyboardInterrupt
+
+    assert exit_code_of(interrupted) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_every_script_ends_this_way() -> None:
+    for script in (REPOSITORY / "scripts").glob("*.py"):
+        assert "sys.exit(exit_code_of(main))" in script.read_text(), script.name
+
+
+@pytest.mark.parametrize("lost", ["pipe", "disk"])
+def test_output_that_cannot_be_written_is_dropped(lost: str, tmp_path: Path) -> None:
+    """The reader of a pipe has gone, or the disk below a redirected output is full."""
+    code = (
+        "import sys; from pico_ds.console import make_console; from pico_ds.command_line import exit_code_of; "
+        "exit_code_of(lambda: (print('x' * 100_000), make_console().print('y'), print('z', file=sys.stderr))); "
+        "open(sys.argv[1], 'w').close()"
+    )
+    if lost == "pipe":
+        reading, output = os.pipe()
+        os.close(reading)
+    else:
+        output = os.open("/dev/full", os.O_WRONLY)
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "end")], stdout=output, stderr=output)
+    os.close(output)
+    assert done.returncode == 0
+    assert (tmp_path / "end").exists()

@@ -1,0 +1,86 @@
+"""Batches made ahead are the batches of the step."""
+
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pico_ds.config import parse_config
+from pico_ds.data.rows import ShuffledRows, TokenRows
+from pico_ds.data.token_stream import TokenStream
+from pico_ds.engine.distributed import Process
+from pico_ds.tasks.step_schedule import step_kind
+from pico_ds.training.prefetch import Prefetcher
+from tests.reference import random_episode
+
+CONFIG = parse_config(
+    "{smlmt: {hybrid_ratio: 0.5, warmup_steps: 2}, meta: {tasks_per_step: 5}, "
+    "training: {global_batch_size: 5, max_steps: 12}, data: {sequence_length: 8}}"
+)
+
+
+class Tasks:
+    sequence_length = 9
+
+    def __init__(self) -> None:
+        self.threads: list[str] = []
+
+    def sample(self, step: int, index: int) -> Any:
+        self.threads.append(threading.current_thread().name)
+        return random_episode(100 * step + index)
+
+
+def feed(rank: int, world_size: int, tasks: Any) -> Prefetcher:
+    tokens = np.arange(1000)
+    rows = ShuffledRows(TokenRows(TokenStream(tokens, np.array([1000])), 8), seed=0)
+    return Prefetcher(CONFIG, rows, tasks, Process(rank, world_size, rank, torch.device("cpu")))
+
+
+@pytest.mark.parametrize(("rank", "world_size"), [(0, 1), (1, 2), (2, 3)])
+def test_every_batch_is_that_of_its_step(rank: int, world_size: int) -> None:
+    """Taken in turn, made ahead, or asked for out of turn, as after a resume."""
+    in_turn, tasks = feed(rank, world_size, Tasks()), Tasks()
+    position = 0
+    for step in range(12):
+        batch, waited = in_turn.take(step, position)
+        alone, _ = feed(rank, world_size, tasks).take(step, position)
+        assert waited >= 0
+        if step_kind(step, CONFIG) == "ar":
+            assert batch.rows is not None
+            assert torch.equal(batch.rows, alone.rows)
+            assert len(batch.rows) == len(range(rank, 5, world_size))
+            position += 5
+        else:
+            assert batch.rows is None
+            mine = [100 * step + index for index in range(rank, 5, world_size)]
+            for episode, other, key in zip(batch.episodes, alone.episodes, mine, strict=True):
+                for one in (other, random_episode(key)):
+                    assert torch.equal(episode.support.input_ids, one.support.input_ids)
+                    assert torch.equal(episode.query.labels, one.query.labels)
+
+
+def test_the_next_batch_is_made_in_the_background() -> None:
+    tasks = Tasks()
+    taken = feed(0, 1, tasks)
+    position = 0
+    for step in range(12):
+        taken.take(step, position)
+        position += 5 * (step_kind(step, CONFIG) == "ar")
+    assert tasks.threads
+    assert all(name.startswith("feed") for name in tasks.threads)
+
+
+def test_an_error_ahead_is_raised_when_its_step_comes() -> None:
+    class Failing(Tasks):
+        def sample(self, step: int, index: int) -> Any:
+            raise OSError("the disk of the data is gone")
+
+    taken, position = feed(0, 1, Failing()), 0
+    first_meta = next(step for step in range(12) if step_kind(step, CONFIG) == "meta")
+    for step in range(first_meta):
+        taken.take(step, position)
+        position += 5
+    with pytest.raises(OSError, match="the disk of the data is gone"):
+        taken.take(first_meta, position)

@@ -1,0 +1,49 @@
+"""The table and the hints at the end of a run."""
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from pico_ds.config import RunConfig
+from pico_ds.console import make_console
+from pico_ds.evaluation.evaluator import EvaluationResult
+from pico_ds.runs.run_directory import RunDirectory
+from pico_ds.training.run_summary import print_report
+from pico_ds.training.training_state import TrainingState
+
+
+def printed(capsys: pytest.CaptureFixture[str], config: RunConfig, run: str, world_size: int = 1) -> str:
+    result = EvaluationResult(0, 1.0, {}, "")
+    directory = RunDirectory(Path(run))
+    print_report(make_console(), config, "demo.yaml", {0: result}, TrainingState(), directory, 1.0, world_size)
+    return capsys.readouterr().out
+
+
+def test_hints_are_printed_as_they_must_be_typed(capsys: pytest.CaptureFixture[str]) -> None:
+    """Brackets are markup to rich, and a shell splits at spaces."""
+    output = printed(capsys, RunConfig(), "runs/my run[/x]")
+    assert "'evaluation.readouts=[pre, fimpre, fim]'" in output
+    (hint,) = [line for line in output.splitlines() if "compare.py" in line]
+    assert "runs/my run[/x]" in shlex.split(hint)
+
+
+def test_the_first_row_names_where_the_weights_come_from(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "untrained" in printed(capsys, RunConfig(), "runs/a")
+    given = RunConfig().model_copy(update={"model": RunConfig().model.model_copy(update={"init_from": "somewhere"})})
+    output = printed(capsys, given, "runs/a")
+    assert "initial weights" in output
+    assert "untrained" not in output
+
+
+def test_hints_keep_what_the_run_overrode(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = printed(capsys, RunConfig(), "runs/a b").splitlines()
+    (hint,) = [line for line in lines if "another seed" in line]
+    command = shlex.split(hint)[2:]
+    assert command == ["python", "scripts/train.py", "--config", "runs/a b/training_config.yaml", "training.seed=1"]
+    assert "torchrun" in "".join(lines)
+    assert "torchrun" not in printed(capsys, RunConfig(), "runs/a", world_size=2)
+    named = RunConfig().model_copy(
+        update={"checkpointing": RunConfig().checkpointing.model_copy(update={"run_name": "mine"})}
+    )
+    assert "checkpointing.run_name=null training.seed=1" in printed(capsys, named, "runs/mine")
