@@ -34,7 +34,7 @@ def main() -> int:
     make_console(width=max(120, console.width)).print(dynamics_table(measurements, arguments.split))
     out = arguments.out or arguments.run / "analysis"
     path = out / f"{arguments.split}.json"
-    # JSON has no nan: of the similarity of a single row, say
+    # JSON has no NaN, which is for example the similarity of a single row
     records = [{**asdict(one), "value": one.value if isfinite(one.value) else None} for one in measurements]
     replace_text(path, json.dumps(records, indent=1, allow_nan=False) + "\n")
     for plot in dynamics_plots(measurements):

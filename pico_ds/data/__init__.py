@@ -1,1 +1,1 @@
-"""Documents, tokenizer, corpus and rows."""
+"""Training data: documents, tokenizers, corpora and rows."""

@@ -1,4 +1,4 @@
-"""One call in the background."""
+"""A function call in a background thread."""
 
 from collections.abc import Callable
 from threading import Thread
@@ -8,10 +8,11 @@ Result = TypeVar("Result")
 
 
 class Background(Thread, Generic[Result]):
-    """Calls a function; `result` waits for what it returns, or raises what it raised.
+    """Calls a function in a background thread. `result` waits for the function and returns its result.
 
-    No daemon, for a thread that is cut off in native code takes the process down with it; and no executor, which holds
-    up the end of a program before its threads can know of it (`hub_requests` asks).
+    The thread is not a daemon, because stopping a daemon thread inside native code can crash the process. The class
+    does not use an executor, because an executor waits for its threads while the main thread is still alive, and
+    `hub_requests` detects the end of the program by the end of the main thread.
     """
 
     def __init__(self, call: Callable[[], Result], name: str) -> None:
@@ -22,17 +23,17 @@ class Background(Thread, Generic[Result]):
         self.start()
 
     def run(self) -> None:
-        """Call it."""
+        """Call the function and store its result or its error."""
         try:
             self._result = self._call()
-        except BaseException as error:  # noqa: BLE001  raised where the result is asked for
+        except BaseException as error:  # noqa: BLE001  `result` raises it
             self._error = error
 
     def result(self) -> Result:
-        """What the call returned, once it has.
+        """Wait for the function and return its result.
 
         Raises:
-            BaseException: whatever the call raised.
+            BaseException: the function raised this error.
         """
         self.join()
         if self._error is not None:

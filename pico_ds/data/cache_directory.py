@@ -1,4 +1,4 @@
-"""Where what is made of data is kept."""
+"""The directory for cached corpora and shards."""
 
 import os
 from pathlib import Path
@@ -8,10 +8,10 @@ from pico_ds.errors import DataError
 
 
 def cache_directory(config: DataConfig) -> Path:
-    """data.cache_dir, else $PICO_DS_CACHE, else ~/.cache/pico_ds; made where it is not there.
+    """Return data.cache_dir, else $PICO_DS_CACHE, else ~/.cache/pico_ds. Creates the directory if it does not exist.
 
     Raises:
-        DataError: it cannot be made.
+        DataError: the directory cannot be created.
     """
     cache = Path(config.cache_dir or os.environ.get("PICO_DS_CACHE") or "~/.cache/pico_ds").expanduser()
     try:

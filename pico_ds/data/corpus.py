@@ -1,4 +1,4 @@
-"""What training and tasks need of a corpus, and how a corpus is opened."""
+"""The corpus interfaces that training and tasks use, and the function that opens a corpus."""
 
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -23,46 +23,48 @@ class Corpus(Protocol):
 
     @property
     def tokenizer_directory(self) -> Path:
-        """Directory of the tokenizer in HF format."""
+        """Directory that holds the tokenizer in HF format."""
 
     def identity(self) -> dict[str, Any]:
-        """Equal for equal corpora, wherever their files are."""
+        """Return values that are equal for equal corpora, regardless of where their files are."""
 
     def training_rows(self, sequence_length: int, seed: int) -> TrainingRows:
-        """Rows to train on."""
+        """Return the rows to train on, an endless sequence."""
 
     def validation_rows(self, sequence_length: int) -> Rows:
-        """Held-out rows, in order."""
+        """Return the held-out rows, in order."""
 
 
 @runtime_checkable
 class StreamCorpus(Corpus, Protocol):
-    """A corpus whose tokens are indexed as a whole."""
+    """A corpus that is small enough to index all its tokens at once."""
 
     @property
     def train(self) -> TokenStream:
-        """Training documents."""
+        """Tokens of the training documents."""
 
     @property
     def validation(self) -> TokenStream:
-        """Held-out documents."""
+        """Tokens of the held-out documents."""
 
 
 @runtime_checkable
 class PooledCorpus(Corpus, Protocol):
-    """A corpus that is too large to index as a whole: tasks are made of one pool of rows after another."""
+    """A corpus that is too large to index at once. Tasks are sampled from one pool of rows after another."""
 
     def training_pool(self, number: int, n_rows: int, seed: int) -> npt.NDArray[Any]:
-        """Pool `number` of training rows, a pure function of its arguments. Shape `[n_rows, length]`."""
+        """Return pool `number` of training rows, `[at most n_rows, length]`, a pure function of the arguments."""
 
     def held_out_pool(self, n_rows: int) -> npt.NDArray[Any]:
-        """Held-out rows. Shape `[n_rows, length]`."""
+        """Return held-out rows, `[at most n_rows, length]`."""
 
 
 def open_corpus(config: DataConfig) -> Corpus:
-    """Open the corpus of `data.source`. Several processes may call this at once: one does the work, the others wait.
+    """Return the corpus of `data.source`.
+
+    Several processes may call this function at the same time: one process prepares the corpus and the others wait.
 
     Raises:
-        DataError: data that cannot be read.
+        DataError: the data cannot be read.
     """
     return open_shard_corpus(config) if config.source in ("shards", "hub") else open_text_corpus(config)

@@ -1,27 +1,27 @@
-"""Requests to the Hugging Face hub, repeated while repeating may help."""
+"""Requests to the Hugging Face hub that are retried after temporary errors."""
 
 import threading
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-#: what is waited before an attempt is repeated [s]
+#: delay before each retry of a request [s]
 RETRY_SECONDS = (1.0, 4.0, 16.0, 60.0)
-#: for which the hub may say nothing, or take nothing, before a request has failed; the library would wait forever [s]
+#: a request fails if the hub neither sends nor accepts data for this long; by default the library waits forever [s]
 TIMEOUT_SECONDS = 60.0
-#: answers that another attempt will not change
+#: HTTP status codes that are not retried, because the next answer would be the same
 _FINAL_STATUSES = (400, 401, 403, 404, 413, 422)
 
 Result = TypeVar("Result")
 
 
 def set_timeout() -> None:
-    """From now on no request of this program to the hub waits longer than `TIMEOUT_SECONDS` for a sign of life."""
+    """Make every later hub request of this program fail if the hub does not respond for `TIMEOUT_SECONDS`."""
     from huggingface_hub import set_client_factory
     from huggingface_hub.utils import _http
 
     def client() -> Any:
-        # the library's own, of httpx or of httpx2 by release
+        # the library's own factory returns a client of httpx or of httpx2, depending on the release
         found = _http.default_client_factory()
         found.timeout = TIMEOUT_SECONDS
         return found
@@ -30,10 +30,10 @@ def set_timeout() -> None:
 
 
 def request_with_retries(request: Callable[[], Result]) -> Result:
-    """What `request` returns; network errors and answers such as 500 are tried again after `RETRY_SECONDS`.
+    """Return the result of `request`. Network errors and server errors such as 500 are retried after `RETRY_SECONDS`.
 
     Raises:
-        HTTPError, OSError: as huggingface_hub raises them; refused, or still failing at the last attempt.
+        HTTPError, OSError: the request failed with an error that is not retried, or the last attempt failed.
     """
     for wait_seconds in RETRY_SECONDS:
         try:
@@ -47,7 +47,10 @@ def request_with_retries(request: Callable[[], Result]) -> Result:
 
 
 def http_error() -> type[Exception]:
-    """The base of the hub's errors, of the network and of its answers: that of httpx or of httpx2, by release."""
+    """Return the base class of the hub's network errors and error responses.
+
+    The class comes from httpx or from httpx2, depending on the release of huggingface_hub.
+    """
     from huggingface_hub import errors
 
     found: type[Exception] = vars(errors)["HTTPError"]
@@ -59,5 +62,5 @@ def _pause(seconds: float) -> None:
     if threading.current_thread() is main:
         time.sleep(seconds)
     else:
-        # a program that ends does not wait for a request in the background
+        # returns early when the main thread ends, so that a retry in the background does not delay the exit
         main.join(seconds)

@@ -1,4 +1,4 @@
-"""Files of text or token ids (.txt, .jsonl, .parquet), read by one rule everywhere; docs/data.md has the table."""
+"""Reads files of text or token ids (.txt, .jsonl, .parquet). docs/data.md has a table of the rules."""
 
 import codecs
 import json
@@ -15,14 +15,14 @@ from pico_ds.errors import DataError
 
 logger = logging.getLogger("pico_ds")
 
-#: text, or token ids
+#: a text or an array of token ids
 Document = str | npt.NDArray[np.int64]
 
-#: field or column that holds token ids; a row that has it needs no text
+#: field or column that holds token ids; a row with token ids needs no text
 TOKEN_COLUMN = "input_ids"  # noqa: S105
 _LARGEST_ID = 2**63 - 1
 SUFFIXES = (".txt", ".jsonl", ".parquet")
-#: encodings that a file announces in its first bytes; UTF-32 first, because UTF-16 is its beginning
+#: byte order marks of unsupported encodings; UTF-32 comes first, because its little-endian mark starts with UTF-16's
 _OTHER_ENCODINGS = {
     codecs.BOM_UTF32_LE: "UTF-32",
     codecs.BOM_UTF32_BE: "UTF-32",
@@ -36,9 +36,9 @@ class Columns:
     """Names of the fields or columns of a row.
 
     Attributes:
-        text: field or column of the text.
+        text: field or column that holds the text.
         domain: field or column that names the row's domain.
-        setting: key or option that sets `text`, for messages.
+        setting: configuration key or command-line option that sets `text`; used in messages.
     """
 
     text: str = "text"
@@ -48,10 +48,10 @@ class Columns:
 
 @dataclass(frozen=True)
 class Row:
-    """A document that is not empty.
+    """A document that is not empty, and its domain.
 
     Attributes:
-        domain: None if the file does not say.
+        domain: None if the file does not name a domain.
     """
 
     document: Document
@@ -59,13 +59,13 @@ class Row:
 
 
 def read_rows(path: Path, columns: Columns, by_paragraph: bool = False) -> Iterator[Row]:
-    """The rows of a file in order, without those whose text is null or empty.
+    """Yield the rows of a file in order. Rows whose text or token ids are null or empty are skipped.
 
     Args:
-        by_paragraph: a row of a .txt file is a block between blank lines, not the whole file.
+        by_paragraph: if true, each block between blank lines of a .txt file is a row; otherwise the whole file is one.
 
     Raises:
-        DataError: a file of another kind, a line or a column that is not as expected.
+        DataError: the file has another suffix or cannot be read, or a line or column has unexpected content.
     """
     suffix = path.suffix.lower()
     if suffix == ".txt":
@@ -79,7 +79,11 @@ def read_rows(path: Path, columns: Columns, by_paragraph: bool = False) -> Itera
 
 
 def _without_bom(data: bytes, path: Path) -> bytes:
-    """The first bytes of a file without the mark of UTF-8, which some programs write."""
+    """Return the first bytes of a file without the UTF-8 byte order mark, which some programs write.
+
+    Raises:
+        DataError: the byte order mark is that of another encoding.
+    """
     for mark, name in _OTHER_ENCODINGS.items():
         if data.startswith(mark):
             raise DataError(f"{path} is {name}; convert it to UTF-8: iconv -f {name} -t UTF-8 FILE > NEW_FILE")
@@ -123,7 +127,11 @@ def _jsonl_rows(path: Path, columns: Columns) -> Iterator[Row]:
 
 
 def _document_of(record: Any, columns: Columns, where: str) -> Document | None:
-    """The text or token ids of a JSON object; None if they are null or empty."""
+    """Return the text or token ids of a JSON object, or None if they are null or empty.
+
+    Raises:
+        DataError: the record is not an object, or holds neither a text nor token ids.
+    """
     if isinstance(record, dict):
         if (tokens := record.get(TOKEN_COLUMN)) is not None:
             return _token_ids(tokens, where)
@@ -132,7 +140,7 @@ def _document_of(record: Any, columns: Columns, where: str) -> Document | None:
             if text is None:
                 return None
             if isinstance(text, str):
-                # half of a surrogate pair, which JSON may escape, is no text
+                # JSON can escape half of a surrogate pair, which UTF-8 cannot encode
                 return text.encode("utf-8", errors="replace").decode() or None
     found = (
         ", ".join(f"{key} ({type(value).__name__})" for key, value in record.items())
@@ -168,7 +176,7 @@ def _parquet_rows(path: Path, columns: Columns) -> Iterator[Row]:
     try:
         file = parquet.ParquetFile(path)
         schema = file.schema_arrow
-        # a row whose token ids are null may have a text
+        # a row whose token ids are null may still have a text
         wanted = [column for column in (TOKEN_COLUMN, columns.text) if column in schema.names]
         if not wanted:
             raise DataError(
@@ -194,7 +202,7 @@ def _parquet_rows(path: Path, columns: Columns) -> Iterator[Row]:
                 if len(document):
                     yield Row(document, _domain(domain))
             first += len(batch)
-    # the last one is of a damaged name of a column
+    # a damaged column name raises UnicodeDecodeError
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read as parquet: {error}") from error
     _warn_of_undecodable(path, "row", undecodable)
@@ -223,7 +231,7 @@ def _token_array(value: Any, where: str) -> npt.NDArray[np.int64]:
 
 
 def _warn_of_undecodable(path: Path, kind: str, numbers: list[int]) -> None:
-    """Once a file: a corpus may have millions of them."""
+    """Log one warning per file, because a corpus may have millions of undecodable rows."""
     if numbers:
         logger.warning(
             "warning: %s: %d %ss are not UTF-8 (the first is %s %d); such bytes become U+FFFD",
@@ -243,10 +251,15 @@ def _holds_text(found: Any) -> bool:
 
 
 def check_type(name: object, column: str, found: Any, setting: str = "data.text_column") -> None:
-    """Whether a parquet column holds what its name promises.
+    """Check that a parquet column has the expected type: lists of integers for `input_ids`, strings otherwise.
+
+    Args:
+        name: name of the file, used in messages.
+        found: pyarrow type of the column.
+        setting: configuration key or command-line option that names the text column; used in messages.
 
     Raises:
-        DataError: it does not.
+        DataError: the column has another type.
     """
     import pyarrow.types as types
 

@@ -1,4 +1,4 @@
-"""Randomness as a pure function of a key, so that a run needs no generator state to resume."""
+"""Random values that are a pure function of a key, so that a run can resume without any generator state."""
 
 from hashlib import blake2b
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def digest64(*key: int | str | bytes) -> int:
-    """A 64-bit hash of a key; equal on every platform and in every version."""
+    """Return a 64-bit hash of a key. The hash is equal on every platform and in every version."""
     hasher = blake2b(digest_size=8)
     for part in key:
         data = part if isinstance(part, bytes) else repr(part).encode()
@@ -16,11 +16,11 @@ def digest64(*key: int | str | bytes) -> int:
 
 
 def keyed_uniform(*key: int | str | bytes) -> float:
-    """A number in [0, 1) that depends on the key alone."""
+    """Return a number in [0, 1) that depends only on the key."""
     return digest64(*key) / 2**64
 
 
 def keyed_rng(*key: int | str) -> np.random.Generator:
-    """A numpy Philox generator whose stream depends on the key alone."""
+    """Return a numpy Philox generator whose stream depends only on the key."""
     philox_key = np.array([digest64("a", *key), digest64("b", *key)], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=philox_key))

@@ -1,4 +1,4 @@
-"""Rows of autoregressive training, addressed by their global position."""
+"""Rows for autoregressive training, addressed by their global position."""
 
 from functools import lru_cache
 from typing import Any, Protocol, runtime_checkable
@@ -16,13 +16,13 @@ from pico_ds.errors import DataError
 
 @runtime_checkable
 class Rows(Protocol):
-    """Rows by number, each of `sequence_length + 1` tokens."""
+    """Numbered rows of `sequence_length + 1` tokens each."""
 
     sequence_length: int
     n_rows: int
 
     def read(self, indices: npt.NDArray[np.int64]) -> Int[Tensor, "rows length"]:
-        """The rows at `indices`, in that order; an empty list gives no rows."""
+        """Return the rows at `indices`, in that order. Empty `indices` give a tensor without rows."""
 
 
 @runtime_checkable
@@ -32,25 +32,26 @@ class TrainingRows(Protocol):
     sequence_length: int
 
     def take(self, first: int, count: int, rank: int = 0, world_size: int = 1) -> Int[Tensor, "rows length"]:
-        """Rows at the global positions `first`, ..., `first + count - 1` that belong to `rank`.
+        """Return the rows at the global positions `first`, ..., `first + count - 1` that belong to `rank`.
 
-        Rank r takes every world_size-th position, so that the union over ranks does not depend on their number.
+        Rank r takes every world_size-th position, starting at `first + r`. The rows of all ranks together therefore do
+        not depend on the world size.
         """
 
     def state_dict(self, position: int) -> dict[str, int]:
-        """What finds a global position again without a walk from the beginning."""
+        """Return the state that finds a global position again without reading from the beginning."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
+        """Restore a state that `state_dict` returned."""
 
 
 class TokenRows:
-    """Rows of a stream; neighbours share one token, so that every token is predicted once."""
+    """Rows of a token stream. Neighboring rows share one token, so that every token is predicted once."""
 
     def __init__(self, stream: TokenStream, sequence_length: int) -> None:
         """
         Raises:
-            DataError: a stream shorter than one row.
+            DataError: the stream is shorter than one row.
         """
         self.tokens = stream.tokens
         self.sequence_length = sequence_length
@@ -62,14 +63,14 @@ class TokenRows:
             )
 
     def read(self, indices: npt.NDArray[np.int64]) -> Int[Tensor, "rows length"]:
-        """The rows at `indices`, in that order; an empty list gives no rows."""
+        """Return the rows at `indices`, in that order. Empty `indices` give a tensor without rows."""
         columns = np.arange(self.sequence_length + 1)
         gathered = self.tokens[indices[:, None] * self.sequence_length + columns]
         return torch.from_numpy(gathered.astype(np.int64))
 
 
 class ShuffledRows:
-    """Rows again and again: every epoch is a permutation keyed by (seed, epoch)."""
+    """An endless sequence of rows. The order in each epoch is a permutation keyed by (seed, epoch)."""
 
     def __init__(self, rows: Rows, seed: int) -> None:
         self.sequence_length = rows.sequence_length
@@ -80,7 +81,7 @@ class ShuffledRows:
         return keyed_rng("row order", self._seed, epoch).permutation(self._rows.n_rows)
 
     def indices(self, first: int, count: int, rank: int = 0, world_size: int = 1) -> npt.NDArray[np.int64]:
-        """Row numbers at the global positions of `take`."""
+        """Return the numbers of the rows that `take` returns for the same arguments."""
         epochs, places = np.divmod(np.arange(first + rank, first + count, world_size), self._rows.n_rows)
         chosen = np.empty(len(places), dtype=np.int64)
         for epoch in np.unique(epochs):
@@ -89,12 +90,12 @@ class ShuffledRows:
         return chosen
 
     def take(self, first: int, count: int, rank: int = 0, world_size: int = 1) -> Int[Tensor, "rows length"]:
-        """Rows at the global positions `first`, ..., `first + count - 1` that belong to `rank`."""
+        """Return the rows at the global positions `first`, ..., `first + count - 1` that belong to `rank`."""
         return self._rows.read(self.indices(first, count, rank, world_size))
 
     def state_dict(self, position: int) -> dict[str, int]:
-        """Nothing: a position is found by arithmetic."""
+        """Return an empty state, because a position is found by arithmetic."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to take over."""
+        """Do nothing, because the state is empty."""

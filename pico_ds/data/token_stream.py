@@ -1,4 +1,4 @@
-"""Tokens in order, with the bounds of documents."""
+"""A stream of tokens with document boundaries."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,11 +9,11 @@ import numpy.typing as npt
 
 @dataclass(frozen=True)
 class TokenStream:
-    """The documents of one split, one after another.
+    """The concatenated documents of one split.
 
     Attributes:
-        tokens: `[n_tokens]`, memory-mapped, of the smallest unsigned type that holds the vocabulary.
-        document_ends: `[n_documents]`, where each document ends (exclusive).
+        tokens: `[n_tokens]`, memory-mapped; uint16 if the vocabulary fits, else uint32.
+        document_ends: `[n_documents]`, end position (exclusive) of each document in `tokens`.
     """
 
     tokens: npt.NDArray[Any]

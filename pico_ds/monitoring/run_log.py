@@ -1,4 +1,4 @@
-"""What rank 0 says: a progress bar on a terminal, plain lines elsewhere, and always logs/train.log."""
+"""The output of rank 0: a progress bar on a terminal, plain lines otherwise, and always logs/train.log."""
 
 import logging
 from logging.handlers import MemoryHandler
@@ -16,7 +16,10 @@ logger = logging.getLogger("pico_ds")
 
 
 def start_console(is_main: bool) -> Console:
-    """The console of this process; the other ranks have a quiet one and log nothing but errors."""
+    """Set up logging and return the console of this process.
+
+    On ranks other than 0 the console is quiet, and only errors are logged.
+    """
     console = make_console(quiet=not is_main)
     logger.setLevel(logging.INFO if is_main else logging.ERROR)
     logger.propagate = False
@@ -26,7 +29,7 @@ def start_console(is_main: bool) -> Console:
     else:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    # what is said before the run has a directory is kept for its log
+    # messages logged before the run has a directory are kept in memory, and later written to its log file
     early = MemoryHandler(capacity=1000, flushLevel=logging.CRITICAL + 1, flushOnClose=False)
     logger.handlers = [handler, early]
     redirect_progress(is_quiet=not is_main, print_line=logger.info)
@@ -34,7 +37,7 @@ def start_console(is_main: bool) -> Console:
 
 
 def log_failure(error: BaseException) -> None:
-    """Write what ended the run to the log file alone; the command says it on the terminal."""
+    """Write the error that ended the run to the log file only, because the command prints it on the terminal."""
     record = logger.makeRecord(logger.name, logging.ERROR, __file__, 0, "%s: %s", (type(error).__name__, error), None)
     for handler in logger.handlers:
         if isinstance(handler, _LogFile):
@@ -42,21 +45,21 @@ def log_failure(error: BaseException) -> None:
 
 
 def log_lines(text: str) -> None:
-    """Write lines to the log file alone, as they are."""
+    """Write lines to the log file only, without a timestamp or level."""
     for handler in logger.handlers:
         if isinstance(handler, _LogFile):
             handler.file.append(text)
 
 
 class _LogFile(logging.Handler):
-    """Appends to a file; what cannot be written waits in memory."""
+    """Appends records to a file. Records that cannot be written stay in memory until they can be."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.file = PatientFile(path, self._warn)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write one line."""
+        """Write one record as a line."""
         self.file.append(self.format(record) + "\n")
 
     def _warn(self, error: OSError) -> None:
@@ -64,7 +67,7 @@ class _LogFile(logging.Handler):
 
 
 def log_to_file(path: Path) -> None:
-    """Write everything that is logged to a file as well.
+    """Also write everything that is logged to a file, including messages logged before this call.
 
     Raises:
         OSError: the file cannot be opened.

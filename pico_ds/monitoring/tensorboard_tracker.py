@@ -1,4 +1,4 @@
-"""Metrics as event files of TensorBoard."""
+"""Writes metrics as TensorBoard event files."""
 
 from __future__ import annotations
 
@@ -15,23 +15,24 @@ if TYPE_CHECKING:
 
 
 class TensorBoardTracker:
-    """Every metric under its own name, by outer step; a step that is done again after a resume stands once.
+    """Writes every metric under its own name, by outer step.
 
-    If its files cannot be written it is off for the rest of the run: metrics.jsonl has the same numbers.
+    A step that is repeated after a resume appears only once. If the event files cannot be written, the tracker turns
+    itself off for the rest of the run, because metrics.jsonl has the same values.
     """
 
     def __init__(self, directory: Path, past: Iterator[dict[str, Any]], step: int) -> None:
         """
         Args:
             past: the lines of metrics.jsonl.
-            step: that the run goes on from.
+            step: the outer step at which the run starts or resumes.
         """
-        # here, for it takes a second to import that other runs need not wait for
+        # imported here because the import takes a second, which runs without TensorBoard should not pay
         from torch.utils.tensorboard import SummaryWriter
 
-        # a start without event files may have been without TensorBoard: all is written
+        # without event files, earlier starts may have run without TensorBoard, so write all lines
         first = step if any(directory.glob("events.out.tfevents.*")) else 0
-        # the evaluation of the step itself is done again: the step is purged as well, and its line written again
+        # the evaluation at the resume step runs again, so purge that step as well and write its line again
         self._writer: SummaryWriter | None = SummaryWriter(str(directory), purge_step=first)
         self._directory = directory
         for line in past:
@@ -39,14 +40,14 @@ class TensorBoardTracker:
                 self.log(line["step"], line)
 
     def log(self, step: int, metrics: dict[str, Any]) -> None:
-        """Write the numbers of one line."""
+        """Write the metrics of one log line."""
         with self._giving_up():
             for name, value in metrics.items():
                 if value is not None and name != "step" and self._writer is not None:
                     self._writer.add_scalar(name, value, step)
 
     def sync(self) -> None:
-        """Bring what was logged to the files: a checkpoint must not outlive the metrics that led to it."""
+        """Flush the logged metrics to the files, so that no checkpoint exists without the metrics that led to it."""
         with self._giving_up():
             if self._writer is not None:
                 self._writer.flush()

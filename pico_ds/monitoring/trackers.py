@@ -1,4 +1,4 @@
-"""Where metrics go."""
+"""Trackers, which record the metrics of a run."""
 
 import json
 import math
@@ -18,22 +18,23 @@ from pico_ds.runs.run_directory import RunDirectory
 
 
 class Tracker(Protocol):
-    """A sink of metrics."""
+    """Records metrics."""
 
     def log(self, step: int, metrics: dict[str, Any]) -> None:
-        """Take the metrics of one log line."""
+        """Record the metrics of one log line."""
 
     def sync(self) -> None:
-        """Bring what was logged to the disk; from any thread."""
+        """Flush the logged metrics to the disk. Any thread may call this."""
 
     def close(self) -> None:
-        """Write what is pending."""
+        """Write pending metrics and close the tracker."""
 
 
 class JsonLinesTracker:
-    """logs/metrics.jsonl: one JSON object a line, `step` first.
+    """Writes logs/metrics.jsonl: one JSON object per line, with `step` first.
 
-    A line is on its way to the disk when `log` returns, unless the disk is full. Then it waits in memory.
+    `log` writes its line to the file before it returns. If that fails, for example because the disk is full, the line
+    stays in memory until it can be written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -44,7 +45,7 @@ class JsonLinesTracker:
         logger.warning("warning: metrics wait in memory until they can be written: %s", describe_os_error(error))
 
     def log(self, step: int, metrics: dict[str, Any]) -> None:
-        """Write one line; a value that is not finite becomes null, since JSON has no NaN."""
+        """Write one line. Values that are not finite become null, because JSON has no NaN."""
         finite = {
             name: None if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in metrics.items()
@@ -52,7 +53,11 @@ class JsonLinesTracker:
         self._file.append(json.dumps({"step": step, **finite}) + "\n")
 
     def sync(self) -> None:
-        """Bring the lines to the disk: a checkpoint must not outlive the metrics that led to it."""
+        """Flush the lines to the disk, so that no checkpoint exists without the metrics that led to it.
+
+        Raises:
+            OSError: some lines cannot be written.
+        """
         self._file.sync()
 
     def close(self) -> None:
@@ -62,9 +67,10 @@ class JsonLinesTracker:
 
 
 def check_trackers(config: RunConfig) -> None:
-    """
+    """Fail if the configuration enables a tracker whose package is not installed.
+
     Raises:
-        ConfigError: a tracker is asked for whose package is not there.
+        ConfigError: the package is not installed.
     """
     if config.monitoring.tensorboard and find_spec("tensorboard") is None:
         raise ConfigError(
@@ -74,15 +80,15 @@ def check_trackers(config: RunConfig) -> None:
 
 
 def build_trackers(config: RunConfig, run: RunDirectory, step: int, rewritten: bool) -> list[Tracker]:
-    """The trackers of a run whose metrics.jsonl holds the lines up to where it goes on.
+    """Return the trackers of a run. Its metrics.jsonl must end at the step at which the run starts or resumes.
 
     Args:
-        step: that the run goes on from.
-        rewritten: the lines after that step were written before, and will not come alike.
+        step: the outer step at which the run starts or resumes.
+        rewritten: whether lines after `step` were written before and will have different values this time.
     """
     monitoring = config.monitoring
     trackers: list[Tracker] = []
-    # the past is read by trackers that lack it, up to where the file ends now
+    # trackers read the lines that they lack from metrics.jsonl, up to its current end
     if monitoring.wandb.mode != "disabled":
         past = _written_lines(run.metrics)
         trackers.append(WandbTracker(monitoring.wandb, run, config.model_dump(), past, anew=rewritten))
@@ -92,7 +98,7 @@ def build_trackers(config: RunConfig, run: RunDirectory, step: int, rewritten: b
 
 
 def _written_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines that a file has at the time of the call, read as they are asked for."""
+    """Return the records that the file has at the time of the call. The iterator reads them lazily."""
     if not path.exists():
         return iter(())
     file = path.open("rb")

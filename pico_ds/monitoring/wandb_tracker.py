@@ -1,4 +1,4 @@
-"""Metrics to Weights & Biases, in one run however often the training is resumed."""
+"""Sends metrics to Weights & Biases. A resumed training run continues the same wandb run."""
 
 import os
 import secrets
@@ -12,16 +12,18 @@ from pico_ds.file_writing import replace_text
 from pico_ds.monitoring.run_log import logger
 from pico_ds.runs.run_directory import RunDirectory
 
-#: a step has a line of training and then one of evaluation at most: both must have a number of their own
+#: a step has at most one training line and then one evaluation line, and each needs its own number
 _LINES_PER_STEP = 2
 
 
 class WandbTracker:
-    """Sends every line once, in order, beside the training. It must never stop a run: after an error it goes quiet.
+    """Sends every line once and in order, from a background thread.
 
-    Lines are numbered by step and kind, so that a resumed run knows from wandb's last number which lines wandb has: it
-    sends the lines of metrics.jsonl that wandb lacks, and does not send again what comes alike once more. Offline,
-    where wandb cannot know what was sent, each start records the run from its beginning.
+    The tracker never stops a run: after an error it turns itself off.
+
+    Lines are numbered by step and kind (training or evaluation). A resumed run compares these numbers with the last
+    number at wandb. It sends the lines of metrics.jsonl that wandb lacks and does not resend the others. Offline, wandb
+    does not know which lines were sent, so each start records the run from its beginning.
     """
 
     def __init__(
@@ -35,7 +37,7 @@ class WandbTracker:
         """
         Args:
             past: the lines of metrics.jsonl.
-            anew: be a new run at wandb, since the lines that it has will not come alike.
+            anew: create a new wandb run, because the lines that the old one has will get different values.
         """
         mode = config.mode
         if mode == "auto":
@@ -44,7 +46,7 @@ class WandbTracker:
         self._queue: SimpleQueue[tuple[int, dict[str, Any]] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._send, args=(past,), name="wandb", daemon=True)
         run.logs.mkdir(parents=True, exist_ok=True)
-        # wandb waits 90 s for a server that does not answer
+        # by default wandb waits 90 s for a server that does not answer
         os.environ.setdefault("WANDB_INIT_TIMEOUT", "20")
         try:
             import wandb
@@ -54,35 +56,35 @@ class WandbTracker:
                 entity=config.entity,
                 name=run.path.name,
                 id=_run_id(run, anew),
-                # offline wandb only warns of it
+                # offline, wandb ignores this option with a warning
                 resume="allow" if mode == "online" else None,
                 dir=str(run.logs),
                 config=run_config,
                 mode=mode,
                 settings=wandb.Settings(silent=True, console="off"),
             )
-            # a resumed run keeps the configuration of its first start
+            # otherwise a resumed wandb run keeps the configuration of its first start
             self._run.config.update(run_config, allow_val_change=True)
             self._run.define_metric("step", hidden=True)
             self._run.define_metric("*", step_metric="step")
-            #: number of the first line that wandb lacks
+            #: number of the first line that wandb does not have
             self._next = int(self._run.step)
-        except Exception as error:  # noqa: BLE001  any failure of a logger is less than the run
+        except Exception as error:  # noqa: BLE001  a failing tracker must not stop the run
             self._give_up(error)
         else:
             logger.info("wandb: %s, run %s, in %s", mode, self._run.id, run.logs)
             self._thread.start()
 
     def log(self, step: int, metrics: dict[str, Any]) -> None:
-        """Take one line."""
+        """Queue one line for sending."""
         if self._run is not None:
             self._queue.put((step, metrics))
 
     def sync(self) -> None:
-        """Wandb does as it likes; what it lacks after a crash it gets at the next start."""
+        """Do nothing: wandb decides when it sends, and the next start sends the lines that a crash has lost."""
 
     def close(self) -> None:
-        """Send what is pending, and finish the run."""
+        """Send the pending lines and finish the wandb run."""
         if self._run is None:
             return
         self._queue.put(None)
@@ -116,7 +118,7 @@ class WandbTracker:
 
 
 def _run_id(run: RunDirectory, anew: bool) -> str:
-    """The id that the run had at its last start, or a new one."""
+    """Return the wandb id of the last start, or a new id if there is none or if `anew` is true."""
     if run.wandb_id.exists() and not anew:
         return run.wandb_id.read_text(encoding="utf-8").strip()
     chosen = secrets.token_hex(4)

@@ -1,1 +1,1 @@
-"""What can be known before a run starts: do the ranks agree, and does everything they need work."""
+"""Checks to run before training: whether all ranks agree, and whether the resources that they need work."""

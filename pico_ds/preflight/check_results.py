@@ -1,4 +1,4 @@
-"""What a check found, and on which ranks something is wrong."""
+"""Results of the checks, and the ranks that have a problem."""
 
 import json
 import socket
@@ -11,16 +11,16 @@ from rich.text import Text
 
 from pico_ds.engine.distributed import Process
 
-#: ranks that are named one by one in a sentence
+#: maximum number of ranks that one message lists
 _NAMED = 8
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One row of the table.
+    """Result of one check over all ranks: one row of the table.
 
     Attributes:
-        problems: plain sentences that say what is wrong and what to do; none where all is well.
+        problems: one message per problem, which says what is wrong and what to do; empty if the check passed.
     """
 
     check: str
@@ -30,14 +30,18 @@ class Finding:
 
 @dataclass(frozen=True)
 class Local:
-    """What one rank found by itself."""
+    """Result of one check on one rank."""
 
     found: str
     problem: str | None = None
 
 
 def gather_finding(check: str, local: Local, process: Process) -> Finding:
-    """What all ranks found: rank 0's words, and every rank's problem. A collective."""
+    """Combine the results of all ranks into one finding. Every rank must call this.
+
+    The finding shows up to three different results, in rank order, and lists every different problem with the ranks
+    that have it.
+    """
     texts = process.gather_texts(json.dumps([local.found, local.problem, socket.gethostname()]))
     ranks = [json.loads(text) for text in texts]
     by_problem: dict[str, list[str]] = {}
@@ -50,13 +54,13 @@ def gather_finding(check: str, local: Local, process: Process) -> Finding:
 
 
 def named(ranks: Sequence[str]) -> str:
-    """The first few ranks, and how many more."""
+    """Return the first few ranks as text, and the number of the remaining ranks."""
     more = len(ranks) - _NAMED
     return ", ".join(ranks[:_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def findings_table(findings: Sequence[Finding]) -> Table:
-    """Check, finding, ok or fail."""
+    """Return a table with the columns check, finding, and "ok" or "fail"."""
     table = Table("check", "finding", "", box=SIMPLE_HEAD, title="preflight", title_justify="left")
     for one in findings:
         table.add_row(one.check, one.found, Text("fail", "red") if one.problems else Text("ok", "green"))

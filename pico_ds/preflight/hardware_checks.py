@@ -1,4 +1,4 @@
-"""Devices, clocks and the network between ranks."""
+"""Checks of the devices, the clocks and the network between ranks."""
 
 import os
 import time
@@ -11,16 +11,19 @@ from pico_ds.engine.bandwidth import Transfer, measure_transfers
 from pico_ds.engine.distributed import Process
 from pico_ds.preflight.check_results import Finding, Local, gather_finding
 
-#: torchrun takes a node for dead that has not been heard of for 15 s, by the clocks of two nodes
+#: torchrun compares the clocks of two nodes, and treats a node as dead if its last sign of life is 15 s old
 CLOCK_SKEW_SECONDS = 2.0
 _CLOCK_REPEATS = 5
-#: below this share of a GPU's memory somebody else is on it
+#: if less than this share of the GPU memory is free, another process uses the GPU
 _FREE_SHARE = 0.9
 _MIB = 2**20
 
 
 def check_devices(process: Process) -> Finding:
-    """Count, name and memory of what this node computes on. A collective."""
+    """Check that the GPU is free and that all ranks see the same number of GPUs with the same memory.
+
+    The finding shows the count, name and memory of the devices. Every rank must call this.
+    """
     if process.device.type != "cuda":
         memory = psutil.virtual_memory().total / 2**30
         return gather_finding("devices", Local(f"cpu, {os.cpu_count()} cores, {memory:.0f} GiB"), process)
@@ -37,7 +40,7 @@ def check_devices(process: Process) -> Finding:
 
 
 def _unlike(nodes: list[tuple[int, ...]]) -> tuple[str, ...]:
-    """A sentence where ranks see another number of GPUs, or other memory."""
+    """Return a message if ranks see different numbers of GPUs or GPUs with different memory."""
     kinds = sorted(set(nodes))
     if len(kinds) == 1:
         return ()
@@ -48,7 +51,7 @@ def _unlike(nodes: list[tuple[int, ...]]) -> tuple[str, ...]:
 
 
 def check_clocks(process: Process) -> Finding:
-    """How far the ranks' clocks are apart, as seen when all leave a barrier. A collective."""
+    """Measure the clock differences between ranks, read right after a barrier. Every rank must call this."""
     offsets = []
     for _ in range(_CLOCK_REPEATS):
         process.wait_for_all()
@@ -66,7 +69,10 @@ def check_clocks(process: Process) -> Finding:
 
 
 def check_network(process: Process, largest_bytes: int, least_gb_per_second: float | None) -> list[Finding]:
-    """All-reduce and all-gather by size. A collective."""
+    """Measure the bandwidth of all-reduce and all-gather for several message sizes. Every rank must call this.
+
+    The check fails if the best bandwidth of a collective is below `least_gb_per_second`.
+    """
     if process.world_size == 1:
         return [Finding("network", "one process: nothing to measure")]
     sizes = [size for size in (64 * 2**10, _MIB, 16 * _MIB, 256 * _MIB) if size <= largest_bytes]

@@ -1,4 +1,7 @@
-"""That all ranks run the same: versions, code and configuration. Every start of training checks this as well."""
+"""Checks that all ranks run the same versions, code and configuration.
+
+Training also runs these checks every time it starts.
+"""
 
 import json
 import platform
@@ -14,19 +17,19 @@ from pico_ds.engine.distributed import Process
 from pico_ds.preflight.check_results import Finding, named
 from pico_ds.version import __version__
 
-#: directory of the package
+#: directory of the pico_ds package
 _SOURCES = Path(__file__).resolve().parents[1]
 _PACKAGES = ("torch", "deepspeed", "transformers")
 _CODE, _CONFIG = "code of pico_ds", "configuration"
-#: keys of which a sentence names the values
+#: maximum number of differing keys that one message lists
 _NAMED_KEYS = 5
 
 
 def check_agreement(config: RunConfig, deepspeed_json: Mapping[str, Any], process: Process) -> None:
-    """A collective of milliseconds.
+    """Fail if versions, code or configuration differ between ranks. Every rank must call this; it takes milliseconds.
 
     Raises:
-        ConfigError: on every rank, where ranks differ.
+        ConfigError: the ranks differ. Every rank raises the error.
     """
     problems = [problem for finding in compare_ranks(config, deepspeed_json, process) for problem in finding.problems]
     if problems:
@@ -34,7 +37,7 @@ def check_agreement(config: RunConfig, deepspeed_json: Mapping[str, Any], proces
 
 
 def compare_ranks(config: RunConfig, deepspeed_json: Mapping[str, Any], process: Process) -> list[Finding]:
-    """A finding for the versions, the code and the configuration. A collective."""
+    """Return one finding each for the versions, the code and the configuration. Every rank must call this."""
     settings = {**config.model_dump(), "deepspeed_config": dict(deepspeed_json)}
     own = {**versions(), _CODE: source_digest(), _CONFIG: _digest(json.dumps(settings, sort_keys=True))}
     texts = process.gather_texts(json.dumps([socket.gethostname(), own]))
@@ -49,7 +52,7 @@ def compare_ranks(config: RunConfig, deepspeed_json: Mapping[str, Any], process:
 
 
 def versions() -> dict[str, str]:
-    """Of Python, of this package and of those that a run's result depends on."""
+    """Return the versions of Python, of this package and of the packages that affect the result of a run."""
     return {
         "python": platform.python_version(),
         "pico_ds": __version__,
@@ -58,7 +61,7 @@ def versions() -> dict[str, str]:
 
 
 def source_digest() -> str:
-    """Of the sources that this process runs."""
+    """Return a hash of the Python sources that this process runs, as 16 hexadecimal digits."""
     files = sorted(_SOURCES.rglob("*.py"))
     parts = (part for file in files for part in (str(file.relative_to(_SOURCES)), file.read_bytes()))
     return f"{digest64(*parts):016x}"
@@ -84,7 +87,10 @@ def _odd_ranks(facts: tuple[dict[str, str], ...], hosts: tuple[str, ...], names:
 def _odd_keys(
     facts: tuple[dict[str, str], ...], hosts: tuple[str, ...], settings: Mapping[str, Any], process: Process
 ) -> tuple[str, ...]:
-    """The keys that differ; told only where some do, for a configuration is long."""
+    """Describe the configuration keys that differ from rank 0.
+
+    The ranks exchange their full configurations only if the hashes differ, because a configuration is long.
+    """
     digests = [fact[_CONFIG] for fact in facts]
     if len(set(digests)) == 1:
         return ()

@@ -1,4 +1,4 @@
-"""All checks, in the order in which a failure would explain those after it."""
+"""Runs all checks. A failure can cause the checks after it to fail, so the basic checks come first."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,11 +16,11 @@ from pico_ds.preflight.storage_checks import check_data, check_disk, check_share
 
 @dataclass(frozen=True)
 class Limits:
-    """What is measured, and what is too little.
+    """Limits of the network check.
 
     Attributes:
-        largest_bytes: of a message.
-        least_gb_per_second: bus bandwidth of the best size; None takes any.
+        largest_bytes: size of the largest message to measure.
+        least_gb_per_second: minimum bus bandwidth, reached at the best message size; None accepts any bandwidth.
     """
 
     largest_bytes: int
@@ -30,7 +30,7 @@ class Limits:
 def run_checks(
     config: RunConfig, deepspeed_json: dict[str, Any], limits: Limits, process: Process
 ) -> Iterator[Finding]:
-    """Every finding, as soon as it is there; every rank takes them all. A collective."""
+    """Yield each finding as soon as its check ends. Every rank must call this and consume all findings."""
     yield from compare_ranks(config, deepspeed_json, process)
     yield check_devices(process)
     yield check_clocks(process)

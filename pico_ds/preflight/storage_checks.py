@@ -1,4 +1,4 @@
-"""The run directory and the data."""
+"""Checks of the run directory and of the data."""
 
 import json
 import os
@@ -15,18 +15,18 @@ from pico_ds.errors import DataError
 from pico_ds.file_writing import write_durably
 from pico_ds.preflight.check_results import Finding, Local, gather_finding
 
-#: a file made on one node may come late to another
+#: how long to wait for a file of rank 0 [s], because a shared file system may show it late on other nodes
 _SHARED_SECONDS = 10.0
 _WRITTEN_BYTES = 64 * 2**20
-#: fp32 master weights and two moments, and the weights once more
+#: fp32 master weights, two fp32 moments, and another copy of the weights
 _CHECKPOINT_BYTES_PER_PARAMETER = 16
-#: the one that is being written, and the last one
+#: the previous checkpoint must stay on the disk while the next one is written
 _CHECKPOINTS = 2
 _NONCE_BITS = 40
 
 
 def check_shared(directory: Path, process: Process) -> Finding:
-    """Whether all ranks see a file that rank 0 writes to a directory. A collective."""
+    """Check that all ranks see a file that rank 0 writes to a directory. Every rank must call this."""
     nonce = process.from_main(secrets.randbits(_NONCE_BITS))
     path = directory / f".preflight-{nonce:x}"
     found, problem = str(directory.absolute()), None
@@ -53,10 +53,12 @@ def check_shared(directory: Path, process: Process) -> Finding:
 
 
 def check_disk(directory: Path, n_parameters: int, process: Process) -> Finding:
-    """Free space, against what two checkpoints take, and how fast each rank writes when all do. A collective.
+    """Check that two checkpoints fit on the disk, and measure the write speed of each rank while all ranks write.
+
+    Every rank must call this.
 
     Args:
-        n_parameters: 0 where it is not known.
+        n_parameters: number of model parameters; 0 if unknown.
     """
     process.wait_for_all()
     needed = _CHECKPOINTS * _CHECKPOINT_BYTES_PER_PARAMETER * n_parameters
@@ -65,10 +67,12 @@ def check_disk(directory: Path, n_parameters: int, process: Process) -> Finding:
 
 
 def check_data(config: RunConfig, process: Process) -> tuple[Finding, int | None]:
-    """Whether every rank reaches the data as training does, and finds the same. A collective.
+    """Check that every rank can open the training data, and that all ranks find the same data.
+
+    Every rank must call this.
 
     Returns:
-        the finding, and the tokenizer's vocabulary; None where the data is not reached.
+        the finding, and the size of the tokenizer's vocabulary, which is None if this rank cannot open the data.
     """
     problem, vocab_size = None, None
     try:
@@ -79,7 +83,7 @@ def check_data(config: RunConfig, process: Process) -> tuple[Finding, int | None
         identity, vocab_size = corpus.identity(), corpus.tokenizer.vocab_size
         splits = {name: part for name, part in identity.items() if isinstance(part, dict) and "tokens" in part}
         found = ", ".join(f"{split} {part['tokens']:,} tokens" for split, part in splits.items()) or "token shards"
-        # an int64 of a tensor has a sign
+        # the digest is sent as a signed int64, so it must fit in 63 bits
         digest = digest64(json.dumps(identity)) >> 1
     wanted = process.from_main(digest)
     if 0 not in (digest, wanted) and digest != wanted:

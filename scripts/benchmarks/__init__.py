@@ -1,1 +1,1 @@
-"""Measurements of the product itself, each beside the floor that the machine sets."""
+"""Benchmarks of the package, each compared with a lower bound measured on the same machine."""

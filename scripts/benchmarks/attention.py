@@ -1,4 +1,4 @@
-"""Every attention kernel that is here, forward and backward."""
+"""Times the forward and backward pass of every available attention kernel."""
 
 import time
 from statistics import median
@@ -20,11 +20,11 @@ def measure_attention(
     head_dim: int,
     repeats: int,
 ) -> list[dict[str, Any]]:
-    """Seconds and FLOP/s by kernel; or why there are none."""
+    """Return one row per kernel, with its time and FLOP/s, or the reason why the kernel is unavailable."""
     shapes = [(batch, heads, length, head_dim) for heads in (n_heads, n_kv_heads, n_kv_heads, n_heads)]
     *inputs, upstream = (torch.randn(shape, device=device, dtype=dtype) for shape in shapes)
     leaves = [tensor.requires_grad_() for tensor in inputs]
-    # two products forward and five backward, of which the causal mask leaves half
+    # two matrix products forward and five backward; the causal mask halves the FLOPs of each
     flops = 7 * batch * n_heads * length * length * head_dim
     found: list[dict[str, Any]] = []
     for name in BACKENDS:
@@ -42,7 +42,10 @@ def measure_attention(
 
 
 def _seconds(attend: Attend, leaves: list[torch.Tensor], upstream: torch.Tensor) -> float:
-    """Of one forward and backward pass; several are given to the device at once, which hides what the host takes."""
+    """Return the seconds of one forward and backward pass.
+
+    On a GPU, several passes are queued at once, to hide the overhead of the host.
+    """
     device = upstream.device
     passes = 10 if device.type == "cuda" else 1
     _wait(device)

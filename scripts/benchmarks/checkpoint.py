@@ -1,4 +1,4 @@
-"""Saving, verifying and loading a checkpoint, beside the raw disk, DeepSpeed's own checkpoints and torch's DCP."""
+"""Times saving, verifying and loading a checkpoint, compared with the raw disk, DeepSpeed and torch's DCP."""
 
 import os
 import shutil
@@ -30,19 +30,19 @@ from pico_ds.runs.resume import Resumer
 
 _PIECE_BYTES = 8 * 2**20
 _STEP = 1
-#: of the step whose computation hides the copy: far fewer than any real step has
+#: tokens of the step whose computation hides the copy; every real step has far more
 _ROW_TOKENS = 512
 
 
 @dataclass(frozen=True)
 class Timing:
-    """One way to save and load, medians over the repeats; a time is that of the slowest rank.
+    """Times of one save and one load. Each time is the one of the slowest rank.
 
     Attributes:
-        stall_seconds: how long training stands still for a save.
-        save_seconds: until everything is on the disk.
-        load_seconds: from files that are not in the page cache.
-        verify_seconds: of one process.
+        stall_seconds: how long a save stops training.
+        save_seconds: time until everything is on the disk.
+        load_seconds: time to load files that are not in the page cache.
+        verify_seconds: time to verify in one process; None if this way has no verification.
     """
 
     stall_seconds: float
@@ -52,7 +52,7 @@ class Timing:
 
 
 class CheckpointBenchmark:
-    """One model in one engine, saved and loaded in several ways."""
+    """Saves and loads one model in one engine in several ways."""
 
     def __init__(
         self, config: RunConfig, deepspeed_json: dict[str, Any], vocab_size: int, process: Process, directory: Path
@@ -70,7 +70,7 @@ class CheckpointBenchmark:
         self._take_step()
         self.store = CheckpointStore(directory / "pico_ds")
         self.saver = CheckpointSaver(self.store, self.state, process, 1, lambda *_: None, lambda *_: None)
-        #: of this rank: fp32 weights and two moments
+        #: bytes that this rank saves: fp32 weights and two moments
         self.bytes = 4 * len(STATE_KINDS) * sum(fragment.length for fragment in self.state.fragments)
 
     def _take_step(self) -> None:
@@ -79,7 +79,10 @@ class CheckpointBenchmark:
         self.engine.apply_gradient(gradient, lr=1e-4)
 
     def run(self, repeats: int) -> list[dict[str, Any]]:
-        """A row for each way, of bytes over all ranks. A collective."""
+        """Return one row per way to save and load: medians over the repeats, and rates over the bytes of all ranks.
+
+        One additional repeat comes first and is ignored. Every rank must call this.
+        """
         ways: dict[str, Callable[[], Timing]] = {
             "raw disk": self._raw,
             "pico_ds": self._pico_ds,
@@ -100,7 +103,7 @@ class CheckpointBenchmark:
         return rows
 
     def _timed(self, action: Callable[[], object]) -> float:
-        """Seconds of the slowest rank."""
+        """Return the seconds that the slowest rank takes."""
         self._together()
         started = time.perf_counter()
         action()
@@ -115,7 +118,7 @@ class CheckpointBenchmark:
         self.process.any_rank(False)
 
     def _cold(self, directory: Path) -> None:
-        """Drop a directory's files from the page cache."""
+        """Drop the files of a directory from the page cache."""
         self._together()
         if self.process.is_main:
             os.sync()
@@ -171,7 +174,7 @@ class CheckpointBenchmark:
         return Timing(stall, seconds, load, checked)
 
     def _stall(self) -> float:
-        """Of a save with the gradient of one row to compute before the state changes."""
+        """Return the stall of a save if training computes the gradient of one row before the state changes [s]."""
         self._cleared(self.store.directory)
         self.saver.start(bare_index(_STEP, self.state, self.config))
         theta = self.engine.full_parameters()
@@ -211,7 +214,7 @@ class CheckpointBenchmark:
 
 
 def bare_index(step: int, state: OptimizerState, config: RunConfig) -> Index:
-    """The index of a checkpoint without a run around it."""
+    """Return the index of a checkpoint that does not belong to a run."""
     return Index(
         step=step,
         save_number=1,

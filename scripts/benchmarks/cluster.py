@@ -1,4 +1,4 @@
-"""Nodes of GPUs that are not at hand, in the few figures that the cost model takes of them."""
+"""Describes a cluster of GPUs that is not available, with the few figures that the cost model needs."""
 
 import math
 from dataclasses import dataclass, fields
@@ -11,15 +11,18 @@ ASSUMPTIONS = "scaling: assumptions"
 
 @dataclass(frozen=True)
 class Cluster:
-    """As assumed. Every field is an option of the command; `SOURCES` says where its default is from.
+    """Assumed figures of a cluster. Every field is an option of the command; `SOURCES` has the origin of each default.
 
     Attributes:
-        utilization: of the peak, by forward and backward passes.
-        memory_gb_per_second: that the update moves.
-        node_gb_per_second, network_gb_per_second: that a rank of a ring sends, and receives, in a node and over nodes.
-        node_line_gb_per_second, network_line_gb_per_second: the same, of what the links are built for.
-        node_latency_microseconds, network_latency_microseconds: of a step of the ring.
-        critical_batch_tokens: beyond which a larger batch saves few steps.
+        utilization: share of the peak FLOP/s that forward and backward passes reach.
+        memory_gb_per_second: memory bandwidth of the optimizer update.
+        node_gb_per_second, network_gb_per_second: bandwidth at which a rank of a ring sends, and also receives, within
+            a node and between nodes.
+        node_line_gb_per_second, network_line_gb_per_second: nominal bandwidth of the links within a node and between
+            nodes.
+        node_latency_microseconds, network_latency_microseconds: latency of one step of the ring within a node and
+            between nodes.
+        critical_batch_tokens: batch size beyond which a larger batch saves few steps.
     """
 
     peak_tflops: float = 989.0
@@ -35,7 +38,10 @@ class Cluster:
     critical_batch_tokens: float = 1.1e6
 
     def model(self, gpus: int) -> CostModel:
-        """On so many GPUs: a ring goes once into every node, and is as fast as its slowest link."""
+        """Return the cost model of a number of GPUs.
+
+        The ring enters every node once, and its bandwidth is the one of its slowest link.
+        """
         nodes = math.ceil(gpus / self.gpus_per_node)
         crossing = (nodes if nodes > 1 else 0) / gpus
         latency = (1 - crossing) * self.node_latency_microseconds + crossing * self.network_latency_microseconds
@@ -44,13 +50,13 @@ class Cluster:
         return CostModel(1e-6 * latency, 1e9 * bandwidth, {"ar": rate, "meta": rate})
 
     def line_gb_per_second(self, gpus: int) -> float:
-        """What the links are built for, which no software exceeds."""
+        """Return the nominal bandwidth of the slowest link, which no software can exceed."""
         if gpus <= self.gpus_per_node:
             return self.node_line_gb_per_second
         return min(self.node_line_gb_per_second, self.network_line_gb_per_second)
 
 
-#: field of a Cluster -> where its default is from
+#: field of a Cluster -> origin of its default
 SOURCES = {
     "peak_tflops": "H100 SXM data sheet, dense bf16",
     "utilization": "936M-parameter model on one H100, 8 x 2048 tokens, compiled whole, measured; of tasks 55 to 56 %",
@@ -67,7 +73,7 @@ SOURCES = {
 
 
 def assumptions(cluster: Cluster) -> list[dict[str, Any]]:
-    """Every figure that the projection takes as given, and where it is from."""
+    """Return one row per figure that the projection assumes, with its value and its origin."""
     default, rows = Cluster(), []
     for field in fields(cluster):
         value = getattr(cluster, field.name)

@@ -1,4 +1,4 @@
-"""Collectives of one outer step, counted at the dispatcher, below DeepSpeed and torch.distributed."""
+"""Counts the collectives of one outer step in the PyTorch dispatcher, below DeepSpeed and torch.distributed."""
 
 from collections import Counter
 from typing import Any
@@ -9,7 +9,14 @@ from torch.utils._pytree import tree_leaves
 
 
 class CountCollectives(TorchDispatchMode):
-    """Calls and input bytes of every c10d operation while it is entered."""
+    """Context manager that counts the calls and payload bytes of every c10d operation.
+
+    The payload of a call is its largest tensor argument.
+
+    Attributes:
+        calls: operation -> number of calls.
+        bytes: operation -> payload bytes of all calls.
+    """
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
-"""What a step costs by the simplest model that has a meaning: latency of a ring, bytes over bandwidth, FLOPs over rate.
+"""A simple cost model of a step: latency of a ring, plus bytes over bandwidth, plus FLOPs over FLOP/s.
 
-Hockney's model of a message (Hockney 1994, Parallel Computing 20) on the ring of Patarasu and Yuan (2009, J. Parallel
-Distrib. Comput. 69), which no algorithm undercuts in bytes.
+It applies Hockney's model of a message (Hockney 1994, Parallel Computing 20) to the ring of Patarasu and Yuan (2009,
+J. Parallel Distrib. Comput. 69). No algorithm sends fewer bytes than this ring.
 """
 
 import math
@@ -10,19 +10,19 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-#: collective -> how often every part of the payload goes round the ring
+#: collective -> how often every part of the payload travels around the ring
 _PASSES = {"all-reduce": 2, "all-gather": 1, "reduce-scatter": 1}
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a rank does, of whatever is timed; sums of it are work as well.
+    """The work of one rank in a collective or a step.
 
     Attributes:
-        ring_steps: messages that wait for one another.
-        sent_bytes: that this rank sends, and as many that it receives.
-        flops: kind of step -> of the model's mathematics.
-        crowding: ranks that share a core, at least 1; everything takes so many times as long.
+        ring_steps: number of consecutive messages, each of which waits for the one before.
+        sent_bytes: bytes that this rank sends; it receives as many.
+        flops: kind of step -> FLOPs of the model's mathematics.
+        crowding: number of ranks that share a core, at least 1; everything takes this many times as long.
     """
 
     ring_steps: float = 0.0
@@ -32,29 +32,31 @@ class Work:
 
 
 def ring(collective: str, payload_bytes: float, ranks: int, calls: int = 1) -> Work:
-    """Of a collective: (n - 1) messages of 1/n of the payload for every pass; nothing on one rank.
+    """Return the work of a collective: every pass sends (n - 1) messages, each with 1/n of the payload, for n ranks.
+
+    A single rank has no work.
 
     Args:
-        payload_bytes: of the whole tensor that is summed or gathered, of all calls.
+        payload_bytes: bytes of the whole tensor that is summed or gathered, added over all calls.
     """
     passes = _PASSES[collective]
     return Work(calls * passes * (ranks - 1), passes * (ranks - 1) / ranks * payload_bytes)
 
 
 def together(works: Iterable[Work], flops: Mapping[str, float], crowding: float = 1.0) -> Work:
-    """A step: some collectives, and its computation."""
+    """Return the work of a step, which consists of collectives and computation."""
     listed = list(works)
     return Work(sum(w.ring_steps for w in listed), sum(w.sent_bytes for w in listed), dict(flops), crowding)
 
 
 @dataclass(frozen=True)
 class CostModel:
-    """Seconds of work, without overlap.
+    """Predicts the seconds of work, without overlap of communication and computation.
 
     Attributes:
-        latency_seconds: of a step of the ring (alpha).
-        bytes_per_second: that a rank sends while it receives as many (beta).
-        flops_per_second: kind of step -> rate of a rank that has a core, or a GPU, to itself.
+        latency_seconds: latency of one step of the ring (alpha).
+        bytes_per_second: rate at which a rank sends while it receives as much (beta).
+        flops_per_second: kind of step -> FLOP/s of a rank that has a core, or a GPU, to itself.
     """
 
     latency_seconds: float
@@ -62,26 +64,34 @@ class CostModel:
     flops_per_second: Mapping[str, float]
 
     def communication_seconds(self, work: Work) -> float:
-        """Of the collectives alone."""
+        """Return the seconds of the collectives."""
         return work.crowding * (work.ring_steps * self.latency_seconds + work.sent_bytes / self.bytes_per_second)
 
     def compute_seconds(self, work: Work) -> float:
-        """Of the passes alone."""
+        """Return the seconds of the forward and backward passes."""
         return work.crowding * sum(flops / self.flops_per_second[kind] for kind, flops in work.flops.items())
 
     def seconds(self, work: Work) -> float:
-        """One after the other: the project reduces once, when all gradients are there."""
+        """Return the seconds of communication plus computation.
+
+        They do not overlap, because training reduces the gradients once, after all of them are computed.
+        """
         return self.communication_seconds(work) + self.compute_seconds(work)
 
 
 def fit(works: Sequence[Work], seconds: Sequence[float]) -> CostModel:
-    """The model that is nearest to what was measured.
+    """Fit a cost model to measurements by least squares.
 
-    The residuals are relative: of absolute ones the longest step alone would decide, and a latency could be anything.
-    No coefficient is negative: a latency of 0, or an infinite rate, is one that the measurements do not tell.
+    The residuals are relative. With absolute residuals, the longest steps would dominate the fit and leave the latency
+    undetermined. No coefficient is negative. A latency of 0 or an infinite rate means that the measurements do not
+    determine the coefficient.
+
+    Args:
+        works: the work of each measurement.
+        seconds: the measured seconds of each.
 
     Raises:
-        ValueError: fewer measurements than coefficients.
+        ValueError: there are fewer measurements than coefficients.
     """
     from scipy.optimize import nnls
 
@@ -91,7 +101,7 @@ def fit(works: Sequence[Work], seconds: Sequence[float]) -> CostModel:
         raise ValueError(f"{len(works)} measurements do not tell {2 + len(kinds)} coefficients")
     measured, crowding = np.array(seconds), np.array([work.crowding for work in works])
     columns *= (crowding / measured)[:, None]
-    # of one magnitude: a second of latency and a second a byte are nine decimal places apart
+    # scale the columns to one magnitude, because latency and seconds per byte differ by nine orders of magnitude
     scale = np.abs(columns).max(axis=0)
     scale[scale == 0] = 1.0
     found, _ = nnls(columns / scale, np.ones(len(works)))

@@ -1,4 +1,4 @@
-"""What the measured steps and collectives of several world sizes say: efficiencies, and a cost model of them."""
+"""Computes efficiencies and a cost model from steps and collectives measured at several world sizes."""
 
 import math
 from dataclasses import replace
@@ -14,7 +14,7 @@ _SERIES = ("scaling", "kind", "stage")
 
 
 def conclude(rows: list[Row], on_gpu: bool) -> list[Row]:
-    """The rows, what each says beside the others, cost models of all, and what a reader must know."""
+    """Return the measured rows, the efficiency of each step, the fitted cost models, and notes for the reader."""
     steps = [row for row in rows if row["command"] == STEPS]
     collectives = [row for row in rows if row["command"] == COLLECTIVES]
     others = [row for row in rows if row["command"] not in (STEPS, COLLECTIVES)]
@@ -31,7 +31,7 @@ def conclude(rows: list[Row], on_gpu: bool) -> list[Row]:
             if row["command"] == EFFICIENCY:
                 row["model_communication_share"] = model.communication_seconds(work) / predicted
         models.append(_model_row(model, "seconds", [*collectives, *efficiencies], "residual"))
-    # a program beside the benchmark takes cores from it, but adds little to what it computes; nor do ranks that share
+    # fit CPU seconds without crowding: they hardly change if other programs, or other ranks, use the same cores
     alone = (
         [] if on_gpu else [(replace(work_of(row, on_gpu), crowding=1.0), row["cpu_seconds_per_rank"]) for row in steps]
     )
@@ -44,7 +44,7 @@ def conclude(rows: list[Row], on_gpu: bool) -> list[Row]:
 
 
 def _fit(measured: list[tuple[Work, float]], of: str, notes: list[str]) -> CostModel | None:
-    """None, and a note, where too little was measured."""
+    """Return the fitted cost model. If there are too few measurements, add a note and return None."""
     try:
         return fit([work for work, _ in measured], [seconds for _, seconds in measured])
     except ValueError as error:
@@ -53,23 +53,29 @@ def _fit(measured: list[tuple[Work, float]], of: str, notes: list[str]) -> CostM
 
 
 def _to_fit(measured: list[tuple[Work, float]]) -> list[tuple[Work, float]]:
-    """Of ranks with a core to themselves, if there are such; a step that stands for both kinds of scaling once."""
+    """Return the measurements to fit: those of ranks with a core of their own if there are any, otherwise all.
+
+    A step that counts as both weak and strong scaling is used once.
+    """
     each = [one for i, one in enumerate(measured) if one not in measured[:i]]
     return [(work, seconds) for work, seconds in each if work.crowding == 1] or each
 
 
 def seconds_of(row: Row) -> float:
-    """Measured, of a collective or a step."""
+    """Return the measured seconds of a collective or a step."""
     return float(row["seconds"] if row["command"] == COLLECTIVES else row["seconds_per_step"])
 
 
 def work_of(row: Row, on_gpu: bool) -> Work:
-    """Of a measured row; bytes are those that the kernel counted, where it did, and else those of the ring."""
+    """Return the work of a measured row.
+
+    The sent bytes are the ones that the kernel counted. If it counted none, they are the bytes of a ring.
+    """
     crowding = 1.0 if on_gpu else _crowding(row)
     if row["command"] == COLLECTIVES:
         return replace(ring(row["collective"], row["payload_bytes"], row["ranks"]), crowding=crowding)
     work = replace(_ring_work(row), crowding=crowding)
-    # a single rank has connections as well, of the launcher
+    # ignore the count of a single rank, because its connections belong to the launcher
     return replace(work, sent_bytes=float(row["sent_bytes"])) if "sent_bytes" in row and row["ranks"] > 1 else work
 
 
@@ -81,10 +87,14 @@ def _ring_work(row: Row) -> Work:
 
 
 def _efficiency(row: Row, steps: list[Row], on_gpu: bool) -> Row:
-    """Beside the fewest ranks of its series: seconds, CPU seconds, and what cores allow."""
+    """Return the efficiency of a step relative to the smallest world size of its series.
+
+    `efficiency` compares seconds and `cpu_efficiency` CPU seconds. `cores_allow` is the highest efficiency that the
+    number of cores permits.
+    """
     series = [other for other in steps if all(row[key] == other[key] for key in _SERIES)]
     first = min(series, key=lambda other: other["ranks"])
-    # of strong scaling every rank has less to do
+    # in strong scaling each rank does less work than at the smallest world size
     share = first["ranks"] / row["ranks"] if row["scaling"] == "strong" else 1.0
     return {
         "command": EFFICIENCY,
@@ -103,7 +113,7 @@ def _crowding(row: Row) -> float:
 
 def _model_row(model: CostModel, of: str, rows: list[Row], residual: str) -> Row:
     def worst(command: str, fitted: bool) -> float | None:
-        # all CPU seconds are fitted
+        # the fit of CPU seconds uses all rows
         of_command = [row for row in rows if row["command"] == command]
         chosen = [row for row in of_command if (residual != "residual" or row["fitted"]) is fitted]
         return max((abs(row[residual]) for row in chosen), default=None)
@@ -112,7 +122,7 @@ def _model_row(model: CostModel, of: str, rows: list[Row], residual: str) -> Row
         "command": MODEL,
         "of": of,
         "latency_microseconds": 1e6 * model.latency_seconds,
-        # nothing was sent, or nothing that took time
+        # an infinite bandwidth means that nothing was sent, or that sending took no time
         "gb_per_second": model.bytes_per_second / 1e9 if math.isfinite(model.bytes_per_second) else None,
         **{f"{kind}_gflops_per_second": rate / 1e9 for kind, rate in model.flops_per_second.items()},
         "largest_residual_of_steps": worst(EFFICIENCY, True),

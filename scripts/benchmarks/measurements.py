@@ -1,4 +1,4 @@
-"""What a command of the benchmark measures, and the processes that do it."""
+"""The measurements of each benchmark command, and the processes that run them."""
 
 import argparse
 import json
@@ -14,18 +14,19 @@ import torch
 
 Rows = list[dict[str, Any]]
 
-#: of scaling
+#: default world sizes of the command `scaling`
 WORLD_SIZES = [1, 2, 4]
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One process, or one a rank.
+    """One measurement, which runs in one process per rank.
 
     Attributes:
-        label: of the table that its rows go to.
-        measure: what the worker does.
-        options: further ones for it.
+        label: name of the table for its rows.
+        measure: name of the measurement in the worker.
+        options: additional command-line options of the worker.
+        ranks: world size.
     """
 
     label: str
@@ -35,7 +36,7 @@ class Measurement:
 
 
 def measurements(arguments: argparse.Namespace) -> list[Measurement]:
-    """What a command stands for, in order."""
+    """Return the measurements of a command, in the order in which they run."""
     name = arguments.command
     ranks = arguments.ranks or {"checkpoint": [1, 2, 4], "comm": [2], "scaling": WORLD_SIZES}.get(name, [1])
     against = {"lm": "plain", "fomaml": "plain", "tasks": "loop"}
@@ -56,7 +57,7 @@ def measurements(arguments: argparse.Namespace) -> list[Measurement]:
     def of(command: str, **changed: Any) -> list[Measurement]:
         return measurements(argparse.Namespace(**{**vars(arguments), "command": command, "ranks": None, **changed}))
 
-    # ZeRO 2 differs least from 1
+    # ZeRO stage 2 comes last because it differs least from stage 1
     first, *others = arguments.stages or [1, 3, 2]
     prototype = Measurement("fomaml", "fomaml", {"--head": "prototype", "--against": "plain", "--stage": str(first)})
     accumulated = Measurement(
@@ -79,7 +80,11 @@ def measurements(arguments: argparse.Namespace) -> list[Measurement]:
 
 
 def run(arguments: argparse.Namespace, measurement: Measurement, script: str) -> Rows:
-    """Run a measurement in processes of its own; returns what rank 0 wrote."""
+    """Run a measurement in new processes.
+
+    Returns:
+        the rows that rank 0 wrote, or a single row with the key `failed` if there are none.
+    """
     with tempfile.TemporaryDirectory(prefix="benchmark-", dir=arguments.directory) as directory:
         out = Path(directory) / "result.json"
         command = [script, *sys.argv[1:], "--directory", directory, "--worker", str(out)]
@@ -90,7 +95,7 @@ def run(arguments: argparse.Namespace, measurement: Measurement, script: str) ->
             command = [*launcher, *command]
         environment = {"OMP_NUM_THREADS": "1", **os.environ}
         if measurement.measure == "comm" and measurement.ranks > torch.cuda.device_count():
-            environment["CUDA_VISIBLE_DEVICES"] = ""  # collectives are counted, not timed
+            environment["CUDA_VISIBLE_DEVICES"] = ""  # CPU is enough because collectives are counted, not timed
         try:
             done = subprocess.run(
                 [sys.executable, *command], check=False, env=environment, timeout=arguments.timeout_seconds
@@ -101,5 +106,5 @@ def run(arguments: argparse.Namespace, measurement: Measurement, script: str) ->
         if out.exists():
             rows: Rows = json.loads(out.read_text())
             return rows
-    # one that does not fit into memory must not cost the figures of the others
+    # a measurement that fails, for example for lack of memory, must not discard the results of the others
     return [{"command": measurement.label, "measure": measurement.measure, **measurement.options, "failed": problem}]

@@ -1,4 +1,4 @@
-"""The cost model with given figures of GPUs: what a configuration would take on clusters that are not at hand."""
+"""Projects the cost of a configuration on clusters that are not available, with the cost model and assumed figures."""
 
 import argparse
 import math
@@ -23,15 +23,16 @@ Row = dict[str, Any]
 
 PROJECTION = "scaling: projection"
 
-#: bytes a parameter of the update (docs/performance.md): of the whole gradient on every rank, and of a rank's share
+#: memory traffic of the update in bytes per parameter (docs/performance.md): for the whole gradient, which every rank
+#: handles, and for the share of one rank
 _UPDATE_BYTES_WHOLE, _UPDATE_BYTES_SHARED = 8, 50
 
 
 def projection_of(arguments: argparse.Namespace, repository: Path) -> list[Row]:
-    """What the options of the command ask for, after what is assumed.
+    """Return the assumptions and then the projection that the options of the command ask for.
 
     Raises:
-        ConfigError: a configuration that cannot be read, or whose vocabulary is not given.
+        ConfigError: the configuration cannot be read, or does not set `model.vocab_size`.
     """
     cluster = Cluster(**{field.name: getattr(arguments, field.name) for field in fields(Cluster)})
     config = load_config(arguments.projected_config, arguments.projected_set)
@@ -44,10 +45,13 @@ def projection_of(arguments: argparse.Namespace, repository: Path) -> list[Row]:
 def project(
     config: RunConfig, name: str, deepspeed_jsons: list[dict[str, Any]], gpus: list[int], cluster: Cluster
 ) -> list[Row]:
-    """Steps of both kinds on so many GPUs each, with the batch of the configuration and with one that grows with them.
+    """Return the projected cost of steps of both kinds on each number of GPUs.
+
+    Each step is projected with the batch size of the configuration ("fixed"), and with a batch that grows with the
+    number of GPUs ("grown"). Meta steps are left out if the configuration has none.
 
     Raises:
-        ConfigError: a configuration whose vocabulary is not given.
+        ConfigError: the configuration does not set `model.vocab_size`.
     """
     if config.model.vocab_size is None:
         raise ConfigError(
@@ -68,24 +72,24 @@ def project(
 
 
 def collective_calls(deepspeed_json: dict[str, Any], sizes: list[int]) -> dict[str, int]:
-    """How often DeepSpeed calls a collective in an outer step, beside those of a few numbers.
+    """Return how often DeepSpeed calls each collective in an outer step. Collectives of a few numbers are not counted.
 
     Args:
-        sizes: elements of every parameter, in the order of the model.
+        sizes: number of elements of every parameter, in the order of the model.
     """
     stage, zero = zero_stage(deepspeed_json), deepspeed_json["zero_optimization"]
-    # 500 million is DeepSpeed's own default
+    # 500 million is the default of DeepSpeed
     buckets = _buckets(sizes[::-1], zero.get("reduce_bucket_size", 500_000_000))
     if stage == 0:
         return {"all-reduce": 1}
     if stage < 3:
-        # one for each group of the optimizer: with and without weight decay
+        # the optimizer has two parameter groups, with and without weight decay, and each needs one all-gather
         return {"all-reduce": buckets, "all-gather": 2}
     return {"all-gather": len(sizes), "reduce-scatter": buckets}
 
 
 def _buckets(sizes: list[int], limit: int) -> int:
-    """Filled one after another; a parameter that is larger has one of its own."""
+    """Return the number of buckets, filled in order. A parameter larger than `limit` gets a bucket of its own."""
     count, filled = 0, limit
     for size in sizes:
         if filled + size > limit:
@@ -96,7 +100,7 @@ def _buckets(sizes: list[int], limit: int) -> int:
 
 @dataclass(frozen=True)
 class _Step:
-    """Of a step of all ranks; a unit is a row or a task, which no two ranks share."""
+    """The work of one step over all ranks. A unit is a row or a task, which is never split between ranks."""
 
     kind: str
     units: int
@@ -115,13 +119,13 @@ def _projected(
         for name, payload in communication(stage, weight_bytes, gpus).items()
         for kind in [name.split(" of ")[0]]
     ]
-    # of the rank that has most to do
+    # the step takes as long as the rank with the most units
     work = together(collectives, {step.kind: math.ceil(step.units / gpus) * step.flops_per_unit})
     update_bytes = total * (_UPDATE_BYTES_WHOLE + _UPDATE_BYTES_SHARED / gpus)
     compute = model.compute_seconds(work) + update_bytes / cluster.memory_gb_per_second / 1e9
     communicated = model.communication_seconds(work)
     seconds, overlapped = compute + communicated, max(compute, communicated)
-    # passes alone, shared by all GPUs to the last FLOP
+    # the ideal is the time of the passes only, divided evenly over all GPUs
     ideal = step.units * step.flops_per_unit / gpus / model.flops_per_second[step.kind]
     return {
         "command": PROJECTION,
@@ -138,7 +142,7 @@ def _projected(
         "overlapped_share": (overlapped - compute) / overlapped,
         "compute_bound_seconds": sum(work.flops.values()) / cluster.peak_tflops / 1e12,
         "bandwidth_bound_seconds": work.sent_bytes / cluster.line_gb_per_second(gpus) / 1e9,
-        # nobody has measured one of tasks
+        # the critical batch size of meta steps is unknown
         "over_critical_batch": tokens / cluster.critical_batch_tokens if step.kind == "ar" else None,
     }
 

@@ -1,4 +1,4 @@
-"""What a figure depends on: hardware, versions, commit."""
+"""Records what a result depends on: hardware, versions and commit."""
 
 import os
 import platform
@@ -13,7 +13,7 @@ _PACKAGES = ("torch", "triton", "deepspeed", "flash-attn", "flash-attn-4", "tran
 
 
 def provenance() -> dict[str, Any]:
-    """Hardware, versions and commit of this measurement, as plain JSON."""
+    """Return the hardware, versions and commit of this measurement, as values that JSON can represent."""
     cuda = torch.cuda.is_available()
     return {
         "device": torch.cuda.get_device_name() if cuda else "cpu",
@@ -39,7 +39,7 @@ def _commit() -> str:
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
     try:
         done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
-    except OSError:  # no git
+    except OSError:  # git is not installed
         return "unknown"
     return done.stdout.strip() or "unknown"
 

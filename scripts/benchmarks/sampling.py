@@ -1,4 +1,4 @@
-"""How fast tasks and rows are made, on one core."""
+"""Measures how fast one core makes tasks and rows."""
 
 import json
 import os
@@ -19,11 +19,13 @@ _DOCUMENTS, _WORDS_PER_DOCUMENT, _VOCABULARY = 400, 1000, 3000
 
 
 def measure_sampling(directory: Path, seconds: float) -> list[dict[str, Any]]:
-    """Tasks, tokens and rows per second, for tasks of the demo and of the pico-maml family.
+    """Return the speed of making tasks and rows: one result for each of two task shapes, and one for rows.
+
+    The shapes are those of the demo and of the pico-maml family.
 
     Args:
-        directory: for a corpus.
-        seconds: for which each is measured.
+        directory: directory for a generated corpus.
+        seconds: duration of each measurement [s].
     """
     found = []
     for name, shape in {
@@ -50,10 +52,11 @@ def measure_sampling(directory: Path, seconds: float) -> list[dict[str, Any]]:
 
 
 def random_tasks(directory: Path, smlmt: str) -> tuple[TextCorpus, SMLMT]:
-    """Tasks over a corpus of random words whose frequencies fall as in text (Zipf).
+    """Return a corpus of random words, and tasks over it. Word frequencies follow Zipf's law, as in real text.
 
     Args:
-        smlmt: shape of the tasks, as in the configuration.
+        directory: directory for the corpus, which is reused if it exists.
+        smlmt: shape of the tasks, as YAML keys of the `smlmt` section of the configuration.
     """
     path = directory / "corpus.jsonl"
     if not path.exists():
@@ -82,7 +85,7 @@ def _write_corpus(path: Path) -> None:
 
 
 def random_word(rank: int) -> str:
-    """A pronounceable word; the more frequent the shorter."""
+    """Return a pronounceable word for a frequency rank. Frequent words (low ranks) are shorter."""
     syllables = ""
     number = rank + 1
     while number:

@@ -1,4 +1,4 @@
-"""One rank's part of the scaling benchmark: steps of the product, with what they send, and bare collectives."""
+"""The part of the scaling benchmark that runs on each rank: steps, the bytes that they send, and bare collectives."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -19,14 +19,14 @@ from .wire import wire_bytes
 Row = dict[str, Any]
 
 COLLECTIVES, STEPS = "scaling: collectives", "scaling: steps"
-#: what c10d's operations are called -> what they do
+#: name of a c10d operation -> kind of collective
 _NAMES = {"allreduce": "all-reduce", "allgather": "all-gather", "reduce_scatter": "reduce-scatter"}
 _SIZES_BYTES = [1 << 12, 1 << 16, 1 << 20, 1 << 23, 1 << 25]
 
 
 def measure_collectives(process: Process, repeats: int) -> list[Row]:
-    """Of several sizes, from those that are all latency to those that are all bytes. A collective."""
-    # as of steps, the least that was taken: what is above is what others did to the machine
+    """Time collectives of several sizes, from latency-bound to bandwidth-bound. Every rank must call this."""
+    # use the minimum, as for steps, because other programs on the machine can only add time
     each = zip(*(measure_transfers(process, _SIZES_BYTES) for _ in range(repeats)), strict=True)
     return [
         {
@@ -49,13 +49,14 @@ def measure_scaling(
     steps: int,
     repeats: int,
 ) -> list[Row]:
-    """Weak scaling, in which every rank has the work of `workload`, and strong scaling. A collective.
+    """Measure weak and strong scaling. Every rank must call this.
 
-    A unit is a micro-batch or a task, so that every rank computes with matrices of the same shapes, whatever its share.
+    In weak scaling every rank has the work of `workload`. In strong scaling the ranks divide a fixed number of units. A
+    unit is a micro-batch or a task, so the matrices have the same shapes for any number of units per rank.
 
     Args:
-        strong_units: of all ranks together.
-        repeats: of which the shortest is told, and the seconds of the longest.
+        strong_units: number of units of all ranks together in strong scaling.
+        repeats: number of timings; the result is the shortest one, and the seconds of the longest one.
     """
     weak_units = workload.micro_batches if workload.kind == "lm" else workload.tasks
     rows: list[Row] = []
@@ -63,7 +64,7 @@ def measure_scaling(
     world_size = benchmark.process.world_size
     for scaling, units in (("weak", weak_units), ("strong", strong_units // world_size)):
         if rows and units == weak_units:
-            # the same steps
+            # strong scaling has the same steps as weak scaling here, so reuse the measurement
             rows.append({**rows[0], "scaling": scaling})
             continue
         if rows:
@@ -74,7 +75,7 @@ def measure_scaling(
 
 
 def cores() -> int:
-    """That this process may run on."""
+    """Return the number of cores that this process may run on."""
     return len(psutil.Process().cpu_affinity())
 
 
@@ -89,11 +90,11 @@ def _measure(benchmark: StepBenchmark, units: int, steps: int, repeats: int) -> 
         for _ in range(steps):
             benchmark.trainer.take_step()
         benchmark.trainer.synchronize()
-        # what this rank computed, without its waiting for the others at the end
+        # CPU seconds of this rank, without the time that it waits for the other ranks at the end
         own = time.process_time() - started[1]
         benchmark.together()
         taken.append((time.perf_counter() - started[0], own, _machine_cpu_seconds() - started[2]))
-    # every rank looks at the repeat that was the shortest on rank 0
+    # every rank reports the same repeat, the shortest one of rank 0
     at = process.gather([min(range(repeats), key=lambda i: taken[i][0])])[0][0]
     seconds, own, machine = (value / steps for value in taken[at])
     longest = max(wall for wall, _, _ in taken) / steps
@@ -119,7 +120,10 @@ def _measure(benchmark: StepBenchmark, units: int, steps: int, repeats: int) -> 
 
 
 def _communication(benchmark: StepBenchmark) -> Row:
-    """Of one step: collectives at the dispatcher, and what the kernel sent and received for them."""
+    """Return the collectives of one step, counted in the dispatcher, and the bytes that the kernel sent and received.
+
+    The bytes are left out if the kernel does not report them or if the ranks use NCCL.
+    """
     benchmark.together()
     before = wire_bytes()
     with CountCollectives() as counted:
@@ -128,14 +132,14 @@ def _communication(benchmark: StepBenchmark) -> Row:
     after = wire_bytes()
     found: Row = {"collectives": by_kind(counted.calls.items(), counted.bytes)}
     if before is None or after is None or benchmark.process.device.type == "cuda":
-        return found  # NCCL does not send through the kernel
+        return found  # NCCL bypasses the TCP sockets that the kernel counts
     moved = after.since(before)
     each = benchmark.process.gather([moved.sent, moved.received])
     return {**found, "sent_bytes": max(sent for sent, _ in each), "received_bytes": max(got for _, got in each)}
 
 
 def by_kind(calls: Sequence[tuple[str, int]] | Any, payload_bytes: Any) -> dict[str, dict[str, int]]:
-    """Calls and payload by what a collective does; a barrier has no payload and is left out."""
+    """Return the calls and payload bytes of each kind of collective. Barriers are left out: they have no payload."""
     found: dict[str, dict[str, int]] = {}
     for operation, count in calls:
         kind = next((kind for name, kind in _NAMES.items() if name in operation), operation)
@@ -146,6 +150,6 @@ def by_kind(calls: Sequence[tuple[str, int]] | Any, payload_bytes: Any) -> dict[
 
 
 def _machine_cpu_seconds() -> float:
-    """That all processes of this machine have computed."""
+    """Return the CPU seconds that all processes of this machine have used."""
     times = psutil.cpu_times()
     return float(sum(times) - times.idle - getattr(times, "iowait", 0.0) - getattr(times, "guest", 0.0))

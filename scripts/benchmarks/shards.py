@@ -1,4 +1,4 @@
-"""How fast token shards are decoded and indexed, and made."""
+"""Measures how fast token shards are decoded, indexed and made."""
 
 import json
 import os
@@ -21,18 +21,20 @@ from pico_ds.tasks.index.word_finding import TokenClasses
 
 from .sampling import random_word
 
-#: as of pico-lm/pretokenized-dolma
+#: tokens of a row, as in pico-lm/pretokenized-dolma
 _ROW_TOKENS = 2049
-#: of the text: as many different words, of which OLMo's tokenizer would know most as one token
+#: different words in the generated text, and vocabulary size as in OLMo's tokenizer, so that most words are one token
 _WORDS, _VOCABULARY = 60_000, 50_280
 _WORDS_PER_DOCUMENT, _DOCUMENTS = 1000, 500
 
 
 def measure_index(directory: Path, n_rows: int, repeats: int) -> list[dict[str, Any]]:
-    """Decoding of a shard, and the index of its rows on one and two threads.
+    """Return the speed of decoding a shard, and the speed and memory of indexing its rows on one and two threads.
 
     Args:
-        n_rows: of a shard; it is one pool.
+        directory: directory for the generated tokenizer and shard.
+        n_rows: number of rows in the shard, which is a single pool.
+        repeats: number of timings; the result has their median.
     """
     tokenizer = _tokenizer(directory)
     shard, expected = directory / "shard.parquet", RowFormat(_ROW_TOKENS - 1, tokenizer.vocab_size)
@@ -66,7 +68,7 @@ def measure_index(directory: Path, n_rows: int, repeats: int) -> list[dict[str, 
 
 
 def measure_preparation(directory: Path, megabytes: int, repeats: int) -> list[dict[str, Any]]:
-    """`scripts/prepare_data.py shards` beside the tokenizer alone, given the same texts and as many cores."""
+    """Return the speed of `scripts/prepare_data.py shards` and of only the tokenizer, on the same texts and cores."""
     tokenizer = _tokenizer(directory)
     corpus, workers = directory / "corpus.jsonl", os.cpu_count() or 1
     size = _write_text(corpus, 1_000_000 * megabytes)
@@ -105,7 +107,7 @@ def _median_seconds(work: Callable[[], object], repeats: int) -> float:
 
 
 def _documents() -> Iterator[str]:
-    """Sentences of random words whose frequencies fall as in text (Zipf)."""
+    """Yield documents of random words without end. Word frequencies follow Zipf's law, as in real text."""
     rng = np.random.default_rng(0)
     words = np.array([random_word(rank) for rank in range(_WORDS)])
     weights = 1 / np.arange(1, _WORDS + 1)
@@ -116,7 +118,7 @@ def _documents() -> Iterator[str]:
 
 def _tokenizer(directory: Path) -> TextTokenizer:
     place = directory / "tokenizer"
-    # every word at least once
+    # the tokenizer must see every word at least once
     texts = [" ".join(random_word(rank) for rank in range(_WORDS)), *(text for _, text in zip(range(50), _documents()))]  # noqa: B905
     train_tokenizer(texts, _VOCABULARY, place)
     return load_tokenizer(place)

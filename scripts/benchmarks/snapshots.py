@@ -1,4 +1,4 @@
-"""What a snapshot of learning dynamics costs: time that training stands still, time to write, bytes, device memory."""
+"""Measures the cost of a snapshot of learning dynamics: stall of training, time to write, bytes and device memory."""
 
 import time
 from pathlib import Path
@@ -25,10 +25,12 @@ _GIB = 2**30
 def measure_snapshots(
     config: RunConfig, deepspeed_json: dict[str, Any], directory: Path, repeats: int, process: Process
 ) -> dict[str, Any]:
-    """Medians over the repeats, of rows and tasks of random words. A collective.
+    """Return the cost of a snapshot on rows and tasks of random words. Times are medians over the repeats.
+
+    One additional repeat comes first and is ignored. Every rank must call this.
 
     Args:
-        directory: where corpus and snapshots are written.
+        directory: directory for the generated corpus and the snapshots.
     """
     smlmt, length = config.smlmt, config.data.sequence_length
     shape = f"n_way: {smlmt.n_ways[1]}, k_shot: {smlmt.k_shots[1]}, q_query: {smlmt.q_query}"
@@ -51,7 +53,7 @@ def measure_snapshots(
     )
     stalls, writes, extra, size = [], [], 0, 0
     for repeat in range(repeats + 1):
-        process.any_rank(False)  # ranks begin together
+        process.any_rank(False)  # a barrier, so that all ranks start together
         extra = _device_bytes(process, peak=False)
         started = time.perf_counter()
         snapshot = taker.take(engine.full_parameters(), repeat, first_row=0)
@@ -82,7 +84,10 @@ def measure_snapshots(
 
 
 def _device_bytes(process: Process, peak: bool) -> int:
-    """Memory of the device that is taken, or the most since this was asked for without `peak`."""
+    """Return the allocated memory of the device; 0 on CPU.
+
+    With `peak`, return the peak since the last call without `peak`.
+    """
     if process.device.type != "cuda":
         return 0
     if peak:

@@ -1,4 +1,4 @@
-"""Outer steps of the product itself, on random tokens, beside plain forward and backward passes of the same network."""
+"""Times outer steps of the package on random tokens, and plain forward and backward passes of the same network."""
 
 import time
 from collections.abc import Callable
@@ -29,23 +29,23 @@ from pico_ds.training.step_metrics import StepMetrics
 from pico_ds.training.train_step import TrainStep
 from pico_ds.training.trainer import Trainer
 
-#: steps before the first that counts: compilation, and the first allocations
+#: number of steps before the timed ones, for compilation and the first allocations
 WARM_UP = 3
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What one step does, on each rank.
+    """The work of one step on each rank.
 
     Attributes:
-        kind: lm: rows of a language model; task: contexts of tasks.
-        rows: rows of a micro-batch, or contexts of a support and of a query set.
-        length: of each [tokens].
-        tasks: of a step.
-        inner_steps: of each.
-        adapt, head: as meta.adapt and meta.head.
-        micro_batches: of rows, of a step.
-        k_shot: contexts of a class, in the support and in the query set.
+        kind: "lm" for rows of a language model, "task" for contexts of tasks.
+        rows: rows of a micro-batch, or contexts of a support set; the query set has as many.
+        length: length of a row or context [tokens].
+        tasks: number of tasks in a step.
+        inner_steps: number of inner steps per task.
+        adapt, head: values of meta.adapt and meta.head.
+        micro_batches: number of micro-batches of rows in a step.
+        k_shot: contexts per class, both in the support set and in the query set.
     """
 
     kind: Literal["lm", "task"]
@@ -59,7 +59,7 @@ class Workload:
     k_shot: int = 1
 
     def overrides(self, world_size: int) -> list[str]:
-        """The configuration that has these steps, and no metrics that cost extra passes."""
+        """Return the overrides that configure these steps, without metrics that cost extra passes."""
         common = ["monitoring.log_every_n_steps=1000000", "training.max_steps=1000000", "evaluation.n_tasks=0"]
         if self.kind == "lm":
             rows = self.rows * self.micro_batches * world_size
@@ -76,12 +76,12 @@ class Workload:
 
     @property
     def passes(self) -> int:
-        """Forward and backward passes of a step over a set, were the inner loop nothing but that."""
+        """Number of forward and backward passes in a step, if an inner step were nothing but one pass over a set."""
         return self.micro_batches if self.kind == "lm" else self.tasks * (self.inner_steps + 1)
 
 
 class _RandomTasks:
-    """A few tasks of random tokens, again and again: sampling is measured on its own."""
+    """Cycles through a few tasks of random tokens, so that the time of sampling is not measured."""
 
     readout = "fim"
 
@@ -103,7 +103,7 @@ class _RandomTasks:
 
 
 class StepBenchmark:
-    """One model in one engine, and the same network without an engine."""
+    """One model in an engine, and the same network without an engine."""
 
     def __init__(
         self,
@@ -115,8 +115,8 @@ class StepBenchmark:
     ) -> None:
         """
         Args:
-            config: with `workload.overrides`.
-            tasks: instead of random tokens.
+            config: configuration that includes `workload.overrides`.
+            tasks: source of sampled tasks; None uses tasks of random tokens.
         """
         self.config, self.workload, self.process = config, workload, process
         vocab_size = config.model.vocab_size
@@ -136,11 +136,11 @@ class StepBenchmark:
         rows = ShuffledRows(self._rows, seed=0)
         outer_step = TrainStep(config, self.network, self.learner, rows, self._tasks, process)
         self.trainer = Trainer(config, self.engine, outer_step, [])
-        # the first step of a log window takes metrics that cost extra passes
+        # skip step 0, because the first step of a log window computes metrics that cost extra passes
         self.trainer.state.step = 1
 
     def measure(self, steps: int, repeats: int) -> dict[str, Any]:
-        """Medians of `repeats` times `steps` steps. A collective."""
+        """Return medians over `repeats` timings of `steps` outer steps each. Every rank must call this."""
         taken: list[StepMetrics] = []
         seconds, peak_memory_gib = self._timed(lambda: taken.append(self.trainer.take_step()), steps, repeats)
         self.trainer.synchronize()
@@ -164,7 +164,10 @@ class StepBenchmark:
         return found
 
     def measure_plain(self, steps: int, repeats: int, step_seconds: float) -> dict[str, Any]:
-        """Forward and backward passes alone, with the same kernels: no engine, no update, no accumulation."""
+        """Return the time and memory of plain forward and backward passes, and how a step compares with them.
+
+        The passes use the same kernels, but no engine, no update and no gradient accumulation.
+        """
         theta = self.engine.full_parameters()
         if self.workload.kind == "lm":
             rows = self._rows.read(np.arange(self.workload.rows)).to(self.process.device)
@@ -191,7 +194,7 @@ class StepBenchmark:
         }
 
     def measure_loop(self, step_seconds: float) -> dict[str, Any]:
-        """The same tasks one after another, not compiled: what a loop over tasks in plain PyTorch takes."""
+        """Return the time of a plain PyTorch loop over the same tasks, without compilation."""
         config = self.config.model_copy(
             update={"training": self.config.training.model_copy(update={"compile": "none"})}
         )
@@ -209,7 +212,7 @@ class StepBenchmark:
         return {"loop_seconds": seconds, "loop_over_step": seconds / step_seconds}
 
     def flops(self) -> float:
-        """Of one rank's step."""
+        """Return the FLOPs of one step on one rank."""
         workload, model = self.workload, self.config.model
         if workload.kind == "lm":
             rows = workload.rows * workload.micro_batches
@@ -237,7 +240,7 @@ class StepBenchmark:
         return median(each), torch.cuda.max_memory_allocated() / 2**30 if cuda else None
 
     def together(self) -> None:
-        """Come back when every rank, and its device, has done what it was given. A collective."""
+        """Wait until every rank and its device have finished their work. Every rank must call this."""
         self.process.wait_for_all()
         if self.process.device.type == "cuda":
             torch.cuda.synchronize()

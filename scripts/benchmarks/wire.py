@@ -1,4 +1,4 @@
-"""Bytes that this process sends and receives, as the kernel counts them: what the collectives do below gloo."""
+"""Reads from the kernel how many bytes this process sends and receives, including the traffic of gloo collectives."""
 
 import os
 import socket
@@ -14,18 +14,18 @@ _INFO_BYTES = _SENT_AGAIN_AT + 8
 
 @dataclass(frozen=True)
 class WireBytes:
-    """Of all TCP connections that are open, since they were opened; what was sent again for a loss counts once."""
+    """Bytes sent and received over all open TCP connections since they were opened. Retransmissions are not counted."""
 
     sent: int
     received: int
 
     def since(self, before: "WireBytes") -> "WireBytes":
-        """What was added; connections must not have been closed in between."""
+        """Return the bytes added since `before`. No connection may have been closed in between."""
         return WireBytes(self.sent - before.sent, self.received - before.received)
 
 
 def wire_bytes() -> WireBytes | None:
-    """Of this process up to now; None where the kernel does not say."""
+    """Return the bytes of this process so far, or None if the kernel does not report them."""
     if sys.platform != "linux":
         return None
     sent = received = 0
@@ -37,7 +37,7 @@ def wire_bytes() -> WireBytes | None:
                 if connection.family not in (socket.AF_INET, socket.AF_INET6):
                     continue
                 info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO_BYTES)
-        except OSError:  # closed meanwhile, or not of TCP
+        except OSError:  # the socket was closed in the meantime, or does not use TCP
             continue
         if len(info) < _INFO_BYTES:
             return None

@@ -1,4 +1,4 @@
-"""One rank's part of a benchmark: from the command's arguments to rows of figures."""
+"""The part of a benchmark that runs on each rank: turns the arguments of the command into rows of results."""
 
 import argparse
 import json
@@ -30,7 +30,7 @@ Rows = list[dict[str, Any]]
 
 
 def measure(arguments: argparse.Namespace, repository: Path) -> None:
-    """Measure `arguments.measure`; rank 0 writes the rows to `arguments.worker`."""
+    """Run the measurement `arguments.measure`. Rank 0 writes the rows to the file `arguments.worker`."""
     process = start_process()
     found = _MEASUREMENTS[arguments.measure](arguments, repository, process)
     if process.is_main:
@@ -46,7 +46,7 @@ def _on_gpu(process: Process) -> bool:
 def _steps(
     arguments: argparse.Namespace, repository: Path, process: Process, workload: Workload, tasks: SMLMT | None = None
 ) -> dict[str, Any]:
-    """Figures of one workload, and of what it is measured against."""
+    """Return the results of one workload, and of the baseline that it is compared with."""
     benchmark = _step_benchmark(arguments, repository, process, workload, tasks)
     steps = arguments.steps or (5 if _on_gpu(process) else 1)
     row: dict[str, Any] = {"size": _size(arguments, process), "rows": workload.rows, "length": workload.length}
@@ -80,7 +80,7 @@ def _step_benchmark(
 
 
 def _shape(arguments: argparse.Namespace, process: Process, rows: int) -> tuple[int, int]:
-    """Rows and length; short on CPU."""
+    """Return the number of rows and their length in tokens; the defaults are small on CPU."""
     gpu = _on_gpu(process)
     return arguments.rows or (rows if gpu else 4), arguments.length or (2048 if gpu else 128)
 
@@ -129,7 +129,7 @@ def _communication(arguments: argparse.Namespace, repository: Path, process: Pro
             config = load_config(repository / "configs" / "pico-maml-tiny.yaml", overrides)
             deepspeed_json = load_deepspeed_config(repository / "ds_configs" / f"zero{stage}.json")
             benchmark = StepBenchmark(config, deepspeed_json, workload, process)
-            benchmark.trainer.take_step()  # the first may set things up
+            benchmark.trainer.take_step()  # the first step may include one-time setup
             with CountCollectives() as counted:
                 benchmark.trainer.take_step()
             row: dict[str, Any] = {"stage": stage, "inner_steps": inner_steps, "tasks_per_rank": tasks}
@@ -146,7 +146,7 @@ def _scaling(arguments: argparse.Namespace, repository: Path, process: Process) 
     shape, steps = _shape(arguments, process, rows=8), arguments.steps or (5 if _on_gpu(process) else 1)
     micro_batches, tasks = arguments.micro_batches, arguments.tasks or 1
     inner = {"inner_steps": arguments.inner_steps, "head": arguments.head}
-    # what every world size divides
+    # every world size divides this number, so strong scaling can split the work evenly
     shares = math.lcm(*(arguments.ranks or WORLD_SIZES))
     for stage in arguments.stages or [1]:
         arguments.stage = stage
@@ -192,7 +192,7 @@ def _checkpoint(arguments: argparse.Namespace, repository: Path, process: Proces
 
 def _snapshots(arguments: argparse.Namespace, repository: Path, process: Process) -> Rows:
     found = []
-    # the demo, whose cost anybody can see, and a model of the size asked for
+    # the demo, because anyone can reproduce its cost, and a model of the requested size
     size = arguments.size or ("1b" if _on_gpu(process) else None)
     for name in ["demo", *([f"pico-maml-{size}"] if size else [])]:
         overrides = [f"training.precision={'bf16' if _on_gpu(process) else 'fp32'}", "training.compile=none"]

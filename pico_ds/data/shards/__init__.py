@@ -1,1 +1,1 @@
-"""Corpora of token shards."""
+"""Corpora that are stored as token shards."""

@@ -1,4 +1,7 @@
-"""Shards on the disk of a node: fetched once for all of its ranks, ahead of their use, and removed behind it."""
+"""Shards on the disk of a node.
+
+A shard is fetched once for all ranks of the node, before it is needed. Old shards are removed to limit the disk space.
+"""
 
 import logging
 import shutil
@@ -22,9 +25,11 @@ logger = logging.getLogger("pico_ds")
 
 @dataclass(frozen=True)
 class Shard:
-    """Rows of one file.
+    """An open shard.
 
     Attributes:
+        number: position of the shard in the list of files.
+        name: name of the file, used in messages.
         rows: `[n_rows, tokens]`, memory-mapped.
     """
 
@@ -36,15 +41,16 @@ class Shard:
 class ShardCache:
     """Opens shards by number.
 
-    Every process of a node may have one on the same directory: the first that needs a shard fetches and converts it
-    under a lock, the others find it there. A shard that is removed while a process reads it stays until it is closed.
+    All processes of a node may use a cache in the same directory. The first process that needs a shard fetches and
+    converts the shard under a lock, and the other processes use the result. If a shard is removed while a process reads
+    it, the process can read the shard until it closes the file.
     """
 
     def __init__(self, files: ShardFiles, expected: RowFormat, directory: Path, cache_gib: float) -> None:
         """
         Args:
-            directory: of this corpus alone.
-            cache_gib: shards above this are removed, those used longest ago first.
+            directory: directory that is used only for this corpus.
+            cache_gib: above this size, the least recently used shards are removed [GiB].
         """
         self.files, self.expected, self._directory = files, expected, directory
         self._cache_bytes = int(cache_gib * 2**30)
@@ -52,13 +58,13 @@ class ShardCache:
         directory.mkdir(parents=True, exist_ok=True)
 
     def open(self, number: int, then: Iterable[int] = ()) -> Shard:
-        """A shard, fetched if it is not there.
+        """Return a shard. The shard is fetched if it is not in the cache.
 
         Args:
-            then: those that will be wanted next; they are fetched in the background.
+            then: numbers of the shards that are needed next; these shards are fetched in the background.
 
         Raises:
-            DataError: it cannot be had, or holds rows that cannot be used.
+            DataError: the shard cannot be fetched, or its rows cannot be used.
         """
         begun = self._ahead.pop(number, None)
         if begun is not None:
@@ -66,7 +72,7 @@ class ShardCache:
         for other in then:
             if other not in self._ahead:
                 self._ahead[other] = Background(partial(self._fetch_ahead, other), f"shard {other}")
-        # what failed in the background, the network perhaps, is tried once more
+        # if the background fetch failed, for example because of the network, this fetches the shard again
         return self._open(number)
 
     def _fetch_ahead(self, number: int) -> None:
@@ -76,7 +82,7 @@ class ShardCache:
             logger.warning("warning: fetched ahead in vain, to be tried again when it is needed: %s", error)
 
     def _fetch(self, number: int) -> Path:
-        """The converted file of a shard, made if it is not there."""
+        """Return the path of the converted shard. The shard is fetched and converted if the file does not exist."""
         path = self._directory / f"{number:05d}.npy"
         with FileLock(path.with_suffix(".lock")):
             if not path.exists():
@@ -90,7 +96,7 @@ class ShardCache:
                 path.touch()
                 return Shard(number, self.files.names[number], open_rows(path))
             except FileNotFoundError:
-                # another process of the node made room in between
+                # another process removed the file to make room after the fetch, so fetch the shard again
                 continue
 
     def _make(self, number: int, path: Path) -> None:
@@ -110,7 +116,7 @@ class ShardCache:
         self._make_room(path)
 
     def _make_room(self, newest: Path) -> None:
-        """Remove the shards used longest ago, but never the newest."""
+        """Remove the least recently used shards until the cache fits its size limit. Always keep the newest shard."""
         with FileLock(self._directory / "room.lock"):
             found = []
             for path in self._directory.glob("[0-9]*.npy"):

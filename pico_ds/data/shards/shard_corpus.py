@@ -1,4 +1,4 @@
-"""A corpus of token shards, of which a few are on the disk of a node at any time."""
+"""A corpus of token shards. Only some of the shards are on the disk of a node at the same time."""
 
 import logging
 from dataclasses import dataclass
@@ -21,16 +21,16 @@ from pico_ds.errors import DataError
 
 logger = logging.getLogger("pico_ds")
 
-#: raise when cached shards would differ for equal settings
+#: increase this number when a code change alters the cached shards for equal settings
 _CACHE_VERSION = 1
 
 
 @dataclass(frozen=True)
 class ShardCorpus:
-    """Shards in order; the last `data.validation_shards` are held out whole.
+    """Shards in order. The last `data.validation_shards` shards are held out completely.
 
     Attributes:
-        directory: of the tokenizer and the shards that are on this node.
+        directory: directory that holds the tokenizer and the shards that are on this node.
     """
 
     directory: Path
@@ -40,33 +40,36 @@ class ShardCorpus:
 
     @property
     def tokenizer_directory(self) -> Path:
-        """Directory with the tokenizer in HF format."""
+        """Directory that holds the tokenizer in HF format."""
         return self.directory / "tokenizer"
 
     @property
     def training_shards(self) -> range:
-        """Numbers of the shards that are trained on."""
+        """Numbers of the training shards."""
         return range(len(self.cache.files.names) - self.config.validation_shards)
 
     @property
     def validation_shards(self) -> range:
-        """Numbers of the shards that are held out."""
+        """Numbers of the held-out shards."""
         return range(self.training_shards.stop, len(self.cache.files.names))
 
     def identity(self) -> dict[str, Any]:
-        """Equal for equal shards and tokenizers: the commit of a dataset of the hub, or names and sizes of files."""
+        """Return values that are equal for equal shards and tokenizers.
+
+        The shards are identified by the commit of a hub dataset, or by the names and sizes of local files.
+        """
         shards = {**self.cache.files.identity, "validation_shards": len(self.validation_shards)}
         return {**shards, "tokenizer": self.tokenizer.digest}
 
     def training_rows(self, sequence_length: int, seed: int) -> ShardedRows:
-        """What training reads; every epoch has an order of its own."""
+        """Return the rows to train on, an endless sequence with a different order in each epoch."""
         return ShardedRows(self.cache, self.training_shards, sequence_length, seed, self.config.prefetch_shards)
 
     def validation_rows(self, sequence_length: int) -> ShardRows:
-        """Rows of the held-out shards, in order.
+        """Return the rows of the held-out shards, in order.
 
         Raises:
-            DataError: a shard that cannot be had or used, or no rows in them.
+            DataError: a shard cannot be fetched or used, or the held-out shards have no rows.
         """
         rows = ShardRows([self.cache.open(number) for number in self.validation_shards], sequence_length)
         if rows.n_rows == 0:
@@ -77,14 +80,14 @@ class ShardCorpus:
         return rows
 
     def training_pool(self, number: int, n_rows: int, seed: int) -> npt.NDArray[Any]:
-        """Rows `[at most n_rows, tokens]` that the tasks of a part of training are made of.
+        """Return the first rows `[at most n_rows, tokens]` of one training shard; tasks are sampled from these rows.
 
         Args:
-            number: of the pool; its shard is that of a permutation keyed by (seed, turn of all shards). A shard
-                without rows leaves its turn to the one after it.
+            number: number of the pool. The pools of one epoch use the training shards in the order of a permutation
+                keyed by (seed, epoch). If a shard has no rows, the next shard with rows is used.
 
         Raises:
-            DataError: a shard that cannot be had or used.
+            DataError: a shard cannot be fetched or used, or no training shard has rows.
         """
         shards = self.training_shards
         for _ in shards:
@@ -97,10 +100,10 @@ class ShardCorpus:
         raise DataError("no training shard has any rows; give some that have")
 
     def held_out_pool(self, n_rows: int) -> npt.NDArray[Any]:
-        """Rows that held-out tasks are made of: the first of the first held-out shard that has any.
+        """Return the first rows `[at most n_rows, tokens]` of the first held-out shard with rows, for held-out tasks.
 
         Raises:
-            DataError: a shard that cannot be had or used, or no rows in any.
+            DataError: a shard cannot be fetched or used, or no held-out shard has rows.
         """
         for number in self.validation_shards:
             if len(rows := self.cache.open(number).rows):
@@ -109,10 +112,10 @@ class ShardCorpus:
 
 
 def open_shard_corpus(config: DataConfig) -> ShardCorpus:
-    """List the shards, bring the tokenizer, and look at the shards as `data.validate` says.
+    """Return the corpus after importing the tokenizer and checking the shards as `data.validate` requires.
 
     Raises:
-        DataError: shards, or a tokenizer, that cannot be had or used.
+        DataError: a shard or the tokenizer cannot be fetched or used, or there are too few shards to hold some out.
     """
     assert config.tokenizer is not None, "the configuration is checked for it"
     files: HubShards | LocalShards = HubShards(config) if config.source == "hub" else LocalShards(config)
@@ -137,9 +140,13 @@ def open_shard_corpus(config: DataConfig) -> ShardCorpus:
 
 
 def _validate(corpus: ShardCorpus) -> None:
-    """Look at the shards before training; what was found good is not looked at again.
+    """Check the shards before training. A check that succeeded is not repeated.
 
-    fast: the held-out shards, and the column of every file that is on this machine's disks. full: every row.
+    The mode `fast` reads the held-out shards and checks the token column of every local file. The mode `full` reads
+    every row of every shard.
+
+    Raises:
+        DataError: a shard cannot be fetched or used, or the held-out shards have no rows.
     """
     mode, files = corpus.config.validate, corpus.cache.files
     done = corpus.directory / f"validated-{mode}-{corpus.config.sequence_length}"

@@ -1,4 +1,4 @@
-"""From a parquet file of token rows to a memory-mapped array."""
+"""Converts a parquet file of token rows to an array that can be memory-mapped."""
 
 import os
 from collections.abc import Iterator
@@ -13,17 +13,17 @@ import numpy.typing as npt
 from pico_ds.data.input_files import TOKEN_COLUMN, check_type
 from pico_ds.errors import DataError
 
-#: rows that are decoded at once, which bounds the memory: 33 MB of a row of 2,049 tokens of 64 bits
+#: rows that are decoded at once; limits the memory to about 34 MB if each row holds 2,049 tokens of 64 bits
 _BATCH_ROWS = 2048
 
 
 @dataclass(frozen=True)
 class RowFormat:
-    """What the rows of a shard must be.
+    """Required format of the rows of a shard.
 
     Attributes:
-        sequence_length: tokens predicted in a row of training; rows of the file hold a multiple of it, and one more.
-        vocab_size: entries of the tokenizer.
+        sequence_length: tokens predicted per training row; a row of the file holds a multiple of it, plus one token.
+        vocab_size: number of entries of the tokenizer.
     """
 
     sequence_length: int
@@ -31,29 +31,31 @@ class RowFormat:
 
     @property
     def dtype(self) -> npt.DTypeLike:
-        """The smallest that holds a token."""
+        """Type of the decoded tokens: uint16 if the vocabulary fits, else uint32."""
         return np.uint16 if self.vocab_size <= 2**16 else np.uint32
 
 
 def convert_shard(path: Path, name: str, expected: RowFormat, target: Path) -> None:
-    """Write the rows `[n_rows, tokens]` of a parquet file as a .npy file; every row is checked.
+    """Check every row of a parquet file and write the rows `[n_rows, tokens]` as a .npy file.
 
     Args:
-        name: of the shard, in messages.
+        name: name of the shard, used in messages.
 
     Raises:
-        DataError: no parquet, another column, a row of another length, or a token beyond the vocabulary.
-        OSError: it cannot be written.
+        DataError: the file is not parquet, its token column is missing or has another type, a row has another length,
+            or a token is not in the vocabulary.
+        OSError: the parquet file cannot be read, or `target` cannot be written.
     """
     with _token_file(path, name) as file:
         _convert(file, name, expected, target)
 
 
 def check_footer(path: Path, name: str) -> int:
-    """The number of rows of a parquet file that has the column of tokens; its rows are not read.
+    """Check that a parquet file has a token column and return its number of rows, without reading the rows.
 
     Raises:
-        DataError: no parquet, or another column.
+        DataError: the file is not parquet, or its token column is missing or has another type.
+        OSError: the file cannot be read.
     """
     with _token_file(path, name) as file:
         return int(file.metadata.num_rows)
@@ -121,7 +123,7 @@ def _wrong_length(name: str, row: int, length: int, expected: RowFormat, width: 
 
 
 def _wrong_token(name: str, first: int, tokens: npt.NDArray[Any], expected: RowFormat) -> str:
-    # a null becomes nan, which is not below anything
+    # a null becomes NaN, for which every comparison is false, so the test negates the valid range
     row, place = np.argwhere(~((tokens >= 0) & (tokens < expected.vocab_size)))[0].tolist()
     found = tokens[row, place]
     shown = "no token" if np.isnan(found) else f"token {int(found):,}"
@@ -132,7 +134,10 @@ def _wrong_token(name: str, first: int, tokens: npt.NDArray[Any], expected: RowF
 
 
 def open_rows(path: Path) -> npt.NDArray[Any]:
-    """Rows that `convert_shard` wrote, memory-mapped; nothing can be mapped where there are none."""
+    """Return the rows that `convert_shard` wrote, memory-mapped.
+
+    An array without rows is loaded instead, because it cannot be mapped.
+    """
     rows = np.lib.format.open_memmap(path, mode="r") if os.path.getsize(path) > _header_bytes(path) else np.load(path)  # noqa: PTH202
     assert rows.ndim == 2, f"{path} holds an array of shape {rows.shape}"
     return rows

@@ -1,4 +1,4 @@
-"""Raw text to token shards: documents in order, tokenized by all cores."""
+"""Converts raw text to token shards. Several processes tokenize the documents, and the shards keep their order."""
 
 import multiprocessing
 import os
@@ -23,12 +23,12 @@ from pico_ds.data.text.documents import corpus_identity, data_files, read_docume
 from pico_ds.data.text.tokenizer import TextTokenizer, import_tokenizer, load_tokenizer, warn_of_special
 from pico_ds.errors import DataError
 
-#: documents, and characters, that a process tokenizes at once
+#: a batch for one process ends at this number of documents or of characters
 _BATCH_DOCUMENTS, _BATCH_CHARACTERS = 512, 2**21
-#: batches of a worker that are tokenized, or will be, before the first of them is written
+#: maximum number of batches per worker that are handed out before the first of them is written
 _BATCHES_AHEAD = 4
 
-#: of a worker
+#: tokenizer of a worker process, set when the worker starts
 _TOKENIZER: TextTokenizer
 
 
@@ -37,8 +37,8 @@ class Source:
     """Documents in a fixed order.
 
     Attributes:
-        identity: what they depend on.
-        read: all of them but the first so many.
+        identity: values that determine the documents and their order.
+        read: takes a number of documents to skip and returns an iterator over the rest.
     """
 
     identity: dict[str, Any]
@@ -46,10 +46,10 @@ class Source:
 
 
 def local_source(paths: list[str], text_column: str, txt_documents: str) -> Source:
-    """Documents of files, as `data.source: files` reads them.
+    """Return the documents of local files, read in the same way as with `data.source: files`.
 
     Raises:
-        DataError: no such files.
+        DataError: a path or glob matches no file.
     """
     config = DataConfig.model_validate(
         {"source": "files", "paths": paths, "text_column": text_column, "txt_documents": txt_documents}
@@ -64,10 +64,10 @@ def local_source(paths: list[str], text_column: str, txt_documents: str) -> Sour
 
 
 def hub_source(dataset: str, subset: str | None, split: str, text_column: str) -> Source:
-    """Documents of a dataset of the hub, read as they come.
+    """Return the documents of a dataset on the hub, which are streamed.
 
     Raises:
-        DataError: a set that cannot be read, or one without the column.
+        DataError: the dataset cannot be read, or lacks the text column.
     """
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
@@ -105,18 +105,21 @@ def _texts(documents: Iterator[Document]) -> Iterator[str]:
 
 @dataclass
 class Counts:
-    """What has been done, those of an earlier start included."""
+    """Progress of a job.
+
+    `documents` and `shards` include those of an earlier start. `tokens` and `special` count only this start.
+    """
 
     documents: int = 0
     tokens: int = 0
     shards: int = 0
-    #: special tokens of the tokenizer that stand in the documents of this start as text
+    #: how often each special token of the tokenizer occurs in the texts
     special: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass
 class Preparation:
-    """A job: where texts come from, what tokenizes them, and where the shards go."""
+    """A job that tokenizes the texts of a source and writes them as shards to `out`."""
 
     source: Source
     tokenizer: str
@@ -127,17 +130,20 @@ class Preparation:
     counts: Counts = field(default_factory=Counts)
 
     def run(self, on_progress: Callable[[Counts], None]) -> bool:
-        """Write the shards, or go on with those of an earlier start.
+        """Write the shards. If an earlier start was interrupted, continue after its last finished shard.
+
+        Args:
+            on_progress: called with the counts after each document.
 
         Returns:
-            False where they were all there already.
+            False if all shards were already complete, otherwise True.
 
         Raises:
-            DataError: texts, a tokenizer or a directory that cannot be used, or shards of another job.
+            DataError: the texts, the tokenizer or the directory cannot be used, or `out` holds shards of another job.
         """
         directory, imported = self.out / "tokenizer", self.out / "tokenizer.partial"
         shutil.rmtree(imported, ignore_errors=True)
-        # one of the hub has one content for one name, and a job that continues needs no network
+        # a hub tokenizer is assumed not to change under its name, so a resumed job does not download it again
         is_new = Path(self.tokenizer).is_dir() or not directory.exists()
         if is_new:
             import_tokenizer(self.tokenizer, imported)
@@ -151,7 +157,7 @@ class Preparation:
         try:
             writer = ShardWriter(self.out, settings, self.sequence_length + 1, self.rows_per_shard)
             if is_new and not writer.is_complete:
-                # without a shard, an earlier start may have had another one
+                # an earlier start that wrote no shard may have left another tokenizer here
                 shutil.rmtree(directory, ignore_errors=True)
                 imported.rename(directory)
         finally:
@@ -174,8 +180,8 @@ class Preparation:
         return True
 
     def _tokenized(self, texts: Iterator[str], tokenizer: Path) -> Iterator[npt.NDArray[np.int32]]:
-        """Tokens of each document, with an end of text, in order."""
-        # a disk that is slower than the cores must not let results pile up in memory
+        """Yield the tokens of each document followed by an end-of-text token, in order."""
+        # limit the number of batches, so that results do not fill the memory if the disk is slower than the cores
         room, is_over = Semaphore(_BATCHES_AHEAD * self.workers), Event()
 
         def given() -> Iterator[list[str]]:
@@ -185,7 +191,7 @@ class Preparation:
                     return
                 yield batch
 
-        # not forked: the tokenizer's threads would not survive it
+        # spawn instead of fork, because the threads of the tokenizer do not survive a fork
         context = multiprocessing.get_context("spawn")
         with context.Pool(self.workers, _start_worker, (str(tokenizer),)) as pool:
             try:
@@ -194,13 +200,13 @@ class Preparation:
                     self.counts.special.update(special)
                     yield from np.split(flat, np.cumsum(lengths)[:-1])
             finally:
-                # the pool ends when its thread does, which may wait for room
+                # the pool can end only after its feeding thread, which may be waiting for room
                 is_over.set()
                 room.release()
 
 
 def text_batches(texts: Iterator[str]) -> Iterator[list[str]]:
-    """What a process tokenizes at once."""
+    """Yield batches of texts. Each batch is tokenized by one process in one call."""
     batch: list[str] = []
     characters = 0
     for text in texts:
@@ -214,7 +220,7 @@ def text_batches(texts: Iterator[str]) -> Iterator[list[str]]:
 
 
 def _start_worker(tokenizer: str) -> None:
-    # as many processes as cores: threads of each would only be in each other's way
+    # there are as many processes as cores, so threads within a process would only compete for the cores
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     global _TOKENIZER
     _TOKENIZER = load_tokenizer(Path(tokenizer))

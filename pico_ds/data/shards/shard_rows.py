@@ -1,4 +1,4 @@
-"""Rows of a corpus in shards, by their global position."""
+"""Rows of a sharded corpus, addressed by their global position."""
 
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -18,9 +18,10 @@ from pico_ds.errors import DataError
 
 
 class ShardRows:
-    """Rows of `sequence_length + 1` tokens of some shards, in order.
+    """Rows of `sequence_length + 1` tokens from several shards, in order.
 
-    A row of a shard that is longer holds several: they share one token, so that every token is predicted once.
+    A longer row of a shard is split into several rows. Neighboring rows share one token, so that every token is
+    predicted once.
     """
 
     def __init__(self, shards: Sequence[Shard], sequence_length: int) -> None:
@@ -32,7 +33,7 @@ class ShardRows:
         self.n_rows = int(self._ends[-1])
 
     def read(self, indices: npt.NDArray[np.int64]) -> Int[Tensor, "rows length"]:
-        """The rows at `indices`, in that order; an empty list gives no rows."""
+        """Return the rows at `indices`, in that order. Empty `indices` give a tensor without rows."""
         found = np.empty((len(indices), self.sequence_length + 1), dtype=np.int64)
         owners = np.searchsorted(self._ends, indices, side="right")
         columns = np.arange(self.sequence_length + 1)
@@ -45,39 +46,41 @@ class ShardRows:
 
 
 class ShardedRows:
-    """An endless sequence of rows: the shards in an order keyed by (seed, epoch), the rows of each in one keyed by
-    (seed, epoch, place of the shard).
+    """An endless sequence of rows from shards in random order.
 
-    How many rows a shard has is known when it has been fetched. Where each shard of the sequence begins is therefore
-    learned as training goes, and a checkpoint records where the one that is read does.
+    The order of the shards is keyed by (seed, epoch). The order of the rows in a shard is keyed by (seed, epoch, place
+    of the shard in the epoch).
+
+    The number of rows of a shard is known only after the shard is fetched. The first position of each shard is
+    therefore determined during training, and a checkpoint records the first position of the current shard.
     """
 
     def __init__(self, cache: ShardCache, shards: Sequence[int], sequence_length: int, seed: int, ahead: int) -> None:
         """
         Args:
-            shards: numbers of those to train on.
-            ahead: shards that are fetched before they are needed.
+            shards: numbers of the training shards.
+            ahead: number of shards that are fetched before they are needed.
         """
         self.sequence_length = sequence_length
         self._cache, self._shards, self._seed, self._ahead = cache, list(shards), seed, ahead
-        # turns are places in the sequence of shards; where the first known one and those after it begin
+        # a turn is a place in the endless sequence of shards; _starts holds the first row positions from _first_turn on
         self._first_turn, self._starts = 0, [0]
         self._open: dict[int, _Turn] = {}
-        # the next step's rows are read in the background, while a snapshot may read as well
+        # a background thread reads the rows of the next step, and a snapshot may read at the same time
         self._lock = Lock()
 
     def take(self, first: int, count: int, rank: int = 0, world_size: int = 1) -> Int[Tensor, "rows length"]:
-        """Rows at the global positions `first`, ..., `first + count - 1` that belong to `rank`.
+        """Return the rows at the global positions `first`, ..., `first + count - 1` that belong to `rank`.
 
         Raises:
-            DataError: a shard that cannot be had or used.
+            DataError: a shard cannot be fetched or used, or no shard has rows.
         """
         positions = np.arange(first + rank, first + count, world_size)
         found = torch.empty(len(positions), self.sequence_length + 1, dtype=torch.int64)
         done = 0
         with self._lock:
             if first < self._starts[0]:
-                # before what a checkpoint recorded: walk from the beginning
+                # the position is before the checkpoint's shard, so all starts must be determined again
                 self._first_turn, self._starts = 0, [0]
             while done < len(positions):
                 number = self._find(int(positions[done]))
@@ -88,16 +91,22 @@ class ShardedRows:
         return found
 
     def state_dict(self, position: int) -> dict[str, int]:
-        """The turn that a global position is in, and where it begins."""
+        """Return the turn that contains a global position, and the first position of the turn."""
         number = bisect_right(self._starts, position) - 1
         return {"turn": self._first_turn + number, "first_row": self._starts[number]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Begin at a turn that a checkpoint recorded."""
+        """Continue from the turn that a checkpoint recorded."""
         self._first_turn, self._starts = int(state["turn"]), [int(state["first_row"])]
 
     def _find(self, position: int) -> int:
-        """Place in `_starts` of the turn that a position is in; turns up to it are opened to learn their rows."""
+        """Return the index in `_starts` of the turn that contains a position.
+
+        Opens each turn up to this one whose number of rows is not known yet.
+
+        Raises:
+            DataError: a shard cannot be fetched or used, or no shard has rows.
+        """
         empty = 0
         while self._starts[-1] <= position:
             n_rows = self._turn(self._first_turn + len(self._starts) - 1).rows.n_rows
@@ -112,19 +121,19 @@ class ShardedRows:
             following = [self._number(turn + k) for k in range(1, self._ahead + 1)]
             rows = ShardRows([self._cache.open(self._number(turn), following)], self.sequence_length)
             order = keyed_rng("row order", self._seed, *divmod(turn, len(self._shards))).permutation(rows.n_rows)
-            # a step may need the end of one and the beginning of the next
+            # keep the previous turn open, because a step may need rows of both
             self._open = {turn: _Turn(rows, order)} | {k: known for k, known in self._open.items() if k == turn - 1}
         return self._open[turn]
 
     def _number(self, turn: int) -> int:
-        """The shard of a turn."""
+        """Return the number of the shard of a turn."""
         epoch, place = divmod(turn, len(self._shards))
         return self._shards[int(keyed_rng("shard order", self._seed, epoch).permutation(len(self._shards))[place])]
 
 
 @dataclass(frozen=True)
 class _Turn:
-    """A shard in use, and the order in which its rows are read."""
+    """An open shard and the order in which its rows are read."""
 
     rows: ShardRows
     order: npt.NDArray[np.int64]

@@ -1,4 +1,4 @@
-"""Which shards a corpus has, and how one of them gets to this machine."""
+"""Sources of shards: list the shards of a corpus and fetch a shard to this machine."""
 
 from fnmatch import fnmatch
 from pathlib import Path
@@ -15,31 +15,32 @@ class ShardFiles(Protocol):
     """An ordered list of parquet files.
 
     Attributes:
-        names: as messages call them.
-        identity: equal where the files hold the same, wherever they are.
+        names: names of the files, used in messages.
+        identity: equal for equal files, regardless of where they are.
     """
 
     names: list[str]
     identity: dict[str, str | int]
 
     def fetch(self, number: int, directory: Path) -> Path:
-        """The file of a shard, on a disk of this machine.
+        """Return the path of a shard's file on this machine.
 
         Args:
-            directory: empty, for what has to be brought; it is the caller's.
+            number: position of the shard in `names`.
+            directory: empty directory for a download; the caller removes it.
 
         Raises:
-            DataError: it cannot be had.
+            DataError: the file cannot be fetched.
         """
 
 
 class LocalShards:
-    """Files of data.paths, in sorted order."""
+    """The files of data.paths, in sorted order."""
 
     def __init__(self, config: DataConfig) -> None:
         """
         Raises:
-            DataError: a path without a file, or a file that is no parquet.
+            DataError: a path or glob matches no file, or a file does not end in .parquet.
         """
         self._paths = data_files(config)
         for path in self._paths:
@@ -53,18 +54,19 @@ class LocalShards:
         self.identity: dict[str, str | int] = {"shards": len(self.names), "files": f"{digest64(sizes):016x}"}
 
     def fetch(self, number: int, directory: Path) -> Path:
-        """The file itself."""
+        """Return the path of the original file; nothing is copied."""
         return self._paths[number]
 
 
 class HubShards:
-    """Files of a dataset of the Hugging Face hub, at one of its commits."""
+    """Files of a Hugging Face hub dataset at one commit."""
 
     def __init__(self, config: DataConfig) -> None:
-        """Ask for the list of files.
+        """Request the list of files from the hub.
 
         Raises:
-            DataError: no such set, one that may not be read, or a hub that cannot be reached.
+            DataError: the dataset does not exist, is not accessible or has no matching file, or the hub cannot be
+                reached.
         """
         from huggingface_hub import HfApi
 
@@ -89,7 +91,11 @@ class HubShards:
         }
 
     def fetch(self, number: int, directory: Path) -> Path:
-        """Download it; an attempt that was cut off is gone on with."""
+        """Download the file of a shard. A retry continues an interrupted download.
+
+        Raises:
+            DataError: the file cannot be downloaded.
+        """
         from huggingface_hub import hf_hub_download
 
         with _host_flags(self._dataset, self._commit):
@@ -106,8 +112,8 @@ class HubShards:
             )
 
 
-class _host_flags:  # noqa: N801  a block
-    """A block whose hub errors become ours."""
+class _host_flags:  # noqa: N801  lowercase because it is used as a context manager
+    """Context manager that turns errors of the hub into `DataError`."""
 
     def __init__(self, dataset: str, revision: str) -> None:
         self._dataset, self._revision = dataset, revision

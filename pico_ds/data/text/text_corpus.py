@@ -1,4 +1,4 @@
-"""A corpus of text, tokenized on first use: one memory-mapped stream of tokens per split, with document boundaries."""
+"""A text corpus that is tokenized on first use. Each split is a memory-mapped token stream with document boundaries."""
 
 import json
 import shutil
@@ -35,15 +35,15 @@ from pico_ds.progress import track
 
 DocumentSplit = Literal["train", "validation"]
 
-#: raise when the cached files would differ for equal settings
+#: increase this number when a code change alters the cached files for equal settings
 _CACHE_VERSION = 2
-#: tokens of a split that its digest looks at
+#: approximate number of tokens of a split that its digest covers
 _SAMPLED_TOKENS = 2**18
 
 
 @dataclass(frozen=True)
 class TextCorpus:
-    """A corpus that is tokenized as a whole: tokenizer, streams, and the directory they are cached in."""
+    """A fully tokenized corpus: the tokenizer, the token streams, and the directory that caches them."""
 
     directory: Path
     tokenizer: TextTokenizer
@@ -52,11 +52,14 @@ class TextCorpus:
 
     @property
     def tokenizer_directory(self) -> Path:
-        """Directory with the tokenizer in HF format."""
+        """Directory that holds the tokenizer in HF format."""
         return self.directory / "tokenizer"
 
     def identity(self) -> dict[str, Any]:
-        """Equal for equal corpora, wherever their files are: sizes, and digests of tokens and tokenizer."""
+        """Return the sizes of the splits, digests of a sample of their tokens, and a digest of the tokenizer.
+
+        The result is equal for equal corpora, regardless of where their files are.
+        """
         streams = {
             split: {
                 "tokens": len(stream.tokens),
@@ -68,29 +71,30 @@ class TextCorpus:
         return {**streams, "tokenizer": self.tokenizer.digest}
 
     def training_rows(self, sequence_length: int, seed: int) -> ShuffledRows:
-        """What training reads; every epoch has an order of its own.
+        """Return the rows to train on, an endless sequence with a different order in each epoch.
 
         Raises:
-            DataError: fewer tokens than one row has.
+            DataError: the split has fewer tokens than one row.
         """
         return ShuffledRows(TokenRows(self.train, sequence_length), seed)
 
     def validation_rows(self, sequence_length: int) -> TokenRows:
-        """Held-out rows, in order.
+        """Return the held-out rows, in order.
 
         Raises:
-            DataError: fewer tokens than one row has.
+            DataError: the split has fewer tokens than one row.
         """
         return TokenRows(self.validation, sequence_length)
 
 
 def open_text_corpus(config: DataConfig) -> TextCorpus:
-    """Tokenize the corpus on first use, then memory-map it.
+    """Return the corpus, memory-mapped. The first call tokenizes the documents and caches the tokens.
 
-    Several processes may call this at once: one does the work under a file lock, the others find it done.
+    Several processes may call this function at the same time: one process does the work under a file lock, and the
+    others wait for it.
 
     Raises:
-        DataError: data that cannot be read, or a split without documents.
+        DataError: the data cannot be read, or a split has no documents.
     """
     key = digest64(
         _CACHE_VERSION,
@@ -119,7 +123,7 @@ def _open_stream(directory: Path, split: DocumentSplit) -> TokenStream:
 
 
 def _build(config: DataConfig, directory: Path) -> None:
-    """Write everything beside its place and rename, so that a directory that exists is complete."""
+    """Build the corpus in a temporary directory and rename it, so that an existing `directory` is always complete."""
     staging = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
     try:
         with naming(staging):
@@ -140,7 +144,7 @@ def _fill(config: DataConfig, staging: Path) -> None:
             for document in track(read_documents(config), f"tokenizing documents, {split}")
             if is_validation(document, config) == (split == "validation")
         )
-        # kept in the final type, 2 bytes a token for most vocabularies
+        # convert at once to save memory: the final type takes 2 bytes per token for most vocabularies
         encoded = _tokenize(documents, tokenizer, special)
         tokens = [_checked(ids, tokenizer.vocab_size).astype(dtype) for ids in encoded]
         if not tokens:
@@ -171,10 +175,10 @@ def _make_tokenizer(config: DataConfig, directory: Path) -> None:
 def _tokenize(
     documents: Iterator[Document], tokenizer: TextTokenizer, special: Counter[str]
 ) -> Iterator[npt.ArrayLike]:
-    """Token ids of each document; an end of text is added to text, while token rows are taken as they are.
+    """Yield the token ids of each document. Texts get an end-of-text token, and token ids are left unchanged.
 
     Args:
-        special: special tokens that stand in the texts are counted here.
+        special: updated with the number of times that each special token occurs in the texts.
     """
     while batch := list(islice(documents, 256)):
         texts = [document for document in batch if isinstance(document, str)]

@@ -1,4 +1,4 @@
-"""What each entry of a tokenizer's vocabulary stands for in a text, read from the tokenizer's own decoder."""
+"""The text that each entry of a tokenizer's vocabulary stands for, according to the tokenizer's own decoder."""
 
 import json
 import re
@@ -10,10 +10,10 @@ from tokenizers import Tokenizer
 
 from pico_ds.errors import DataError
 
-#: stands for a special token: OBJECT REPLACEMENT CHARACTER, which is part of no word
+#: surface of every special token: OBJECT REPLACEMENT CHARACTER, which is not part of any word
 SPECIAL_SURFACE = "\N{OBJECT REPLACEMENT CHARACTER}".encode()
 _BYTE_ENTRY = re.compile(r"<0x([0-9A-Fa-f]{2})>")
-#: parts of a decoder that leave the text of a single entry as it is
+#: parts of a decoder that do not change the text of a single entry
 _NEUTRAL_DECODERS = {"Fuse", "Strip"}
 _SUPPORTED_DECODERS = ("ByteLevel", "Metaspace", "Replace", "ByteFallback", "WordPiece")
 
@@ -23,10 +23,11 @@ class TokenSurfaces:
     """The text of each entry of a vocabulary.
 
     Attributes:
-        surfaces: `[vocab_size]` UTF-8; an entry of byte-level BPE may hold a part of a character.
-        begins_piece: `[vocab_size]` whether the entry begins a piece of a text that was cut at spaces and punctuation,
-            and the tokenizer does not tell which of both stands before (WordPiece).
-        unknown_id: the entry for characters that the vocabulary lacks; None if there is none.
+        surfaces: `[vocab_size]`, UTF-8 text of each entry; an entry of byte-level BPE may hold part of a character.
+        begins_piece: `[vocab_size]`, whether the entry begins a WordPiece piece. WordPiece cuts a text at spaces and
+            punctuation, and its entries do not tell which of the two precedes a piece. Always False for other
+            tokenizers.
+        unknown_id: id of the entry for characters that are not in the vocabulary; None if there is no such entry.
     """
 
     surfaces: tuple[bytes, ...]
@@ -35,10 +36,10 @@ class TokenSurfaces:
 
     @classmethod
     def of(cls, backend: Tokenizer) -> "TokenSurfaces":
-        """Read the surfaces of all entries.
+        """Return the surfaces of all entries of a tokenizer.
 
         Raises:
-            DataError: the tokenizer's decoder or model is of a kind that pico_ds cannot read.
+            DataError: pico_ds does not support the kind of the tokenizer's decoder or model.
         """
         content = json.loads(backend.to_str())
         decoders = [*_flat(content["decoder"])]
@@ -59,7 +60,7 @@ class TokenSurfaces:
             surfaces[number] = _decoded(entry, decoders)
         falls_back = "ByteFallback" in kinds
         for number, token in backend.get_added_tokens_decoder().items():
-            # some trainers take the bytes that characters fall back to for special tokens
+            # some trainers mark the byte-fallback entries as special tokens
             if not (falls_back and _BYTE_ENTRY.fullmatch(token.content)):
                 surfaces[number] = SPECIAL_SURFACE if token.special else token.content.encode()
         unknown = content["model"].get("unk_token")
@@ -68,7 +69,7 @@ class TokenSurfaces:
 
 
 def _flat(decoder: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
-    """The parts of a decoder, in the order in which they are applied."""
+    """Yield the parts of a decoder in the order in which they are applied."""
     if decoder is None:
         return
     if decoder["type"] == "Sequence":
@@ -82,7 +83,7 @@ def _decoded(entry: str, decoders: list[dict[str, Any]]) -> bytes:
     for decoder in decoders:
         match decoder["type"]:
             case "ByteLevel":
-                # an added token may hold characters that stand for no byte
+                # an added token may hold characters that do not represent a byte
                 if all(character in _BYTE_OF_CHARACTER for character in entry):
                     return bytes(_BYTE_OF_CHARACTER[character] for character in entry)
             case "ByteFallback":
@@ -99,7 +100,7 @@ def _decoded(entry: str, decoders: list[dict[str, Any]]) -> bytes:
 
 
 def _bytes_of_characters() -> dict[str, int]:
-    """The printable character that stands for each byte in byte-level BPE (Radford et al. 2019, GPT-2)."""
+    """Return the byte that each printable character represents in byte-level BPE (Radford et al. 2019, GPT-2)."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + place): byte for place, byte in enumerate(others)}

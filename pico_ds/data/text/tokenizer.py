@@ -1,4 +1,4 @@
-"""Tokenizers: train a byte-level BPE, or bring one of transformers; both end as one directory in HF format."""
+"""Trains a byte-level BPE tokenizer or imports one from transformers, and saves it as a directory in HF format."""
 
 import itertools
 import json
@@ -20,10 +20,10 @@ logger = logging.getLogger("pico_ds")
 
 MASK_TOKEN, PAD_TOKEN, END_OF_TEXT_TOKEN = "[MASK]", "[PAD]", "<|endoftext|>"
 _SPECIAL_IDS_FILE = "special_token_ids.json"
-#: files that a tokenizer of transformers is made of
+#: glob patterns of the files of a transformers tokenizer
 _TOKENIZER_FILES = ("*.json", "*.txt", "*.model")
-#: the longest run without white space, or of white space, that the training of a BPE sees [characters]; its time grows
-#: with the square of the length
+#: longest run without whitespace, or of only whitespace, in the texts that train a BPE [characters]; longer runs are
+#: cut, because the training time grows with the square of their length
 _LONGEST_RUN = 256
 _LONG_RUN = re.compile(rf"\S{{{_LONGEST_RUN + 1},}}|\s{{{_LONGEST_RUN + 1},}}")
 
@@ -39,52 +39,56 @@ class TextTokenizer:
 
     @cached_property
     def vocab_size(self) -> int:
-        """Rows of an embedding for all tokens, special ones included: the largest id, and one more."""
+        """Number of embedding rows for all tokens, including special tokens: the largest id plus one."""
         return max(self.backend.get_vocab(with_added_tokens=True).values()) + 1
 
     @cached_property
     def digest(self) -> str:
-        """Equal for tokenizers with the same entries, ids and merges, whichever release of the library saved them."""
+        """Digest of the entries, ids and merges. It does not depend on the library release that saved the tokenizer."""
         return _digest(self.backend)
 
     @cached_property
     def _special(self) -> re.Pattern[str]:
         added = self.backend.get_added_tokens_decoder().values()
-        # without any, what never matches
+        # (?!) never matches; it is used if there are no special tokens
         return re.compile("|".join(re.escape(token.content) for token in added if token.special) or "(?!)")
 
     @cached_property
     def _leaks_special(self) -> bool:
-        """Whether the model itself has the special tokens among its entries, and so finds them in a text."""
+        """Whether special tokens are entries of the model itself, so that encoding a text can produce their ids."""
         added = self.backend.get_added_tokens_decoder().items()
         special = {number: token.content for number, token in added if token.special}
         encoded = self.backend.encode_batch_fast([*special.values()], add_special_tokens=False)
         return any(number in encoding.ids for number, encoding in zip(special, encoded, strict=True))
 
     def count_special(self, texts: Iterable[str]) -> Counter[str]:
-        """How often each special token stands in texts as text."""
+        """Return how often each special token occurs in the texts."""
         return Counter(found for text in texts for found in self._special.findall(text))
 
     def encode(self, texts: list[str]) -> list[list[int]]:
-        """Token ids of each text, without special tokens: what looks like one is encoded as text."""
+        """Return the token ids of each text. A special token that occurs in a text is encoded as plain text."""
         if self._leaks_special and any(map(self._special.search, texts)):
             return [self._encode_apart(text) for text in texts]
         return [encoding.ids for encoding in self.backend.encode_batch_fast(texts, add_special_tokens=False)]
 
     def _encode_apart(self, text: str) -> list[int]:
-        """Token ids of a text that is cut inside of each special token, so that the model cannot find one."""
+        """Return the token ids of a text that is cut inside each special token, so that the model cannot match one."""
         cuts = [0, *(found.start() + 1 for found in self._special.finditer(text)), len(text)]
         parts = [text[start:end] for start, end in itertools.pairwise(cuts)]
         encoded = self.backend.encode_batch_fast(parts, add_special_tokens=False)
         return [token for encoding in encoded for token in encoding.ids]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of token ids, special tokens shown."""
+        """Return the text of token ids, including special tokens."""
         return self.backend.decode(list(ids), skip_special_tokens=False)
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, directory: Path) -> None:
-    """Train a byte-level BPE of exactly `vocab_size` entries (fewer on a tiny corpus), plus three special tokens."""
+    """Train a byte-level BPE and write it to `directory`.
+
+    The BPE has `vocab_size` entries (fewer on a tiny corpus, but at least one for each of the 256 bytes), plus three
+    special tokens.
+    """
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -110,7 +114,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, directory: Path) -> N
 
 
 def _without_long_runs(text: str) -> Iterator[str]:
-    """Parts of a text, cut where a run of one kind is too long for the training of a BPE."""
+    """Yield the parts of a text, cut so that no run of whitespace or non-whitespace exceeds `_LONGEST_RUN`."""
     start = 0
     for run in _LONG_RUN.finditer(text):
         for cut in range(run.start() + _LONGEST_RUN, run.end(), _LONGEST_RUN):
@@ -121,14 +125,14 @@ def _without_long_runs(text: str) -> Iterator[str]:
 
 def _digest(backend: Tokenizer) -> str:
     merges = json.loads(backend.to_str())["model"].get("merges", [])
-    # pairs, or texts in older files
+    # current files store a merge as a pair, and older files as one string
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in merges]
     entries = sorted(backend.get_vocab(with_added_tokens=True).items())
     return f"{digest64(json.dumps([entries, merges])):016x}"
 
 
 def digest_of_file(path: Path) -> str | None:
-    """The digest of the tokenizer in a tokenizer.json; None if there is none.
+    """Return the digest of the tokenizer in a tokenizer.json, or None if the file does not exist.
 
     Raises:
         DataError: the file is damaged.
@@ -140,7 +144,7 @@ def digest_of_file(path: Path) -> str | None:
 
 
 def tokenizer_identity(name: str) -> str:
-    """A digest of the files of a tokenizer's directory, which changes with them; the id of one of the hub."""
+    """Return a digest of the tokenizer files if `name` is a directory, or `name` itself if it is a hub id."""
     if not Path(name).is_dir():
         return name
     files = sorted({path for pattern in _TOKENIZER_FILES for path in Path(name).glob(pattern)})
@@ -148,21 +152,24 @@ def tokenizer_identity(name: str) -> str:
 
 
 def warn_of_special(counts: Counter[str]) -> None:
-    """Say once that texts hold special tokens as text."""
+    """Log one warning if the texts contain special tokens."""
     if counts:
         found = ", ".join(f"{token!r} {count:,} times" for token, count in counts.most_common(5))
         logger.warning("warning: the texts hold special tokens of the tokenizer (%s); they are encoded as text", found)
 
 
 def import_tokenizer(name: str, directory: Path) -> None:
-    """Take a tokenizer of transformers (directory or hub id), adding [MASK] and a padding token where it has none.
+    """Load a transformers tokenizer (directory or hub id) and save it to `directory`.
+
+    Adds a mask token and a padding token if the tokenizer has none.
 
     Raises:
-        DataError: it cannot be loaded, is not a fast tokenizer, or has no end-of-text token.
+        DataError: the tokenizer cannot be loaded, is not a fast tokenizer, has no end-of-text token, or has gaps in its
+            ids that prevent adding a token.
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    # a directory with tokenizer.json needs no look at the model beside it, nor at the model's code
+    # AutoTokenizer also looks at the model's configuration and code, which are not needed to load a tokenizer.json
     plain = Path(name, "tokenizer.json").is_file()
     try:
         if plain:
@@ -193,10 +200,10 @@ def import_tokenizer(name: str, directory: Path) -> None:
 
 
 def load_tokenizer(directory: Path) -> TextTokenizer:
-    """Load what `train_tokenizer` or `import_tokenizer` wrote.
+    """Return the tokenizer that `train_tokenizer` or `import_tokenizer` saved.
 
     Raises:
-        DataError: the directory is damaged.
+        DataError: the files in the directory are missing or damaged.
     """
     try:
         ids = json.loads((directory / _SPECIAL_IDS_FILE).read_text())

@@ -1,1 +1,1 @@
-"""Writes an HTML page that compares runs."""
+"""Writes an HTML report that compares runs."""

@@ -1,4 +1,4 @@
-"""Curves of runs, seeds as bands."""
+"""Figures with the curves of runs. Bands show the range over seeds."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,15 +16,15 @@ from pico_ds.evaluation.few_shot import Estimate
 from pico_ds.monitoring.report.few_shot_results import judged
 from pico_ds.monitoring.report.run_records import Group
 
-#: of the lines, by group; Okabe and Ito's, which the colour-blind can tell apart
+#: line colours of the groups: the palette of Okabe and Ito, which colour-blind readers can tell apart, and two more
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31", "#7F7F7F")
-#: width and height of a panel; a phone scales a wider one until its letters cannot be read
+#: width and height of a panel; on a phone the text of a wider panel would be too small to read
 _INCHES = (5.5, 3.5)
 
 
 @dataclass(frozen=True)
 class Plot:
-    """A figure, and what it shows."""
+    """A figure with its file name and caption."""
 
     name: str
     caption: str
@@ -32,7 +32,7 @@ class Plot:
 
 
 def plots(groups: Sequence[Group]) -> Iterator[Plot]:
-    """Every figure that the runs have something for."""
+    """Yield every figure for which the runs have data."""
     curves = {
         "language_model_loss": (
             "next-token loss [nats per token]",
@@ -90,7 +90,10 @@ def _evaluations(groups: Sequence[Group]) -> Iterator[Plot]:
 
 
 def _adaptation(groups: Sequence[Group]) -> Figure | None:
-    """One panel for each kind of tasks, one below the other: a page may be as narrow as a phone."""
+    """Return a figure with one panel per kind of task, or None if there are no few-shot results.
+
+    The panels are stacked vertically because a page may be as narrow as a phone.
+    """
     settings = judged(groups)
     if not settings:
         return None
@@ -117,7 +120,7 @@ def _adaptation(groups: Sequence[Group]) -> Figure | None:
 
 
 def _layers(groups: Sequence[Group]) -> Iterator[Plot]:
-    """Curves by layer, a figure for each experiment that recorded them."""
+    """Yield figures with one curve per layer, for each experiment that recorded such metrics."""
     kinds = {
         "displacement": "how far the inner loop moves each layer",
         "weight_norm": "norm of the weights of each layer",

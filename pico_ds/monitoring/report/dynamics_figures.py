@@ -1,4 +1,4 @@
-"""Learning dynamics of a run as a table and as figures."""
+"""A table and figures of the learning dynamics of a run."""
 
 from collections.abc import Sequence
 
@@ -13,9 +13,9 @@ from rich.table import Table
 from pico_ds.dynamics.snapshot_analysis import Measurement
 from pico_ds.monitoring.report.curve_figures import Plot
 
-#: steps that a table has room for
+#: number of steps that fit into the table
 _SHOWN_STEPS = 8
-#: measures of which a course spans powers of ten
+#: measures plotted on a logarithmic axis, because their values span orders of magnitude
 _LOGARITHMIC = ("condition_number", "displacement")
 #: a condition number above this is rounding noise (docs/snapshots.md)
 _SINGULAR = 1e6
@@ -23,7 +23,10 @@ _UNITS = {"head_entropy": "head entropy [nats]"}
 
 
 def dynamics_table(measurements: Sequence[Measurement], split: str) -> Table:
-    """Means over the layers of one name (`attention.v_proj` of all blocks): a column for each step, some left out."""
+    """Return a table of means over all layers with the same name, such as `attention.v_proj` of all blocks.
+
+    Each column is one step. If there are many steps, the table shows an evenly spaced selection.
+    """
     steps = sorted({one.step for one in measurements})
     places = np.unique(np.linspace(0, len(steps) - 1, _SHOWN_STEPS).round().astype(int))
     shown = [steps[place] for place in places]
@@ -37,7 +40,7 @@ def dynamics_table(measurements: Sequence[Measurement], split: str) -> Table:
         row = values.setdefault((one.kind, one.measure, _name_of(one.layer)), {})
         row.setdefault(one.step, []).append(one.value)
     kinds = [*dict.fromkeys(kind for kind, _, _ in values)]
-    # what begins at a later step stands with its kind
+    # keep the rows of one kind together, even if some measures begin at a later step
     for names, by_step in sorted(values.items(), key=lambda entry: kinds.index(entry[0][0])):
         found.add_row(*names, *(_cell(names[1], by_step[step]) if step in by_step else "" for step in shown))
     return found
@@ -49,9 +52,9 @@ def _cell(measure: str, values: list[float]) -> str:
 
 
 def dynamics_plots(measurements: Sequence[Measurement]) -> list[Plot]:
-    """A figure for each kind and measure, a panel for each name of a module, a line for each block.
+    """Return one figure per kind and measure, with one panel per module name and one line per block.
 
-    Of attention heads a panel for each block, a line for each head.
+    For attention heads there is one panel per block and one line per head.
     """
     found = []
     for kind, measure in dict.fromkeys((one.kind, one.measure) for one in measurements):
@@ -87,7 +90,7 @@ def _panel_of(layer: str) -> str:
 
 
 def _name_of(layer: str) -> str:
-    """The module without the number of its block."""
+    """Return the name of the module without the number of its block; "heads" for any attention head."""
     if not layer.startswith("layers."):
         return layer
     name = layer.split(".", 2)[2]

@@ -1,4 +1,4 @@
-"""What few-shot evaluations found, by the very tasks that they were of."""
+"""Few-shot results of runs, grouped by the tasks that they were evaluated on."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,12 +12,12 @@ from pico_ds.monitoring.report.run_records import Group, Record
 
 @dataclass(frozen=True)
 class Column:
-    """One experiment on some tasks; each task's accuracy is the mean over the seeds.
+    """Accuracies of one experiment on some tasks, as means over the seeds for each task.
 
     Attributes:
-        by_method: accuracy of every task, by the name of the method.
-        by_step: the same after 0, 1, ... steps of adaptation.
-        is_cut: whether a seed has more tasks or steps than all have.
+        by_method: name of the baseline -> accuracy of every task.
+        by_step: accuracy of every task after 0, 1, ... adaptation steps of the learner.
+        is_cut: whether tasks or steps were dropped because not all seeds have them.
     """
 
     by_method: dict[str, list[float]]
@@ -26,13 +26,16 @@ class Column:
 
     @property
     def methods(self) -> dict[str, list[float]]:
-        """Baselines, and the learner after some of its steps."""
+        """Accuracies of the baselines, and of the learner after some of its adaptation steps, by name."""
         shown = shown_steps(len(self.by_step) - 1)
         return {**self.by_method, **{f"adapted, {step} steps": self.by_step[step] for step in shown}}
 
     @classmethod
     def over_seeds(cls, entries: Sequence[Mapping[str, Any]]) -> "Column":
-        """Of the tasks and steps that every seed has: task i is the same task for all of them."""
+        """Return the means over seeds, for the tasks and steps that every seed has.
+
+        Task i is the same task for all seeds, so each mean is over equal tasks.
+        """
         steps = {len(entry["by_step"]) for entry in entries}
         tasks = {len(entry["by_step"][0]) for entry in entries}
         methods = [name for name in entries[0]["by_method"] if all(name in entry["by_method"] for entry in entries)]
@@ -49,11 +52,12 @@ class Column:
 
 @dataclass(frozen=True)
 class Judged:
-    """Experiments on the same tasks.
+    """Results of all experiments that were evaluated on the same tasks.
 
     Attributes:
         title: shape and words of the tasks.
-        columns: by name of the experiment, and of the readout or overrides where they are not the run's.
+        columns: results by name of the experiment. The name includes the readout and the overrides of the evaluation
+            if they differ from the run.
     """
 
     title: str
@@ -63,12 +67,15 @@ class Judged:
 @dataclass
 class _Found:
     title: str
-    #: by column the seeds' entries; those of one run once
+    #: column name -> the group, and run path -> entry, so that each run counts once
     columns: dict[str, tuple[Group, dict[str, Mapping[str, Any]]]] = field(default_factory=dict)
 
 
 def judged(groups: Sequence[Group]) -> list[Judged]:
-    """What was evaluated, by tasks: those of another key, split, shape or kind of documents are other ones."""
+    """Return the results of all runs, grouped by tasks.
+
+    Tasks differ if their key, word split, shape or kind of documents differs.
+    """
     found: dict[tuple[Any, ...], _Found] = {}
     for group, record, content, entry in _entries(groups):
         key = (content.get("task_key"), *_tasks_of(content, entry))
@@ -91,7 +98,7 @@ def judged(groups: Sequence[Group]) -> list[Judged]:
 def _entries(groups: Sequence[Group]) -> Iterator[tuple[Group, Record, Mapping[str, Any], Mapping[str, Any]]]:
     for group in groups:
         for record in group.records:
-            # what was as in the run comes first
+            # evaluations with the settings of the run come first
             for content in sorted(record.few_shot, key=lambda content: _variant(content, record)):
                 for entry in content["settings"]:
                     if entry["by_step"]:
@@ -110,7 +117,7 @@ def _title(content: Mapping[str, Any], entry: Mapping[str, Any]) -> str:
 
 
 def _variant(content: Mapping[str, Any], record: Record) -> str:
-    """What was not as in the run."""
+    """Return the settings of the evaluation that differ from the run, as a suffix of the column name."""
     readout = content.get("readout", record.config.smlmt.readout)
     of = [*([] if readout == record.config.smlmt.readout else [readout]), *sorted(content.get("overrides", ()))]
     return "".join(f", {one}" for one in of)

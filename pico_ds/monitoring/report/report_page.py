@@ -1,4 +1,4 @@
-"""One self-contained HTML page about some runs."""
+"""Writes a self-contained HTML page about some runs."""
 
 import base64
 import io
@@ -48,7 +48,7 @@ thead th { border-bottom: 2px solid #999 } tr.own td { font-weight: 600 }
 
 @dataclass(frozen=True)
 class Row:
-    """Of a table; `own` where it is the learner's and no baseline."""
+    """One row of a table. `own` is true for the learner and false for a baseline."""
 
     name: str
     cells: list[str]
@@ -57,7 +57,7 @@ class Row:
 
 @dataclass(frozen=True)
 class FewShotTable:
-    """Few-shot accuracies of all experiments in one setting."""
+    """Few-shot accuracies of all experiments on the same tasks."""
 
     title: str
     note: str
@@ -66,7 +66,11 @@ class FewShotTable:
 
 
 def write_report(groups: Sequence[Group], directory: Path) -> Path:
-    """Write report.html, which needs no network, and every figure as a PNG beside it; returns the page."""
+    """Write report.html, which needs no network, and every figure as a PNG file next to it.
+
+    Returns:
+        the path of report.html.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     images = [
         {"caption": plot.caption, "data": _save(plot, directory)} for plot in track(plots(groups), "drawing figures")
@@ -108,7 +112,10 @@ def _run_row(group: Group) -> list[str]:
 
 
 def few_shot_tables(groups: Sequence[Group]) -> list[FewShotTable]:
-    """A table for each kind of tasks that was evaluated: methods by experiment, and the paired difference to the first."""
+    """Return one table per kind of task, with a row per method and a column per experiment.
+
+    Cells of the later experiments also have the paired difference to the first experiment.
+    """
     tables = []
     for setting in judged(groups):
         names = [*setting.columns]

@@ -1,4 +1,4 @@
-"""What runs have written, and which of them are seeds of one experiment."""
+"""Reads the files of runs, and groups runs that differ only in their seed."""
 
 import json
 from collections.abc import Sequence
@@ -19,12 +19,13 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Record:
-    """One run.
+    """The files of one run.
 
     Attributes:
-        metrics: lines of metrics.jsonl, and after them a line for each snapshot, with scalars by layer.
-        few_shot: what `scripts/evaluate.py` found on words of the corpus at the newest step, each file of it.
-        damaged_lines: lines of metrics.jsonl that are not records.
+        metrics: the lines of metrics.jsonl, followed by one line per snapshot with scalars by layer.
+        few_shot: the few-shot results that `scripts/evaluate.py` wrote for words of the corpus at the newest evaluated
+            step, one element per file.
+        damaged_lines: number of lines in metrics.jsonl that are not records.
     """
 
     path: Path
@@ -38,7 +39,7 @@ class Record:
         """Read the directory of a run.
 
         Raises:
-            ConfigError: it is none, or a file in it cannot be read.
+            ConfigError: `path` is not the directory of a run, or a file in it cannot be read.
         """
         for needed in ("training_config.yaml", "logs/metrics.jsonl"):
             if not (path / needed).exists():
@@ -58,24 +59,27 @@ class Record:
 
     @property
     def name(self) -> str:
-        """Of the directory, however it was given."""
+        """Name of the run directory, after the path is resolved."""
         return self.path.resolve().name
 
     @cached_property
     def experiment(self) -> str:
-        """Equal for runs that differ in their seed alone."""
+        """A text that is equal for runs that differ only in their seed."""
         content = self.config.model_dump(exclude={"checkpointing", "monitoring"})
-        # equal tokens may take another number of steps with another seed
+        # with another seed, the same number of tokens may take a different number of steps
         for of_a_seed in ("seed", "max_steps"):
             content["training"].pop(of_a_seed)
         return json.dumps(content, sort_keys=True)
 
     def most(self, name: str) -> int:
-        """The most of a counter; not every line has it, and the last may be of a snapshot before."""
+        """Return the largest value of a counter, or 0 if there is none.
+
+        The last line does not always have it: not every line has the counter, and lines of snapshots come last.
+        """
         return int(max((line.get(name, 0) for line in self.metrics), default=0))
 
     def series(self, name: str) -> tuple[Floats, Floats]:
-        """Tokens so far and a metric, at the lines that have it."""
+        """Return the tokens so far and the values of a metric, both [lines that have the metric]."""
         tokens, found, values = 0.0, [], []
         for line in self.metrics:
             tokens = line.get("tokens", tokens)
@@ -85,18 +89,21 @@ class Record:
         return np.array(found, dtype=np.float64), np.array(values, dtype=np.float64)
 
     def names(self, prefix: str) -> list[str]:
-        """Metrics whose name begins with a prefix, in order of appearance."""
+        """Return the names of the metrics that begin with a prefix, in order of appearance."""
         return [*dict.fromkeys(name for line in self.metrics for name in line if name.startswith(prefix))]
 
 
 def _snapshot_lines(run: Path, metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Effective rank of every layer, and its displacement by the last inner step on held-out tasks."""
+    """Return one line per snapshot: the effective rank and the displacement of every layer.
+
+    The displacement is the one after the last inner step, averaged over held-out tasks.
+    """
     if not any((run / "checkpoints").glob("step_*/learning_dynamics")):
         return []
     snapshots, lines = RunSnapshots.of(run), []
     tokens = {0: 0, **{line["step"]: line["tokens"] for line in metrics if "tokens" in line}}
     for step in snapshots.by_step:
-        # those of the last line before, where a snapshot fell between two
+        # a snapshot between two lines gets the tokens of the line before it
         line: dict[str, Any] = {"step": step, "tokens": tokens[max(known for known in tokens if known <= step)]}
         for name, values in snapshots.meta(step).items():
             record, _, layer = name.partition(".")
@@ -115,15 +122,18 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Group:
-    """Runs of one experiment, one for each seed."""
+    """Runs of one experiment, one per seed."""
 
     name: str
     records: list[Record]
 
     def series(self, name: str, points: int = 200) -> tuple[Floats, Floats, Floats, Floats] | None:
-        """Tokens, and the mean, least and most of a metric over the seeds; None where no run has it.
+        """Return the tokens, and the mean, minimum and maximum of a metric over the seeds; None if no run has it.
 
-        Runs are compared at equal tokens, by linear interpolation, as far as all of them go.
+        Several runs are interpolated linearly to equal numbers of tokens, over the range that all of them cover.
+
+        Args:
+            points: number of interpolated points.
         """
         found = [series for record in self.records if len((series := record.series(name))[0])]
         if not found:
@@ -138,10 +148,11 @@ class Group:
 
 
 def group_by_experiment(records: Sequence[Record]) -> list[Group]:
-    """Runs that differ in their seed alone, together; a group is named by what its runs' names share.
+    """Group the runs that differ only in their seed. A group is named by the common beginning of its runs' names.
 
-    Where a seed stands twice, runs are told apart by their names without the number at the end, and where that is not
-    enough, each is a group of its own: a mean over seeds counts none of them twice.
+    If two runs of an experiment have the same seed, the experiment is split by parent directory and run name without
+    the number at the end. If a part still has a seed twice, each of its runs becomes a group of its own. A mean over
+    seeds therefore never counts a seed twice.
 
     Raises:
         ConfigError: a run is given twice.
@@ -174,7 +185,7 @@ def _has_each_seed_once(records: Sequence[Record]) -> bool:
 
 
 def _names_of(groups: Sequence[Sequence[Record]]) -> list[str]:
-    """A name for each, and no name twice: figures are filed by it."""
+    """Return a unique name for each group, because the file names of figures contain the name of the group."""
     plain = [_common_name([record.name for record in members]) for members in groups]
     longer = [f"{members[0].path.resolve().parent.name}-{name}" for name, members in zip(plain, groups, strict=True)]
     names: list[str] = []

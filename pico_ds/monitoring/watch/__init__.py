@@ -1,1 +1,1 @@
-"""Shows a run live in a terminal."""
+"""Shows the progress of a run in a terminal."""

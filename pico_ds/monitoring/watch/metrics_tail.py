@@ -1,4 +1,4 @@
-"""metrics.jsonl as it grows."""
+"""Follows metrics.jsonl while a run writes it."""
 
 import os
 from dataclasses import dataclass, field
@@ -7,27 +7,27 @@ from typing import Any, BinaryIO
 
 from pico_ds.runs.metrics_file import parse_record
 
-#: points of a series that are kept; a longer one is thinned by taking means
+#: maximum number of points in a series; at this length, neighbouring points are averaged
 _MOST_POINTS = 1024
-#: of more than this that is new only a sample is read, and the end of it
+#: if more than _MOST_BYTES are new, read only a sample of the lines, and the last _END_BYTES completely
 _MOST_BYTES, _END_BYTES = 2**23, 2**18
 _SAMPLED_LINES = 512
 
 
 @dataclass
 class Series:
-    """A metric over the whole run, in a bounded number of means over equally many lines each."""
+    """A metric over the whole run, as a bounded number of means. Each mean covers the same number of lines."""
 
     values: list[float] = field(default_factory=list)
     _lines_per_point: int = 1
     _pending: list[float] = field(default_factory=list)
 
     def thin(self, lines_per_point: int) -> None:
-        """The points that are there stand for so many lines each, and so shall the next."""
+        """Set how many lines each later point averages, after points were sampled from that many lines each."""
         self._lines_per_point = max(1, lines_per_point)
 
     def add(self, value: float) -> None:
-        """Take the value of one more line."""
+        """Add the value of the next line."""
         self._pending.append(value)
         if len(self._pending) < self._lines_per_point:
             return
@@ -40,18 +40,18 @@ class Series:
 
 
 class MetricsTail:
-    """Reads what was added since the last look; begins anew where a resume has taken lines out.
+    """Reads the lines added since the last read. It starts over if a resume has removed lines.
 
     Attributes:
-        newest: last value of every metric that is not null, with its step.
-        step: of the newest line of training; 0 without any.
-        line_count: lines that were read; those that are no records, or passed over in a sample, are not counted.
+        newest: metric name -> (step, value) of the newest line in which the metric is not null.
+        step: step of the newest training line; 0 if there is none.
+        line_count: number of records read; lines that are not records, or that sampling skipped, are not counted.
     """
 
     def __init__(self, path: Path, courses: tuple[str, ...] = ()) -> None:
         """
         Args:
-            courses: metrics whose course is kept.
+            courses: names of the metrics to keep as a `Series`.
         """
         self._path, self._courses = path, courses
         self._reset()
@@ -61,18 +61,18 @@ class MetricsTail:
         self.newest: dict[str, tuple[int, Any]] = {}
         self.series = {name: Series() for name in self._courses}
         self.step = self.line_count = 0
-        #: time of the last write [s since the epoch]; None without a line
+        #: time of the last write [s since the epoch]; None before the first line
         self.written_at: float | None = None
 
     def read(self) -> None:
-        """Take in the lines that have come; one that is half written is left for the next time."""
+        """Read the new lines. An incomplete last line is left for the next call."""
         try:
             file = self._path.open("rb")
         except FileNotFoundError:
             self._reset()
             return
         with file:
-            # of the file that is open: a resume puts another in its place
+            # fstat, not stat, because a resume may replace the file at this path
             stat = os.fstat(file.fileno())
             if stat.st_ino != self._inode or stat.st_size < self._offset:
                 self._reset()
@@ -88,7 +88,10 @@ class MetricsTail:
             self.written_at = stat.st_mtime
 
     def _sample(self, file: BinaryIO, end: int) -> None:
-        """Begin anew with lines that lie equally far apart, up to `end`: all of a run of weeks would take a minute."""
+        """Start over with a sample of lines, evenly spaced in the file up to the byte offset `end`.
+
+        Reading every line of a run of several weeks would take a minute.
+        """
         inode = self._inode
         self._reset()
         self._inode = inode
@@ -106,7 +109,7 @@ class MetricsTail:
         self._offset = file.tell()
 
     def _take(self, line: bytes) -> None:
-        # one that is no record was cut off as a run died; its resume takes it out
+        # a line that is not a record was cut off when the run died; the next resume removes it
         if (entry := parse_record(line)) is None:
             return
         self.line_count += 1

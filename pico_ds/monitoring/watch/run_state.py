@@ -1,4 +1,4 @@
-"""Whether a run goes on, from what it said of itself, from its process, and from how long it has been silent."""
+"""The state of a run, from its status file, its process, and the time since its last line."""
 
 import time
 from dataclasses import dataclass
@@ -12,32 +12,32 @@ from pico_ds.runs.run_status import RunStatus, job_nonce
 
 State = Literal["starting", "running", "evaluating", "stalled", "finished", "stopped", "failed", "died", "silent"]
 
-#: silence that means nothing yet: a line may wait for a save or a compilation [s]
+#: a shorter silence is normal, because a save or a compilation may delay a line [s]
 _SHORT_SILENCE_SECONDS = 120.0
-#: silence, in usual distances of two lines, that does
+#: a silence of this many usual intervals between lines is long
 _LONG_SILENCE_LINES = 10
-#: a start that has not come to its first word by then has failed before it had one [s]
+#: a start that has not written its status file by then has failed [s]
 _START_SECONDS = 900.0
 
 
 @dataclass(frozen=True)
 class RunState:
-    """How a run stands, and why that is thought."""
+    """The state of a run, and the evidence for it."""
 
     state: State
     reason: str
 
 
 def run_state_of(run: RunDirectory, config: RunConfig | None, tail: MetricsTail) -> RunState:
-    """Judge a run.
+    """Return the state of a run.
 
     Args:
-        config: None where none is written yet.
+        config: configuration of the run; None if the run has not written it yet.
     """
     status, now = RunStatus.read(run), time.time()
     if status is not None and job_nonce(run) != status.nonce:
         claimed = now - (run.path / JOB_FILE_NAME).stat().st_mtime
-        # one that found something wrong has not become a run
+        # an older claim without a status belongs to a start that failed early, so the old status still holds
         if claimed < _START_SECONDS:
             return RunState("starting", f"once more, for {duration(claimed)}")
     if status is None:
@@ -45,7 +45,7 @@ def run_state_of(run: RunDirectory, config: RunConfig | None, tail: MetricsTail)
     when = f"{duration(now - status.at)} ago"
     if status.state != "running":
         return RunState(status.state, f"{when}: {status.reason}" if status.reason else when)
-    # where rank 0 was killed, another rank has said so
+    # if rank 0 was killed, another rank has written the failure summary
     if (failed := _modified(newest_summary(run))) is not None and failed > status.at:
         return RunState("failed", f"{duration(now - failed)} ago")
     if status.is_here and not status.is_alive:
@@ -61,7 +61,7 @@ def run_state_of(run: RunDirectory, config: RunConfig | None, tail: MetricsTail)
 
 
 def _guess(run: RunDirectory, config: RunConfig | None, tail: MetricsTail, now: float) -> RunState:
-    """Of a run that says nothing of itself."""
+    """Return the state of a run without a status file."""
     if config is None or tail.written_at is None:
         return RunState("starting", "there is no line yet")
     if tail.step >= config.training.max_steps and checkpoint_step(run) == tail.step:
@@ -72,7 +72,7 @@ def _guess(run: RunDirectory, config: RunConfig | None, tail: MetricsTail, now: 
 
 
 def checkpoint_step(run: RunDirectory) -> int | None:
-    """Step of the newest checkpoint."""
+    """Return the step of the newest checkpoint, or None if there is none."""
     try:
         return int((run.checkpoints / "latest").read_text(encoding="utf-8").strip().removeprefix("step_"))
     except (OSError, ValueError):
@@ -80,12 +80,12 @@ def checkpoint_step(run: RunDirectory) -> int | None:
 
 
 def newest_summary(run: RunDirectory) -> Path | None:
-    """What the last start that failed has left."""
+    """Return the failure summary of the last failed start, or None if there is none."""
     return max(run.failures.glob("*/summary.txt"), default=None)
 
 
 def duration(seconds: float) -> str:
-    """Seconds in words, with two units at most."""
+    """Return seconds as text with at most two units, such as "2 h 5 min"."""
     seconds = max(0, round(seconds))
     for size, unit, smaller_size, smaller in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
         if seconds >= size:
@@ -94,11 +94,11 @@ def duration(seconds: float) -> str:
 
 
 def _long_silence(config: RunConfig, tail: MetricsTail, since: float, now: float) -> float | None:
-    """Seconds without a line, where that is long for this run."""
+    """Return the seconds since the last line if that is long for this run, otherwise None."""
     silent = now - max(since, tail.written_at or since)
     _, seconds_per_step = tail.newest.get("seconds_per_step", (0, 0.0))
     usual = seconds_per_step * config.monitoring.log_every_n_steps
-    # before the first line, and after a resume, nothing is known of how long one takes
+    # before the first line, and after a resume, the usual interval between lines is unknown
     limit = max(_SHORT_SILENCE_SECONDS, _LONG_SILENCE_LINES * usual)
     return silent if silent > limit else None
 
@@ -108,7 +108,7 @@ def _silence(tail: MetricsTail, now: float) -> str:
 
 
 def last_words(run: RunDirectory) -> str:
-    """The message of the last line of train.log."""
+    """Return the message of the last line of train.log; empty if there is none."""
     try:
         with run.train_log.open("rb") as file:
             file.seek(max(0, run.train_log.stat().st_size - 4096))

@@ -1,4 +1,4 @@
-"""All that is shown of a run, read again at each look as far as it has changed."""
+"""Everything that is shown about a run. Each look reads the files that have changed."""
 
 import json
 import time
@@ -10,19 +10,19 @@ from pico_ds.monitoring.watch.metrics_tail import MetricsTail
 from pico_ds.monitoring.watch.run_state import RunState, checkpoint_step, newest_summary, run_state_of
 from pico_ds.runs.run_directory import JOB_FILE_NAME, RunDirectory
 
-#: metrics whose course is kept
+#: metrics to keep as a series
 _COURSES = ("ar/loss", "meta/query_loss", "meta/query_accuracy", "seconds_per_step")
-#: lines that the time left is reckoned from: one alone may have been a slow one
+#: number of recent points to estimate the remaining time from, because a single one may be slow
 _RECENT_LINES = 20
 
 
 class RunView:
-    """What the directory of a run says; nothing in it is ever locked or written."""
+    """The content of a run directory. It is only read, never locked or written."""
 
     def __init__(self, path: Path) -> None:
         """
         Raises:
-            ConfigError: the path holds no run.
+            ConfigError: the path is not the directory of a run.
         """
         self.run = RunDirectory(path)
         _check(self.run)
@@ -35,10 +35,11 @@ class RunView:
         self.look()
 
     def look(self) -> None:
-        """Read what has changed.
+        """Read the files that have changed.
 
         Raises:
-            ConfigError: the run is gone, or its configuration is of another version.
+            ConfigError: the run directory no longer exists, or its configuration cannot be loaded, for example
+                because another version wrote it.
         """
         _check(self.run)
         self.tail.read()
@@ -56,11 +57,11 @@ class RunView:
             content = json.loads(path.read_text(encoding="utf-8"))
             self.evaluations[content["step"]] = content
         except (ValueError, KeyError):
-            # being written: it is looked at again
+            # the file may still be incomplete: read it again at the next look
             del self._read_at[path]
 
     def _is_new(self, path: Path) -> bool:
-        """Whether a file is there that was not read yet as it is."""
+        """Return whether the file exists and has changed since it was last read."""
         try:
             modified = path.stat().st_mtime_ns
         except FileNotFoundError:
@@ -70,12 +71,12 @@ class RunView:
         return is_new
 
     def newest(self, name: str) -> Any | None:
-        """The last value of a metric."""
+        """Return the newest value of a metric, or None if there is none."""
         return self.tail.newest[name][1] if name in self.tail.newest else None
 
     @property
     def seconds_left(self) -> float | None:
-        """Time for the steps that are left, at the speed of the last ones, without evaluations and saves [s]."""
+        """Estimated time for the remaining steps at the recent speed, without evaluations and saves [s]."""
         recent = self.tail.series["seconds_per_step"].values[-_RECENT_LINES:]
         if self.config is None or not recent:
             return None
@@ -83,14 +84,14 @@ class RunView:
 
     @property
     def checkpoint(self) -> tuple[int, float] | None:
-        """Step and age of the newest checkpoint [s]."""
+        """Step and age [s] of the newest checkpoint, or None if there is none."""
         if (step := checkpoint_step(self.run)) is None:
             return None
         return step, time.time() - (self.run.checkpoints / "latest").stat().st_mtime
 
     @property
     def failure(self) -> str:
-        """The summary of the last start that failed, where the run stands failed."""
+        """The failure summary of the last failed start if the state of the run is "failed", otherwise empty."""
         path = newest_summary(self.run)
         return path.read_text(encoding="utf-8") if path is not None and self.run_state.state == "failed" else ""
 

@@ -1,4 +1,4 @@
-"""A run on a terminal."""
+"""Displays a run on a terminal."""
 
 import time
 from collections.abc import Iterator
@@ -18,15 +18,15 @@ _STYLES = {
     **{"running": "bold green", "evaluating": "bold green", "finished": "bold green", "starting": "bold cyan"},
     **{"stopped": "bold yellow", "stalled": "bold red", "silent": "bold red", "failed": "bold red", "died": "bold red"},
 }
-#: states in which there is nothing to wait for, and the last word of train.log is told elsewhere
+#: states of a run that has ended: no ETA is shown, nor the last line of train.log
 _OVER = ("finished", "stopped", "failed", "died")
 _BLOCKS, _ASCII_BLOCKS = "▁▂▃▄▅▆▇█", "_.-~=+*#"
-#: how often it is looked whether the terminal has another size [s]
+#: how often to check whether the terminal was resized [s]
 _RESIZE_SECONDS = 0.2
 
 
 class Sparkline:
-    """The course of a metric in one line, as wide as there is room."""
+    """A chart of a metric in one line of text, which fills the available width."""
 
     def __init__(self, values: list[float]) -> None:
         self._values = values
@@ -36,7 +36,10 @@ class Sparkline:
 
 
 def sparkline(values: list[float], width: int, ascii_only: bool = False) -> str:
-    """Values as blocks of eight heights, from their least to their most; means where there are more than columns."""
+    """Return values as a line of blocks with eight heights, scaled from the minimum to the maximum.
+
+    If there are more values than columns, each block shows the mean of several values.
+    """
     if not values or width < 1:
         return ""
     count = min(width, len(values))
@@ -48,10 +51,10 @@ def sparkline(values: list[float], width: int, ascii_only: bool = False) -> str:
 
 
 def watch(view: RunView, console: Console, every_seconds: float, once: bool) -> None:
-    """Show a run until Ctrl-C; once where that is asked for, or where there is no terminal to draw on.
+    """Show a run until Ctrl-C. Print it once if `once` is true or if the output is not a capable terminal.
 
     Raises:
-        ConfigError: the run is gone.
+        ConfigError: the run directory no longer exists.
     """
     if once or not console.is_terminal or console.is_dumb_terminal:
         console.print(frame(view))
@@ -63,19 +66,19 @@ def watch(view: RunView, console: Console, every_seconds: float, once: bool) -> 
                 _wait(console, every_seconds)
                 view.look()
     except KeyboardInterrupt:
-        # the screen that was there before is back; what was seen last stays
+        # leaving the live view restores the previous screen, so print the last state to keep it visible
         console.print(frame(view))
 
 
 def _wait(console: Console, seconds: float) -> None:
-    """Until it is time to look again, or the terminal has another size."""
+    """Wait until it is time to look again or the terminal is resized."""
     size, end = console.size, time.monotonic() + seconds
     while time.monotonic() < end and console.size == size:
         time.sleep(min(_RESIZE_SECONDS, seconds))
 
 
 def frame(view: RunView) -> RenderableType:
-    """One picture of a run."""
+    """Return the panel that shows the current state of a run."""
     parts: list[RenderableType] = [_headline(view), *_progress(view)]
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", no_wrap=True)
@@ -85,7 +88,7 @@ def frame(view: RunView) -> RenderableType:
     parts += [Text(), table]
     if view.failure:
         parts += [Text(), Text(view.failure.rstrip(), style="red")]
-    # the name first: on a narrow terminal the end is cut off
+    # the name comes first because a narrow terminal cuts off the end
     title = Text.assemble((view.run.path.name, "bold"), f" in {view.run.path.parent}")
     return Panel(Group(*parts), title=title, title_align="left")
 
@@ -141,7 +144,7 @@ def _drawn(value: str, course: list[float]) -> Table:
 
 
 def _changes(view: RunView, of: str) -> Iterator[str]:
-    """Loss and accuracy of the first meta step of the newest window, before and after adaptation."""
+    """Yield loss and accuracy before and after adaptation, of the first meta step of the newest log window."""
     for what, scale, form in (("loss", 1, "{:.3f}"), ("accuracy", 100, "{:.1f} %")):
         values = [view.newest(f"meta/{of}_{what}_{moment}") for moment in ("before", "after")]
         if None not in values:
@@ -149,7 +152,7 @@ def _changes(view: RunView, of: str) -> Iterator[str]:
 
 
 def _evaluation_rows(view: RunView) -> Iterator[tuple[str, RenderableType]]:
-    """The newest evaluations, the untrained model among them."""
+    """Yield the first evaluation, usually of the untrained model, and the three newest ones."""
     steps = sorted(view.evaluations)
     for number, step in enumerate(dict.fromkeys([*steps[:1], *steps[-3:]])):
         found, told = view.evaluations[step], []
@@ -162,7 +165,7 @@ def _evaluation_rows(view: RunView) -> Iterator[tuple[str, RenderableType]]:
 
 
 def _percent(mean: float, half_width: float | None) -> str:
-    # a single task gives no interval
+    # a single task has no confidence interval
     return f"{100 * mean:.1f}" + ("" if half_width is None else f" ± {100 * half_width:.1f}")
 
 
