@@ -37,6 +37,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["pico_ds", "pico_ds.*"]),
+    package_data={"pico_ds.monitoring.report": ["page.html"]},
     install_requires=[
         "datasets>=3.0",
         "deepspeed>=0.19.8,<0.20",
@@ -44,8 +45,8 @@ setup(
         "huggingface_hub>=1.5",
         "jaxtyping>=0.2.30",
         "jinja2>=3.1",
-        "matplotlib>=3.9",
         "numpy>=1.26",
+        "plotly>=6.0",
         "psutil>=5.9",
         "pyarrow>=16",
         "pydantic>=2.7",

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""A first look at the learning dynamics that a run has recorded: a table, JSON and figures.
+"""A first look at the learning dynamics that a run has recorded: a table, JSON and a page of figures.
 
 python scripts/analyze.py runs/demo-001
 python scripts/analyze.py runs/demo-001 --split train --out analysis
@@ -12,12 +12,16 @@ from dataclasses import asdict
 from math import isfinite
 from pathlib import Path
 
+from rich.table import Table as TerminalTable
+
 from pico_ds.command_line import exit_code_of
 from pico_ds.console import make_console
 from pico_ds.dynamics.snapshot_analysis import analyze
 from pico_ds.dynamics.snapshot_reader import SPLITS, RunSnapshots
 from pico_ds.file_writing import replace_text
-from pico_ds.monitoring.report.dynamics_figures import dynamics_plots, dynamics_table
+from pico_ds.monitoring.report.dynamics_panels import dynamics_sections, dynamics_table
+from pico_ds.monitoring.report.page import write_page
+from pico_ds.monitoring.report.panels import Table
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -31,16 +35,28 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> int:
     arguments, console = parse_arguments(), make_console()
     measurements = list(analyze(RunSnapshots.of(arguments.run), arguments.split))
-    make_console(width=max(120, console.width)).print(dynamics_table(measurements, arguments.split))
+    table = dynamics_table(measurements, arguments.split)
+    make_console(width=max(120, console.width)).print(_for_terminal(table))
     out = arguments.out or arguments.run / "analysis"
     path = out / f"{arguments.split}.json"
     # JSON has no NaN, which is for example the similarity of a single row
     records = [{**asdict(one), "value": one.value if isfinite(one.value) else None} for one in measurements]
     replace_text(path, json.dumps(records, indent=1, allow_nan=False) + "\n")
-    for plot in dynamics_plots(measurements):
-        plot.figure.savefig(out / f"{arguments.split}_{plot.name}.png", dpi=120)
-    console.print(f"{path}, and figures beside it", soft_wrap=True)
+    page = out / f"{arguments.split}.html"
+    write_page(
+        page, f"{arguments.run.resolve().name}: learning dynamics", None, dynamics_sections(measurements), [table]
+    )
+    console.print(f"values: {path}\nfigures: {page}", soft_wrap=True)
     return 0
+
+
+def _for_terminal(table: Table) -> TerminalTable:
+    found = TerminalTable(title=table.title, title_justify="left")
+    for column in table.columns:
+        found.add_column(column, no_wrap=True, justify="right" if column.startswith("step") else "left")
+    for row in table.rows:
+        found.add_row(*row)
+    return found
 
 
 if __name__ == "__main__":

@@ -126,11 +126,10 @@ def test_texts_that_cannot_be_reached_end_a_run_before_it_begins(where: list[str
     assert not (directory / "never").exists()
 
 
-def test_a_report_is_written(trained: Path, directory: Path) -> None:
+def test_report_shows_the_layers_of_a_run(trained: Path, directory: Path) -> None:
     output = script("report", str(trained), "--out", str(directory / "report"))
     page = Path(output.strip().splitlines()[-1])
-    assert page.exists()
-    assert "displacement_meta.png" in {image.name for image in page.parent.glob("*.png")}
+    assert "meta: distance that the inner loop moves each layer" in page.read_text()
 
 
 AUDIT = ("number of masks", "injected", "words unknown to masking")

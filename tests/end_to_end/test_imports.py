@@ -9,7 +9,7 @@ from tests.shared_runs import SharedRuns
 
 SCRIPT = "tests/end_to_end/imports_train.py"
 #: for evaluation, reports and data of other formats
-NEVER = {"datasets", "wandb", "sklearn", "scipy.stats", "matplotlib", "pyarrow", "tensorboard", "lm_eval"}
+NEVER = {"datasets", "wandb", "sklearn", "scipy.stats", "plotly", "pyarrow", "tensorboard", "lm_eval"}
 #: to write a checkpoint, in the background
 FOR_A_SAVE = {"transformers"}
 #: the compiler, which DeepSpeed imports for an optimizer that no run uses

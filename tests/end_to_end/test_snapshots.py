@@ -208,11 +208,11 @@ def test_a_first_look_needs_no_other_tool(directory: Path, one_rank: Path) -> No
     assert all(
         one["value"] == pytest.approx(1) for one in found if (one["measure"], one["step"]) == ("cka_to_last", last)
     )
-    assert (directory / "analysis" / "val_weights_effective_rank.png").exists()
+    assert "<h2>weights: effective rank</h2>" in (directory / "analysis" / "val.html").read_text()
     page = warm.python("scripts/report.py", str(one_rank), "--out", str(directory / "report")).strip()
-    assert {"effective_rank_one.png", "held_out_displacement_one.png"} <= {
-        path.name for path in Path(page).parent.iterdir()
-    }
+    text = Path(page).read_text()
+    assert "one: proportional effective rank" in text
+    assert "one: distance that adaptation to held-out tasks moves each layer" in text
     (directory / "empty").mkdir()
     (directory / "empty" / "training_config.yaml").touch()
     empty = warm.python("scripts/analyze.py", str(directory / "empty"), check=False)

@@ -26,7 +26,7 @@ from typing import Any
 
 #: everything that a script of the project imports, sooner or later
 _MODULES = (
-    *("torch", "torch._dynamo", "transformers", "datasets", "wandb", "matplotlib.pyplot", "sklearn.linear_model"),
+    *("torch", "torch._dynamo", "transformers", "datasets", "wandb", "plotly.graph_objects", "sklearn.linear_model"),
     *("seqeval.metrics", "deepspeed", "deepspeed.runtime.zero.muon.muon_optimizer"),
 )
 #: a rank that is told to end because another one failed is killed after this time [s]

@@ -51,7 +51,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Judged:
+class TaskResults:
     """Results of all experiments that were evaluated on the same tasks.
 
     Attributes:
@@ -71,7 +71,7 @@ class _Found:
     columns: dict[str, tuple[Group, dict[str, Mapping[str, Any]]]] = field(default_factory=dict)
 
 
-def judged(groups: Sequence[Group]) -> list[Judged]:
+def results_by_tasks(groups: Sequence[Group]) -> list[TaskResults]:
     """Return the results of all runs, grouped by tasks.
 
     Tasks differ if their key, word split, shape or kind of documents differs.
@@ -84,7 +84,7 @@ def judged(groups: Sequence[Group]) -> list[Judged]:
         seeds[str(record.path)] = entry
     titles = [one.title for one in found.values()]
     return [
-        Judged(
+        TaskResults(
             one.title if titles.count(one.title) == 1 else f"{one.title}, tasks {place}",
             {
                 _with_count(name, group, len(seeds)): Column.over_seeds([*seeds.values()])
