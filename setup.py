@@ -17,7 +17,10 @@ DEV = [
     "hypothesis>=6.100",
     # checkers are held: a new rule of theirs must not fail a commit that changed nothing
     "import-linter>=2.16,<3",
+    "ipykernel>=6.29",
+    "jupytext>=1.16",
     "mypy>=2.4,<2.5",
+    "nbclient>=0.10",
     "pre-commit>=3.7",
     "pytest>=8",
     "pytest-timeout>=2.3",

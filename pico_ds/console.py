@@ -11,4 +11,7 @@ def make_console(**settings: Any) -> Console:
     Args:
         settings: those of `rich.console.Console`.
     """
+    if "file" in settings:
+        # in a notebook, rich displays the output of every console, even if it goes to a file
+        settings.setdefault("force_jupyter", False)
     return Console(markup=False, emoji=False, highlight=False, **settings)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import textwrap
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
@@ -110,7 +111,7 @@ def attention_of_several_tasks(
     """
     candidates: list[tuple[Backend, Attend]] = [(chosen, attend)] if chosen not in _NOT_UNDER_VMAP else []
     candidates += [("sdpa_flash", load_backend("sdpa_flash", device, repeat)) for repeat in (False, True)]
-    problems = []
+    problems: dict[str, str] = {}
     for name, candidate in candidates:
         try:
             with warnings.catch_warnings():
@@ -119,11 +120,11 @@ def attention_of_several_tasks(
                 warnings.filterwarnings("error", message=".*batching rule")
                 probe(_under_vmap(candidate), device, dtype, n_heads, n_kv_heads, head_dim, length)
         except UnavailableError as problem:
-            problems.append(f"{name}: {problem}")
+            problems.setdefault(name, f"{name} {problem}")
             continue
         logger.info("attention of tasks that are computed together: %s", name)
         return name, candidate
-    logger.info("attention of tasks that are computed together: plain operations (not %s)", "; not ".join(problems))
+    logger.info("attention of tasks that are computed together: plain operations (%s)", "; ".join(problems.values()))
     return "math", math_attention
 
 
@@ -269,7 +270,8 @@ def probe(
         with torch.enable_grad():
             got, wanted = outcome(attend, dtype), outcome(_sdpa(SDPBackend.MATH), torch.float32)
     except Exception as error:
-        raise UnavailableError(f"refuses {tuple(shapes[0])} in {dtype}: {type(error).__name__}: {error}") from error
+        reason = textwrap.shorten(f"{type(error).__name__}: {error}", 150, placeholder=" ...")
+        raise UnavailableError(f"fails for {tuple(shapes[0])} in {dtype}: {reason}") from error
     for mine, reference in zip(got, wanted, strict=True):
         difference = (mine.float() - reference).abs().max() / reference.abs().max()
         if not difference <= _TOLERANCE[dtype]:

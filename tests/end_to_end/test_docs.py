@@ -145,7 +145,8 @@ def test_yaml_is_a_configuration(page: str, block: str) -> None:
     parse_config(block, name=page)
 
 
-@pytest.mark.parametrize(("page", "code"), blocks("python"))
+# tests/end_to_end/test_tutorial.py runs the tutorial
+@pytest.mark.parametrize(("page", "code"), [found for found in blocks("python") if found[0] != "docs/tutorial.md"])
 def test_python_runs(
     page: str, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared_runs: SharedRuns
 ) -> None:
