@@ -1,9 +1,12 @@
 """How a script ends: with one sentence for every error that a user can mend."""
 
 import io
+import os
 import sys
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from pico_ds.errors import PicoError, describe_os_error
@@ -13,6 +16,8 @@ if TYPE_CHECKING:
 
 #: of a command that Ctrl-C ended, as shells have it
 INTERRUPTED_EXIT_CODE = 130
+#: longer than a launcher needs to end the other ranks of a node after the first one failed
+_FIRST_RANK_SECONDS = 10.0
 
 
 def exit_code_of(main: Callable[[], int]) -> int:
@@ -33,7 +38,23 @@ def exit_code_of(main: Callable[[], int]) -> int:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED_EXIT_CODE
     print(f"error: {message}", file=sys.stderr)
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        print("torchrun adds a traceback of its own below; the error is the line above", file=sys.stderr)
     return 1
+
+
+@contextmanager
+def report_once_per_node() -> Iterator[None]:
+    """Let the first rank of a node report an error that all its ranks meet, such as one of the configuration.
+
+    The launcher ends the other ranks when the first one fails. A rank that alone has an error reports it after a wait.
+    """
+    try:
+        yield
+    except PicoError:
+        if os.environ.get("LOCAL_RANK", "0") != "0":
+            time.sleep(_FIRST_RANK_SECONDS)
+        raise
 
 
 def _print_thread_error(failed: threading.ExceptHookArgs) -> None:

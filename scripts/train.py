@@ -5,7 +5,7 @@
     deepspeed --num_gpus 8 scripts/train.py --config FILE --deepspeed_config FILE
     torchrun --nproc_per_node 8 scripts/train.py --config FILE
 
-Any key of the configuration can be overridden: section.key=value.
+Override any key of the configuration: section.key=value. --help-keys lists them.
 """
 
 import time
@@ -18,7 +18,7 @@ import re  # noqa: E402
 import sys  # noqa: E402
 from pathlib import Path  # noqa: E402
 
-from pico_ds.command_line import exit_code_of  # noqa: E402
+from pico_ds.command_line import exit_code_of, report_once_per_node  # noqa: E402
 
 MOST_RANKS = 10**6
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -39,6 +39,13 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--dry-run", action="store_true", help="print the resolved run and its costs, then exit")
     parser.add_argument("--world-size", type=int, help="ranks to assume in a dry run")
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # for the deepspeed launcher
+    parser.add_argument(
+        "--help-keys",
+        nargs="?",
+        const="",
+        metavar="SECTION",
+        help="print the keys of the configuration, or of one section such as meta, with meaning and default, then exit",
+    )
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="override a key of the YAML")
     arguments = parser.parse_intermixed_args()
     if arguments.world_size is not None and not arguments.dry_run:
@@ -60,14 +67,19 @@ def name_of(config: Path) -> str:
 
 def main() -> int:
     arguments = parse_arguments()
+    if arguments.help_keys is not None:
+        from pico_ds.config.reference_page import key_help
+
+        print(key_help(arguments.help_keys))
+        return 0
     from pico_ds.config import load_config
     from pico_ds.config.deepspeed_config import load_deepspeed_config
     from pico_ds.config.dotenv import load_environment
 
-    load_environment(Path.cwd() / ".env")
-
-    config = load_config(arguments.config, arguments.overrides)
-    deepspeed_json = load_deepspeed_config(arguments.deepspeed_config)
+    with report_once_per_node():
+        load_environment(Path.cwd() / ".env")
+        config = load_config(arguments.config, arguments.overrides)
+        deepspeed_json = load_deepspeed_config(arguments.deepspeed_config)
     if arguments.dry_run:
         from pico_ds.planning.dry_run import print_plan
 

@@ -1,13 +1,16 @@
-"""docs/configuration.md, made from the schema."""
+"""The keys of the configuration, from the schema: as docs/configuration.md, and as text for a terminal."""
 
 import json
 import re
+import textwrap
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel
 
 from pico_ds.config.schema import RunConfig
+from pico_ds.errors import ConfigError
 
 #: what renews the page; its test says so
 COMMAND = "python scripts/config_reference.py > docs/configuration.md"
@@ -35,24 +38,64 @@ errors, all of which are named at once. `--dry-run` prints the whole resolved co
 """
 
 
+@dataclass(frozen=True)
+class Key:
+    """One key of the configuration. `values` and `default` are in words."""
+
+    path: str
+    values: str
+    default: str
+    meaning: str
+
+
 def reference() -> str:
-    """The whole page."""
-    return "\n".join([_HEAD, *_sections(RunConfig, "")])
+    """Return the whole page."""
+    parts = [_HEAD]
+    for path, meaning, keys in _sections(RunConfig, ""):
+        rows = [
+            f"| `{key.path.rpartition('.')[2]}` | {key.values} | `{key.default}` | {_prose(key.meaning)} |"
+            for key in keys
+        ]
+        parts += [
+            f"## {path}\n\n{_prose(meaning)}\n",
+            "\n".join(["| key | values | default | meaning |", "|---|---|---|---|", *rows]) + "\n",
+        ]
+    return "\n".join(parts)
 
 
-def _sections(section: type[BaseModel], path: str) -> Iterator[str]:
+def key_help(section: str = "") -> str:
+    """Return the keys of a section, or of all sections, as text for a terminal.
+
+    Raises:
+        ConfigError: there is no such section.
+    """
+    found = [part for part in _sections(RunConfig, "") if not section or f"{part[0]}.".startswith(f"{section}.")]
+    if not found:
+        names = ", ".join(path for path, _, _ in _sections(RunConfig, ""))
+        raise ConfigError(f"--help-keys: {section!r} is not a section of the configuration; the sections are {names}")
+    lines = []
+    for path, meaning, keys in found:
+        lines += [f"{path}: {' '.join(meaning.split())}", ""]
+        for key in keys:
+            values = key.values.replace("`", "")
+            lines.append(f"  {key.path}  [{values}; default {key.default}]")
+            lines += textwrap.wrap(key.meaning.replace("`", ""), 100, initial_indent=" " * 6, subsequent_indent=" " * 6)
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _sections(section: type[BaseModel], path: str) -> Iterator[tuple[str, str, list[Key]]]:
+    """Yield the path, meaning and keys of each section that has keys."""
     properties = section.model_json_schema()["properties"]
-    rows = []
-    below: list[tuple[type[BaseModel], str]] = []
+    keys, below = [], []
     for name, field in section.model_fields.items():
+        key_path = f"{path}.{name}" if path else name
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            below.append((field.annotation, f"{path}.{name}" if path else name))
+            below.append((field.annotation, key_path))
         else:
-            cells = (f"`{name}`", _values(properties[name]), f"`{_default(field.default)}`", field.description or "")
-            rows.append(f"| {' | '.join((*cells[:3], _prose(cells[3])))} |")
-    if rows:
-        yield f"## {path}\n\n{_prose(section.__doc__ or '')}\n"
-        yield "\n".join(["| key | values | default | meaning |", "|---|---|---|---|", *rows]) + "\n"
+            keys.append(Key(key_path, _values(properties[name]), _default(field.default), field.description or ""))
+    if keys:
+        yield path, section.__doc__ or "", keys
     for child, child_path in below:
         yield from _sections(child, child_path)
 

@@ -215,6 +215,7 @@ def test_dot_env_is_read_and_never_logged(train: Callable[..., str], corpus: Pat
         (["training.precision=bf16", "--deepspeed_config", "ds_configs/zero0.json"], "use stage 1"),
         (["data.paths=[nowhere.txt]"], "no file matches 'nowhere.txt'"),
         (["--world-size", "8"], "--world-size goes with --dry-run"),
+        (["--help-keys", "mata"], "'mata' is not a section of the configuration; the sections are model, data"),
         (["--no-such-option"], "unrecognized arguments: --no-such-option"),
     ],
 )
@@ -222,6 +223,12 @@ def test_mistakes_end_with_one_clear_line(train: Callable[..., str], arguments: 
     output = train(*arguments, check=False)
     assert expected in output
     assert "Traceback" not in output
+
+
+def test_help_keys_lists_the_keys_of_a_section(train: Callable[..., str]) -> None:
+    output = train("--help-keys", "meta")
+    assert "meta.inner_lr  [number" in output
+    assert "training.lr" not in output
 
 
 @pytest.mark.parametrize("world_size", [1, 8, 64])

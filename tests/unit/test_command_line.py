@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pico_ds.command_line import exit_code_of
+from pico_ds.command_line import exit_code_of, report_once_per_node
 from pico_ds.config import ConfigError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -73,3 +73,18 @@ def test_output_that_cannot_be_written_is_dropped(lost: str, tmp_path: Path) -> 
     os.close(output)
     assert done.returncode == 0
     assert (tmp_path / "end").exists()
+
+
+@pytest.mark.parametrize(("local_rank", "waits"), [(None, []), ("0", []), ("1", [10.0])])
+def test_only_the_first_rank_of_a_node_reports_a_common_error_at_once(
+    local_rank: str | None, waits: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr("pico_ds.command_line.time.sleep", waited.append)
+    if local_rank is None:
+        monkeypatch.delenv("LOCAL_RANK", raising=False)
+    else:
+        monkeypatch.setenv("LOCAL_RANK", local_rank)
+    with pytest.raises(ConfigError, match="unknown key"), report_once_per_node():
+        raise ConfigError("unknown key")
+    assert waited == waits
