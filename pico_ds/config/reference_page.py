@@ -17,24 +17,25 @@ COMMAND = "python scripts/config_reference.py > docs/configuration.md"
 
 _HEAD = f"""# Configuration
 
-Every key of a configuration, with what it may be, its default and its meaning; units stand in brackets. The page is
-made from `pico_ds/config/`, a test holds it to that, and this renews it:
+Every key of the configuration, with its allowed values, default and meaning. Units are in brackets. This page is
+generated from the schema in `pico_ds/config/`, and a test fails if it is out of date. To generate it:
 
 ```bash
 {COMMAND}
 ```
 
-A run is a YAML file (`--config`; `configs/` has some) with these sections, all of which may be left out. On the command
-line any key can be overridden as `section.key=value`, where the value is YAML:
+A run is described by a YAML file (`--config`; examples are in `configs/`) with the sections below, all of which are
+optional. Override any key on the command line with `section.key=value`; the value is YAML. `scripts/train.py
+--help-keys` prints this list.
 
 ```bash
 python scripts/train.py --config configs/demo.yaml --dry-run training.max_steps=20 'smlmt.n_way=[2, 10]'
 ```
 
-An unknown key, a key that stands twice, a value of another type or out of range, and values that cannot go together are
-errors, all of which are named at once. `--dry-run` prints the whole resolved configuration; a run keeps it as
-`training_config.yaml`. What is DeepSpeed's own (the ZeRO stage, offload, buckets) is in the JSON given by
-`--deepspeed_config` (`ds_configs/`). Keys of pico-train and pico-maml are in [migrating.md](migrating.md).
+Unknown keys, duplicate keys, wrong types, values out of range and conflicting values are errors, which are all
+reported together. `--dry-run` prints the complete configuration, and a run saves it as `training_config.yaml`.
+DeepSpeed's settings (ZeRO stage, offload, buckets) are in the JSON file of `--deepspeed_config` (`ds_configs/`).
+[migrating.md](migrating.md) lists the keys of pico-train and pico-maml.
 """
 
 

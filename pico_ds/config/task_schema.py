@@ -23,52 +23,55 @@ class InjectConfig(Section):
     """Sentences of your own among the training tasks."""
 
     path: str | None = None
-    """JSONL of `text` and `word`, or of `text` and `label`; null injects none"""
+    """JSONL file with `text` and `word`, or with `text` and `label`; null uses no sentences of your own"""
     ratio: Fraction = 0.5
-    """share of the training tasks that are made of them"""
+    """share of the training tasks that are built from them"""
 
 
 class SmlmtConfig(Section):
     """Subset Masked Language Modeling Tasks (Bansal et al. 2020, arXiv 2009.08445)."""
 
     n_way: Annotated[int, Field(ge=2, le=10**9)] | IntRange = 5
-    """classes (words) of a task; a list [least, most] for a range, from which every task draws"""
+    """classes (words) per task; a list [minimum, maximum] samples the number for each task"""
     k_shot: PositiveInt | IntRange = 5
-    """support contexts of a class; a list [least, most] for a range, from which every task draws"""
+    """support contexts per class; a list [minimum, maximum] samples the number for each task"""
     q_query: PositiveInt = 5
-    """query contexts of a class"""
+    """query contexts per class"""
     hybrid_ratio: Fraction = 0.5
-    """probability that an outer step after warm-up is a meta step; 0 is plain autoregressive training"""
+    """probability that an outer step after the warm-up is a meta step; 0 trains only autoregressively"""
     warmup_steps: NonNegativeInt = 0
-    """outer steps of autoregressive training only before the mix starts"""
+    """outer steps at the start that are all autoregressive"""
     context: Literal["window", "sentence"] = "window"
-    """window: context_tokens tokens centred on the word; sentence: its sentence, cut to context_tokens"""
+    """window: context_tokens tokens around the word. sentence: the sentence of the word, cut to context_tokens"""
     context_tokens: Annotated[int, Field(ge=4, le=2**24)] = 16
-    """length of a window, or the longest sentence kept whole [tokens]"""
+    """length of a window, or maximum length of a sentence [tokens]"""
     readout: Readout = "fim"
-    """where features are read: fim rotates the context to `suffix <sep> prefix [MASK]` and reads at the final [MASK];
-    pre and fimpre read the position before it, unrotated and rotated; mask, last and mean do not rotate"""
+    """position at which features are read. fim rotates the context to `suffix <sep> prefix [MASK]` and reads at the
+    final [MASK]; pre and fimpre read one position earlier, without and with rotation; mask, last and mean do not
+    rotate"""
     min_word_freq: PositiveInt = 50
-    """least number of occurrences of a class word in the training documents (in the pool of rows, where there are any:
-    smlmt.pool_rows)"""
+    """minimum number of occurrences of a class word in the training documents, or in the pool of rows (smlmt.pool_rows)
+    if there is one"""
     max_word_freq: PositiveInt = 10000
-    """largest number of occurrences of a class word there"""
+    """maximum number of occurrences of a class word, counted in the same way"""
     validation_word_fraction: Fraction = 0.1
-    """share of the class words kept for validation tasks"""
+    """share of the class words that are held out for validation tasks"""
     test_word_fraction: Fraction = 0.1
-    """share of the class words kept for test tasks"""
+    """share of the class words that are held out for test tasks"""
     class_sampling: Literal["uniform", "frequency", "cluster"] = "uniform"
-    """how the words of a training task are drawn: all alike, in proportion to their occurrences, or out of a cluster of
-    words that keep the same company and are hard to tell apart"""
+    """how the words of a training task are sampled: uniformly, in proportion to their frequency, or from a cluster of
+    words that occur in similar contexts and are hard to tell apart"""
     cluster_size: PositiveInt = 30
-    """words nearest to the first of a task, among which the others are drawn, when class_sampling is cluster"""
+    """number of nearest neighbours of the first word from which the other words are sampled, if class_sampling is
+    cluster"""
     curriculum_steps: NonNegativeInt = 0
-    """outer steps after the warm-up over which training tasks grow hard: n_way from the least, k_shot from the most,
-    classes from uniform to those of class_sampling; 0: they are so from the start"""
+    """outer steps after the warm-up during which training tasks become harder: n_way rises from its minimum, k_shot
+    falls from its maximum, and classes change from uniform to class_sampling; 0 disables the curriculum"""
     pool_rows: PositiveInt = 4096
-    """rows of a shard that tasks are made of at a time, when data.source is shards or hub; bounds a rank's memory"""
+    """rows of a shard from which tasks are built at a time, if data.source is shards or hub; limits the memory of a
+    rank"""
     pool_steps: PositiveInt = 1000
-    """outer steps after the warm-up for which tasks are made of one pool of rows, before the next shard's"""
+    """outer steps after the warm-up that use one pool of rows, before the pool of the next shard"""
     inject: InjectConfig = InjectConfig()
     """sentences of your own"""
 
@@ -96,44 +99,45 @@ class MetaConfig(Section):
     """How tasks are learned from (docs/learners.md)."""
 
     learner: LearnerName = "fomaml"
-    """fomaml: first-order MAML; anil, boil: the same with the head or the body alone adapted; reptile; meta_sgd: fomaml
-    with learned inner rates; protonet, multitask: the query loss without an inner loop; masked_word: the vocabulary is
-    predicted at the readout of the tasks' contexts; ar: no step on tasks"""
+    """fomaml: first-order MAML. anil, boil: FOMAML that adapts only the head, or only the body. reptile. meta_sgd:
+    FOMAML with learned inner learning rates. protonet, multitask: the query loss without an inner loop. masked_word:
+    predict the vocabulary at the readout of the tasks' contexts. ar: no meta steps"""
     head: Literal["prototype", "linear", "generated", "vocab"] = "prototype"
-    """prototype: initialised from the support features of each task (ProtoMAML); linear: meta-learned weights;
-    generated: written from the support features by a network (LEOPARD); vocab: an MLP to the vocabulary, restricted to
+    """prototype: initialised from the support features of each task (ProtoMAML). linear: meta-learned weights.
+    generated: computed from the support features by a network (LEOPARD). vocab: an MLP to the vocabulary, restricted to
     the words of the task (pico-maml)"""
     adapt: str = "all"
-    """weights of the decoder that the inner loop changes beside the head: all, head (none of them), last_<k>_blocks, or
-    a regular expression over their names. The outer loop trains all weights; with meta.learner: reptile a meta step
-    trains only these, and the weights that the first weights of the head depend on"""
+    """decoder weights that the inner loop changes in addition to the head: all, head (none of them), last_<k>_blocks,
+    or a regular expression for their names. The outer loop trains all weights; with meta.learner: reptile a meta step
+    trains only the adapted weights and the weights on which the initial head depends"""
     inner_lr: NonNegativeFloat = 0.02
-    """SGD rate of the decoder's weights in the inner loop"""
+    """SGD learning rate of the decoder's weights in the inner loop"""
     head_inner_lr: NonNegativeFloat = 1.0
-    """SGD rate of the head's weights in the inner loop"""
+    """SGD learning rate of the head's weights in the inner loop"""
     inner_steps: Annotated[int, Field(ge=0, le=10**6)] = 1
-    """SGD steps on the support set; 0 trains the head's initialisation alone (a prototypical network); of no meaning to
+    """SGD steps on the support set; 0 trains only the initialisation of the head (a prototypical network); ignored by
     learners without an inner loop"""
     inner_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """momentum of the inner SGD"""
     inner_max_grad_norm: NonNegativeFloat = 0.0
-    """largest norm of the inner gradients of a task together; 0 clips nothing"""
+    """maximum norm of the inner gradients of a task, over all weights; 0 disables clipping"""
     multi_step_loss: bool = False
-    """the query loss after every inner step counts, not after the last alone (MAML++)"""
+    """whether the query loss after every inner step counts, instead of only the last (MAML++)"""
     multi_step_loss_annealing_steps: NonNegativeInt = 0
-    """outer steps after the warm-up in which these losses go from equal weights to the last alone; 0: equal for good"""
+    """outer steps after the warm-up during which the weights of these losses shift from equal to only the last; 0 keeps
+    them equal"""
     learned_rates: Literal["tensor", "layer"] = "tensor"
-    """what has a learned inner rate of its own under meta.learner: meta_sgd; the head has one in both"""
+    """unit that has its own learned inner learning rate with meta.learner: meta_sgd; the head always has its own"""
     vocab_head_layers: LayerCount = 4
-    """linear layers of the vocab head, the one to the vocabulary included"""
+    """linear layers of the vocab head, including the layer to the vocabulary"""
     vocab_head_width: Width = 128
     """width of the vocab head's hidden layers"""
     vocab_head_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """share of the vocab head's hidden units that are dropped in training"""
+    """dropout probability of the vocab head's hidden units in training"""
     tasks_per_step: Annotated[int, Field(ge=1, le=10**6)] = 8
-    """tasks of one outer step over ALL ranks"""
+    """tasks of one outer step, over ALL ranks"""
     tasks_per_batch: PositiveInt | Literal["auto"] = "auto"
-    """tasks of a rank that are computed together, each at its own weights, which takes the memory of as many; auto: on
-    a GPU as many as take 8 GiB, on a CPU one by one"""
+    """tasks of a rank that are computed together, each with its own weights; memory grows in proportion. auto: on a GPU
+    as many as fit into 8 GiB, on a CPU one"""
     feature_squared_norm: PositiveFloat = 4.0
-    """squared length to which features are scaled before the head"""
+    """squared norm to which features are scaled before the head"""

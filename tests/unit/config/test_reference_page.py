@@ -56,7 +56,7 @@ def test_every_field_and_section_says_what_it_means(section: type[BaseModel]) ->
         "| `resume` | integer from 0 to 1,000,000,000 or string | `auto` |",
         "| `readouts` | list of `fim`, `pre`, `fimpre`, `mask`, `last`, `mean` or `null` | `null` |",
         "| `adam_beta1` | number above 0 below 1 | `0.9` |",
-        "cudnn, sdpa_\\* and math are torch's",
+        "cudnn, sdpa_\\* and math are part of torch",
         "| `keep_weights` | boolean | `true` |",
     ],
 )
