@@ -1,6 +1,6 @@
 """First-order MAML pre-training of Pico language models under DeepSpeed ZeRO.
 
-The names below are the public interface. They are imported when they are first used, so that `import pico_ds` is fast.
+The names in `__all__` are the public interface. They are imported on first use, so that `import pico_ds` is fast.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""The Python interface, for notebooks and scripts. It needs no launcher: everything runs in this process."""
+"""The Python interface for notebooks and scripts. Everything runs in this process, without a launcher."""
 
 import time
 from collections.abc import Sequence
@@ -46,7 +46,7 @@ def open_corpus(config: RunConfig) -> Corpus:
 def build_tasks(
     config: RunConfig, corpus: Corpus, split: WordSplit = "train", readout: Readout | None = None
 ) -> TaskSource:
-    """Tasks of a corpus; `tasks.sample(step, index)` returns one.
+    """Return a source of tasks of a corpus. `tasks.sample(step, index)` returns one task.
 
     Args:
         split: `train`, or the held-out words of `validation` or `test`.
@@ -60,12 +60,12 @@ def build_tasks(
 
 
 def show_task(task: Episode, corpus: Corpus) -> str:
-    """The contexts of a task as text, one on each line, with set and class."""
+    """Return the contexts of a task as text, one per line, with their set and class."""
     return "\n".join(describe(task, corpus.tokenizer))
 
 
 def build_model(config: RunConfig, corpus: Corpus) -> Model:
-    """An untrained model: the weights that training starts from.
+    """Return an untrained model, with the weights that training starts from.
 
     Raises:
         ConfigError: the vocabulary is smaller than the tokenizer's, or `model.init_from` cannot be used.
@@ -80,7 +80,7 @@ def build_model(config: RunConfig, corpus: Corpus) -> Model:
 
 
 def make_learner(config: RunConfig, model: Model) -> Learner:
-    """The learner of a configuration for the decoder of a model.
+    """Return the learner of a configuration for the decoder of a model.
 
     Raises:
         ConfigError: `meta.adapt` matches no weight of the decoder.
@@ -90,7 +90,7 @@ def make_learner(config: RunConfig, model: Model) -> Learner:
 
 @dataclass(frozen=True)
 class Adaptation:
-    """A model that was adapted to one task.
+    """The result of adapting a model to one task.
 
     Attributes:
         accuracies: query accuracy after 0, 1, 2, ... inner steps.
@@ -102,7 +102,7 @@ class Adaptation:
 
 
 def adapt(model: Model, task: Episode, readout: Readout, steps: int) -> Adaptation:
-    """Adapt a model to a task with `steps` inner steps. The model is not changed."""
+    """Adapt a model to a task with `steps` inner steps. This does not change the model."""
     task = task.to(_this_process().device)
     curve = adaptation_curve(model.network, model.learner, model.theta, task, readout, steps)
     weights = model.learner.adapt(model.network, model.theta, task, readout, steps)
@@ -114,7 +114,7 @@ class Evaluation:
     """Few-shot accuracy on held-out tasks.
 
     Attributes:
-        tasks: accuracies of every task, after 0, 1, 2, ... inner steps.
+        tasks: accuracies of each task after 0, 1, 2, ... inner steps.
     """
 
     tasks: FewShotResult
@@ -146,7 +146,7 @@ class Run:
 
     @property
     def step(self) -> int:
-        """Outer steps taken."""
+        """Number of outer steps of the checkpoint."""
         return self.trained.step
 
     @property
@@ -159,13 +159,13 @@ class Run:
         """The corpus that the run was trained on.
 
         Raises:
-            ConfigError: the corpus has a different tokenizer by now.
+            ConfigError: the corpus now has a different tokenizer.
         """
         return self.trained.open_corpus()
 
     @cached_property
     def snapshots(self) -> RunSnapshots:
-        """Snapshots of learning dynamics of the run, by step.
+        """The snapshots of learning dynamics of the run.
 
         Raises:
             ConfigError: the run has no snapshots.
@@ -173,7 +173,7 @@ class Run:
         return RunSnapshots.of(self.trained.run)
 
     def tasks(self, split: WordSplit = "validation", readout: Readout | None = None) -> TaskSource:
-        """Tasks of the run's corpus, as `build_tasks`."""
+        """Return a source of tasks of the run's corpus. For the arguments, see `build_tasks`."""
         return build_tasks(self.config, self.corpus, split, readout)
 
     def adapt(self, task: Episode, steps: int | None = None, readout: Readout | None = None) -> Adaptation:
@@ -181,13 +181,13 @@ class Run:
 
         Args:
             steps: inner steps; `evaluation.adaptation_steps` by default.
-            readout: that the task was built for; `smlmt.readout` by default.
+            readout: the readout that the task was built for; `smlmt.readout` by default.
         """
         steps = self.config.evaluation.adaptation_steps if steps is None else steps
         return adapt(self.model, task, readout or self.config.smlmt.readout, steps)
 
     def evaluate(self, n_tasks: int = 100, split: WordSplit = "validation", steps: int | None = None) -> Evaluation:
-        """Few-shot accuracy on tasks of held-out words in held-out documents.
+        """Return the few-shot accuracy on tasks of held-out words in held-out documents.
 
         Args:
             steps: inner steps; `evaluation.adaptation_steps` by default.
@@ -204,12 +204,12 @@ class Run:
         )
 
     def layer(self, name: str, kind: str = "weights", split: str = "train") -> dict[int, Float[Tensor, "..."]]:
-        """A layer of the snapshots, by step.
+        """Return one layer of each snapshot, by step.
 
         Args:
             name: module path, such as `layers.0.attention.v_proj`.
             kind: `weights`, `gradients` or `activations`.
-            split: rows that gradients and activations are of: `train` or `val`.
+            split: rows from which gradients and activations were computed: `train` or `val`.
 
         Raises:
             ConfigError: the run has no snapshots, or they do not hold the layer.
@@ -231,10 +231,10 @@ def load_run(path: str | Path, overrides: Sequence[str] = ()) -> Run:
 
 
 def train(config: RunConfig, name: str = "run") -> Run:
-    """Train in this process, or resume the run of `checkpointing.run_name`; returns the trained run.
+    """Train in this process, or resume the run of `checkpointing.run_name`. Return the trained run.
 
     Args:
-        name: names the run directory, `<name>-001`, if `checkpointing.run_name` is null.
+        name: name of the run directory, followed by a number, if `checkpointing.run_name` is null.
 
     Raises:
         ConfigError, DataError, TaskError, CheckpointError, TrainingError: see `run_training`.
@@ -250,6 +250,6 @@ def train(config: RunConfig, name: str = "run") -> Run:
 
 
 def _this_process() -> Process:
-    """This process, which works alone."""
+    """Return this process as the only rank."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return Process(rank=0, world_size=1, local_rank=0, device=device)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""A first look at the learning dynamics that a run has recorded: a table, JSON and a page of figures.
+"""Summarize the recorded learning dynamics of a run as a table, JSON and a page of figures.
 
 python scripts/analyze.py runs/demo-001
 python scripts/analyze.py runs/demo-001 --split train --out analysis
@@ -27,8 +27,8 @@ from pico_ds.monitoring.report.panels import Table
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, metavar="RUN", help="directory of a run")
-    parser.add_argument("--split", choices=SPLITS, default="val", help="rows that activations and gradients are of")
-    parser.add_argument("--out", type=Path, help="directory to write to; RUN/analysis if left out")
+    parser.add_argument("--split", choices=SPLITS, default="val", help="rows of the activations and gradients")
+    parser.add_argument("--out", type=Path, help="output directory (default: RUN/analysis)")
     return parser.parse_args()
 
 
@@ -39,7 +39,7 @@ def main() -> int:
     make_console(width=max(120, console.width)).print(_for_terminal(table))
     out = arguments.out or arguments.run / "analysis"
     path = out / f"{arguments.split}.json"
-    # JSON has no NaN, which is for example the similarity of a single row
+    # JSON has no NaN, which for example the similarity of a single row is
     records = [{**asdict(one), "value": one.value if isfinite(one.value) else None} for one in measurements]
     replace_text(path, json.dumps(records, indent=1, allow_nan=False) + "\n")
     page = out / f"{arguments.split}.html"

@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""Measure the product beside the floor that the machine sets; prints tables and writes JSON.
+"""Benchmark the package against lower bounds measured on the same machine. Prints tables and writes JSON.
 
-python scripts/benchmark.py all                             on a GPU the 1B models, on CPU small ones
-python scripts/benchmark.py fomaml --stages 1 --tasks 4     one of them
-python scripts/benchmark.py checkpoint --size 1b --ranks 8  one GPU a rank
+python scripts/benchmark.py all                             1B models on a GPU, small models on CPU
+python scripts/benchmark.py fomaml --stages 1 --tasks 4     a single benchmark
+python scripts/benchmark.py checkpoint --size 1b --ranks 8  one GPU per rank
 
-Every measurement is a process of its own; its rows are printed, and the JSON written, as soon as it is done. Those of
-`all` come in the order of what one would ask first, so that a run that is cut off has the most of it.
+Every measurement runs in a separate process. Its rows are printed and added to the JSON file when it finishes. `all`
+runs the most important measurements first, in case it is interrupted.
 """
 
 import argparse
@@ -32,49 +32,63 @@ from pico_ds.console import make_console
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 COMMANDS = {
-    "attention": "forward and backward of every attention kernel that is there",
-    "lm": "step of the language model under each ZeRO stage, against plain passes",
-    "fomaml": "first-order MAML, all weights adapted, under each ZeRO stage, against as many plain passes",
-    "head": "a meta-batch of which the head alone is adapted, 10 inner steps",
-    "memory": "peak memory of a step of both kinds",
-    "tasks": "many small tasks of a small model, against a loop over them in plain PyTorch",
-    "feeding": "the same with sampled tasks: how long a step waits for its data",
-    "comm": "collectives of an outer step: stages, inner steps, tasks a rank",
+    "attention": "forward and backward pass of every available attention kernel",
+    "lm": "autoregressive step with each ZeRO stage, compared with plain passes",
+    "fomaml": "first-order MAML step that adapts all weights, with each ZeRO stage, compared with as many plain passes",
+    "head": "meta step that adapts only the head, with 10 inner steps",
+    "memory": "peak memory of an autoregressive step and of a meta step",
+    "tasks": "many small tasks with a small model, compared with a plain PyTorch loop",
+    "feeding": "many small sampled tasks: how long a step waits for its data",
+    "comm": "collectives of an outer step, by ZeRO stage, inner steps and tasks per rank",
     "sampling": "tasks and rows per second on one core",
     "index": "decoding and indexing of a pool of token rows",
-    "prepare": "text to token shards, against the tokenizer alone",
-    "scaling": "steps on 1, 2 and 4 ranks, a cost model of them, and what it says of 8, 64 and 512 GPUs",
-    "checkpoint": "save, verify and load against raw disk, DeepSpeed and DCP",
-    "snapshots": "what a snapshot of learning dynamics costs, of the demo and of the model",
+    "prepare": "preparation of token shards from text, compared with only the tokenizer",
+    "scaling": "steps on 1, 2 and 4 ranks, a fitted cost model, and its projection to 8, 64 and 512 GPUs",
+    "checkpoint": "save, verify and load, compared with the raw disk, DeepSpeed and DCP",
+    "snapshots": "cost of a snapshot of learning dynamics, with the demo and with the model",
 }
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, text in {**COMMANDS, "all": "the steps: all up to sampling"}.items():
+    for name, text in {
+        **COMMANDS,
+        "all": "attention, lm, fomaml, head, memory, tasks, feeding, comm and sampling",
+    }.items():
         command = commands.add_parser(name, help=text)
-        command.add_argument("--size", help="the model of configs/pico-<size>.yaml; default 1b on a GPU, tiny on CPU")
-        command.add_argument("--ranks", type=int, nargs="+", help="world sizes, one after another")
-        command.add_argument("--repeats", type=int, default=3, help="after those not counted; medians are shown")
-        command.add_argument("--json", type=Path, default=Path(f"benchmark-{name}.json"), help="results")
-        command.add_argument("--directory", type=Path, help="on the disk to measure; default: a temporary directory")
+        command.add_argument("--size", help="model of configs/pico-<size>.yaml; default 1b on a GPU, tiny on CPU")
+        command.add_argument("--ranks", type=int, nargs="+", help="world sizes to measure")
+        command.add_argument("--repeats", type=int, default=3, help="timings after the warm-up; results are medians")
+        command.add_argument("--json", type=Path, default=Path(f"benchmark-{name}.json"), help="file for the results")
         command.add_argument(
-            "--stages", type=int, nargs="+", help="ZeRO stages; default 1 2 3, of comm 0 1 2 3, of snapshots 1"
+            "--directory", type=Path, help="working directory, on the disk to measure; default: temporary"
         )
-        command.add_argument("--rows", type=int, help="of a micro-batch on each rank, contexts of a set, or of a pool")
-        command.add_argument("--megabytes", type=int, default=100, help="of text for prepare")
-        command.add_argument("--micro_batches", type=int, default=1, help="of a step of lm")
-        command.add_argument("--length", type=int, help="of a row or context [tokens]")
-        command.add_argument("--tasks", type=int, help="of a step on each rank")
-        command.add_argument("--inner_steps", type=int, default=3)
-        command.add_argument("--head", choices=["linear", "prototype"], default="linear", help="as meta.head")
-        command.add_argument("--steps", type=int, help="timed together; default 5 on a GPU, 1 on CPU")
-        command.add_argument("--against", choices=["plain", "loop", "nothing"], help="the floor; default: by command")
-        command.add_argument("--set", nargs="*", default=[], metavar="section.key=value", help="override the config")
-        command.add_argument("--timeout_seconds", type=float, default=900.0, help="of one measurement")
         command.add_argument(
-            "--deepspeed_config", type=Path, default=REPOSITORY / "ds_configs" / "zero1.json", help="of checkpoint"
+            "--stages", type=int, nargs="+", help="ZeRO stages; default 1 2 3, comm: 0 1 2 3, snapshots and scaling: 1"
+        )
+        command.add_argument(
+            "--rows", type=int, help="rows per micro-batch and rank, contexts per set, or rows per pool"
+        )
+        command.add_argument("--megabytes", type=int, default=100, help="size of the text of prepare")
+        command.add_argument("--micro_batches", type=int, default=1, help="micro-batches per autoregressive step")
+        command.add_argument("--length", type=int, help="length of a row or context [tokens]")
+        command.add_argument("--tasks", type=int, help="tasks per step and rank")
+        command.add_argument("--inner_steps", type=int, default=3)
+        command.add_argument("--head", choices=["linear", "prototype"], default="linear", help="meta.head")
+        command.add_argument("--steps", type=int, help="steps per timing; default 5 on a GPU, 1 on CPU")
+        command.add_argument(
+            "--against",
+            choices=["plain", "loop", "nothing"],
+            help="lower bound to compare with; depends on the command",
+        )
+        command.add_argument("--set", nargs="*", default=[], metavar="section.key=value", help="override the config")
+        command.add_argument("--timeout_seconds", type=float, default=900.0, help="limit of one measurement")
+        command.add_argument(
+            "--deepspeed_config",
+            type=Path,
+            default=REPOSITORY / "ds_configs" / "zero1.json",
+            help="only for checkpoint",
         )
         for of_worker in ("--worker", "--measure", "--label"):
             command.add_argument(of_worker, help=argparse.SUPPRESS)
@@ -86,14 +100,14 @@ def parse_arguments() -> argparse.Namespace:
 
 def _add_projection(command: argparse.ArgumentParser) -> None:
     """Add the options with which `scaling` projects the performance of GPUs that are not available."""
-    group = command.add_argument_group("projection", "figures of a cluster; every default is an assumption")
+    group = command.add_argument_group("projection", "properties of a cluster; every default is an assumption")
     # the destination is not `config`, because --size chooses the measured configuration
     group.add_argument(
         "--config", dest="projected_config", type=Path, default=REPOSITORY / "configs" / "pico-maml-1b.yaml"
     )
     group.add_argument("--config_set", dest="projected_set", nargs="*", default=[], metavar="section.key=value")
     group.add_argument("--gpus", type=_positive_int, nargs="+", default=[8, 64, 512])
-    group.add_argument("--no_measurements", action="store_true", help="project alone")
+    group.add_argument("--no_measurements", action="store_true", help="only project")
     for field in fields(Cluster):
         of_type = _positive_int if isinstance(field.default, int) else _positive
         text = SOURCES[field.name].replace("%", "%%")
@@ -110,7 +124,7 @@ def _positive(text: str) -> float:
 def _positive_int(text: str) -> int:
     value = int(text)
     if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1")
+        raise argparse.ArgumentTypeError(f"{text} is not an integer of at least 1")
     return value
 
 

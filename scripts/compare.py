@@ -1,9 +1,9 @@
 #!/usr/bin/env python
-"""Compare runs on the same held-out tasks: accuracy, and paired differences to the first.
+"""Compare the few-shot accuracy of runs on equal held-out tasks, with paired differences to the first run.
 
     python scripts/compare.py runs/fomaml:fim runs/ar:fimpre
 
-The tasks are keyed by data.split_seed, so runs with equal `data`, `smlmt` and `evaluation` sections share them.
+The tasks are keyed by data.split_seed. Runs with equal `data`, `smlmt` and `evaluation` sections have equal tasks.
 """
 
 import argparse
@@ -19,7 +19,9 @@ from pico_ds.evaluation.run_comparison import paired_differences, read_entry
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", metavar="RUN[:READOUT]", help="directory of a run, and one of its readouts")
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN[:READOUT]", help="directory of a run and, optionally, a readout"
+    )
     return parser.parse_args()
 
 
@@ -27,7 +29,7 @@ def main() -> int:
     arguments = parse_arguments()
     entries = [read_entry(text) for text in arguments.runs]
     differences = [paired_differences(entries[0], entry) for entry in entries]
-    table = Table(title="few-shot accuracy [%] with 95 % intervals over tasks; the first run minus each other, paired")
+    table = Table(title="few-shot accuracy [%] with 95 % intervals over tasks; differences: first run minus this run")
     for column in ("run", "step", "val loss", "before", "after", "diff before", "diff after"):
         table.add_column(column, justify="left" if column == "run" else "right", no_wrap=True)
     for entry, pair in zip(entries, differences, strict=True):

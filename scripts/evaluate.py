@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Judge a trained model.
+"""Evaluate a trained model.
 
     python scripts/evaluate.py few-shot runs/demo-001 --tasks 400 --steps 20
     torchrun --nproc_per_node 8 scripts/evaluate.py few-shot runs/pico --documents any same different
@@ -7,7 +7,7 @@
     python scripts/evaluate.py few-shot runs/demo-001 --ner train.conll dev.conll test.conll
     python scripts/evaluate.py perplexity runs/demo-001 --data pico-lm/pretokenized-paloma-tinsy
 
-Any key of the run's configuration can be overridden: section.key=value. Results go to eval_results/ of the run.
+Override any key of the run's configuration with section.key=value. Results are written to eval_results/ of the run.
 """
 
 import argparse
@@ -45,54 +45,63 @@ READOUTS: tuple[Readout, ...] = get_args(Readout)
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=["few-shot", "perplexity"])
-    parser.add_argument("checkpoint", type=Path, help="a checkpoint, or a run whose newest is taken")
+    parser.add_argument("checkpoint", type=Path, help="a checkpoint, or a run to use its newest checkpoint")
     parser.add_argument(
         "--shapes",
         nargs="+",
         type=task_shape,
         default=[(5, 1), (5, 5), (5, 16), (20, 5), (32, 4)],
         metavar="NxK",
-        help="N-way K-shot; by default 5x1 5x5 5x16 20x5 32x4",
+        help="task shapes, N-way K-shot (default: 5x1 5x5 5x16 20x5 32x4)",
     )
-    parser.add_argument("--queries", type=at_least(1), default=5, help="query contexts of a class")
-    parser.add_argument("--tasks", type=at_least(1), default=400, help="tasks of every shape")
-    parser.add_argument("--steps", type=at_least(0), default=20, help="adaptation steps")
+    parser.add_argument(
+        "--queries", type=at_least(1), default=5, help="query contexts per class (default: %(default)s)"
+    )
+    parser.add_argument("--tasks", type=at_least(1), default=400, help="tasks per shape (default: %(default)s)")
+    parser.add_argument("--steps", type=at_least(0), default=20, help="adaptation steps (default: %(default)s)")
     parser.add_argument(
         "--documents",
         nargs="+",
         choices=["any", "same", "different"],
         default=["any"],
-        help="that the query contexts of a class come from, seen from its support contexts",
+        help="documents of the query contexts of a class, relative to those of its support contexts (default: any)",
     )
-    parser.add_argument("--split", choices=["validation", "test"], help="held-out words; the run's if left out")
+    parser.add_argument(
+        "--split", choices=["validation", "test"], help="held-out words to use (default: evaluation.word_split)"
+    )
     parser.add_argument(
         "--readout",
         choices=[*READOUTS, "best"],
-        help="the run's if left out; best: at which the other held-out words are told apart best",
+        help="default: smlmt.readout; best: the most accurate readout on words of the other held-out split",
     )
     parser.add_argument(
         "--data",
-        help="few-shot: JSONL of text and label, or text and word, instead of the corpus; perplexity: files, or a "
-        "dataset of the hub; evaluation.perplexity.data of the run if left out",
+        help="few-shot: JSONL with text and label, or text and word, to use instead of the corpus; perplexity: files, "
+        "or a dataset on the hub (default: evaluation.perplexity.data)",
     )
     parser.add_argument(
         "--on_conflict",
         "--on-conflict",
         choices=["error", "drop"],
         default="error",
-        help="what is done with texts of --data that have several labels: all are named (error), or left out (drop)",
+        help="texts of --data that have several labels: fail and list them (error, the default), or skip them (drop)",
     )
     parser.add_argument(
-        "--max_tokens", type=at_least(4), help="longest context or row of --data; model.max_seq_len if left out"
+        "--max_tokens", type=at_least(4), help="maximum length of a context or row (default: model.max_seq_len)"
     )
     parser.add_argument(
         "--ner",
         type=Path,
         nargs="+",
         metavar="FILE.conll",
-        help="fine-tune for token classification instead: one file, which is split, or train, dev and test",
+        help="evaluate by fine-tuning for token classification: one file, which is split, or train, dev and test",
     )
-    parser.add_argument("--seeds", type=at_least(1), default=3, help="fine-tuning runs of --ner")
+    parser.add_argument(
+        "--seeds",
+        type=at_least(1),
+        default=3,
+        help="fine-tuning runs of --ner per model and mode (default: %(default)s)",
+    )
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # for the deepspeed launcher
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="override a key of the run")
     return parser.parse_intermixed_args()
@@ -101,7 +110,7 @@ def parse_arguments() -> argparse.Namespace:
 def check_together(arguments: argparse.Namespace) -> None:
     other = "--data" if arguments.data is not None else "perplexity" if arguments.command == "perplexity" else None
     if arguments.ner is not None and other is not None:
-        raise ConfigError(f"--ner: got it with {other}; they are two evaluations: give one at a time")
+        raise ConfigError(f"--ner cannot be combined with {other}; run the two evaluations separately")
 
 
 def settings_of(
@@ -110,8 +119,8 @@ def settings_of(
     """Return what to evaluate.
 
     Returns:
-        the readout, every setting with a function that makes its tasks, and a description of the task source, which
-        is recorded with the results.
+        the readout, every setting with a function that makes its tasks, and a description of the task source to record
+        with the results.
 
     Raises:
         ConfigError: `--readout best` is given with `--data`.
@@ -120,7 +129,9 @@ def settings_of(
     config = trained.config
     if arguments.data is not None:
         if arguments.readout == "best":
-            raise ConfigError("--readout: got best with --data; it is chosen on words of the corpus: name a readout")
+            raise ConfigError(
+                "--readout best cannot be combined with --data, because it needs words of the corpus; give a readout"
+            )
         readout = arguments.readout or config.smlmt.readout
         make = trained.labelled_tasks(Path(arguments.data), arguments.max_tokens, arguments.on_conflict)
         of = {"data": arguments.data, "max_tokens": arguments.max_tokens}
@@ -149,7 +160,7 @@ def few_shot(trained: TrainedModel, arguments: argparse.Namespace, process: Proc
         if process.is_main:
             print(f"{setting}: {result.problem or 'done'}", file=sys.stderr, flush=True)
     if all(result.problem is not None for result in results.values()):
-        raise TaskError("no shape could be judged; what each of them lacks stands above")
+        raise TaskError("no shape could be evaluated; the reason for each is printed above")
     if not process.is_main:
         return
     of = Path(arguments.data).stem if arguments.data else f"held-out {source['word_split']} words"
@@ -186,9 +197,7 @@ def perplexity(trained: TrainedModel, arguments: argparse.Namespace, process: Pr
     config = trained.config
     rows = build_perplexity_dataset(config, trained.model.tokenizer, config.model.vocab_size or 0)
     if rows is None:
-        raise ConfigError(
-            "--data: got nothing, and the run's evaluation.perplexity.data is null; name what to judge by"
-        )
+        raise ConfigError("--data is not given, and the run's evaluation.perplexity.data is null; set one of them")
     model = trained.model
     batch = config.training.micro_batch_size
     result = evaluate_perplexity(model.network, model.theta, rows, batch, process, lambda: True)

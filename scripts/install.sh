@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Make .venv and install pico_ds with an extra (demo or dev). Running it again is quick and changes nothing.
+# Create .venv and install pico_ds with an extra (demo or dev). Running the script again is fast and changes nothing.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 extra="${1:-demo}"
@@ -12,14 +12,14 @@ find_python() {
             return
         fi
     done
-    echo "error: Python 3.11, 3.12 or 3.13 is needed and none was found on PATH" >&2
+    echo "error: no Python 3.11, 3.12 or 3.13 on PATH; install one of them" >&2
     exit 1
 }
 
 if [ ! -x .venv/bin/python ]; then
     python=$(find_python)
     "$python" -m venv .venv || {
-        echo "error: $python cannot make a virtual environment; on Debian and Ubuntu: apt install python3-venv" >&2
+        echo "error: $python cannot create a virtual environment; on Debian and Ubuntu, run: apt install python3-venv" >&2
         exit 1
     }
 fi
@@ -31,7 +31,7 @@ if [ -f "$stamp" ] && [ "$stamp" -nt setup.py ]; then
 fi
 echo "installing into .venv (a minute or two the first time)" >&2
 if ! .venv/bin/python -c 'import torch' 2>/dev/null; then
-    # On Linux PyPI's build of torch carries several GB of CUDA; without a GPU the CPU build is enough.
+    # On Linux, the PyPI build of torch includes several GB of CUDA. Without a GPU, the CPU build is enough.
     if ! nvidia-smi -L >/dev/null 2>&1 && [ "$(uname -sm)" = "Linux x86_64" ] && [ -z "${CI:-}" ]; then
         pip install --retries 0 --timeout 15 --index-url https://download.pytorch.org/whl/cpu \
             "torch==$torch_version" 2>/dev/null || true

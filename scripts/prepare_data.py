@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""Make token shards of raw text, or train a tokenizer.
+"""Convert raw text to token shards, or train a tokenizer.
 
     python scripts/prepare_data.py tokenizer 'corpus/*.jsonl' --vocab_size 50000 --out tokenizers/mine
     python scripts/prepare_data.py shards 'corpus/*.jsonl' --tokenizer tokenizers/mine --out data/mine
     python scripts/prepare_data.py shards --dataset roneneldan/TinyStories --tokenizer gpt2 --out data/stories
 
-The shards have the schema of pico-lm/pretokenized-dolma: data.source=shards trains on them. A job that was interrupted
-goes on when the same command is given again.
+The shards have the schema of pico-lm/pretokenized-dolma. Train on them with data.source=shards. Run the same command
+again to resume an interrupted job.
 """
 
 import argparse
@@ -30,28 +30,34 @@ def parse_arguments() -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     for name, text in (("shards", "tokenize text into shards"), ("tokenizer", "train a byte-level BPE on text")):
         command = commands.add_parser(name, help=text)
-        command.add_argument("paths", nargs="*", metavar="FILE", help=".txt, .jsonl or .parquet, or globs of them")
-        command.add_argument("--dataset", help="id of a dataset of the hub instead of files")
-        command.add_argument("--subset", help="of --dataset")
-        command.add_argument("--split", default="train", help="of --dataset")
+        command.add_argument("paths", nargs="*", metavar="FILE", help=".txt, .jsonl or .parquet file, or a glob")
+        command.add_argument("--dataset", help="id of a hub dataset, instead of files")
+        command.add_argument("--subset", help="subset of --dataset")
+        command.add_argument("--split", default="train", help="split of --dataset")
         command.add_argument("--text_column", default="text", help="field or column that holds the text")
         command.add_argument(
-            "--txt_documents", choices=["file", "paragraph"], default="file", help="what one document of a .txt is"
+            "--txt_documents", choices=["file", "paragraph"], default="file", help="what is one document in a .txt"
         )
-        command.add_argument("--out", type=Path, required=True, help="directory to write")
+        command.add_argument("--out", type=Path, required=True, help="output directory")
         if name == "tokenizer":
-            command.add_argument("--vocab_size", type=at_least(256), default=50_000, help="without special tokens")
+            command.add_argument(
+                "--vocab_size", type=at_least(256), default=50_000, help="entries, without special tokens"
+            )
             continue
         command.add_argument("--tokenizer", required=True, help="directory or hub id; [MASK] is added if it has none")
-        command.add_argument("--sequence_length", type=at_least(2), default=2048, help="tokens predicted in a row")
+        command.add_argument(
+            "--sequence_length", type=at_least(2), default=2048, help="tokens that are predicted in each row"
+        )
         command.add_argument("--rows_per_shard", type=at_least(1), default=20_480)
-        command.add_argument("--workers", type=at_least(1), default=os.cpu_count(), help="processes; default: cores")
+        command.add_argument(
+            "--workers", type=at_least(1), default=os.cpu_count(), help="number of processes; default: number of cores"
+        )
     return parser.parse_args()
 
 
 def source_of(arguments: argparse.Namespace) -> Source:
     if (arguments.dataset is None) == (not arguments.paths):
-        raise DataError("give either files or --dataset")
+        raise DataError("specify either files or --dataset")
     if arguments.dataset is not None:
         return hub_source(arguments.dataset, arguments.subset, arguments.split, arguments.text_column)
     return local_source(arguments.paths, arguments.text_column, arguments.txt_documents)
@@ -81,7 +87,7 @@ def make_shards(arguments: argparse.Namespace, source: Source, console: Console)
             f"{arguments.out}: {counts.documents:,} documents in {counts.shards} shards; manifest.json has the counts"
         )
     else:
-        print(f"{arguments.out}: all shards are there already")
+        print(f"{arguments.out}: all shards exist already")
     print(
         f"train on them: data.source=shards 'data.paths=[{arguments.out}/data/*.parquet]' "
         f"data.tokenizer={arguments.out}/tokenizer data.sequence_length={arguments.sequence_length}"
@@ -90,9 +96,9 @@ def make_shards(arguments: argparse.Namespace, source: Source, console: Console)
 
 def make_tokenizer(arguments: argparse.Namespace, source: Source) -> None:
     if (arguments.out / "tokenizer.json").exists():
-        raise DataError(f"--out: {arguments.out} holds a tokenizer already; name another directory, or remove it")
+        raise DataError(f"--out: {arguments.out} already contains a tokenizer; choose another directory, or remove it")
     train_tokenizer(source.read(0), arguments.vocab_size, arguments.out)
-    print(f"{arguments.out}: a byte-level BPE")
+    print(f"{arguments.out}: trained a byte-level BPE")
 
 
 def main() -> int:
@@ -104,7 +110,7 @@ def main() -> int:
         else:
             make_tokenizer(arguments, source)
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on", file=sys.stderr)
+        print("interrupted; run the same command again to resume", file=sys.stderr)
         return 130
     return 0
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Install what the tests need, check the code, and run the tests. docs/testing.md says how tests are laid out.
+# Install the test dependencies, check the code, and run the tests. docs/testing.md describes the tests.
 #   bash scripts/run_tests.sh               the default tier, under 10 minutes on 2 cores
-#   bash scripts/run_tests.sh --all         then the slow tier as well
-#   bash scripts/run_tests.sh tests/unit    arguments go to pytest
+#   bash scripts/run_tests.sh --all         also the slow tier
+#   bash scripts/run_tests.sh tests/unit    pass arguments to pytest
 set -euo pipefail
 cd "$(dirname "$0")/.."
 all=
@@ -14,7 +14,7 @@ bash scripts/install.sh dev
 export PATH="$PWD/.venv/bin:$PATH"
 
 failed=0
-run() { # NAME COMMAND...: run a command, and say how long it took
+run() { # NAME COMMAND...: run a command and print its duration
     local name=$1 started=$SECONDS code=0
     shift
     "$@" || code=$?
@@ -31,11 +31,12 @@ found=
 tests() { # MARKER ARGUMENTS...
     local marker=$1 code=0
     shift
-    # by file, in order: tests of a file share what they trained, and files with long tests come first
+    # distribute whole files, because the tests of a file share trained runs; keep the order, which starts with the
+    # files with the longest tests
     python -m pytest -m "$marker" -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder "$@" || code=$?
     case $code in
         2) return 130 ;; # interrupted
-        5) return 0 ;;   # the arguments chose no test of this tier
+        5) return 0 ;;   # the arguments select no test of this tier
     esac
     found=yes
     return "$code"
@@ -45,7 +46,7 @@ run "checks" check
 run "default tier" tests "not slow" "$@"
 [ -z "$all" ] || run "slow tier" tests slow "$@"
 if [ -z "$found" ]; then
-    echo "error: no test was chosen; with --all, slow tests can be chosen as well" >&2
+    echo "error: no test was selected; to include slow tests, use --all" >&2
     failed=1
 fi
 exit "$failed"

@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""Train every learner on the embedded corpus for the same work, several seeds, and compare them on the same tasks.
+"""Train all learners on the embedded corpus with an equal budget and several seeds, and compare them on equal tasks.
 
-    python scripts/study.py measure                            how long a step of each method takes, on an idle machine
+    python scripts/study.py measure                            time the steps of each method, on an idle machine
     python scripts/study.py train --budget tokens --seeds 0 1 2   every method sees as many tokens as FOMAML
     python scripts/study.py train --budget time --seeds 0 1 2     every method trains as long as FOMAML, as measured
     python scripts/study.py table --budget tokens --seeds 0 1 2   few-shot accuracy, paired by task
 
-A run that is done is not done again: a command that was interrupted goes on when it is given once more.
+Finished runs are skipped. Run an interrupted command again to resume.
 """
 
 import argparse
@@ -55,13 +55,15 @@ MEASURED_STEPS, WARM_UP_STEPS = 24, 8
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=["measure", "train", "table"])
-    parser.add_argument("--budget", choices=["tokens", "time"], default="tokens", help="what is equal")
+    parser.add_argument(
+        "--budget", choices=["tokens", "time"], default="tokens", help="the budget that is equal for all methods"
+    )
     parser.add_argument("--seeds", type=at_least(0), nargs="+", default=[0, 1, 2])
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument(
-        "--steps", type=at_least(2), default=800, help="outer steps of FOMAML; the first half is its AR warm-up"
+        "--steps", type=at_least(2), default=800, help="outer steps of FOMAML; the first half are autoregressive"
     )
-    parser.add_argument("--jobs", type=at_least(1), default=2, help="runs at once, of one thread each")
+    parser.add_argument("--jobs", type=at_least(1), default=2, help="number of parallel runs, each with one thread")
     parser.add_argument("--runs_dir", type=Path, default=Path("runs"))
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="override a key of all runs")
     return parser.parse_intermixed_args()
@@ -156,7 +158,7 @@ def seconds_of_steps(
     """
     path = arguments.runs_dir / "study-seconds.json"
     if not path.exists():
-        raise ConfigError(f"{path} is not there; run `python scripts/study.py measure` first, on an idle machine")
+        raise ConfigError(f"{path} does not exist; run `python scripts/study.py measure` first, on an idle machine")
     seconds, config = json.loads(path.read_text()), config_of(method, seed, arguments)
     of_kind = {"meta": seconds[method], "ar": seconds["ar"]}
     return (of_kind[step_kind(step, config)] for step in steps)
@@ -181,7 +183,7 @@ def measure(arguments: argparse.Namespace) -> int:
         lines = (arguments.runs_dir / name / "logs" / "metrics.jsonl").read_text().splitlines()
         timed = [json.loads(line)["seconds_per_step"] for line in lines]
         found[method] = float(np.mean(timed[1:]))
-        print(f"{method:<14}{found[method]:.3f} s a step", flush=True)
+        print(f"{method:<14}{found[method]:.3f} s per step", flush=True)
     (arguments.runs_dir / "study-seconds.json").write_text(json.dumps(found) + "\n")
     return 0
 
@@ -195,7 +197,7 @@ def table(arguments: argparse.Namespace) -> int:
     steps = config_of(REFERENCE, 0, arguments).evaluation.adaptation_steps
     found = Table(
         title=f"equal {arguments.budget}, {len(arguments.seeds)} seeds, test words [%, 95 % interval over tasks (in "
-        "brackets: over seeds, by t)]"
+        "parentheses: over seeds, Student's t)]"
     )
     columns = ("method", "readout", "val. loss", "before", f"after {steps} steps", "gain", "by seed, before")
     for column in (*columns, f"before - {REFERENCE}", f"after - {REFERENCE}"):
@@ -233,7 +235,7 @@ def read(method: str, seed: int, arguments: argparse.Namespace) -> EvaluationRes
     directory = arguments.runs_dir / run_name(method, seed, arguments) / "eval_results"
     steps = [int(path.stem.removeprefix("step_")) for path in directory.glob("step_*.json")]
     if 0 not in steps:
-        raise ConfigError(f"{directory.parent} is no finished run; run `python scripts/study.py train` first")
+        raise ConfigError(f"{directory.parent} is not a finished run; run `python scripts/study.py train` first")
     return EvaluationResult.read(directory / f"step_{max(steps)}.json")
 
 

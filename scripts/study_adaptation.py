@@ -1,13 +1,13 @@
 #!/usr/bin/env python
-"""Where does inner adaptation pay? Its rate and its number of steps are chosen on tasks that nothing is reported of.
+"""Measure what inner adaptation gains on tasks that are separate from those that its settings are chosen on.
 
     python scripts/study_adaptation.py judge runs/study-tokens-fomaml-[012] runs/study-tokens-ar-[012] --shapes 5x5 5x16
     python scripts/study_adaptation.py sentences addresses.jsonl
     python scripts/study_adaptation.py judge runs/study-tokens-fomaml-[012] --data addresses.jsonl --readout mean
 
-Runs that differ in their seed alone are one method. For every seed, of every rate and 0
-to --steps steps, the best on words of the other held-out split (with --data: on other tasks) is taken, and judged.
-Beside it stands what no inner loop is needed for: a logistic regression on the frozen features.
+Runs that differ only in their seed are one method. For each seed, the script chooses the learning rates and the number
+of steps (0 to --steps) with the highest accuracy on words of the other held-out split, or on other tasks with --data.
+It reports the accuracy of this choice, and of a logistic regression on the frozen features, which needs no inner loop.
 """
 
 import argparse
@@ -44,7 +44,7 @@ from pico_ds.tasks.task_source import TaskSource
 
 DEMO = Path(__file__).resolve().parents[1] / "configs" / "demo.yaml"
 QUERIES = 5
-#: minimum and maximum number of words of a sentence in the labelled set
+#: minimum and maximum number of words per sentence in the labelled set
 SENTENCE_WORDS = (12, 24)
 
 
@@ -70,18 +70,22 @@ def parse_arguments() -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     sentences = commands.add_parser("sentences", help="write labelled sentences of the embedded corpus")
     sentences.add_argument("file", type=Path, help="JSONL to write")
-    judging = commands.add_parser("judge", help="choose how to adapt, and say what it adds")
+    judging = commands.add_parser("judge", help="choose learning rates and steps, and report the gain of adaptation")
     judging.add_argument("runs", nargs="+", type=Path, metavar="RUN")
     judging.add_argument("--shapes", nargs="+", type=task_shape, default=[(5, 5)], metavar="NxK")
     judging.add_argument("--documents", choices=["any", "same", "different"], default="any")
-    judging.add_argument("--data", type=Path, help="JSONL of text and label instead of the corpus")
-    judging.add_argument("--readout", choices=get_args(Readout), help="the run's if left out")
-    judging.add_argument("--rates", type=float, nargs="+", default=[0.0, 0.02, 0.1], help="meta.inner_lr")
-    judging.add_argument("--head_rates", type=float, nargs="+", default=[1.0], help="meta.head_inner_lr")
-    judging.add_argument("--steps", type=at_least(0), default=10, help="most adaptation steps")
-    judging.add_argument("--tasks", type=at_least(1), default=200, help="tasks that are reported")
-    judging.add_argument("--choosing_tasks", type=at_least(1), default=50, help="tasks to choose rate and steps on")
-    judging.add_argument("--jobs", type=at_least(1), default=2, help="runs judged at once, of one thread each")
+    judging.add_argument("--data", type=Path, help="JSONL with text and label, to use instead of the corpus")
+    judging.add_argument("--readout", choices=get_args(Readout), help="default: smlmt.readout")
+    judging.add_argument(
+        "--rates", type=float, nargs="+", default=[0.0, 0.02, 0.1], help="values of meta.inner_lr to choose from"
+    )
+    judging.add_argument(
+        "--head_rates", type=float, nargs="+", default=[1.0], help="values of meta.head_inner_lr to choose from"
+    )
+    judging.add_argument("--steps", type=at_least(0), default=10, help="maximum number of adaptation steps")
+    judging.add_argument("--tasks", type=at_least(1), default=200, help="number of reported tasks")
+    judging.add_argument("--choosing_tasks", type=at_least(1), default=50, help="tasks to choose rates and steps on")
+    judging.add_argument("--jobs", type=at_least(1), default=2, help="number of parallel runs, each with one thread")
     return parser.parse_args()
 
 
@@ -116,7 +120,7 @@ def judge(run: Path, shape: tuple[int, int], arguments: argparse.Namespace) -> O
         return torch.stack(found).double().numpy()
 
     rates = list(product(arguments.rates, arguments.head_rates))
-    # with --data both sources are the same, but another step gives other tasks: 1 to choose, 0 to report
+    # with --data both sources are equal, so use the tasks of different steps: 1 to choose, 0 to report
     means = np.array([curves(choosing, 1, arguments.choosing_tasks, each).mean(axis=0) for each in rates])
     best, steps = np.unravel_index(np.argmax(means), means.shape)
     found = curves(reported, 0, arguments.tasks, rates[best])
@@ -130,7 +134,7 @@ def judge(run: Path, shape: tuple[int, int], arguments: argparse.Namespace) -> O
 def task_sources(
     trained: TrainedModel, shape: tuple[int, int], arguments: argparse.Namespace
 ) -> tuple[TaskSource, TaskSource]:
-    """Return the source of the tasks to choose on, and the source of the tasks to report."""
+    """Return the source of the tasks for choosing the settings, and the source of the reported tasks."""
     of_shape, config = TaskShape(*shape, QUERIES), trained.config
     readout = arguments.readout or config.smlmt.readout
     if arguments.data is None:

@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""Look at tasks: print them, count their words, or check that nothing but the text gives a class away.
+"""Print tasks, count their words, or check that no shortcut such as the length of a context reveals its class.
 
 python scripts/tasks.py show --config configs/demo.yaml --n 3
 python scripts/tasks.py show --split test --n 1 smlmt.k_shot=1
 python scripts/tasks.py stats --config configs/demo.yaml
 python scripts/tasks.py audit --config configs/demo.yaml --tasks 400
 
-Any key of the configuration can be overridden: section.key=value.
+Override any key of the configuration with section.key=value.
 """
 
 import argparse
@@ -36,12 +36,16 @@ BAR = 40
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=["show", "stats", "audit"])
-    parser.add_argument("--config", type=Path, default=REPOSITORY / "configs" / "demo.yaml", help="YAML of the run")
-    parser.add_argument("--n", type=at_least(1), default=3, help="tasks to show")
-    parser.add_argument("--tasks", type=at_least(2), default=400, help="tasks of each kind to audit")
-    parser.add_argument("--step", type=at_least(0), help="outer step whose tasks are used; the last one if omitted")
-    parser.add_argument("--split", choices=WORD_SPLITS, default="train", help="words that are the classes")
-    parser.add_argument("--as_read", action="store_true", help="in the order of tokens that the readout asks for")
+    parser.add_argument(
+        "--config", type=Path, default=REPOSITORY / "configs" / "demo.yaml", help="YAML configuration of the run"
+    )
+    parser.add_argument("--n", type=at_least(1), default=3, help="number of tasks to show")
+    parser.add_argument("--tasks", type=at_least(2), default=400, help="number of tasks of each split to audit")
+    parser.add_argument("--step", type=at_least(0), help="outer step whose tasks are used; default: the last step")
+    parser.add_argument("--split", choices=WORD_SPLITS, default="train", help="split of the class words")
+    parser.add_argument(
+        "--as_read", action="store_true", help="show the tokens in the order of smlmt.readout, as the model reads them"
+    )
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="override a key of the YAML")
     return parser.parse_intermixed_args()
 
@@ -63,7 +67,7 @@ def show(console: Console, config: RunConfig, corpus: Corpus, arguments: argpars
         episode = tasks.sample(step, index)
         support, query = (len(part.labels) // episode.n_way for part in (episode.support, episode.query))
         console.print(
-            f"task {index} of step {step}: {episode.n_way}-way, {support}-shot, {query} queries a class: "
+            f"task {index} of step {step}: {episode.n_way}-way, {support}-shot, {query} queries per class: "
             f"{', '.join(episode.words)}",
             style="bold",
             soft_wrap=True,
@@ -79,21 +83,21 @@ def stats(console: Console, config: RunConfig, corpus: Corpus) -> None:
     sample = figures.sample
     console.print(f"words of the corpus     {figures.words:,}")
     console.print(
-        f"words of a sample       {sample.words:,} in the text; from its tokens {sample.found:,} are found "
-        f"({sample.found / max(1, sample.words):.1%}), {sample.usable:,} of them can be masked as a class, and "
-        f"{sample.false:,} are no words",
+        f"words of a sample       {sample.words:,} in the text; {sample.found:,} are found from its tokens "
+        f"({sample.found / max(1, sample.words):.1%}), {sample.usable:,} can be masked as a class, and "
+        f"{sample.false:,} false words are found",
     )
     table = Table(
         title=f"class words: frequency {smlmt.min_word_freq:,} to {smlmt.max_word_freq:,}", title_justify="left"
     )
-    for column in ("split", "words", "contexts of a word: least", "median", "most", "documents"):
+    for column in ("split", "words", "contexts of a word: minimum", "median", "maximum", "documents"):
         table.add_column(column, justify="left" if column in ("split", "documents") else "right")
     for split in figures.splits:
         documents = "training" if split.split == "train" else "held out"
         table.add_row(split.split, f"{split.words:,}", *(f"{count:,}" for count in split.occurrences), documents)
     console.print(table)
     total = sum(figures.length_counts.values())
-    console.print(f"tokens of a context, of {smlmt.context_tokens + 1} positions ({total:,} contexts)")
+    console.print(f"tokens of a context, out of {smlmt.context_tokens + 1} positions ({total:,} contexts)")
     for length, count in figures.length_counts.items():
         bar = "█" * max(1, round(BAR * count / max(figures.length_counts.values())))
         console.print(f"{length:>5} {count / total:>6.1%} {bar}")

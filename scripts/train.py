@@ -1,11 +1,11 @@
 #!/usr/bin/env python
 """Train a Pico language model with first-order MAML.
 
-    python scripts/train.py                                        the demo, one process
+    python scripts/train.py                                        train the demo in one process
     deepspeed --num_gpus 8 scripts/train.py --config FILE --deepspeed_config FILE
     torchrun --nproc_per_node 8 scripts/train.py --config FILE
 
-Override any key of the configuration: section.key=value. --help-keys lists them.
+Override any key of the configuration with section.key=value. --help-keys lists the keys.
 """
 
 import time
@@ -28,16 +28,20 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, default=REPOSITORY / "configs" / "demo.yaml", help="YAML of the run")
+    parser.add_argument(
+        "--config", type=Path, default=REPOSITORY / "configs" / "demo.yaml", help="YAML configuration of the run"
+    )
     parser.add_argument(
         "--deepspeed_config",
         "--deepspeed-config",
         type=Path,
         default=REPOSITORY / "ds_configs" / "zero1.json",
-        help="JSON of DeepSpeed's own settings",
+        help="JSON file with DeepSpeed settings",
     )
-    parser.add_argument("--dry-run", action="store_true", help="print the resolved run and its costs, then exit")
-    parser.add_argument("--world-size", type=int, help="ranks to assume in a dry run")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the resolved settings and the estimated costs, then exit"
+    )
+    parser.add_argument("--world-size", type=int, help="number of ranks to assume in a dry run")
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # for the deepspeed launcher
     parser.add_argument(
         "--help-keys",
@@ -46,12 +50,12 @@ def parse_arguments() -> argparse.Namespace:
         metavar="SECTION",
         help="print the keys of the configuration, or of one section such as meta, with meaning and default, then exit",
     )
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="override a key of the YAML")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="override a key of the configuration")
     arguments = parser.parse_intermixed_args()
     if arguments.world_size is not None and not arguments.dry_run:
-        parser.error("--world-size goes with --dry-run; the launcher decides the ranks of a real run")
+        parser.error("--world-size requires --dry-run; in a real run, the launcher sets the number of ranks")
     if arguments.world_size is not None and not 1 <= arguments.world_size <= MOST_RANKS:
-        parser.error(f"argument --world-size: got {arguments.world_size}; write an integer from 1 to {MOST_RANKS:,}")
+        parser.error(f"argument --world-size: got {arguments.world_size}; give an integer from 1 to {MOST_RANKS:,}")
     return arguments
 
 

@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""Watch a run: where it stands, its losses, its speed, its last checkpoint.
+"""Show the progress of a running or finished run: state, losses, speed and last checkpoint.
 
     python scripts/watch.py runs/demo-001
     python scripts/watch.py runs/demo-001 --once
 
-It reads files alone, of a run that goes on or has ended, and needs no GPU. Ctrl-C ends it.
+It reads only the files of the run and needs no GPU. Press Ctrl-C to exit.
 """
 
 import argparse
@@ -20,11 +20,13 @@ from pico_ds.monitoring.watch.watch_screen import watch
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, metavar="RUN", help="directory of a run")
-    parser.add_argument("--once", action="store_true", help="print one frame and exit, as where there is no terminal")
-    parser.add_argument("--every", type=float, default=2.0, metavar="SECONDS", help="time between two looks")
+    parser.add_argument(
+        "--once", action="store_true", help="print one frame and exit; the default if the output is not a terminal"
+    )
+    parser.add_argument("--every", type=float, default=2.0, metavar="SECONDS", help="time between updates")
     arguments = parser.parse_args()
     if not arguments.every > 0:
-        parser.error(f"argument --every: got {arguments.every}; write seconds, more than 0")
+        parser.error(f"argument --every: got {arguments.every}; give a number of seconds above 0")
     return arguments
 
 

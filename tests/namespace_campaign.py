@@ -39,7 +39,7 @@ _TORCHS_KEEP_ALIVE_SECONDS = 5
 #: for anything that is waited for
 _PATIENCE_SECONDS = 180.0
 #: what the ranks and agents say when they have noticed
-_NOTICED = re.compile(rb"no progress for|a collective failed because|has died, and this one|failed \(exitcode")
+_NOTICED = re.compile(rb"no progress for|a collective failed because|has died, and this rank|failed \(exitcode")
 
 
 @dataclass

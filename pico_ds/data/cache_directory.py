@@ -18,6 +18,6 @@ def cache_directory(config: DataConfig) -> Path:
         cache.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(
-            f"data.cache_dir: cannot make {cache} ({error.strerror}); name a writable directory, or set $PICO_DS_CACHE"
+            f"data.cache_dir: cannot create {cache} ({error.strerror}); choose a writable one, or set $PICO_DS_CACHE"
         ) from error
     return cache

@@ -95,7 +95,7 @@ def _txt_rows(path: Path, by_paragraph: bool) -> Iterator[Row]:
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
-        logger.warning("warning: %s is not UTF-8 (byte %d); such bytes become U+FFFD", path, error.start)
+        logger.warning("warning: %s is not UTF-8 (byte %d); invalid bytes become U+FFFD", path, error.start)
         text = data.decode("utf-8", errors="replace")
     text = text.replace("\r\n", "\n")
     for block in text.split("\n\n") if by_paragraph else [text]:
@@ -234,7 +234,7 @@ def _warn_of_undecodable(path: Path, kind: str, numbers: list[int]) -> None:
     """Log one warning per file, because a corpus may have millions of undecodable rows."""
     if numbers:
         logger.warning(
-            "warning: %s: %d %ss are not UTF-8 (the first is %s %d); such bytes become U+FFFD",
+            "warning: %s: %d %ss are not UTF-8 (the first is %s %d); invalid bytes become U+FFFD",
             path,
             len(numbers),
             kind,

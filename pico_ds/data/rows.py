@@ -59,7 +59,7 @@ class TokenRows:
         if self.n_rows < 1:
             raise DataError(
                 f"data.sequence_length: the split has {len(self.tokens)} tokens, fewer than one row of "
-                f"{sequence_length} + 1; lower it or give more documents"
+                f"{sequence_length} + 1; lower it or use more documents"
             )
 
     def read(self, indices: npt.NDArray[np.int64]) -> Int[Tensor, "rows length"]:

@@ -1,1 +1,1 @@
-"""How a model learns: snapshots of activations, weights and gradients, and measures of them."""
+"""Learning dynamics: snapshots of activations, weights and gradients, and measures of them."""

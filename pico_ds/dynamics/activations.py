@@ -1,4 +1,4 @@
-"""What comes out of some modules of the decoder for given rows, and the gradient of their weights."""
+"""Outputs of the recorded decoder modules, gradients of their weights, and the entropy of attention."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,12 +18,12 @@ from pico_ds.model.meta_model import DECODER
 
 @dataclass(frozen=True)
 class Observation:
-    """Of some rows, on rank 0, in host memory.
+    """Activations, gradients and loss for some rows, in host memory.
 
     Attributes:
-        activations: output of each module at one position, a row for each row given, fp32.
-        gradients: of the mean cross-entropy of all tokens with respect to each module's weight [nats per token], fp32.
-        loss: that cross-entropy [nats per token].
+        activations: output of each module at one position of each row, fp32.
+        gradients: of the mean cross-entropy over all tokens [nats per token] with respect to each weight, fp32.
+        loss: mean cross-entropy [nats per token].
     """
 
     activations: dict[str, Float[Tensor, "samples width"]]
@@ -41,17 +41,17 @@ def observe(
     process: Process,
     on_progress: Callable[[], None] = lambda: None,
 ) -> Observation:
-    """Run the decoder over the rows, and back. A collective; the same on any number of ranks.
+    """Run a forward and a backward pass over the rows. A collective; the result does not depend on the number of ranks.
 
-    Neither the parameters nor their `.grad` are touched. Gradients leave the device layer by layer, as the backward
-    pass comes to them: on the device there is never more than that of one.
+    The parameters and their `.grad` are not modified. The backward pass moves the gradient of each layer to the host as
+    soon as it is computed, so the device holds the gradient of only one layer.
 
     Args:
         network: not compiled.
-        rows: the same on every rank; the last token of each is a target alone.
+        rows: equal on every rank. The last token of a row is only a target.
         layers: parameter names by module path.
-        sequence_idx: position whose activations are kept, from the end where it is negative.
-        on_progress: called at every micro-batch.
+        sequence_idx: position whose activations are kept. A negative position counts from the end.
+        on_progress: called for every micro-batch.
     """
     n_samples, n_tokens = len(rows), rows[:, 1:].numel()
     activations: dict[str, Tensor] = {}
@@ -83,9 +83,9 @@ def observe(
 
 @contextmanager
 def record_outputs(decoder: nn.Module, paths: Mapping[str, str]) -> Iterator[dict[str, Tensor]]:
-    """Outputs of the decoder's modules in the forward passes within the block, detached; the last where there are more.
+    """Record the detached outputs of the decoder's modules in the last forward pass inside the `with` block.
 
-    A block that is recomputed in the backward pass runs again after the end of the block, and is not recorded.
+    The recomputation of activation checkpointing is not recorded if the backward pass runs after the `with` block.
     """
     found: dict[str, Tensor] = {}
 
@@ -109,16 +109,16 @@ def _move_gradient(leaf: Tensor, total: Tensor) -> None:
 def _of_all_ranks(
     activations: dict[str, Tensor], layers: Mapping[str, str], theta: Parameters, n_samples: int
 ) -> Iterator[tuple[str, Tensor]]:
-    """In the order of the layers; zeros on a rank without a row."""
+    """Yield the activations in the order of the layers. A rank without rows yields zeros."""
     for path, name in layers.items():
         weight = theta[name]
-        # a linear layer gives as many as it has rows, an embedding as it has columns, a norm as it has weights
+        # output width: columns of the weight for the embedding, rows for linear layers, length for norms
         width = weight.shape[-1] if path == "embedding_proj" else weight.shape[0]
         yield path, activations.get(path, torch.zeros(n_samples, width))
 
 
 def _sum_on_main(values: Tensor, process: Process) -> Tensor:
-    """The sum over ranks, in host memory; one layer at a time is on the device."""
+    """Sum over ranks, in host memory. Only this layer is moved to the device."""
     if process.world_size == 1:
         return values
     return process.sum_over_ranks(values.to(process.device)).cpu()
@@ -132,12 +132,14 @@ def observe_head_entropy(
     process: Process,
     on_progress: Callable[[], None] = lambda: None,
 ) -> Float[Tensor, "layers heads"]:
-    """Mean entropy of each head's attention over rows and queries [nats]. A collective; alike on any number of ranks.
+    """Mean attention entropy of each head over rows and queries [nats]. A collective.
+
+    The result does not depend on the number of ranks.
 
     Args:
         network: not compiled.
-        rows: the same on every rank; the last token of each is left out.
-        on_progress: called at every row.
+        rows: equal on every rank. The last token of each row is dropped.
+        on_progress: called for every row.
     """
     skeleton = network.skeleton
     totals: list[Tensor] = [torch.zeros(())] * len(skeleton.decoder.layers)
@@ -156,7 +158,7 @@ def observe_head_entropy(
     total = torch.zeros(len(totals), n_heads, device=process.device)
     for row in rows[process.rank :: process.world_size, :-1].to(process.device):
         on_progress()
-        # one row at a time: the probabilities of a layer are heads x length x length
+        # one row at a time, because the probabilities of a layer have heads * length * length values per row
         functional_call(skeleton.with_attention(attend), weights, (row[None],))
         total += torch.stack(totals)
     return process.sum_over_ranks(total).cpu() / len(rows)

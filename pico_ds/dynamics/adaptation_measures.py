@@ -1,4 +1,4 @@
-"""What adaptation does to a model: by layer, and by step of the inner loop, on fixed tasks."""
+"""Measures of adaptation on fixed tasks, by layer and by inner step."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,12 +22,12 @@ from pico_ds.tasks.task_source import TaskSource
 
 @dataclass(frozen=True)
 class AdaptationProbe:
-    """Observes the adaptation to tasks 0 to n_tasks - 1 of step 0.
+    """Measures the adaptation to tasks 0 to n_tasks - 1 of step 0.
 
     Attributes:
         network: not compiled.
+        steps: number of inner steps. There are steps + 1 moments: the start, and the state after each step.
         layers: parameter names by module path.
-        steps: of the inner loop; there are steps + 1 moments.
         on_progress: called at every moment.
     """
 
@@ -41,17 +41,20 @@ class AdaptationProbe:
     on_progress: Callable[[], None] = lambda: None
 
     def observe(self, theta: Parameters) -> dict[str, Tensor]:
-        """All records by name, fp32, on every rank. A collective; the same on any number of ranks.
+        """All records by name, fp32, on every rank. A collective; the result does not depend on the number of ranks.
 
-        `support_loss`, `support_accuracy`, `query_loss` and `query_accuracy` are `[tasks, moments]`; so are, for every
-        layer, `displacement.<layer>` (||fast - theta|| / ||theta||) and `gradient_cosine.<layer>` (between the support
-        and the query gradient). `activations_before.<layer>` and `activations_after.<layer>` are those of the query
-        contexts at their readout, `[tasks, contexts, width]`; `update_effective_rank.<layer>` is that of
-        fast - theta after the last step, `[tasks]`, nan where nothing moved.
+        Returns:
+            `support_loss`, `support_accuracy`, `query_loss`, `query_accuracy`: `[tasks, moments]`.
+            `displacement.<layer>`: ||fast - theta|| / ||theta||, `[tasks, moments]`.
+            `gradient_cosine.<layer>`: cosine of the support gradient and the query gradient, `[tasks, moments]`.
+            `activations_before.<layer>`, `activations_after.<layer>`: activations of the query contexts at their
+            readout, before and after adaptation, `[tasks, contexts, width]`.
+            `update_effective_rank.<layer>`: proportional effective rank of fast - theta after the last step, `[tasks]`;
+            nan if the weight did not change.
         """
         mine = range(self.process.rank, self.n_tasks, self.process.world_size)
         found: dict[str, Tensor] = {}
-        # a rank without a task looks at one as well, to know the shapes, and adds nothing
+        # a rank without a task measures task 0 to learn the shapes, and contributes zeros
         for index in mine or range(1):
             of_task = self._of_task(theta, self.tasks.sample(step=0, index=index).to(self.process.device))
             for name, value in of_task.items():
@@ -77,7 +80,7 @@ class AdaptationProbe:
         assert adapted.fast is not None
         if self.steps:
             look(adapted.leaves, adapted.head, adapted.fast)
-        # the start comes last, for the head at the start is known by now
+        # the start is measured last, because only adapt() returns the initial head
         look(theta, adapted.initial_head, theta)
         moments.insert(0, moments.pop())
         found = {name: torch.stack([moment[name] for moment in moments]) for name in moments[0]}
@@ -92,10 +95,10 @@ class AdaptationProbe:
     def _moment(
         self, theta: Parameters, body: Parameters, head: HeadWeights, fast: Parameters, episode: Episode
     ) -> dict[str, Tensor]:
-        """What is recorded of one step of the inner loop.
+        """The records of one moment of the inner loop.
 
-        Gradients leave the device layer by layer, as the backward pass comes to them; those of the support set wait for
-        those of the query set in host memory.
+        The backward pass moves the gradient of each layer to the host as soon as it is computed. The support gradients
+        are kept in host memory until the query gradients arrive.
         """
         self.on_progress()
         found: dict[str, Tensor] = {}
@@ -124,7 +127,7 @@ class AdaptationProbe:
             loss.backward()  # type: ignore[no-untyped-call]
             found[f"{part}_loss"], found[f"{part}_accuracy"] = loss.detach(), accuracy(logits.detach(), contexts)
         for path, name in self.layers.items():
-            # in the order of the layers, not of the backward pass
+            # reinsert in layer order: the backward pass inserted in reverse
             found[f"gradient_cosine.{path}"] = found.pop(f"gradient_cosine.{path}")
             found[f"displacement.{path}"] = displacement({name: theta[name]}, {name: fast.get(name, theta[name])})
         return found
@@ -139,7 +142,7 @@ class AdaptationProbe:
 
 
 def _cosine(one: Tensor, other: Tensor) -> Tensor:
-    """Nan where a gradient is 0."""
+    """Cosine similarity. Nan if a gradient is zero."""
     a, b = one.flatten(), other.flatten()
     return a.dot(b) / (a.norm() * b.norm())
 

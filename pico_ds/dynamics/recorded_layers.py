@@ -1,4 +1,4 @@
-"""Which modules of the decoder are recorded."""
+"""Selects the decoder modules that snapshots record."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -9,21 +9,23 @@ _WEIGHT = ".weight"
 
 
 def recorded_layers(parameters: Iterable[str], suffixes: Sequence[str]) -> Mapping[str, str]:
-    """Parameter names by the path of their module, as the decoder has it, in the order of the decoder.
+    """Parameter names of the recorded modules, by module path in the decoder, in the order of the decoder.
+
+    The output projection is never recorded: it does not run as a module, because the logits of a step are computed in
+    chunks.
 
     Args:
-        parameters: names of a MetaModel's parameters. The output projection is left out: it never runs as a module, for
-            the logits of a step never exist as a whole.
-        suffixes: `learning_dynamics.layer_suffixes`; modules whose path ends in one of them.
+        parameters: names of a MetaModel's parameters.
+        suffixes: `learning_dynamics.layer_suffixes`. A module is recorded if its path ends in one of them.
 
     Raises:
-        ConfigError: a suffix that no module of the decoder ends in.
+        ConfigError: a suffix matches no module of the decoder.
     """
     paths = {name.removeprefix(DECODER).removesuffix(_WEIGHT): name for name in parameters if is_of_the_body(name)}
     for suffix in suffixes:
         if not any(path.endswith(suffix) for path in paths):
             ends = sorted({path.split(".", 2)[-1] for path in paths})
             raise ConfigError(
-                f"learning_dynamics.layer_suffixes: no module ends in {suffix!r}; there are {', '.join(ends)}"
+                f"learning_dynamics.layer_suffixes: no module ends in {suffix!r}; available: {', '.join(ends)}"
             )
     return {path: name for path, name in paths.items() if path.endswith(tuple(suffixes))}

@@ -1,4 +1,4 @@
-"""Looking at a state of the model: rows, tasks and weights, one after another."""
+"""Takes snapshots of the model."""
 
 from collections.abc import Callable
 
@@ -20,7 +20,7 @@ from pico_ds.tasks.task_source import TaskSource
 
 
 class SnapshotRecorder:
-    """Looks at a state of the model; every rank computes its share of the rows and of the tasks."""
+    """Takes snapshots of the model. Every rank computes its share of the rows and tasks."""
 
     def __init__(
         self,
@@ -36,8 +36,8 @@ class SnapshotRecorder:
         """
         Args:
             network: not compiled.
-            tasks: held-out tasks, or None where adaptation is not recorded.
-            on_progress: called again and again while a snapshot is taken.
+            tasks: held-out tasks, or None to skip the measures of adaptation.
+            on_progress: called repeatedly while a snapshot is taken.
         """
         self._config, self._network, self._learner = config, network, learner
         self._training, self._validation, self._tasks, self._process = training, validation, tasks, process
@@ -46,10 +46,10 @@ class SnapshotRecorder:
         self._layers = recorded_layers(names, config.learning_dynamics.layer_suffixes)
 
     def take(self, theta: Parameters, step: int, first_row: int) -> Snapshot:
-        """A snapshot, in host memory. A collective.
+        """Take a snapshot, in host memory. A collective.
 
         Args:
-            first_row: global position of the rows that come next in training.
+            first_row: global position of the next training rows.
         """
         with progress(f"taking the snapshot of step {step}, parts") as work:
             return self._take(theta, step, first_row, work)
@@ -99,6 +99,6 @@ class SnapshotRecorder:
             "first_training_row": str(first_row),
             "learner": self._config.meta.learner,
         }
-        # copies: training goes on while they are written
+        # copies, because training continues while the snapshot is written
         weights = {path: theta[name].to("cpu", torch.float32, copy=True) for path, name in self._layers.items()}
         return Snapshot(step, splits, weights, meta, about)

@@ -1,4 +1,4 @@
-"""A first look at the snapshots of a run: one number for each step, layer and measure."""
+"""Summary measures of the snapshots of a run: one number for each step, layer and measure."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,11 +25,11 @@ _OF_VALUES: dict[str, Callable[[Tensor], float]] = {
 
 @dataclass(frozen=True)
 class Measurement:
-    """One number.
+    """The value of one measure of one layer at one step.
 
     Attributes:
         kind: activations, weights, gradients, attention or adaptation.
-        layer: path of the module; of a head, `layers.<i>.heads.<j>`.
+        layer: path of the module, or `layers.<i>.heads.<j>` for an attention head.
     """
 
     step: int
@@ -40,15 +40,16 @@ class Measurement:
 
 
 def analyze(snapshots: RunSnapshots, split: str) -> Iterator[Measurement]:
-    """Every measure of every snapshot; definitions are those of pico-analyze where it has them.
+    """Yield all measures of all snapshots, with the definitions of pico-analyze where it has them.
 
-    Activations of `val` are compared with those of the last snapshot (`cka_to_last`) and of the one before
-    (`cka_to_previous`); rows of `train` are others at every step, so that there is nothing to compare. Spectra are of
-    weights and gradients. Of adaptation there are the displacement after the last inner step and the cosine of support
-    and query gradient before the first, means over the tasks.
+    Activations: norm, gini and hoyer. With `val`, also the similarity to the last snapshot (`cka_to_last`) and to the
+    previous one (`cka_to_previous`). The rows of `train` change at every step and cannot be compared.
+    Weights and gradients: norm, gini, hoyer, effective_rank and condition_number.
+    Adaptation, means over tasks: displacement after the last inner step, and cosine of the support and the query
+    gradient before the first.
 
     Raises:
-        ConfigError: a file that is missing or damaged.
+        ConfigError: a file is missing or damaged.
     """
     last = snapshots.tensors(max(snapshots.by_step), split, "activations")
     previous: dict[str, Tensor] = {}

@@ -1,4 +1,4 @@
-"""A snapshot of learning dynamics as files."""
+"""Writes snapshots of learning dynamics to files."""
 
 import os
 import shutil
@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-# `datasets` looks for this class where transformers is imported at all; by then the import must not be half done in
-# another thread, such as the one that saves checkpoints
+# `datasets` looks up this class if transformers is in sys.modules. It fails if another thread, such as the one that
+# saves checkpoints, is still importing transformers.
 from transformers import PreTrainedTokenizerBase  # noqa: F401
 
 from pico_ds.checkpoint.safetensors_stream import SafetensorsWriter
@@ -23,7 +23,7 @@ from pico_ds.dynamics.snapshot_reader import META_NAME
 
 Split = Literal["train", "val"]
 FORMAT_NAME, FORMAT_VERSION = "pico_ds.learning_dynamics", 1
-#: unit and axes of what each file holds, as its header says
+#: unit and shape of the tensors of each file, for its header
 _ABOUT = {
     "activations": ("output of the module", "[samples, width]"),
     "weights": ("parameter", "[outputs, inputs]"),
@@ -43,10 +43,10 @@ _ABOUT_META = {
 
 @dataclass(frozen=True)
 class SplitSnapshot:
-    """What one batch of rows shows.
+    """The rows of a split and what was observed on them.
 
     Attributes:
-        rows: the batch; activations and gradients are of all tokens but the last of each row, which is a target alone.
+        rows: token ids. The last token of a row is only a target.
     """
 
     rows: Int[Tensor, "samples length"]
@@ -55,12 +55,12 @@ class SplitSnapshot:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A state of the model, seen from outside; in host memory.
+    """Observations of the model at one step, in host memory.
 
     Attributes:
         weights: of the recorded layers, fp32.
-        meta: records of the adaptation to fixed tasks, and of the heads.
-        about: what the headers say beside format, step and units.
+        meta: measures of the adaptation to fixed tasks, of attention heads and of weights.
+        about: header entries beside format, step and units.
     """
 
     step: int
@@ -71,11 +71,11 @@ class Snapshot:
 
 
 def write_snapshot(directory: Path, snapshot: Snapshot, tokenizer: TextTokenizer) -> None:
-    """Write all files of a snapshot into an empty directory; they are on the disk afterwards.
+    """Write all files of a snapshot to an empty directory and sync them to disk.
 
     Raises:
         CheckpointError: the disk is full.
-        OSError: the batches cannot be written.
+        OSError: the rows cannot be written.
     """
     about = {"format": FORMAT_NAME, "version": str(FORMAT_VERSION), "step": str(snapshot.step), **snapshot.about}
     first: Path | None = None
@@ -108,7 +108,7 @@ def _write(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str])
 
 
 def _link_or_copy(existing: Path, path: Path) -> None:
-    """Both splits have the same weights; the disk holds them once where it can."""
+    """Hard-link a file, because both splits have equal weights. Copy it if the file system has no hard links."""
     try:
         path.hardlink_to(existing)
     except OSError:

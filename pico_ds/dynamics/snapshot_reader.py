@@ -1,4 +1,4 @@
-"""The snapshots of a run, as they lie on the disk."""
+"""Finds and reads the snapshots of a run."""
 
 import re
 from dataclasses import dataclass
@@ -17,10 +17,10 @@ KINDS = ("activations", "weights", "gradients")
 
 @dataclass(frozen=True)
 class RunSnapshots:
-    """Snapshots of one run.
+    """The snapshots of one run.
 
     Attributes:
-        by_step: directory of each, ascending.
+        by_step: directory of each snapshot, in ascending order of steps.
     """
 
     run: Path
@@ -28,32 +28,32 @@ class RunSnapshots:
 
     @classmethod
     def of(cls, run: Path) -> "RunSnapshots":
-        """Find them.
+        """Find the snapshots of a run.
 
         Raises:
-            ConfigError: there is no run, or it has no snapshot.
+            ConfigError: the directory is not a run, or the run has no snapshot.
         """
         if not (run / "training_config.yaml").exists():
-            raise ConfigError(f"{run} holds no training_config.yaml; give the directory of a run")
+            raise ConfigError(f"{run} has no training_config.yaml; give the directory of a run")
         found = {
             int(match.group(1)): path
             for path in (run / "checkpoints").glob("step_*/learning_dynamics")
             if (match := re.fullmatch(r"step_(\d+)", path.parent.name))
         }
         if not found:
-            raise ConfigError(f"{run} holds no snapshots; train with learning_dynamics.save_every_n_steps set")
+            raise ConfigError(f"{run} has no snapshots; train with learning_dynamics.save_every_n_steps set")
         return cls(run, dict(sorted(found.items())))
 
     def tensors(self, step: int, split: str, kind: str) -> dict[str, Tensor]:
         """Activations, weights or gradients of a split, by module path.
 
         Raises:
-            ConfigError: a file that is missing or damaged.
+            ConfigError: a file is missing or damaged.
         """
         return _load(self.by_step[step] / f"{split}_{kind}.safetensors")
 
     def meta(self, step: int) -> dict[str, Tensor]:
-        """What adaptation did, by record."""
+        """Measures of adaptation, attention heads and weights, by record."""
         return _load(self.by_step[step] / META_NAME)
 
 
@@ -61,4 +61,4 @@ def _load(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error}); the other snapshots of the run can be") from error
+        raise ConfigError(f"{path}: cannot be read ({error}); other snapshots of the run are not affected") from error

@@ -1,1 +1,1 @@
-"""What a model can do: validation loss and few-shot accuracy."""
+"""Evaluation of models: validation loss, perplexity, few-shot accuracy and token classification."""

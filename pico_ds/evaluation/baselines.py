@@ -1,4 +1,4 @@
-"""What a few-shot accuracy is compared with: classifiers of frozen features, and of words without any model."""
+"""Few-shot baselines: classifiers of frozen features, and of TF-IDF vectors without a model."""
 
 import warnings
 from typing import Any
@@ -16,10 +16,10 @@ from pico_ds.meta.functional_model import FunctionalModel, Parameters
 from pico_ds.tasks.episode import Episode
 from pico_ds.tasks.task_statistics import plain_texts
 
-#: a word, or a sign that is none
+#: a word or a punctuation mark
 _TOKENS = r"\w+|[^\w\s]"
 Array = npt.NDArray[Any]
-#: accuracies of a task by the name of the classifier
+#: accuracies of one task, by classifier name
 Accuracies = dict[str, float]
 
 
@@ -27,7 +27,7 @@ Accuracies = dict[str, float]
 def frozen_feature_accuracies(
     network: FunctionalModel, theta: Parameters, episode: Episode, readout: Readout
 ) -> Accuracies:
-    """Nearest prototype and logistic regression on the features of a model as it is."""
+    """Query accuracies of nearest prototype and logistic regression on features of the model without adaptation."""
     support, query = (
         network.features(theta, part, readout).double().cpu().numpy() for part in (episode.support, episode.query)
     )
@@ -35,13 +35,16 @@ def frozen_feature_accuracies(
 
 
 def tfidf_accuracies(episode: Episode, tokenizer: TextTokenizer) -> Accuracies:
-    """The same on TF-IDF vectors of the words around the mask, whose frequencies are those of the support set."""
+    """Query accuracies of nearest prototype and logistic regression on TF-IDF vectors of the words around the mask.
+
+    The vectorizer is fitted on the support set.
+    """
     support, query = (plain_texts(part, tokenizer) for part in (episode.support, episode.query))
     vectorizer = TfidfVectorizer(token_pattern=_TOKENS)
     try:
         known = vectorizer.fit_transform(support)
     except ValueError:
-        # support texts without a single token: nothing to tell classes apart by
+        # no support text has a token, so nothing distinguishes the classes
         chance = 1 / episode.n_way
         return {"nearest prototype": chance, "logistic regression": chance}
     return _accuracies(known.toarray(), vectorizer.transform(query).toarray(), episode)
@@ -50,10 +53,10 @@ def tfidf_accuracies(episode: Episode, tokenizer: TextTokenizer) -> Accuracies:
 def _accuracies(support: Array, query: Array, episode: Episode) -> Accuracies:
     known, wanted = episode.support.labels.cpu().numpy(), episode.query.labels.cpu().numpy()
     prototypes = np.stack([support[known == label].mean(0) for label in range(episode.n_way)])
-    # squared distances, up to what all classes of a context share
+    # squared distances without the norm of the query, which is equal for all classes
     distances = (prototypes**2).sum(-1) - 2 * query @ prototypes.T
     with warnings.catch_warnings():
-        # the fit is as good as it will get
+        # a fit that stops at max_iter is good enough for a baseline
         warnings.simplefilter("ignore", ConvergenceWarning)
         predicted = LogisticRegression(max_iter=1000).fit(support, known).predict(query)
     return {

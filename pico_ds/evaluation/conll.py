@@ -1,4 +1,4 @@
-"""Sentences with a tag for every word, from files in CoNLL format."""
+"""Reads sentences with one tag per word from files in CoNLL format."""
 
 import logging
 import re
@@ -14,7 +14,7 @@ logger = logging.getLogger("pico_ds")
 
 @dataclass(frozen=True)
 class TaggedSentence:
-    """Words, and a tag of each in the IOB2 scheme (`O`, `B-PER`, `I-PER`)."""
+    """The words of a sentence and their tags in the IOB2 scheme (`O`, `B-PER`, `I-PER`)."""
 
     words: tuple[str, ...]
     tags: tuple[str, ...]
@@ -28,15 +28,15 @@ class _Line:
 
 
 def read_conll(path: Path) -> list[TaggedSentence]:
-    """Read one word a line and an empty line between sentences.
+    """Read a file with one word per line and an empty line between sentences.
 
-    Columns are parted by tabs or spaces: the word first and the tag last. Where columns are parted by tabs and the
-    first counts 1, 2, 3, ... in every sentence, as in Universal NER, they are number, word, tag. Lines that begin with
-    # before the first word of a sentence are comments, unless they have the columns of a word. An entity that begins
-    with I-, as in the IOB1 scheme, is read as one that begins with B-, with a warning.
+    Columns are separated by tabs or spaces. The first is the word, the last is the tag. If tabs separate the columns
+    and the first column counts 1, 2, 3, ... in every sentence, as in Universal NER, the columns are number, word, tag.
+    Lines that begin with # before the first word of a sentence are comments, unless they have the columns of a word.
+    An entity that begins with I-, as in the IOB1 scheme, is read as if it began with B-, and a warning is logged.
 
     Raises:
-        DataError: a file that cannot be read, or a line without a tag, with its number.
+        DataError: the file cannot be read or has no sentence, or a line has no tag. The message has the line number.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -58,7 +58,7 @@ def read_conll(path: Path) -> list[TaggedSentence]:
                 tags[i] = f"B-{tag[2:]}"
         sentences.append(TaggedSentence(tuple(word for word, _ in pairs), tuple(tags)))
     if not sentences:
-        raise DataError(f"{path}: holds no sentence; one word and its tag a line are expected")
+        raise DataError(f"{path}: the file contains no sentence; expected one word and its tag per line")
     if late:
         logger.warning(
             "warning: %s: %d entities begin with I- (the first at line %d); they are read as if they began with B-",
@@ -70,8 +70,8 @@ def read_conll(path: Path) -> list[TaggedSentence]:
 
 
 def _blocks(text: str) -> Iterator[list[_Line]]:
-    """The lines of each sentence, without comments."""
-    # at line feeds alone: a word may hold a character that other tools break lines at
+    """Yield the lines of each sentence, without comments."""
+    # split only at line feeds: a word may contain another character that str.splitlines breaks at
     lines = [_Line(number, line, _columns(line)) for number, line in enumerate(text.split("\n"), start=1)]
     widths = {len(line.columns) for line in lines if line.columns and not line.text.startswith("#")}
     block: list[_Line] = []
@@ -96,7 +96,7 @@ def _columns(line: str) -> list[str]:
 
 
 def _counts(block: Sequence[_Line]) -> bool:
-    """Whether a sentence has number, word and tag."""
+    """Whether the first column of a sentence counts its words from 1."""
     return all(
         "\t" in line.text and len(line.columns) > 2 and line.columns[0] == str(number)
         for number, line in enumerate(block, start=1)
@@ -107,6 +107,6 @@ def _word_and_tag(path: Path, line: _Line, word_at: int, tag_at: int) -> tuple[s
     if len(line.columns) < 2 or not line.columns[word_at] or not _TAG.fullmatch(line.columns[tag_at]):
         raise DataError(
             f"{path}:{line.number}: got {line.text!r:.80}; expected a word and, in the last column, a tag: O, B-<kind> "
-            "or I-<kind> (or, parted by tabs and counted in every sentence, number, word, tag)"
+            "or I-<kind> (or tab-separated columns number, word, tag, with the words of each sentence numbered from 1)"
         )
     return line.columns[word_at], line.columns[tag_at]

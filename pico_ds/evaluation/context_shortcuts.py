@@ -1,6 +1,6 @@
-"""What the shape of a context alone tells of its class: nothing, if tasks are made rightly.
+"""Measures whether the shape of a context reveals its class. In a correctly built task it does not.
 
-The features leave out what a context says, except for its first and last token.
+The features ignore the text of a context, except for its first and last token.
 """
 
 import warnings
@@ -17,12 +17,12 @@ from pico_ds.tasks.episode import Contexts, Episode
 Integers = npt.NDArray[np.int64]
 Array = npt.NDArray[Any]
 
-#: numbers of a context that must not depend on its class
+#: properties of a context that must not depend on its class
 LENGTHS = ("length", "readout position", "separator position", "number of masks")
 
 
 def lengths_of(contexts: Contexts, tokenizer: TextTokenizer) -> dict[str, Integers]:
-    """The numbers of `LENGTHS` for each context, `[contexts]`; the separator position is -1 without a separator."""
+    """The properties in `LENGTHS` of each context, `[contexts]`. Without a separator, the separator position is -1."""
     ids, lengths = contexts.input_ids.numpy(), contexts.lengths.numpy()
     is_real = np.arange(ids.shape[1]) < lengths[:, None]
     is_separator = is_real & (ids == tokenizer.end_of_text_id)
@@ -41,7 +41,7 @@ def outer_tokens(contexts: Contexts) -> dict[str, Integers]:
 
 
 def lengths_only_accuracy(episode: Episode, tokenizer: TextTokenizer) -> float:
-    """Query accuracy of a logistic regression on the numbers of `LENGTHS` together."""
+    """Query accuracy of a logistic regression on all properties in `LENGTHS`."""
     support, query = (
         np.stack([*lengths_of(part, tokenizer).values()], axis=1) for part in (episode.support, episode.query)
     )
@@ -49,15 +49,15 @@ def lengths_only_accuracy(episode: Episode, tokenizer: TextTokenizer) -> float:
 
 
 def shortcut_hits(support: Integers, query: Integers, episode: Episode) -> npt.NDArray[np.float64]:
-    """Whether a logistic regression on some numbers of the contexts of a task is right, 1 or 0 for each query context.
+    """Whether a logistic regression on properties of the contexts classifies each query context correctly.
 
-    Each number is given as it is, scaled, and as one category for each of its values in the support set.
+    The regression sees each property as a standardized number, and one-hot encoded over its support values.
 
     Args:
-        support, query: `[contexts, numbers]`
+        support, query: `[contexts, properties]`
 
     Returns:
-        `[query contexts]`; chance for each if the support contexts are alike.
+        1 or 0 for each query context, `[query contexts]`. If all support contexts have equal properties, chance.
     """
     known, wanted = episode.support.labels.numpy(), episode.query.labels.numpy()
     if (support == support[0]).all():

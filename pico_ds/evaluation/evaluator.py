@@ -1,4 +1,4 @@
-"""All evaluations of a run, and the file they are kept in."""
+"""Runs all evaluations of a training run, and reads and writes their results."""
 
 import json
 from collections.abc import Callable
@@ -22,14 +22,14 @@ from pico_ds.tasks.task_builder import judged
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """One evaluation of one state of the model.
+    """Results of one evaluation of the model.
 
     Attributes:
-        step: outer steps taken before it.
-        validation_loss: nats per token, None where no rows were asked for.
+        step: number of outer steps before the evaluation.
+        validation_loss: nats per token; None if it is not evaluated.
         few_shot: accuracies by readout.
-        perplexity: on the texts of evaluation.perplexity, None where there are none.
-        task_key: equal for evaluations on the very same tasks.
+        task_key: equal for evaluations on identical tasks.
+        perplexity: on the texts of evaluation.perplexity; None if there are none.
     """
 
     step: int
@@ -60,7 +60,7 @@ class EvaluationResult:
 
 
 class Evaluator:
-    """Validation loss, perplexity, and few-shot accuracy on held-out words in held-out documents, by readout."""
+    """Computes validation loss, perplexity and few-shot accuracy on held-out words in held-out documents."""
 
     def __init__(
         self,
@@ -74,9 +74,9 @@ class Evaluator:
     ) -> None:
         """
         Args:
-            rows: validation rows, or None to leave the loss out.
-            tasks: the same held-out tasks, once per readout.
-            perplexity_dataset: what perplexity is computed on, or None to leave it out.
+            rows: validation rows, or None to skip the validation loss.
+            tasks: the held-out tasks, once for each readout.
+            perplexity_dataset: the texts, or None to skip perplexity.
         """
         self._config, self._network, self._learner = config, network, learner
         self._rows, self._tasks, self._perplexity_dataset, self._process = rows, tasks, perplexity_dataset, process
@@ -85,10 +85,10 @@ class Evaluator:
         """Evaluate the parameters. A collective: every rank must call it, and every rank gets the result.
 
         Args:
-            should_continue: called before every task and batch of rows. After False it must never return True.
+            should_continue: called before every task and batch of rows. Once it returns False, it must not return True.
 
         Returns:
-            None where `should_continue` said False on some rank.
+            None if `should_continue` returned False on any rank.
         """
         settings, loss, perplexity = self._config.evaluation, None, None
         micro_batch_size = self._config.training.micro_batch_size
@@ -124,12 +124,15 @@ class Evaluator:
 
 
 def task_key(config: RunConfig) -> str:
-    """A digest of everything that decides the evaluation tasks; the readout changes their layout alone."""
+    """Digest of every setting that determines the evaluation tasks.
+
+    The readout is not part of it, because it changes only the layout of the contexts.
+    """
     return _digest_of_tasks(config, config.evaluation.word_split, set())
 
 
 def grid_key(config: RunConfig, split: WordSplit) -> str:
-    """The same of tasks of given words, without their shape."""
+    """Digest of every setting that determines tasks of the words of a split, except the shape of the tasks."""
     return _digest_of_tasks(config, split, {"n_way", "k_shot", "q_query"})
 
 

@@ -29,58 +29,58 @@ Z_95 = 1.96
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over tasks with a 95 % interval."""
+    """A mean and the half-width of its 95 % confidence interval."""
 
     mean: float
     half_width: float
 
     @classmethod
     def of(cls, values: npt.ArrayLike) -> "Estimate":
-        """Mean and 1.96 standard errors; the half-width of a single value is infinite."""
+        """Mean of the values, and 1.96 standard errors. The half-width of a single value is infinite."""
         array = np.asarray(values, dtype=np.float64)
         error = array.std(ddof=1) / math.sqrt(len(array)) if len(array) > 1 else math.inf
         return cls(float(array.mean()), Z_95 * float(error))
 
     @classmethod
     def of_seeds(cls, values: npt.ArrayLike) -> "Estimate":
-        """Mean over seeds with an interval by Student's t: seeds are too few for a normal approximation."""
+        """Mean over seeds, with an interval from Student's t because there are few seeds."""
         array = np.asarray(values, dtype=np.float64)
         if len(array) < 2:
             return cls(float(array.mean()), math.inf)
-        # imported here because it takes half a second, and a run does not need it
+        # imported here because the import takes half a second and training does not need it
         from scipy.stats import t
 
         error = array.std(ddof=1) / math.sqrt(len(array))
         return cls(float(array.mean()), float(t.ppf(0.975, len(array) - 1) * error))
 
     def percent(self, signed: bool = False) -> str:
-        """As text [%]; without the interval where a single value gives none."""
+        """Text in percent, such as `61.2 ± 0.8`. The interval is omitted if it is infinite."""
         mean = f"{100 * self.mean:{'+' if signed else ''}.1f}"
         return f"{mean} ± {100 * self.half_width:.1f}" if math.isfinite(self.half_width) else mean
 
     def to_json(self) -> dict[str, float | None]:
-        """What JSON can hold: an infinite half-width is null."""
+        """Values for a JSON file. An infinite half-width becomes null."""
         return {"mean": self.mean, "half_width": self.half_width if math.isfinite(self.half_width) else None}
 
 
 @dataclass(frozen=True)
 class FewShotResult:
-    """Query accuracies of the evaluation tasks, in task order, so that runs can be compared in pairs.
+    """Query accuracies of the evaluation tasks, in task order, so that paired comparisons of runs are possible.
 
     Attributes:
-        by_step: accuracy of every task with the initial head, after one adaptation step, after two, ...
+        by_step: accuracy of every task after 0, 1, ... adaptation steps, `[steps + 1][tasks]`.
     """
 
     by_step: list[list[float]]
 
     @property
     def before(self) -> list[float]:
-        """Accuracy with the initial head, by task."""
+        """Accuracy of each task with the initial head, before adaptation."""
         return self.by_step[0]
 
     @property
     def after(self) -> list[float]:
-        """Accuracy after all adaptation steps, by task."""
+        """Accuracy of each task after all adaptation steps."""
         return self.by_step[-1]
 
 
@@ -94,9 +94,10 @@ def evaluate_few_shot(
     process: Process,
     should_continue: Callable[[], bool],
 ) -> FewShotResult:
-    """Accuracy after 0 to `adaptation_steps` steps, on tasks 0 to n_tasks - 1 of step 0; alike on any number of ranks.
+    """Accuracies on tasks 0 to n_tasks - 1 of step 0, after 0 to `adaptation_steps` adaptation steps. A collective.
 
-    Where `should_continue` says False the remaining tasks of this rank are left out.
+    The result does not depend on the number of ranks. When `should_continue` returns False, the rank skips its
+    remaining tasks.
     """
     accuracies = torch.zeros(adaptation_steps + 1, n_tasks, device=process.device)
     mine = range(process.rank, n_tasks, process.world_size)
@@ -109,24 +110,24 @@ def evaluate_few_shot(
 
 
 def check_n_way(learner: Learner, theta: Parameters, n_way: int) -> None:
-    """Whether the head can tell so many classes apart.
+    """Check that the head supports `n_way` classes.
 
     Raises:
-        TaskError: it was trained for another number.
+        TaskError: the head was trained for another number of classes.
     """
     own = {name.removeprefix(HEAD): part for name, part in theta.items() if name.startswith(HEAD)}
     fixed = learner.head.n_way(own)
     if fixed not in (None, n_way):
         raise TaskError(
-            f"got {n_way} classes with meta.head: {learner.config.head}, which was trained for {fixed}; take "
-            f"{fixed}-way tasks, or judge by prototypes: evaluation.head=prototype"
+            f"got {n_way} classes with meta.head: {learner.config.head}, which was trained for {fixed}; evaluate "
+            f"{fixed}-way tasks, or use the prototype head: evaluation.head=prototype"
         )
 
 
 def adaptation_curve(
     network: FunctionalModel, learner: Learner, theta: Parameters, episode: Episode, readout: Readout, steps: int
 ) -> Float[Tensor, " moments"]:
-    """Query accuracy of one task after 0, 1, ..., `steps` steps of the learner's adaptation."""
+    """Query accuracy of one task after 0, 1, ..., `steps` adaptation steps of the learner."""
     found = torch.zeros(steps + 1, device=episode.support.labels.device)
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Few-shot accuracy of a model over shapes of tasks, beside baselines on the same tasks."""
+"""Few-shot accuracy of a model and of baselines, on tasks of several shapes."""
 
 import json
 import re
@@ -27,18 +27,18 @@ from pico_ds.tasks.task_shape import TaskShape
 from pico_ds.tasks.task_source import TaskSource
 
 CHANCE, LENGTHS_ONLY = "chance", "lengths only, logistic regression"
-#: overrides that can be a part of a file's name
+#: overrides that can be part of a file name
 _PLAIN = re.compile(r"[\w.=+-]{1,80}")
 
 
 @dataclass(frozen=True)
 class Model:
-    """What is judged.
+    """A trained model to evaluate.
 
     Attributes:
-        theta: its parameters.
-        make_untrained: those that it started from.
-        initial_name: what those are called: they may be of another model.
+        theta: the trained parameters.
+        make_untrained: returns the parameters before training.
+        initial_name: name of the parameters before training, which may come from a pretrained model.
     """
 
     network: FunctionalModel
@@ -50,16 +50,16 @@ class Model:
 
     @cached_property
     def untrained(self) -> Parameters:
-        """The parameters that it started from; made when they are asked for, as not every evaluation does."""
+        """The parameters before training, created on first use because some evaluations do not need them."""
         return self.make_untrained()
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Tasks of one kind.
+    """The shape of the tasks in one column of the grid.
 
     Attributes:
-        documents: that the query contexts come from.
+        documents: whether query contexts come from the documents of the support contexts, from others or from any.
     """
 
     shape: TaskShape
@@ -75,9 +75,9 @@ class SettingResult:
     """Accuracies on the tasks of a setting.
 
     Attributes:
-        by_method: accuracy of every task, by the name of the method.
-        by_step: the same of the learner after 0, 1, ... steps of adaptation.
-        problem: why there is none, where the data cannot supply such tasks, or the head has other classes.
+        by_method: accuracy of every task, by method name.
+        by_step: accuracy of every task after 0, 1, ... adaptation steps of the learner.
+        problem: why there is no result: the data cannot supply the tasks, or the head has another number of classes.
     """
 
     by_method: dict[str, list[float]]
@@ -88,17 +88,19 @@ class SettingResult:
 def evaluate_setting(
     model: Model, tasks: TaskSource, n_tasks: int, adaptation_steps: int, process: Process, name: str = "few-shot"
 ) -> SettingResult:
-    """All methods on tasks 0 to n_tasks - 1 of step 0. A collective; the same on any number of ranks.
+    """Accuracies of all methods on tasks 0 to n_tasks - 1 of step 0. A collective.
+
+    The result does not depend on the number of ranks.
 
     Args:
-        name: of the tasks, for the progress that is shown.
+        name: of the tasks, for the progress display.
 
     Raises:
-        TaskError: a task cannot be drawn, on all ranks alike.
+        TaskError: a task cannot be sampled. Every rank raises.
     """
     rows: list[torch.Tensor] = []
     mine = range(process.rank, n_tasks, process.world_size)
-    # a task that cannot be drawn ends all ranks, not one
+    # every rank samples all tasks, so that a task that cannot be sampled raises on all ranks
     drawn = track(range(n_tasks), f"sampling tasks, {name}", n_tasks)
     episodes = [tasks.sample(step=0, index=index) for index in drawn]
     names: list[str] = []
@@ -127,7 +129,7 @@ def _named(model: str, found: dict[str, float]) -> dict[str, float]:
 
 
 def _names(initial_name: str) -> list[str]:
-    """Of the methods, for a rank without a task."""
+    """Names of the methods, for a rank that has no task."""
     classifiers = ("nearest prototype", "logistic regression")
     return [
         CHANCE,
@@ -143,7 +145,7 @@ def evaluate_grid(
     adaptation_steps: int,
     process: Process,
 ) -> Iterator[tuple[Setting, SettingResult]]:
-    """Each setting in turn; one whose tasks the data cannot supply, or the head not tell apart, has a problem."""
+    """Yield the result of each setting. A setting that raises a TaskError gets a result with a `problem`."""
     for setting, make_tasks in settings:
         try:
             check_n_way(model.learner, model.theta, setting.shape.n_way)
@@ -159,10 +161,10 @@ def best_readout(
     n_tasks: int,
     process: Process,
 ) -> Readout:
-    """The readout at which frozen features tell the classes of other tasks apart best, by nearest prototypes.
+    """The readout with the highest nearest-prototype accuracy of frozen features. A collective.
 
     Args:
-        make_tasks: tasks that nothing is reported of.
+        make_tasks: tasks for the choice, which must not be the tasks that are reported.
     """
     means: dict[Readout, float] = {}
     for readout in readouts:
@@ -177,7 +179,9 @@ def best_readout(
 
 
 def grid_name(about: Mapping[str, object], run: RunConfig) -> str:
-    """What results are filed under, without the step: by all that is not as in the run, so that none hides another.
+    """File name of grid results, without the step.
+
+    It contains every setting that differs from the run, so that results of different settings get different files.
 
     Args:
         about: word_split (or data), readout and overrides.
@@ -199,11 +203,11 @@ def grid_name(about: Mapping[str, object], run: RunConfig) -> str:
 def write_grid(path: Path, results: dict[Setting, SettingResult], about: Mapping[str, object], since: float) -> None:
     """Write means with 95 % intervals, and the accuracy of every task.
 
-    Other settings of the same model, readout and words that stand in the file already are kept.
+    Results of other settings that are already in the file are kept if their `about` is equal.
 
     Args:
-        about: what else is recorded: step, readout, what decides the tasks.
-        since: time of the weights; older results are of others [s since the epoch].
+        about: metadata: step, readout and what determines the tasks.
+        since: modification time of the weights [s since the epoch]. Results in an older file are discarded.
     """
     settings = {
         _key_of(entry): entry
@@ -229,7 +233,7 @@ def _kept(path: Path, about: Mapping[str, object], since: float) -> list[dict[st
     try:
         content = json.loads(path.read_text())
     except ValueError:
-        # damaged: it is written anew
+        # a damaged file is replaced
         return []
     settings: list[dict[str, Any]] = content.pop("settings", [])
     return settings if content == about else []

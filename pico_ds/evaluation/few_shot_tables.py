@@ -1,4 +1,4 @@
-"""Few-shot results as tables for a terminal."""
+"""Evaluation results as tables for a terminal."""
 
 from collections.abc import Callable, Iterator, Mapping
 from statistics import mean, stdev
@@ -13,12 +13,12 @@ from pico_ds.evaluation.perplexity import PerplexityResult
 from pico_ds.evaluation.task_audit import Audit
 from pico_ds.evaluation.token_classification import FineTuned
 
-#: adaptation steps that are shown, as far as there are as many
+#: adaptation steps that get a row, up to the number of steps of the evaluation
 _SHOWN_STEPS = (0, 1, 2, 3, 5, 10, 20, 50, 100)
 
 
 def grid_tables(results: dict[Setting, SettingResult], title: str) -> Iterator[Table]:
-    """A table for each kind of documents: a row for each method, a column for each shape that there are figures of."""
+    """Yield a table for each value of `documents`, with methods as rows and the shapes that have results as columns."""
     for documents in dict.fromkeys(setting.documents for setting in results):
         of = "" if documents == "any" else f"; support and query from {documents} documents"
         table = Table(title=title + of, title_justify="left")
@@ -44,7 +44,7 @@ def _fill(table: Table, found: list[SettingResult]) -> None:
 
 
 def audit_tables(found: Mapping[str, Audit]) -> Iterator[Table]:
-    """Accuracies of shortcuts, and what else was counted, with a column for each kind of tasks."""
+    """Yield a table of shortcut accuracies and a table of counts, with a column for each audit."""
     table = Table(title="accuracy of a logistic regression on one shortcut [%]", title_justify="left")
     counts = Table(title="counts", title_justify="left")
     for one, first in ((table, "shortcut"), (counts, "")):
@@ -80,12 +80,12 @@ def _share(share: float | None) -> str:
 
 
 def shown_steps(last: int) -> list[int]:
-    """Some of the steps 0 to `last`, among them the last."""
+    """The adaptation steps from 0 to `last` that get a row. `last` is one of them."""
     return sorted({step for step in _SHOWN_STEPS if step < last} | {last})
 
 
 def percent(values: list[float]) -> str:
-    """Mean and 95 % interval; without it where all tasks are alike, and nothing where there are none."""
+    """Mean and 95 % interval in percent. The interval is omitted if all values are equal. No values give ''."""
     if not values:
         return ""
     estimate = Estimate.of(values)
@@ -95,15 +95,15 @@ def percent(values: list[float]) -> str:
 
 
 def percent_difference(a: npt.ArrayLike, b: npt.ArrayLike) -> str:
-    """Mean of the differences task by task, with its 95 % interval."""
+    """Mean of the paired differences a - b over tasks, with its 95 % interval, in percent."""
     return Estimate.of((np.asarray(a) - np.asarray(b)).tolist()).percent(signed=True)
 
 
 def percent_difference_by_seed(a: npt.ArrayLike, b: npt.ArrayLike) -> str:
-    """Mean of the differences, seed by seed and task by task, with its 95 % interval over tasks, and that over seeds.
+    """Mean of the paired differences a - b in percent, with the 95 % interval over tasks and the one over seeds.
 
     Args:
-        a, b: accuracies, [seeds, tasks].
+        a, b: accuracies, `[seeds, tasks]`.
     """
     differences = np.asarray(a) - np.asarray(b)
     over_seeds = Estimate.of_seeds(differences.mean(axis=1)).half_width
@@ -112,7 +112,7 @@ def percent_difference_by_seed(a: npt.ArrayLike, b: npt.ArrayLike) -> str:
 
 
 def perplexity_table(result: PerplexityResult, title: str) -> Table:
-    """A row for each domain, where there are several, and one for all tokens."""
+    """Table with a row for all tokens and, if there are several domains, a row for each."""
     table = Table(title=title, title_justify="left")
     table.add_column("domain", no_wrap=True)
     for name in ("perplexity", "loss", "tokens"):
@@ -124,7 +124,7 @@ def perplexity_table(result: PerplexityResult, title: str) -> Table:
 
 
 def ner_table(found: dict[str, list[FineTuned]], title: str) -> Table:
-    """Mean and standard deviation of F1 over seeds of every way to fine-tune, and how long each took."""
+    """Table of F1 (mean and standard deviation over seeds) and optimizer steps, by model and fine-tuning mode."""
     table = Table(title=title, title_justify="left")
     table.add_column("fine-tuned", no_wrap=True)
     table.add_column("mean ± deviation", justify="right", no_wrap=True)
@@ -137,5 +137,5 @@ def ner_table(found: dict[str, list[FineTuned]], title: str) -> Table:
         steps = "  ".join(f"{one.steps}{'*' * one.at_limit}" for one in seeds)
         table.add_row(name, f"{100 * mean(values):.1f} ± {100 * deviation:.1f}", each, steps)
     if any(one.at_limit for seeds in found.values() for one in seeds):
-        table.caption = "* ended by the most steps, while it still got better on the dev set"
+        table.caption = "* stopped at the maximum number of steps while still improving on the dev set"
     return table

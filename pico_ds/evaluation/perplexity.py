@@ -1,4 +1,4 @@
-"""Perplexity on given texts, by domain."""
+"""Perplexity on a dataset of texts, by domain."""
 
 import json
 import math
@@ -26,19 +26,19 @@ from pico_ds.file_writing import replace_text
 from pico_ds.meta.functional_model import FunctionalModel, Parameters
 from pico_ds.progress import track
 
-#: rows are padded to a multiple of this, so that there are few shapes to compile for [tokens]
+#: rows are padded to a multiple of this, so that compilation sees few shapes [tokens]
 _LENGTH_STEP = 64
-#: texts that are tokenized at once
+#: texts that are tokenized in one call
 _TEXTS_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
 class Perplexity:
-    """Of the texts of a domain, token by token.
+    """Token-weighted loss and perplexity of some texts.
 
     Attributes:
         loss: mean next-token cross-entropy [nats per token].
-        n_tokens: that were predicted.
+        n_tokens: number of predicted tokens.
     """
 
     loss: float
@@ -46,60 +46,56 @@ class Perplexity:
 
     @property
     def perplexity(self) -> float:
-        """Exp of the loss; infinite where that is too large a number."""
+        """Exponential of the loss. Infinite if it overflows."""
         return math.exp(self.loss) if self.loss < 700 else math.inf
 
     def to_json(self) -> dict[str, float | None]:
-        """What is written, perplexity included; null where JSON has no such number."""
+        """Values for a JSON file. An infinite perplexity becomes null."""
         return {**asdict(self), "perplexity": self.perplexity if math.isfinite(self.perplexity) else None}
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "Perplexity":
-        """Read what `to_json` made."""
+        """Restore the result of `to_json`."""
         return cls(content["loss"], content["n_tokens"])
 
 
 @dataclass(frozen=True)
 class PerplexityResult:
-    """Attributes: total: over all tokens, whatever their domain; by_domain: of each."""
+    """Perplexity over all tokens, and by domain."""
 
     total: Perplexity
     by_domain: dict[str, Perplexity]
 
     def to_json(self) -> dict[str, Any]:
-        """What is written."""
+        """Values for a JSON file."""
         by_domain = {name: one.to_json() for name, one in self.by_domain.items()}
         return {**self.total.to_json(), "by_domain": by_domain}
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "PerplexityResult":
-        """Read what `to_json` made."""
+        """Restore the result of `to_json`."""
         by_domain = {name: Perplexity.from_json(one) for name, one in content["by_domain"].items()}
         return cls(Perplexity.from_json(content), by_domain)
 
     def write(self, path: Path, about: dict[str, object]) -> None:
-        """Write a file of its own.
-
-        Args:
-            about: what else is recorded.
-        """
+        """Write the result and the metadata `about` as JSON."""
         replace_text(path, json.dumps({**about, **self.to_json()}, indent=1) + "\n")
 
 
 class PerplexityDataset:
-    """Rows of at most `length` tokens that predict every token of every text but its first, once."""
+    """Rows of at most `length` tokens, in which every token of a text except its first is predicted exactly once."""
 
     def __init__(
         self, texts: Iterable[tuple[str, Document]], tokenizer: TextTokenizer, vocab_size: int, length: int
     ) -> None:
         """
         Args:
-            texts: domain, and text or token ids.
-            vocab_size: of the model; token ids are less.
-            length: a longer text is cut into windows, of which neighbours share one token.
+            texts: pairs of a domain and a text or its token ids.
+            vocab_size: of the model. Token ids must be smaller.
+            length: maximum row length [tokens]. Longer texts are split into windows that overlap by one token.
 
         Raises:
-            DataError: a token id that the model has no embedding for, or no text of two tokens.
+            DataError: a token id is outside the vocabulary of the model, or no text has two tokens.
         """
         self.pad_id = tokenizer.pad_id
         self.domains: list[str] = []
@@ -110,7 +106,7 @@ class PerplexityDataset:
             if len(ids) and not 0 <= ids.min() <= ids.max() < vocab_size:
                 raise DataError(
                     f"evaluation.perplexity.data: token ids from {ids.min()} to {ids.max()}, but the model has "
-                    f"{vocab_size}; give text, or rows of the model's own tokenizer"
+                    f"{vocab_size}; give text, or token ids from the tokenizer of the model"
                 )
             number = numbers.setdefault(domain, len(numbers))
             rows += [
@@ -118,16 +114,18 @@ class PerplexityDataset:
             ]
         warn_of_special(special)
         if not rows:
-            raise DataError("evaluation.perplexity.data: no text of two or more tokens, so that none can be predicted")
+            raise DataError(
+                "evaluation.perplexity.data: no text has two or more tokens, so there is nothing to predict"
+            )
         self.domains = list(numbers)
-        # by length: little padding, and the same batches however many ranks there are
+        # sorted by length, so that there is little padding and batches do not depend on the number of ranks
         rows.sort(key=lambda row: -len(row[1]))
         self.rows = [ids for _, ids in rows]
         self.domain_of_row = np.array([number for number, _ in rows])
         self.tokens_of_row = np.array([len(ids) - 1 for ids in self.rows])
 
     def read(self, first: int, count: int) -> tuple[Int[Tensor, "rows length"], Int[Tensor, "rows length_less_1"]]:
-        """Token ids, padded on the right, and what is predicted after each but the last: -100 is not looked at."""
+        """Token ids, padded on the right, and the target after each token except the last. Padding has target -100."""
         rows = self.rows[first : first + count]
         longest = -(-(len(rows[0]) - 1) // _LENGTH_STEP) * _LENGTH_STEP + 1
         ids = torch.full((len(rows), longest), self.pad_id)
@@ -141,7 +139,7 @@ class PerplexityDataset:
 def _tokenized(
     texts: Iterable[tuple[str, Document]], tokenizer: TextTokenizer, special: Counter[str]
 ) -> Iterator[tuple[str, npt.NDArray[np.int64]]]:
-    """Domain and token ids of each text, without special tokens; those that stand in a text are counted."""
+    """Yield the domain and the token ids of each text. Special tokens that occur in texts are counted in `special`."""
     source = track(texts, "tokenizing texts for perplexity")
     while batch := [row for _, row in zip(range(_TEXTS_AT_ONCE), source, strict=False)]:
         strings = [text for _, text in batch if isinstance(text, str)]
@@ -152,7 +150,7 @@ def _tokenized(
 
 
 def perplexity_dataset_name(config: PerplexityConfig) -> str:
-    """What results are filed under: the name of the texts, and a digest of all that decides them."""
+    """Name for result files: the stem of the path of the texts, and a digest of the settings."""
     assert config.data is not None
     name = re.sub(r"[^\w.-]+", "-", Path(config.data).stem).strip("-")
     return f"{name}_{digest64(config.model_dump_json()) >> 32:08x}"
@@ -167,9 +165,9 @@ def evaluate_perplexity(
     process: Process,
     should_continue: Callable[[], bool],
 ) -> PerplexityResult:
-    """Token-weighted loss and perplexity. A collective; bit by bit the same on any number of ranks.
+    """Token-weighted loss and perplexity. A collective; results are bitwise equal on any number of ranks.
 
-    Where `should_continue` says False the remaining rows of this rank are left out.
+    When `should_continue` returns False, the rank skips its remaining rows.
     """
     losses = torch.zeros(len(rows.rows), dtype=torch.float64, device=process.device)
     batches = range(process.rank, -(-len(rows.rows) // micro_batch_size), process.world_size)
@@ -180,7 +178,7 @@ def evaluate_perplexity(
         ids, targets = (each.to(process.device) for each in rows.read(first, micro_batch_size))
         by_token = network.token_losses(theta, network.hidden(theta, ids[:, :-1]).flatten(0, 1), targets.flatten())
         losses[first : first + len(ids)] = by_token.unflatten(0, targets.shape).double().sum(-1)
-    # one rank computed each: whoever did, a sum with zeros is exact
+    # only one rank computed each row, so the sum over ranks is exact
     by_row = process.sum_over_ranks(losses).cpu().numpy()
     by_domain = {}
     for number, domain in enumerate(rows.domains):
@@ -195,10 +193,10 @@ def _mean(losses: npt.NDArray[np.float64], n_tokens: npt.NDArray[np.int64]) -> P
 
 
 def build_perplexity_dataset(config: RunConfig, tokenizer: TextTokenizer, vocab_size: int) -> PerplexityDataset | None:
-    """What perplexity is computed on; None where the configuration names no texts.
+    """The texts that the configuration names for perplexity, or None if it names none.
 
     Raises:
-        DataError: texts that cannot be reached or used.
+        DataError: the texts cannot be read or used.
     """
     settings = config.evaluation.perplexity
     if settings.data is None:

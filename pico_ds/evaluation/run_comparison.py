@@ -1,4 +1,4 @@
-"""Two runs on the same evaluation tasks, task by task."""
+"""Compares two runs on the same evaluation tasks, paired by task."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ from pico_ds.evaluation.few_shot import Estimate, FewShotResult
 
 @dataclass(frozen=True)
 class Entry:
-    """The last evaluation of a run, at one readout."""
+    """The last evaluation of a run at one readout."""
 
     name: str
     step: int
@@ -22,15 +22,15 @@ class Entry:
 
 
 def read_entry(text: str) -> Entry:
-    """Read `RUN` or `RUN:READOUT`; without a readout the run must have exactly one.
+    """Read the last evaluation of `RUN` or `RUN:READOUT`. The readout may be omitted if the run has only one.
 
     Raises:
-        ConfigError: no such run, or no such readout in it.
+        ConfigError: the run has no evaluation, no few-shot accuracy, or not this readout.
     """
     path, _, readout = text.partition(":")
     steps = [int(file.stem.removeprefix("step_")) for file in Path(path, "eval_results").glob("step_*.json")]
     if not steps:
-        raise ConfigError(f"{path} holds no eval_results/step_<N>.json; give the directory of a finished run")
+        raise ConfigError(f"{path} has no eval_results/step_<N>.json; give the directory of a finished run")
     result = EvaluationResult.read(Path(path, "eval_results", f"step_{max(steps)}.json"))
     if not result.few_shot:
         raise ConfigError(
@@ -41,17 +41,17 @@ def read_entry(text: str) -> Entry:
         readout = next(iter(result.few_shot))
     if readout not in result.few_shot:
         raise ConfigError(
-            f"{text}: name one of the readouts that were evaluated, e.g. {path}:{next(iter(result.few_shot))}"
-            f" (there are {', '.join(result.few_shot)})"
+            f"{text}: choose one of the evaluated readouts, e.g. {path}:{next(iter(result.few_shot))}"
+            f" (available: {', '.join(result.few_shot)})"
         )
     return Entry(text, result.step, result.validation_loss, result.few_shot[readout], result.task_key)
 
 
 def paired_differences(a: Entry, b: Entry) -> tuple[Estimate, Estimate]:
-    """Mean over tasks of a - b, before and after adaptation, with the interval of the differences.
+    """Mean over tasks of the accuracy difference a - b, before and after adaptation, with 95 % intervals.
 
     Raises:
-        ConfigError: the runs were evaluated on different tasks, or adapted for different numbers of steps.
+        ConfigError: the runs were evaluated on different tasks or with different numbers of adaptation steps.
     """
     n_a, n_b = len(a.few_shot.before), len(b.few_shot.before)
     if a.task_key != b.task_key or n_a != n_b:

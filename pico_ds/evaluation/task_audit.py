@@ -1,4 +1,4 @@
-"""Checks that tasks can be solved only by what their contexts say."""
+"""Checks that tasks can be solved only from the text of their contexts."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -20,14 +20,15 @@ from pico_ds.tasks.sentence_tasks import SentenceTasks
 from pico_ds.tasks.smlmt import SMLMT
 from pico_ds.tasks.task_statistics import visible_texts
 
-#: two contexts are near copies if they differ by at most so many tokens, and have more than twice as many
+#: two contexts are near copies if they differ by at most this many tokens, and have more than twice as many
 _NEAR_TOKENS = 2
-#: an accuracy is a fault if it is above chance with p < 0.0005 (one-sided), and by this share of the way to 1. A little
-#: is left: the length of a context also depends on the words beside it that its ends would cut.
+#: a shortcut is a problem if its accuracy is above chance with p < 0.0005 (one-sided), and by this share of the
+#: distance from chance to 1. The margin is needed because the length of a context also depends on which words its ends
+#: would cut.
 _STANDARD_ERRORS, _MARGIN = 3.3, 0.05
-#: share of near copies among the query contexts that is still acceptable
+#: acceptable share of near copies among the query contexts
 _MAX_NEAR_SHARE = 0.05
-#: tokens of a text whose words are counted
+#: tokens of the corpus whose words are counted
 _SAMPLED_TOKENS = 2**20
 
 
@@ -36,9 +37,9 @@ class WordBalance:
     """How often each word is a class.
 
     Attributes:
-        n_words: that may be classes.
-        least, most: tasks of the rarest and of the most common class, as multiples of the mean.
-        p_value: of a chi-square test that all words are sampled uniformly, without replacement within a task.
+        n_words: number of words that can be classes.
+        least, most: number of tasks of the least and the most frequent class, divided by the mean.
+        p_value: of a chi-square test of uniform sampling, without replacement within a task.
     """
 
     n_words: int
@@ -49,21 +50,21 @@ class WordBalance:
 
 @dataclass(frozen=True)
 class Audit:
-    """What was found in some tasks.
+    """Results of an audit.
 
     Attributes:
-        n_tasks: that were looked at.
+        n_tasks: number of audited tasks.
         chance: mean accuracy of guessing.
         accuracies: query accuracy of every task, of a logistic regression on one shortcut; by shortcut.
-        above_chance: shortcuts of `LENGTHS` whose accuracy is above chance.
-        n_contexts, n_query: contexts of all tasks, and those of the query sets.
-        exact_copies: contexts that equal an earlier one of their task.
-        near_copies: query contexts that differ from a support context of their class by one or two tokens.
-        visible: contexts in which a class word of their task can be read, and the most frequent such words.
-        unbalanced: tasks whose classes do not have equally many contexts.
+        above_chance: shortcuts in `LENGTHS` whose accuracy is above chance.
+        n_contexts, n_query: number of all contexts, and of query contexts.
+        exact_copies: contexts that equal an earlier context of their task.
+        near_copies: query contexts that differ from a support context of their class by at most two tokens.
+        visible: number of contexts in which a class word of their task is visible, by word.
+        unbalanced: tasks in which the classes have different numbers of contexts.
         balance: of the class words; None for sentences.
-        unknown_share: share of the word-like runs of tokens of the text that masking does not know; None for sentences.
-        word_share: share of the tokens of the text that stand in words known to masking; None for sentences.
+        unknown_share: share of word-like token runs in the corpus that masking does not know; None for sentences.
+        word_share: share of the tokens of the corpus that are in words known to masking; None for sentences.
     """
 
     n_tasks: int
@@ -82,10 +83,10 @@ class Audit:
 
     @property
     def problems(self) -> list[str]:
-        """A sentence for each fault."""
+        """One message for each problem found."""
         found = [
-            f"the {name} of a context tells its class: {Estimate.of(self.accuracies[name]).percent()} % of the queries "
-            f"are right, chance is {100 * self.chance:.1f} %"
+            f"the {name} of a context reveals its class: a classifier that sees nothing else has an accuracy of "
+            f"{Estimate.of(self.accuracies[name]).percent()} %, chance is {100 * self.chance:.1f} %"
             for name in self.above_chance
         ]
         if self.exact_copies:
@@ -107,7 +108,7 @@ class Audit:
         return found
 
 
-# several threads make fits of this size slower
+# fits of this size are slower with several threads
 @threadpool_limits.wrap(limits=1)  # type: ignore[untyped-decorator]
 def audit(
     tasks: SMLMT | SentenceTasks,
@@ -116,13 +117,13 @@ def audit(
     step: int = 0,
     judge_lengths: bool = True,
 ) -> Audit:
-    """Look at tasks 0 to n_tasks - 1 of a step.
+    """Audit tasks 0 to n_tasks - 1 of a step.
 
     Args:
-        judge_lengths: whether a length that tells the class is a fault. The length of a whole sentence may.
+        judge_lengths: whether a length that reveals the class is a problem. For whole sentences it is not.
 
     Raises:
-        TaskError: the tasks cannot be drawn.
+        TaskError: the tasks cannot be sampled.
     """
     accuracies: dict[str, list[float]] = {}
     excess: dict[str, dict[str, list[float]]] = {name: {} for name in LENGTHS}
@@ -167,7 +168,7 @@ def audit(
 def _shortcuts(
     tasks: SMLMT | SentenceTasks, tokenizer: TextTokenizer, episode: Episode, step: int, index: int
 ) -> Mapping[str, tuple[Integers, Integers]]:
-    """Numbers `[contexts, 1]` of support and query contexts, by the name of the shortcut."""
+    """Values of each shortcut for the support and the query contexts, `[contexts, 1]`, by shortcut name."""
     parts = [{**lengths_of(part, tokenizer), **outer_tokens(part)} for part in (episode.support, episode.query)]
     if isinstance(tasks, SMLMT):
         k_shot = len(episode.support.labels) // episode.n_way
@@ -182,11 +183,11 @@ def _shortcuts(
 
 
 def _is_above_chance(excess: list[list[float]], chance: float) -> bool:
-    """Whether accuracies are above chance.
+    """Whether the accuracy of a shortcut is above chance.
 
     Args:
-        excess: of each query context over chance, by class word. The same contexts of a word return in many tasks, so
-            words are independent, and tasks are not.
+        excess: correctness (0 or 1) minus chance of each query context, one list per class word. Contexts of a word
+            recur in many tasks, so words are independent samples and tasks are not.
     """
     by_word = np.array([np.mean(of_word) for of_word in excess])
     error = by_word.std(ddof=1) / np.sqrt(len(by_word))
@@ -194,7 +195,7 @@ def _is_above_chance(excess: list[list[float]], chance: float) -> bool:
 
 
 def _near_copies(episode: Episode, tokenizer: TextTokenizer) -> int:
-    """Query contexts that differ from a support context of their class by a few tokens, in whatever order."""
+    """Number of query contexts that are near copies of a support context of their class, in any token order."""
     found = 0
     for label in range(episode.n_way):
         ids = [part.input_ids[part.labels == label].numpy() for part in (episode.support, episode.query)]
@@ -209,7 +210,7 @@ def _near_copies(episode: Episode, tokenizer: TextTokenizer) -> int:
 
 
 def _visible_words(contexts: Contexts, words: tuple[str, ...], tokenizer: TextTokenizer) -> Counter[str]:
-    """Class words that can be read in the contexts; each word once a context."""
+    """Number of contexts in which each class word is visible."""
     found = Counter[str]()
     for parts in visible_texts(contexts, tokenizer):
         there = {word_name(run) for part in parts for run in LETTERS.findall(part)}
@@ -220,7 +221,7 @@ def _visible_words(contexts: Contexts, words: tuple[str, ...], tokenizer: TextTo
 def _balance(counts: Counter[str], n_words: int, n_tasks: int) -> WordBalance:
     drawn = np.array([*counts.values(), *[0] * (n_words - len(counts))])
     expected = drawn.sum() / n_words
-    # the classes of a task are distinct, which makes the counts vary less
+    # the classes of a task are distinct, which reduces the variance of the counts
     per_task = drawn.sum() / n_tasks
     statistic = ((drawn - expected) ** 2 / expected).sum() * (n_words - 1) / max(n_words - per_task, 1e-9)
     return WordBalance(

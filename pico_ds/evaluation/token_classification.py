@@ -1,4 +1,4 @@
-"""Fine-tuning for token classification, as pico-maml judges its models on Universal NER."""
+"""Evaluation by fine-tuning on token classification, as pico-maml does on Universal NER."""
 
 import copy
 import json
@@ -33,27 +33,28 @@ from pico_ds.model.decoder import PicoDecoder
 from pico_ds.model.meta_model import DECODER
 from pico_ds.progress import progress
 
-#: head: the decoder stays as it is; full: all of it is trained
+#: head: only the classifier is trained; full: the decoder is trained too
 Mode = Literal["head", "full"]
 MODES: tuple[Mode, ...] = ("head", "full")
 _TRAIN_SHARE, _DEV_SHARE = 0.7, 0.15
-#: by which a better dev loss is less than the best; what is learned by heart gets better for ever [nats per word]
+#: smallest decrease of the dev loss that counts as an improvement, because the loss of a memorized set keeps falling
+#: a little [nats per word]
 _LEAST_GAIN = 0.002
 
 
 @dataclass(frozen=True)
 class FineTuning:
-    """How a model is fine-tuned; the same for every model that is compared.
+    """Settings of fine-tuning, equal for all models that are compared.
 
-    Epochs of a small set are a few steps, so that lengths are given in both: the longer counts.
+    Durations are in epochs and in steps, because an epoch of a small set has few steps. The longer one applies.
 
     Attributes:
-        max_epochs, max_steps: when it ends at the latest.
-        min_steps: optimizer steps before it may end.
-        patience_epochs, patience_steps: without a better F1 or loss on the dev set before it ends.
-        judge_every_steps: least steps between looks at the dev set, which is at the ends of epochs.
-        batch_size: sentences of a step.
-        head_lr, body_lr: AdamW's learning rates of the classifier and of the decoder.
+        max_epochs, max_steps: maximum duration.
+        min_steps: optimizer steps before early stopping.
+        patience_epochs, patience_steps: fine-tuning stops after this long without a better F1 or loss on the dev set.
+        judge_every_steps: minimum steps between evaluations on the dev set, which happen at the ends of epochs.
+        batch_size: sentences per step.
+        head_lr, body_lr: AdamW learning rates of the classifier and of the decoder.
     """
 
     max_epochs: int = 20
@@ -69,7 +70,7 @@ class FineTuning:
 
 @dataclass(frozen=True)
 class Splits:
-    """Sentences to train on, to stop by, and to report."""
+    """Sentences for training, early stopping (dev) and reporting (test)."""
 
     train: list[TaggedSentence]
     dev: list[TaggedSentence]
@@ -78,24 +79,24 @@ class Splits:
     def __post_init__(self) -> None:
         """
         Raises:
-            DataError: a part that nothing can be learned from, or judged by.
+            DataError: a set has no entities.
         """
         for name, part in (("train", self.train), ("dev", self.dev), ("test", self.test)):
             n_entities = sum(tag.startswith("B-") for sentence in part for tag in sentence.tags)
             if not n_entities:
                 raise DataError(
-                    f"--ner: the {name} set has {len(part)} sentences and no entity, so that F1 says nothing; give "
+                    f"--ner: the {name} set has {len(part)} sentences and no entity, so F1 is undefined; give "
                     "more sentences, or three files that all have entities"
                 )
 
     @staticmethod
     def of_one(sentences: Sequence[TaggedSentence]) -> "Splits":
-        """About 70 % to train on, 15 % to stop by, 15 % to report; a sentence's place depends on its words alone.
+        """Split sentences into about 70 % train, 15 % dev and 15 % test.
 
-        Sentences that stand there twice are thus in one part.
+        The set of a sentence depends only on its words, so duplicates of a sentence are in one set.
 
         Raises:
-            DataError: too few sentences for three parts with entities.
+            DataError: too few sentences for three sets with entities.
         """
         parts: tuple[list[TaggedSentence], ...] = ([], [], [])
         for sentence in sentences:
@@ -105,18 +106,18 @@ class Splits:
 
     @property
     def tags(self) -> list[str]:
-        """All tags, in order."""
+        """All tags, sorted."""
         return sorted({tag for part in (self.train, self.dev, self.test) for one in part for tag in one.tags})
 
 
 @dataclass(frozen=True)
 class FineTuned:
-    """What came of a fine-tuning.
+    """Result of one fine-tuning run.
 
     Attributes:
-        f1: entity F1 on the test set, at the look that is best on the dev set.
-        steps: optimizer steps taken.
-        at_limit: whether it was ended by the most steps, while it still got better.
+        f1: entity F1 on the test set, at the evaluation that is best on the dev set.
+        steps: number of optimizer steps.
+        at_limit: whether it stopped at the maximum number of steps while still improving.
     """
 
     f1: float
@@ -134,13 +135,15 @@ def fine_tune(
     settings: FineTuning = FineTuning(),
     on_step: Callable[[float], None] = lambda _: None,
 ) -> FineTuned:
-    """Entity F1 (seqeval, strict IOB2) on the test set, at the look with the best F1, then loss, on the dev set.
+    """Fine-tune a classifier and return its entity F1 on the test set (seqeval, strict IOB2).
+
+    The reported evaluation has the best F1 on the dev set, and the lowest dev loss among those with equal F1.
 
     Args:
-        decoder: is not changed.
-        seed: of the classifier's first weights and of the order of the sentences.
-        max_length: longest sentence [tokens]; words beyond it are predicted as O.
-        on_step: called after every optimizer step with the share of the most steps that is done.
+        decoder: not modified.
+        seed: of the initial classifier weights and of the order of the sentences.
+        max_length: maximum sentence length [tokens]. Later words are predicted as O.
+        on_step: called after every optimizer step with the steps so far as a share of the maximum.
     """
     device, tags = decoder.embedding_proj.weight.device, splits.tags
     train, dev, test = (
@@ -198,7 +201,7 @@ def _judge(
     sentences: Sequence[TaggedSentence],
     tags: Sequence[str],
 ) -> tuple[float, float]:
-    """Entity F1, and the mean loss of a word [nats]."""
+    """Entity F1 and mean loss [nats per word]."""
     best: dict[int, list[int]] = {}
     losses = []
     for chosen in batches_by_length(encoded):
@@ -219,7 +222,11 @@ def _judge(
 def evaluate_ner(
     model: Model, splits: Splits, n_seeds: int, max_length: int, process: Process
 ) -> dict[str, list[FineTuned]]:
-    """A trained and an untrained model by seed, head alone and whole. A collective: ranks share the runs."""
+    """Fine-tune the trained and the untrained weights in both modes with each seed. A collective: ranks share the runs.
+
+    Returns:
+        results by seed, by the name of the weights and the mode.
+    """
     jobs = [
         (f"{name}, {mode}", theta, mode, seed)
         for name, theta in ((model.initial_name, model.untrained), ("trained", model.theta))
@@ -239,7 +246,7 @@ def evaluate_ner(
             decoder = _decoder_at(model, theta)
             one = fine_tune(decoder, model.tokenizer, splits, mode, seed, max_length, on_step=on_step)
             scores[place] = torch.tensor([one.f1, one.steps, one.at_limit], dtype=torch.float64)
-            last = f"; before: {name}, seed {seed}, F1 {100 * one.f1:.1f} % after {one.steps} steps"
+            last = f"; previous: {name}, seed {seed}, F1 {100 * one.f1:.1f} % after {one.steps} steps"
     found: dict[str, list[FineTuned]] = {}
     for (name, *_), (f1, steps, at_limit) in zip(jobs, process.sum_over_ranks(scores).tolist(), strict=True):
         found.setdefault(name, []).append(FineTuned(f1, int(steps), bool(at_limit)))
@@ -247,16 +254,16 @@ def evaluate_ner(
 
 
 def _decoder_at(model: Model, theta: Parameters) -> PicoDecoder:
-    """A decoder of its own with given weights, fp32."""
+    """A copy of the decoder with the given weights, fp32."""
     decoder = copy.deepcopy(model.network.skeleton.decoder)
     weights = {name.removeprefix(DECODER): part.float() for name, part in theta.items() if name.startswith(DECODER)}
-    # the skeleton has no storage
+    # assign, because the skeleton has no storage to copy into
     decoder.load_state_dict(weights, assign=True)
     return decoder.requires_grad_(requires_grad=False)
 
 
 def write_ner(path: Path, found: dict[str, list[FineTuned]], about: dict[str, object]) -> None:
-    """Write F1 and steps by seed, and what else is recorded."""
+    """Write F1 and steps by seed, with the metadata `about`, as JSON."""
     of_each = {
         key: {name: [getattr(one, key) for one in seeds] for name, seeds in found.items()}
         for key in ("f1", "steps", "at_limit")

@@ -21,9 +21,9 @@ def evaluate_validation_loss(
     process: Process,
     should_continue: Callable[[], bool],
 ) -> float:
-    """Mean next-token cross-entropy over the first `n_rows` rows [nats per token]; the same on any number of ranks.
+    """Mean next-token cross-entropy over the first `n_rows` rows [nats per token]. A collective.
 
-    Where `should_continue` says False the remaining rows of this rank are left out.
+    When `should_continue` returns False, the rank skips its remaining rows.
     """
     n_rows = min(n_rows, rows.n_rows)
     loss_sum = torch.zeros((), dtype=torch.float64, device=process.device)

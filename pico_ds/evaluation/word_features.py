@@ -1,4 +1,4 @@
-"""States of a decoder at the words of sentences, and batches of sentences of like length."""
+"""Decoder states at the words of sentences, and batches of sentences of similar length."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,15 +11,15 @@ from pico_ds.data.text.tokenizer import TextTokenizer
 from pico_ds.evaluation.conll import TaggedSentence
 from pico_ds.model.decoder import PicoDecoder
 
-#: sentences of a forward pass without gradients
+#: sentences per forward pass without gradients
 _JUDGED_TOGETHER = 64
-#: batches that are sorted by length together
+#: number of batches whose sentences are sorted by length together
 _SORTED_BATCHES = 16
 
 
 @dataclass(frozen=True)
 class EncodedSentence:
-    """A sentence as tokens; the last token of a word carries its label, for it has seen the whole word."""
+    """A tokenized sentence. The label of a word is at its last token, because only that token sees the whole word."""
 
     ids: Int[Tensor, " length"]
     last: Int[Tensor, " words"]
@@ -27,21 +27,21 @@ class EncodedSentence:
 
 
 class WordStates:
-    """The decoder's state at the last token of every word of some sentences; computed once where it is frozen."""
+    """Decoder states at the last token of every word. For a frozen decoder they are computed only once."""
 
     def __init__(self, decoder: PicoDecoder, pad_id: int, frozen: bool) -> None:
         self._decoder, self._pad_id = decoder, pad_id
         self._known: dict[int, Tensor] | None = {} if frozen else None
 
     def __call__(self, sentences: Sequence[EncodedSentence]) -> Float[Tensor, "words width"]:
-        """The states at the last tokens of all words of some sentences, in order."""
+        """States of all words of the sentences, in order."""
         if self._known is None:
             return self._compute(sentences)
         return torch.cat([self._known[id(one)] for one in sentences])
 
     @torch.no_grad()
     def compute_once(self, sentences: Sequence[EncodedSentence]) -> None:
-        """Compute the states of a frozen decoder, which later calls take."""
+        """Compute and cache the states of a frozen decoder for later calls."""
         assert self._known is not None
         for chosen in batches_by_length(sentences):
             states = self._compute(chosen).split([len(one.last) for one in chosen])
@@ -58,7 +58,7 @@ class WordStates:
 def encode_sentences(
     sentences: Sequence[TaggedSentence], tokenizer: TextTokenizer, tags: Sequence[str], max_length: int
 ) -> list[EncodedSentence]:
-    """Sentences as tokens; words that begin after `max_length` tokens are left out."""
+    """Tokenize sentences. Words that do not end within the first `max_length` tokens are dropped."""
     number = {tag: place for place, tag in enumerate(tags)}
     encoded = []
     for sentence in sentences:
@@ -72,7 +72,7 @@ def encode_sentences(
 
 
 def batches_by_length(sentences: Sequence[EncodedSentence]) -> Iterator[list[EncodedSentence]]:
-    """All sentences, those of like length together: what is padded costs as much as what is not."""
+    """Yield all sentences in batches of similar length, which avoids computation on padding."""
     ordered = sorted(sentences, key=lambda one: len(one.ids))
     return map(list, _batches(ordered, _JUDGED_TOGETHER))
 
@@ -80,7 +80,7 @@ def batches_by_length(sentences: Sequence[EncodedSentence]) -> Iterator[list[Enc
 def training_batches(
     sentences: Sequence[EncodedSentence], size: int, generator: torch.Generator
 ) -> Iterator[list[EncodedSentence]]:
-    """All sentences in random batches of like length: sorted within random groups of several batches."""
+    """Yield all sentences in random batches of similar length: sorted within random groups of several batches."""
     order = torch.randperm(len(sentences), generator=generator).tolist()
     groups = _batches([sentences[place] for place in order], size * _SORTED_BATCHES)
     batches = [batch for group in groups for batch in _batches(sorted(group, key=lambda one: len(one.ids)), size)]
@@ -89,6 +89,5 @@ def training_batches(
 
 
 def _batches(sentences: Sequence[EncodedSentence], size: int) -> Iterator[list[EncodedSentence]]:
-    """The sentences in their order, `size` at a time."""
     for first in range(0, len(sentences), size):
         yield [*sentences[first : first + size]]

@@ -1,1 +1,1 @@
-"""Detects and reports failures of a run."""
+"""Detects and reports failures of a run, and handles stop signals."""

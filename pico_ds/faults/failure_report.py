@@ -1,4 +1,4 @@
-"""What is left when a run fails: a log of every rank, and one summary that says which rank failed first."""
+"""Writes the report of a failed run: a log of every rank, and a summary that names the rank that failed first."""
 
 import json
 import os
@@ -22,12 +22,12 @@ from pico_ds.file_writing import write_durably
 from pico_ds.runs.run_directory import RunDirectory
 from pico_ds.runs.run_status import RunStatus
 
-#: how a rank ends: of its own error; because it lost another; hanging in its own work; waiting for one that hangs
+#: why a rank ended: its own error, the death of another rank, a hang in its own work, or waiting for a hung rank
 Cause = Literal["error", "lost_peer", "hang", "waited"]
 
 SUMMARY_NAME = "summary.txt"
-#: variables of the environment that decide how ranks find and reach each other; named one by one, because a name that
-#: begins like theirs may hold a secret
+#: environment variables that affect how ranks connect. They are listed one by one, because other variables with the
+#: same prefixes may contain secrets
 _VARIABLES = frozenset(
     {
         *("RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
@@ -41,21 +41,21 @@ _VARIABLES = frozenset(
         *("SLURM_JOB_ID", "SLURM_JOB_NODELIST", "SLURM_RESTART_COUNT"),
     }
 )
-#: for the logs of other ranks to come, before one of them is named the first
+#: time to wait for the logs of other ranks, before deciding which rank failed first [s]
 _SETTLING_SECONDS = 1.5
-#: for a lower rank to write the summary, which may have to notice first
+#: time for a lower rank to notice the failure and to write the summary [s]
 _LOWER_RANK_SECONDS = 5.0
-#: stack frames in which a rank waits for others, or for the device that does
+#: paths of stack frames in which a rank waits for other ranks, or for a device that waits for them
 _WAITING = ("/torch/distributed/", "/deepspeed/comm/", "/torch/cuda/")
 
 
 @dataclass(frozen=True)
 class RankFailure:
-    """First line of a rank's log.
+    """The failure of one rank, which is the first line of its log.
 
     Attributes:
-        at: when it failed [s since the epoch].
-        step: outer steps that the rank had done.
+        at: time of the failure [s since the epoch].
+        step: number of outer steps that the rank had completed.
     """
 
     rank: int
@@ -66,13 +66,16 @@ class RankFailure:
 
 
 class FailureReport:
-    """Writes this rank's log when it fails, and the summary where no lower rank does. From any thread, once."""
+    """Writes the log of this rank when it fails, and the summary unless a lower rank writes it.
+
+    Any thread may call `write`. Only the first call has an effect.
+    """
 
     def __init__(self, run: RunDirectory, process: Process, environment: Mapping[str, Any], started: int) -> None:
         """
         Args:
             environment: content of environment.json.
-            started: time of rank 0's start, the same number on every rank [s since the epoch].
+            started: start time of rank 0, equal on every rank [s since the epoch].
         """
         self._run, self._process, self._environment, self._started = run, process, environment, started
         self._directory = run.failures / time.strftime("%Y%m%d-%H%M%S", time.gmtime(started))
@@ -82,22 +85,22 @@ class FailureReport:
 
     @property
     def has_begun(self) -> bool:
-        """Whether the outer loop was entered."""
+        """Whether the outer loop has started."""
         return self._steps_done is not None
 
     def begin(self, steps_done: Callable[[], int]) -> None:
-        """The outer loop is entered; `steps_done` gives the outer steps done."""
+        """Record that the outer loop starts. `steps_done` returns the number of completed outer steps."""
         self._steps_done = steps_done
 
     def write_of_watchdog(self, reason: str, is_lost_peer: bool) -> None:
-        """Write for a main thread that hangs, in its own work or in that of all ranks."""
+        """Write the report for a main thread that hangs, either in its own work or in a collective."""
         self.write(reason, "lost_peer" if is_lost_peer else "waited" if waits_for_others() else "hang")
 
     def write(self, error: BaseException | str, cause: Cause) -> None:
-        """Write the log of this rank, and see to the summary.
+        """Write the log of this rank, and the summary unless a lower rank writes it.
 
         Args:
-            error: a message where there is no exception, whose stacks are those of the threads.
+            error: the exception, or a message if there is none. With a message, the log has the stacks of all threads.
         """
         with self._lock:
             if self._is_written:
@@ -107,7 +110,7 @@ class FailureReport:
         steps = 0 if self._steps_done is None else self._steps_done()
         found = RankFailure(self._process.rank, cause, message, time.time(), steps)
         path = self._directory / f"rank_{found.rank}.log"
-        # what ended the run is said by the caller, and is not to be hidden by a disk that is full
+        # the caller raises the error that ended the run, and a full disk must not hide it
         with self._printing_problems():
             if self._process.is_main:
                 RunStatus.say(self._run, "failed", message)
@@ -125,7 +128,7 @@ class FailureReport:
             yield
         except OSError as error:
             sentence = describe_os_error(error, self._directory)
-            print(f"rank {self._process.rank}: of this failure: {sentence}", file=sys.stderr, flush=True)
+            print(f"rank {self._process.rank}: cannot record this failure: {sentence}", file=sys.stderr, flush=True)
 
     def _log(self, found: RankFailure, error: BaseException | str) -> str:
         memory = psutil.virtual_memory()
@@ -135,8 +138,8 @@ class FailureReport:
             "",
             f"rank {found.rank} of {self._process.world_size}, process {os.getpid()} on {socket.gethostname()}, device "
             f"{self._process.device}, {found.at - self._started:.0f} s after the start, {found.step} outer steps done",
-            f"memory of the host: {memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB available; of this "
-            f"process: {psutil.Process().memory_info().rss / 2**30:.2f} GiB",
+            f"host memory: {memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB available; this "
+            f"process uses {psutil.Process().memory_info().rss / 2**30:.2f} GiB",
             "",
             _all_stacks() if isinstance(error, str) else "".join(traceback.format_exception(error)),
             *(f"{name}={value}" for name, value in variables.items()),
@@ -146,12 +149,12 @@ class FailureReport:
         return "\n".join(lines) + "\n"
 
     def _is_to_summarize(self, cause: Cause) -> bool:
-        """Whether no lower rank will: it writes the summary, or is dead."""
+        """Return whether this rank must write the summary, because no lower rank has done so in time."""
         if self._process.world_size == 1:
             return True
         is_lowest = set(range(self._process.rank)) <= set(self._process.lost_ranks())
         if cause == "error" and not is_lowest:
-            # the others notice when this rank has gone, and not before
+            # a lower rank writes the summary when it notices that this rank has died
             return False
         end = time.monotonic() + (_SETTLING_SECONDS if is_lowest else _LOWER_RANK_SECONDS)
         while time.monotonic() < end:
@@ -172,7 +175,7 @@ class FailureReport:
         except FileExistsError:
             return
         except OSError:
-            # it is printed
+            # the summary is printed below
             pass
         print("\n" + text, end="", file=sys.stderr, flush=True)
 
@@ -189,44 +192,44 @@ class FailureReport:
         if stacks := sorted(path.name for path in self._run.logs.glob("stacks_rank_*.txt") if path.stat().st_size):
             lines.append(f"  stacks     {', '.join(stacks)} in {self._run.logs}")
         steps = CheckpointStore(self._run.checkpoints).steps()
-        where = f"goes on from checkpoints/step_{max(steps)}" if steps else "begins anew: no checkpoint stands"
-        lines.append(f"  go on      the same command with checkpointing.run_name={self._run.path.name} {where}")
+        where = f"resume from checkpoints/step_{max(steps)}" if steps else "start over: there is no checkpoint"
+        lines.append(f"  next       run the same command with checkpointing.run_name={self._run.path.name} to {where}")
         return "\n".join(lines) + "\n"
 
 
 def _tell_launcher(found: RankFailure, log: Path) -> None:
-    """Let torchrun's own report show the error, and take the first by its time, where it else shows neither."""
+    """Write the error and its time for torchrun, whose report otherwise has no message and may blame a later rank."""
     if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
         content = {"message": f"{found.error}; see {log}", "timestamp": int(found.at)}
         Path(file).write_text(json.dumps(content), encoding="utf-8")
 
 
 def read_failures(directory: Path) -> list[RankFailure]:
-    """What the ranks of a start that failed have left, in order of time."""
+    """Return the failures that the ranks of a failed start have logged, in order of time."""
     found = []
     for path in directory.glob("rank_*.log"):
         try:
             with path.open(encoding="utf-8") as file:
                 found.append(RankFailure(**json.loads(file.readline())))
         except (OSError, ValueError, TypeError):
-            # a full disk took none of it, or a part
+            # on a full disk the log is empty or truncated
             continue
     return sorted(found, key=lambda failure: failure.at)
 
 
 def name_the_first(failures: list[RankFailure], dead: list[int], mute: list[int]) -> tuple[str, list[str]]:
-    """Which rank failed first, and what is to be said of the others.
+    """Return a sentence about the rank that failed first, and sentences about the other ranks.
 
     Args:
-        failures: in order of time.
-        dead: ranks of this node that have died without a log.
-        mute: ranks of this node that live, and have left none.
+        failures: logged failures, in order of time.
+        dead: ranks of this node that died without a log.
+        mute: ranks of this node that are alive and have no log.
     """
     own = [failure for failure in failures if failure.cause in ("error", "hang")]
-    killed = [f"rank {rank} died without a word: killed, by a signal or for want of memory" for rank in dead]
+    killed = [f"rank {rank} died without an error message: killed by a signal, or out of memory" for rank in dead]
     told = [f"rank {failure.rank}, after {failure.step} steps: {failure.error}" for failure in own] + killed
     if not told and any(failure.cause == "waited" for failure in failures):
-        told = [f"rank {rank} hangs outside of Python, and the others waited for it" for rank in mute]
+        told = [f"rank {rank} hangs outside of Python, and the other ranks waited for it" for rank in mute]
     if not told:
         told = [f"rank {failure.rank}, after {failure.step} steps: {failure.error}" for failure in failures[:1]]
         failures = failures[1:]
@@ -234,12 +237,12 @@ def name_the_first(failures: list[RankFailure], dead: list[int], mute: list[int]
     if followed:
         shown = ", ".join(map(str, sorted(followed)[:8])) + (" ..." if len(followed) > 8 else "")
         last = max(failure.step for failure in failures)
-        told.append(f"rank {shown} ended for want of it, after {last} steps")
+        told.append(f"rank {shown} ended as a result, after {last} steps")
     return told[0], told[1:]
 
 
 def waits_for_others() -> bool:
-    """Whether the main thread of this process waits in a collective, or for a device."""
+    """Return whether the main thread of this process waits in a collective or for a device."""
     frame = sys._current_frames().get(threading.main_thread().ident or 0)
     while frame is not None:
         if any(part in frame.f_code.co_filename for part in _WAITING):

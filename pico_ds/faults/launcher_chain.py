@@ -1,4 +1,4 @@
-"""The processes that started this one as a rank. If one of them dies, nobody watches the rank any more."""
+"""The launcher processes above this rank. If one of them dies, nothing supervises the rank any more."""
 
 import os
 import signal
@@ -16,29 +16,29 @@ _PROGRAMS = frozenset(
     }
 )
 _SHELLS = frozenset({"sh", "bash", "dash", "zsh", "ksh", "fish", "csh", "tcsh"})
-#: a server's process for one connection
+#: SSH server processes, one per connection
 _CONNECTIONS = frozenset({"sshd", "sshd-session", "dropbear"})
-#: words of a command line that may name the program: `python -u -m torch.distributed.run` is the longest
+#: number of words of a command line that may name the program, as in `python -u -m torch.distributed.run`
 _PROGRAM_WORDS = 4
 
 
 class LauncherChain:
     """The ancestors of this process up to its topmost launcher.
 
-    A shell or a terminal above the launcher is not in the chain, because a user may close it. The chain of a command
-    that `ssh` runs on another node ends with the server's process for the connection.
+    A shell or a terminal above the launcher is not in the chain, because a user may close it. If `ssh` runs the command
+    on another node, the chain ends with the SSH server process of the connection.
     """
 
     def __init__(self, ancestors: Sequence[int]) -> None:
         """
         Args:
-            ancestors: process ids, the parent first.
+            ancestors: process ids, starting with the parent.
         """
         self._links = list(zip([os.getpid(), *ancestors], ancestors, strict=False))
 
     @classmethod
     def of_this_process(cls) -> "LauncherChain":
-        """The chain as it is now; empty if no launcher started this process."""
+        """Return the current chain, which is empty if no launcher started this process."""
         try:
             ancestors = psutil.Process().parents()
         except psutil.Error:
@@ -49,16 +49,16 @@ class LauncherChain:
 
     @property
     def is_broken(self) -> bool:
-        """Whether a process of the chain has died: its child has another parent then."""
+        """Whether a process of the chain has died, so that its child has a different parent."""
         return any(_parent_of(child) != parent for child, parent in self._links)
 
 
 def _length(ancestors: Iterable[tuple[str, list[str]]], is_rank: bool) -> int:
-    """How many ancestors are in the chain.
+    """Return how many ancestors are in the chain.
 
     Args:
-        ancestors: names and command lines, the parent first.
-        is_rank: whether the environment says that there are other ranks, so that the parent is a launcher.
+        ancestors: names and command lines, starting with the parent.
+        is_rank: whether the environment shows that there are other ranks, so that the parent is a launcher.
     """
     length, only_shells = int(is_rank), True
     ignores_hangup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
@@ -66,7 +66,7 @@ def _length(ancestors: Iterable[tuple[str, list[str]]], is_rank: bool) -> int:
         if is_launcher(command, name):
             length, only_shells = place, True
         elif name in _CONNECTIONS:
-            # between them are only the shells that a remote command is run by, and nobody asked to outlive it
+            # include the connection if only the shells of a remote command are in between, and SIGHUP is not ignored
             return place if length and only_shells and not ignores_hangup else length
         elif not (Path(command[0]).name in _SHELLS and "-c" in command if command else False):
             only_shells = False
@@ -74,11 +74,11 @@ def _length(ancestors: Iterable[tuple[str, list[str]]], is_rank: bool) -> int:
 
 
 def is_launcher(command: Sequence[str], name: str = "") -> bool:
-    """Whether a process is one that starts ranks.
+    """Return whether a process starts ranks.
 
     Args:
-        command: its command line; empty if it cannot be read.
-        name: as the kernel has it.
+        command: command line of the process; empty if it cannot be read.
+        name: name of the process in the kernel.
     """
     words = [Path(word).name for word in command[:_PROGRAM_WORDS]]
     if not words or words[0].lstrip("-") in _SHELLS:

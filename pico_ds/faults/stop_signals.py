@@ -1,4 +1,4 @@
-"""Reasons to save and stop: a signal, or a launcher that has died."""
+"""Handles the reasons to save and stop: a signal, or the death of a launcher."""
 
 import contextlib
 import os
@@ -11,19 +11,19 @@ from typing import Any
 
 from pico_ds.faults.launcher_chain import LauncherChain
 
-#: SLURM and the launchers announce the end of an allocation by the first two; a connection that drops, by SIGHUP
+#: SLURM and launchers send SIGTERM or SIGUSR1 before an allocation ends; a lost connection causes SIGHUP
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)
 _WATCH_SECONDS = 1.0
-#: within this time, a second SIGINT is the same key press, which a launcher passes on [s]
+#: a second SIGINT within this time is the same key press, forwarded by a launcher [s]
 _SAME_PRESS_SECONDS = 1.0
-LAUNCHER_DIED = "the launcher has gone"
+LAUNCHER_DIED = "the launcher has died"
 
 
 class StopSignals:
-    """Notes that a signal came; the training loop asks for it between steps.
+    """Records stop signals. The training loop checks for them between steps.
 
-    The death of a launcher counts as a signal. Without it a rank would train on as an orphan, on a GPU that nobody
-    watches. Before `install` there is nothing to save, and a signal or a dead launcher ends the process.
+    The death of a launcher counts as a signal, because otherwise an orphaned rank would continue to occupy its GPU.
+    Before `install` there is nothing to save, so a signal or the death of a launcher ends the process.
     """
 
     def __init__(self) -> None:
@@ -36,11 +36,11 @@ class StopSignals:
 
     @property
     def received(self) -> str | None:
-        """What came, or None."""
+        """Name of the signal or reason to stop, or None."""
         return self._noted
 
     def install(self) -> None:
-        """Note the signals from now on, instead of dying of them. A second SIGINT interrupts at once."""
+        """Record signals from now on instead of dying. A second SIGINT raises KeyboardInterrupt."""
         self._is_installed = True
         for number in _SIGNALS:
             # nohup ignores SIGHUP, and a shell ignores SIGINT for a command in the background
@@ -48,7 +48,7 @@ class StopSignals:
                 self._previous[number] = signal.signal(number, self._note)
 
     def uninstall(self) -> None:
-        """Restore what the signals did before `install`."""
+        """Restore the signal handlers that `install` replaced."""
         while self._previous:
             signal.signal(*self._previous.popitem())
 
@@ -60,13 +60,13 @@ class StopSignals:
     def _note_interrupt(self) -> None:
         """
         Raises:
-            KeyboardInterrupt: the user has pressed Ctrl-C again.
+            KeyboardInterrupt: the user pressed Ctrl-C again.
         """
         now = time.monotonic()
         if self._interrupted_at is None:
             self._interrupted_at = now
             with contextlib.suppress(OSError):
-                # not through a buffer, which the signal may have interrupted
+                # unbuffered, because the signal may have interrupted a buffered write
                 os.write(2, b"\nsaving after this step, then stopping; press Ctrl-C again to stop at once\n")
         elif now - self._interrupted_at > _SAME_PRESS_SECONDS:
             raise KeyboardInterrupt
@@ -77,5 +77,5 @@ class StopSignals:
             pause.wait(_WATCH_SECONDS)
         self._noted = self._noted or LAUNCHER_DIED
         if not self._is_installed:
-            print(f"{LAUNCHER_DIED}: ending before the first step", file=sys.stderr, flush=True)
+            print(f"{LAUNCHER_DIED}: exiting before the first step", file=sys.stderr, flush=True)
             os.kill(os.getpid(), signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Ends a job that makes no progress: a rank that hangs or dies leaves the others waiting in a collective."""
+"""Ends a job that makes no progress, because a rank that hangs or dies leaves the others waiting in a collective."""
 
 import faulthandler
 import os
@@ -10,23 +10,24 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
-#: exit code of a rank that hung, or waited for one
+#: exit code of a rank that hung, or that waited for a rank that hung
 HANG_EXIT_CODE = 75
-#: for the other ranks to write their stacks, before the launcher kills them because one has ended
+#: time for the other ranks to write their stacks, before the launcher kills them because one rank has exited [s]
 _GRACE_SECONDS = 3.0
-#: for a rank that has noticed to end, whatever comes
+#: a rank that has noticed the failure is killed after this time, even if writing its reports hangs [s]
 _END_SECONDS = 20.0
-#: for a rank that lost another one to notice by itself, and to let go of its save; launchers kill it after 30 s
+#: time for a rank to notice by itself that another rank has died, and to abandon its save; launchers kill the rank
+#: after 30 s [s]
 _LOST_SECONDS = 15.0
 
 
 class Watchdog:
-    """After `timeout_seconds` without `beat`: writes the stacks of all threads, and ends the process.
+    """Writes the stacks of all threads and ends the process after `timeout_seconds` without a call of `beat`.
 
-    The same where another rank of the node has died and this one does not notice: a collective of NCCL waits on, and
-    with it the thread that would act upon the launcher's SIGTERM. The ranks wait for each other in every step, so all
-    of them notice within moments. A second timer, which needs no interpreter lock, covers a hang inside of native code
-    that holds the lock.
+    The watchdog also ends the process if another rank of the node has died and this rank does not notice. In that case
+    an NCCL collective waits forever, and blocks the thread that would handle the launcher's SIGTERM. Because ranks wait
+    for each other in every step, all of them notice at about the same time. A second timer, which does not need the
+    interpreter lock, covers native code that hangs while it holds the lock.
     """
 
     def __init__(
@@ -39,9 +40,9 @@ class Watchdog:
     ) -> None:
         """
         Args:
-            lost_ranks: gives the ranks of this node that have died.
-            directory: for `stacks_rank_<rank>.txt`.
-            on_end: called before the process ends, with the reason, and whether it is that another rank has died.
+            lost_ranks: returns the ranks of this node that have died.
+            directory: where `stacks_rank_<rank>.txt` is written.
+            on_end: called before the process ends, with the reason and whether the reason is that another rank died.
         """
         self._on_end = on_end
         self._timeout, self._rank, self._lost_ranks = timeout_seconds, rank, lost_ranks
@@ -59,22 +60,22 @@ class Watchdog:
         self.stop()
 
     def start(self) -> None:
-        """Watch from now on."""
+        """Start to watch."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        # appended: the stacks of a start before this one are evidence
+        # append, because the stacks of an earlier start are evidence
         self._file = self._path.open("a", encoding="utf-8")
         self.beat()
         self._thread.start()
 
     def beat(self) -> None:
-        """There was progress."""
+        """Record that there was progress."""
         self._last = time.monotonic()
         if self._file is not None:
             backup = self._timeout + 2 * _GRACE_SECONDS
             faulthandler.dump_traceback_later(backup, exit=True, file=self._file)
 
     def stop(self) -> None:
-        """Watch no more."""
+        """Stop watching."""
         faulthandler.cancel_dump_traceback_later()
         self._stopped.set()
         if self._thread.is_alive():
@@ -82,7 +83,7 @@ class Watchdog:
         if self._file is not None:
             self._file.close()
             self._file = None
-            # it is only tidied: a disk that has become read-only does not make a finished run a failed one
+            # this only tidies up: a disk that has become read-only must not fail a finished run
             with suppress(OSError):
                 if self._path.stat().st_size == 0:
                     self._path.unlink()
@@ -97,18 +98,18 @@ class Watchdog:
                 continue
             lost_since = lost_since or now
             if now - max(lost_since, self._last) > _LOST_SECONDS:
-                died = f"rank {', '.join(map(str, lost))} of this node has died, and this one waits for it"
+                died = f"rank {', '.join(map(str, lost))} of this node has died, and this rank waits for it"
                 self._end(died, is_lost_peer=True)
 
     def _end(self, reason: str, is_lost_peer: bool) -> None:
         assert self._file is not None
-        # what follows may hang as well, where it writes
+        # the writes below may hang as well
         faulthandler.dump_traceback_later(_END_SECONDS, exit=True, file=self._file)
-        print(f"rank {self._rank}: {reason}; stacks are in {self._path}; ending", file=sys.stderr, flush=True)
+        print(f"rank {self._rank}: {reason}; exiting. Stack traces are in {self._path}", file=sys.stderr, flush=True)
         faulthandler.dump_traceback(file=self._file, all_threads=True)
         self._file.flush()
         faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
         self._on_end(reason, is_lost_peer)
         time.sleep(_GRACE_SECONDS)
-        # the main thread hangs: nothing that needs it, such as an orderly exit, would come to an end
+        # the main thread hangs, so a normal exit, which needs it, would hang too
         os._exit(HANG_EXIT_CODE)

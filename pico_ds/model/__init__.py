@@ -1,1 +1,1 @@
-"""The Pico decoder and the heads of meta-learning."""
+"""The Pico decoder: layers, attention kernels, loss, pretrained weights and the transformers model."""

@@ -1,4 +1,4 @@
-"""Causal attention: the one place that calls an attention kernel."""
+"""Causal attention, and the interface of attention kernels."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from torch import Tensor
 
 @runtime_checkable
 class Attend(Protocol):
-    """Attention over already rotated queries and keys.
+    """Interface of an attention kernel. Queries and keys are already rotated.
 
     Shapes: queries `[batch, heads, seq, head_dim]`, keys and values `[batch, kv_heads, seq, head_dim]`; the result has
-    the shape of the queries. `layer` is the block's index, for implementations that keep a cache per block.
+    the shape of the queries. `layer` is the index of the block, for implementations that keep a cache per block.
     """
 
     def __call__(self, queries: Tensor, keys: Tensor, values: Tensor, layer: int) -> Tensor:
-        """Mix the values."""
+        """Compute attention."""
         ...
 
 
 def causal_attention(queries: Tensor, keys: Tensor, values: Tensor, layer: int = 0) -> Tensor:
     """Causal self-attention without a mask tensor, so that the flash kernels apply.
 
-    Sequences are right-padded: a causal mask already hides the padding from every real position.
+    Sequences are right-padded, so the causal mask already hides the padding from every real position.
     """
     grouped = queries.shape[-3] != keys.shape[-3]
     return F.scaled_dot_product_attention(queries, keys, values, is_causal=True, enable_gqa=grouped)

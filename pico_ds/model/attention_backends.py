@@ -1,4 +1,4 @@
-"""The choice of an attention kernel: every one that is there computes the same, at another speed."""
+"""Choice of the attention kernel. All kernels compute the same function; they differ in speed and availability."""
 
 from __future__ import annotations
 
@@ -20,34 +20,34 @@ from pico_ds.model.attention import Attend
 logger = logging.getLogger(__name__)
 
 Backend = Literal["cudnn", "flash_attn_3", "flash_attn_4", "flash_attn", "sdpa_flash", "sdpa_efficient", "math"]
-#: by speed of a forward and backward pass on an H100 (docs/performance.md); auto takes the first that works
+#: fastest first, by forward plus backward time on an H100 (docs/performance.md); auto uses the first that works
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
 _SDPA = {
     "cudnn": SDPBackend.CUDNN_ATTENTION,
     "sdpa_flash": SDPBackend.FLASH_ATTENTION,
-    # the only fused kernel of a GPU for fp32
+    # the only fused GPU kernel that supports fp32
     "sdpa_efficient": SDPBackend.EFFICIENT_ATTENTION,
     "math": SDPBackend.MATH,
 }
-#: Under vmap torch does not see that a gradient will be asked for, and these leave out what their backward pass needs.
+#: Under vmap, torch does not detect that a gradient will be needed, so these kernels skip what their backward pass needs.
 _NOT_UNDER_VMAP = {"cudnn", "sdpa_efficient"}
-#: last release that reads and writes beyond the end where a length is no multiple of 128 (pytorch issue 169849)
+#: last cuDNN release that accesses memory out of bounds unless the length is a multiple of 128 (pytorch issue 169849)
 _CUDNN_WRONG_UNTIL, _CUDNN_RIGHT_LENGTHS = 91500, 128
-#: module, and how to install it
+#: module to import, and how to install it
 _PACKAGES = {
     "flash_attn": ("flash_attn", "pip install flash-attn --no-build-isolation (needs nvcc)"),
     "flash_attn_3": ("flash_attn_interface", "build `hopper` of github.com/Dao-AILab/flash-attention (needs nvcc)"),
     "flash_attn_4": ("flash_attn.cute", "pip install --pre flash-attn-4"),
 }
-#: largest difference from fp32 arithmetic, over the largest value; bf16 has 8 bits
+#: largest allowed difference from fp32 arithmetic, relative to the largest value; bf16 has 8 bits of precision
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 4e-2, torch.float16: 1e-2}
 
 
 class UnavailableError(Exception):
-    """A kernel that is not installed, or does not run here."""
+    """The kernel is not installed, or does not work on this machine."""
 
 
-#: lines about kernels that were logged; a run makes several networks
+#: log lines already written, because a run builds several networks
 _said: set[str] = set()
 
 
@@ -60,12 +60,12 @@ def choose_attention(
     head_dim: int,
     lengths: Sequence[int],
 ) -> tuple[Backend, Attend]:
-    """The kernel asked for, or with auto the fastest that works here; the choice is logged.
+    """Return the requested attention kernel, or with `auto` the fastest one that works here. Logs the choice.
 
-    A kernel works when its output and gradients are those of fp32 arithmetic, on random inputs of the lengths given.
+    A kernel works if its output and gradients match fp32 arithmetic on random inputs of the given lengths.
 
     Raises:
-        ConfigError: the kernel asked for is not there; the message says how to get it.
+        ConfigError: the requested kernel does not work; the message says how to install it.
     """
     problems: list[str] = []
     for name in BACKENDS if wanted == "auto" else (wanted,):
@@ -76,12 +76,12 @@ def choose_attention(
                     _check_cudnn(lengths)
                 for length in lengths:
                     with warnings.catch_warnings():
-                        # torch warns once for each reason that a kernel has for refusing; the error says enough
+                        # torch warns about every reason why a kernel is unsupported; the error is enough
                         warnings.simplefilter("ignore")
                         probe(attend, device, dtype, n_heads, n_kv_heads, head_dim, length)
             except UnavailableError as problem:
                 said = f"{name}: {problem}"
-                # with keys repeated it is the same, where the kernel is not there at all
+                # a missing kernel gives the same message with and without repeated keys
                 problems += [said] if said not in problems else []
                 continue
             how = "keys and values repeated for each query head" if repeat_keys else f"model.attention: {wanted}"
@@ -91,8 +91,8 @@ def choose_attention(
                 logger.info("%s", said)
             return name, attend
     raise ConfigError(
-        f"model.attention: {'; '.join(problems)}. Take another one of auto, {', '.join(BACKENDS)}; auto finds the "
-        "fastest that is there"
+        f"model.attention: {'; '.join(problems)}. Choose another one of auto, {', '.join(BACKENDS)}; auto finds the "
+        "fastest available kernel"
     )
 
 
@@ -106,8 +106,9 @@ def attention_of_several_tasks(
     head_dim: int,
     length: int,
 ) -> tuple[Backend, Attend]:
-    """The kernel chosen where it knows `torch.func.vmap`, by which tasks run together; else torch's flash kernel, and
-    where that does not know it either, plain operations.
+    """Return an attention kernel that supports `torch.func.vmap`, which batches the tasks.
+
+    The candidates are the chosen kernel, torch's flash kernel, and finally plain operations.
     """
     candidates: list[tuple[Backend, Attend]] = [(chosen, attend)] if chosen not in _NOT_UNDER_VMAP else []
     candidates += [("sdpa_flash", load_backend("sdpa_flash", device, repeat)) for repeat in (False, True)]
@@ -116,15 +117,15 @@ def attention_of_several_tasks(
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                # a kernel without a rule runs task by task, and says so
+                # a kernel without a batching rule runs task by task, with this warning
                 warnings.filterwarnings("error", message=".*batching rule")
                 probe(_under_vmap(candidate), device, dtype, n_heads, n_kv_heads, head_dim, length)
         except UnavailableError as problem:
             problems.setdefault(name, f"{name} {problem}")
             continue
-        logger.info("attention of tasks that are computed together: %s", name)
+        logger.info("attention for batched tasks: %s", name)
         return name, candidate
-    logger.info("attention of tasks that are computed together: plain operations (%s)", "; ".join(problems.values()))
+    logger.info("attention for batched tasks: plain operations (%s)", "; ".join(problems.values()))
     return "math", math_attention
 
 
@@ -142,32 +143,32 @@ def _check_cudnn(lengths: Sequence[int]) -> None:
     version = torch.backends.cudnn.version() or 0
     if version <= _CUDNN_WRONG_UNTIL and any(length % _CUDNN_RIGHT_LENGTHS for length in lengths):
         raise UnavailableError(
-            f"cuDNN {version} is wrong for lengths that are no multiple of {_CUDNN_RIGHT_LENGTHS} (here {lengths}); "
-            "install a newer torch, or nvidia-cudnn"
+            f"cuDNN {version} gives wrong results unless lengths are multiples of {_CUDNN_RIGHT_LENGTHS} (got "
+            f"{lengths}); install a newer torch or nvidia-cudnn"
         )
 
 
 def load_backend(name: Backend, device: torch.device, repeat_keys: bool = False) -> Attend:
-    """A kernel by name.
+    """Load a kernel by name, without checking its results.
 
     Args:
-        repeat_keys: give every query head a copy of its keys and values, for kernels of torch that want one.
+        repeat_keys: give every query head a copy of its keys and values; some torch kernels need this.
 
     Raises:
-        UnavailableError: it is not installed, or not for this kind of device.
+        UnavailableError: the kernel is not installed or does not support this device.
     """
     if name in _SDPA:
         if name == "cudnn" and device.type != "cuda":
-            raise UnavailableError(f"needs an NVIDIA GPU, this is {device.type}")
+            raise UnavailableError(f"needs an NVIDIA GPU, but the device is {device.type}")
         return _sdpa(_SDPA[name], repeat_keys)
     if device.type != "cuda":
-        raise UnavailableError(f"needs an NVIDIA GPU, this is {device.type}")
+        raise UnavailableError(f"needs an NVIDIA GPU, but the device is {device.type}")
     module, how = _PACKAGES[name]
     try:
         package: Any = importlib.import_module(module)
         function = package.flash_attn_func
         interface: Any = importlib.import_module("flash_attn.cute.interface") if name == "flash_attn_4" else None
-    except Exception as error:  # whatever a package for another GPU, CUDA or torch does when it is imported
+    except Exception as error:  # a package built for another GPU, CUDA or torch can raise anything when imported
         raise UnavailableError(f"{module} cannot be imported ({type(error).__name__}: {error}); {how}") from error
     if interface is not None:
         return _direct(_opaque(interface))
@@ -186,25 +187,25 @@ def _sdpa(backend: SDPBackend, repeat_keys: bool = False) -> Attend:
     return attend
 
 
-#: of torch's own operations alone, which every transformation of functions knows
+#: plain torch operations, which all of torch.func supports
 math_attention = _sdpa(SDPBackend.MATH)
 
 
 def _direct(function: Callable[[Tensor, Tensor, Tensor], Any]) -> Attend:
-    """A package's own function, which wants `[batch, seq, heads, head_dim]` and takes fewer key heads as they are."""
+    """Wrap a package function that expects `[batch, seq, heads, head_dim]` and supports grouped-query attention."""
 
     def attend(queries: Tensor, keys: Tensor, values: Tensor, layer: int = 0) -> Tensor:
         mixed = function(queries.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2))
-        # some versions give the logarithm of the normaliser, too
+        # some versions also return the log-sum-exp
         return (mixed[0] if isinstance(mixed, tuple) else mixed).transpose(1, 2)
 
     return attend
 
 
 def _opaque(interface: Any) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """FlashAttention-4 as an operator that torch.compile takes as it is; its own is Python that cannot be traced.
+    """Wrap FlashAttention-4 as a custom operator, because torch.compile cannot trace its Python code.
 
-    Private functions of the package; `probe` compares what they compute before they are used.
+    Uses private functions of the package; `probe` checks their results before they are used.
     """
 
     @torch.library.custom_op("pico_ds::flash_attn_4", mutates_args=())
@@ -233,7 +234,7 @@ def _opaque(interface: Any) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
 
     @forward.register_vmap
     def _(info: Any, in_dims: tuple[int, ...], *inputs: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
-        """Tasks become a part of the batch, of which attention is independent."""
+        """Fold the tasks into the batch axis."""
         tasks_first = (tensor.movedim(dim, 0) for tensor, dim in zip(inputs, in_dims, strict=True))
         found = forward(*(tensor.flatten(0, 1) for tensor in tasks_first))
         out, normaliser = (tensor.unflatten(0, (info.batch_size, -1)) for tensor in found)
@@ -252,10 +253,10 @@ def _opaque(interface: Any) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
 def probe(
     attend: Attend, device: torch.device, dtype: torch.dtype, n_heads: int, n_kv_heads: int, head_dim: int, length: int
 ) -> None:
-    """Compare a kernel with fp32 arithmetic.
+    """Check the output and gradients of a kernel against fp32 arithmetic.
 
     Raises:
-        UnavailableError: it refuses these inputs, or its output or gradients are wrong.
+        UnavailableError: the kernel fails on these inputs, or its output or gradients are wrong.
     """
     generator = torch.Generator().manual_seed(0)
     shapes = [(2, heads, length, head_dim) for heads in (n_heads, n_kv_heads, n_kv_heads, n_heads)]
@@ -271,7 +272,7 @@ def probe(
             got, wanted = outcome(attend, dtype), outcome(_sdpa(SDPBackend.MATH), torch.float32)
     except Exception as error:
         reason = textwrap.shorten(f"{type(error).__name__}: {error}", 150, placeholder=" ...")
-        raise UnavailableError(f"fails for {tuple(shapes[0])} in {dtype}: {reason}") from error
+        raise UnavailableError(f"fails on {tuple(shapes[0])} in {dtype}: {reason}") from error
     for mine, reference in zip(got, wanted, strict=True):
         difference = (mine.float() - reference).abs().max() / reference.abs().max()
         if not difference <= _TOLERANCE[dtype]:

@@ -1,4 +1,4 @@
-"""How torch.compile is used here."""
+"""Settings and helpers for torch.compile."""
 
 import importlib.util
 import os
@@ -10,25 +10,26 @@ import torch
 import torch._functorch.config
 import torch.compiler.config
 
-#: that torch.compile may make of one function before it gives up
+#: limit on the graphs per function; torch.compile stops compiling a function that exceeds its limit
 _MOST_GRAPHS = 64
 _CACHE_TAG = "pico_ds-no-donation"
 
 
 def compiled(function: Callable[..., Any], backend: str) -> Callable[..., Any]:
-    """A function as one graph for every shape that it meets, without a break."""
+    """Compile a function into one full graph, without graph breaks, for each input shape."""
     prepare_compiler()
     return torch.compile(function, fullgraph=True, dynamic=False, backend=backend)
 
 
 def prepare_compiler() -> None:
-    """Settings of the whole process, which must stand before the first graph is made.
+    """Configure torch.compile for the whole process. Call this before the first graph is compiled.
 
-    One graph for every length of contexts and rows, with gradients and without. And no donation: a backward pass may
-    not overwrite what its forward pass saved, because the support pass is differentiated twice, by the inner loop and
-    through the prototypes. Torch decides about donation by the first backward pass alone, and its cache on the disk
-    does not tell the two kinds of graphs apart: loaded from there, the donating kind gives wrong gradients without a
-    word.
+    Raises the limit on graphs per function, because each shape needs one graph with gradients and one without.
+
+    Disables buffer donation. The support pass is differentiated twice, by the inner loop and through the prototypes, so
+    a backward pass must not overwrite what its forward pass saved. Torch decides on donation at the first backward
+    pass only, and the key of its disk cache does not include the decision. A cached graph with donation would silently
+    give wrong gradients, so the cache key gets a tag.
     """
     dynamo: Any = torch._dynamo.config
     dynamo.recompile_limit = max(dynamo.recompile_limit, _MOST_GRAPHS)
@@ -38,10 +39,10 @@ def prepare_compiler() -> None:
 
 
 def why_not_compile() -> str | None:
-    """What torch.compile needs on a GPU and does not find; None where it finds everything."""
+    """Reason why torch.compile cannot compile for a GPU here, or None if it can."""
     if importlib.util.find_spec("triton") is None:
         return "the package triton is not installed"
     compiler = os.environ.get("CC")
     if not any(shutil.which(name) for name in ([compiler] if compiler else ["gcc", "clang", "cc"])):
-        return f"no C compiler was found ({compiler or 'gcc, clang, cc'}): Debian and Ubuntu: apt install gcc"
+        return f"no C compiler was found ({compiler or 'gcc, clang, cc'}); on Debian and Ubuntu: apt install gcc"
     return None

@@ -13,7 +13,7 @@ from .recompute import Recompute
 
 
 class PicoDecoder(nn.Module):
-    """LLAMA-style causal decoder whose state dict equals pico-train's `PicoDecoder`."""
+    """LLAMA-style causal decoder whose state dict has the names and shapes of pico-train's `PicoDecoder`."""
 
     def __init__(self, shape: DecoderShape, vocab_size: int) -> None:
         super().__init__()
@@ -32,13 +32,13 @@ class PicoDecoder(nn.Module):
         recompute: Recompute = "none",
         states: list[Tensor] | None = None,
     ) -> Tensor:
-        """Normalised states of the last block.
+        """Hidden states of the last block after the final norm.
 
         Args:
             input_ids: `[batch, seq]` token ids, right-padded.
-            position_ids: `[batch, seq]`; 0, 1, 2, ... when left out.
-            recompute: what a backward pass computes again, to keep less; as training.activation_checkpointing.
-            states: gets the input of every block, `[batch, seq, d_model]` each.
+            position_ids: `[batch, seq]`; the default is 0, 1, 2, ...
+            recompute: which activations the backward pass recomputes (training.activation_checkpointing).
+            states: a list to which the input of every block is appended, `[batch, seq, d_model]` each.
 
         Returns:
             `[batch, seq, d_model]`.
@@ -54,13 +54,16 @@ class PicoDecoder(nn.Module):
         return self.output_norm(x)
 
     def forward(self, input_ids: Tensor) -> Tensor:
-        """Next-token logits `[batch, seq, vocab_size]` of `[batch, seq]` token ids."""
+        """Next-token logits `[batch, seq, vocab_size]` for token ids `[batch, seq]`."""
         return self.de_embedding_proj(self.hidden(input_ids))
 
 
 @torch.no_grad()
 def initialize_weights(decoder: PicoDecoder, std: float, generator: torch.Generator) -> None:
-    """Normal weights; projections into the residual stream are scaled by 1 / sqrt(2 n_layers) (GPT-2)."""
+    """Initialize weights from a normal distribution; norms are set to 1.
+
+    The standard deviation of projections into the residual stream is scaled by 1 / sqrt(2 n_layers), as in GPT-2.
+    """
     residual_std = std / math.sqrt(2 * len(decoder.layers))
     for name, weight in decoder.named_parameters():
         if weight.ndim == 1:
@@ -71,7 +74,7 @@ def initialize_weights(decoder: PicoDecoder, std: float, generator: torch.Genera
 
 
 def parameter_count(shape: DecoderShape, vocab_size: int) -> int:
-    """Number of parameters of a decoder, without building it."""
+    """Number of parameters of a decoder, without allocating it."""
     with torch.device("meta"):
         decoder = PicoDecoder(shape, vocab_size)
     return sum(weight.numel() for weight in decoder.parameters())

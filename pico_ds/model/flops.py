@@ -1,11 +1,11 @@
-"""Floating-point operations of the model's mathematics, and what a device can do of them."""
+"""Floating-point operations that the model needs, and the peak rate of a device."""
 
 import torch
 
 from pico_ds.config import ModelConfig
 from pico_ds.model.decoder import parameter_count
 
-#: dense bf16 rate of a card with tensor cores at full clock, by a part of its name [FLOP/s]; the vendors' data sheets
+#: dense bf16 tensor-core rate at full clock [FLOP/s], by a part of the GPU's name; from the vendors' data sheets
 _PEAK_BF16 = {
     "GB200": 2.5e15,
     "B200": 2.25e15,
@@ -21,7 +21,7 @@ _PEAK_BF16 = {
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """bf16 matrix rate of a device [FLOP/s]; None where it is not known, as on CPU."""
+    """Peak dense bf16 rate of a device [FLOP/s]; None if it is unknown, as for a CPU."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
@@ -29,14 +29,14 @@ def peak_flops(device: torch.device) -> float | None:
 
 
 def forward_flops_per_token(shape: ModelConfig, vocab_size: int, length: int, with_logits: bool) -> float:
-    """Multiplications and additions of one forward pass, by token: 2 for each weight of a matrix, and attention.
+    """FLOPs per token of one forward pass: 2 per matrix weight, plus attention.
 
-    A backward pass takes twice as many. Attention is causal: 2 T d per layer on average, scores and values together.
-    Source: Chowdhery et al. 2022 (PaLM), arXiv 2204.02311, appendix B, with half of its attention for the causal mask.
+    A backward pass needs twice as many. Causal attention needs 2 T d per layer on average, scores and values together.
+    Source: Chowdhery et al. 2022 (PaLM), arXiv 2204.02311, appendix B, with attention halved for the causal mask.
 
     Args:
-        length: of the sequences [tokens].
-        with_logits: the output projection is applied.
+        length: sequence length [tokens].
+        with_logits: whether to count the output projection.
     """
     embedding = vocab_size * shape.d_model
     body = parameter_count(shape, vocab_size) - 2 * embedding
@@ -45,10 +45,10 @@ def forward_flops_per_token(shape: ModelConfig, vocab_size: int, length: int, wi
 
 
 def language_model_flops(shape: ModelConfig, vocab_size: int, rows: int, length: int) -> float:
-    """Of one autoregressive step: forward and backward of all rows."""
+    """FLOPs of one autoregressive step: the forward and backward passes over all rows."""
     return 3 * rows * length * forward_flops_per_token(shape, vocab_size, length, with_logits=True)
 
 
 def context_flops(shape: ModelConfig, vocab_size: int, length: int) -> float:
-    """Of one forward pass over one context, without logits over the vocabulary."""
+    """FLOPs of one forward pass over one context, without the output projection."""
     return length * forward_flops_per_token(shape, vocab_size, length, with_logits=False)

@@ -1,8 +1,8 @@
 """The Pico decoder as a transformers model.
 
-A checkpoint carries a copy of this file and of the files it imports from this folder, so that
-`AutoModelForCausalLM.from_pretrained(..., trust_remote_code=True)` works where pico_ds is not installed. Imports from
-this folder are therefore relative, and nothing else of pico_ds is imported.
+A checkpoint contains a copy of this file and of the files that it imports from this folder, so that
+`AutoModelForCausalLM.from_pretrained(..., trust_remote_code=True)` works without pico_ds. Imports from this folder are
+therefore relative, and nothing else of pico_ds is imported.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from transformers.utils.generic import can_return_tuple
 from .attention import Attend
 from .decoder import PicoDecoder
 
-# transformers 5.24 renamed `past_key_values` and hands a model the new name; a model that took the old one alone would
-# lose its cache among the keywords without an error
+# transformers 5.24 renamed `past_key_values` to `cache`. A model that accepts only the old name would silently lose its
+# cache among the keyword arguments.
 CACHE_NAME = "cache" if "cache" in inspect.signature(create_causal_mask).parameters else "past_key_values"
 
 
 class PicoDecoderHFConfig(PretrainedConfig):
-    """Shape of a PicoDecoderHF. Names as in pico-train; transformers' names are aliases."""
+    """Configuration of a PicoDecoderHF. Names are those of pico-train; transformers' names are aliases."""
 
     model_type = "pico_decoder"
     attribute_map: ClassVar[dict[str, str]] = {
@@ -70,10 +70,10 @@ class PicoDecoderHFConfig(PretrainedConfig):
 
 
 class PicoDecoderHF(PicoDecoder, PreTrainedModel, GenerationMixin):
-    """PicoDecoder with transformers' loading, cache, masks and `generate`."""
+    """PicoDecoder with transformers' loading, key-value cache, masks and `generate`."""
 
     config_class = PicoDecoderHFConfig
-    # what pico-train puts before every name; transformers takes it off, so that its checkpoints load
+    # prefix of names in pico-train checkpoints; transformers strips it when loading
     base_model_prefix = "pico_decoder"
     _tied_weights_keys = {}  # noqa: RUF012
     _no_split_modules = ["DecoderBlock"]  # noqa: RUF012
@@ -89,7 +89,7 @@ class PicoDecoderHF(PicoDecoder, PreTrainedModel, GenerationMixin):
             self.add_module(name, module)
         for layer, block in enumerate(self.layers):
             attention: Any = block.attention
-            # what transformers' attention functions ask of a module
+            # attributes that transformers' attention functions read
             attention.config, attention.layer_idx, attention.is_causal = config, layer, True
             attention.num_key_value_groups = config.attention_n_heads // config.attention_n_kv_heads
         self.post_init()
@@ -106,7 +106,7 @@ class PicoDecoderHF(PicoDecoder, PreTrainedModel, GenerationMixin):
     def set_output_embeddings(self, new_embeddings: torch.nn.Module) -> None:
         self.de_embedding_proj = new_embeddings  # type: ignore[assignment]
 
-    # no **kwargs: a keyword that transformers renames or that a caller mistypes is an error, not silence
+    # no **kwargs, so that a renamed or misspelled keyword raises an error instead of being ignored
     @can_return_tuple
     def forward(  # type: ignore[override]
         self,
@@ -122,15 +122,16 @@ class PicoDecoderHF(PicoDecoder, PreTrainedModel, GenerationMixin):
         logits_to_keep: int | Tensor = 0,
         cache: Cache | None = None,
     ) -> CausalLMOutputWithPast:
-        """Logits, the cache, and with `labels` (`[batch, seq]`, -100 ignored) the mean next-token loss.
+        """Return logits, the cache, and the mean next-token loss if `labels` (`[batch, seq]`, -100 ignored) are given.
 
-        `cache` and `past_key_values` are one thing: the names since and before transformers 5.24. Hidden states are
-        the input of every block and the normalised output of the last; attentions need `attn_implementation="eager"`.
+        `cache` and `past_key_values` are the names of one argument since and before transformers 5.24. Hidden states
+        are the input of every block and the normalised output of the last; attentions need
+        `attn_implementation="eager"`.
         """
         if input_ids is None or inputs_embeds is not None:
-            raise ValueError("PicoDecoderHF takes input_ids, not inputs_embeds")
+            raise ValueError("PicoDecoderHF needs input_ids and does not support inputs_embeds")
         if cache is not None and past_key_values is not None:
-            raise ValueError("got both cache and past_key_values, which are one thing; give one of them")
+            raise ValueError("got both cache and past_key_values, two names of one argument; pass only one of them")
         cache = past_key_values if cache is None else cache
         if use_cache and cache is None:
             cache = DynamicCache(config=self.config)
@@ -143,7 +144,7 @@ class PicoDecoderHF(PicoDecoder, PreTrainedModel, GenerationMixin):
         attentions: list[Tensor] | None = [] if self._is_asked("attentions", output_attentions) else None
         if attentions is not None and self.config._attn_implementation != "eager":
             raise ValueError(
-                f"output_attentions: {self.config._attn_implementation} attention computes no attention weights; "
+                f"output_attentions: {self.config._attn_implementation} attention does not return attention weights; "
                 'load the model with attn_implementation="eager"'
             )
         states: list[Tensor] | None = [] if self._is_asked("hidden_states", output_hidden_states) else None
@@ -185,7 +186,7 @@ class PicoDecoderHF(PicoDecoder, PreTrainedModel, GenerationMixin):
         def attend(queries: Tensor, keys: Tensor, values: Tensor, layer: int) -> Tensor:
             if cache is not None:
                 keys, values = cache.update(keys, values, layer)
-            # a block may lie on another device than the first (device_map)
+            # with device_map, blocks may be on different devices
             here = mask.to(queries.device) if isinstance(mask, Tensor) else mask
             attention = self.layers[layer].attention
             mixed, weights = kernel(attention, queries, keys, values, here, dropout=0.0, scaling=self.head_dim**-0.5)
@@ -205,14 +206,14 @@ def eager_attention(
     scaling: float,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor]:
-    """Attention by plain products, with the interface of transformers' kernels.
+    """Attention by explicit matrix products, with the interface of transformers' attention functions.
 
     Args:
-        query: `[batch, heads, seq, head_dim]`; key and value `[batch, kv_heads, cached, head_dim]`.
+        query: `[batch, heads, seq, head_dim]`; key and value are `[batch, kv_heads, cached, head_dim]`.
         attention_mask: added to the scores, `[batch or 1, 1, seq, cached]`.
 
     Returns:
-        what was mixed, `[batch, seq, heads, head_dim]`, and the weights, `[batch, heads, seq, cached]`.
+        the output, `[batch, seq, heads, head_dim]`, and the attention weights, `[batch, heads, seq, cached]`.
     """
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)

@@ -1,4 +1,4 @@
-"""The parts of a decoder block. Names and arithmetic equal pico-train's."""
+"""Layers of the decoder. Parameter names and arithmetic match pico-train."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .recompute import Recompute, recomputed
 
 
 class DecoderShape(Protocol):
-    """What the decoder needs to know of a configuration."""
+    """Configuration fields that define the decoder's architecture."""
 
     d_model: int
     n_layers: int
@@ -40,7 +40,7 @@ class RMSNorm(nn.Module):
 
 
 def rotary_angles(position_ids: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of the rotary angles, fp32, from positions alone (no buffer that a checkpoint could lose).
+    """Cosine and sine of the rotary angles in fp32. They are computed at each call, so a checkpoint has no RoPE buffer.
 
     Args:
         position_ids: `[batch or 1, seq]` integers.
@@ -119,7 +119,7 @@ class DecoderBlock(nn.Module):
         """`[batch, seq, d_model]` to `[batch, seq, d_model]`.
 
         Args:
-            recompute: what a backward pass computes again, to keep less.
+            recompute: which activations the backward pass recomputes, to save memory.
         """
         if recompute == "block":
             return recomputed(self, x, angles, attend)

@@ -1,8 +1,8 @@
-"""Names, shapes and arithmetic of a Pico decoder as those of a LLAMA model.
+"""Conversion of weights between a Pico decoder and transformers' LLAMA.
 
-The two differ in names, and in how rotary embeddings pair the features of a head: Pico rotates neighbours (2i, 2i + 1),
-transformers' LLAMA the halves (i, i + head_dim / 2). A permutation of the rows of the query and key projections turns
-one into the other; their products, and with them the logits, stay as they are.
+The two differ in parameter names and in how rotary embeddings pair the features of a head: Pico rotates neighbours
+(2i, 2i + 1), transformers' LLAMA rotates halves (i, i + head_dim / 2). Permuting the rows of the query and key
+projections converts between the two and does not change the logits.
 """
 
 import re
@@ -36,28 +36,28 @@ _ROTATED = ("attention.q_proj.weight", "attention.k_proj.weight")
 
 
 def llama_name(name: str) -> str:
-    """Name of a parameter of the decoder in a `LlamaForCausalLM`.
+    """Name of a decoder parameter in `LlamaForCausalLM`.
 
     Raises:
-        ValueError: no parameter of a decoder.
+        ValueError: the decoder has no such parameter.
     """
     if name in _OUTER:
         return _OUTER[name]
     match = _BLOCK.fullmatch(name)
     if match is None or match[2] not in _OF_A_BLOCK:
-        raise ValueError(f"{name} is no parameter of a decoder")
+        raise ValueError(f"{name} is not a parameter of a decoder")
     return f"model.layers.{match[1]}.{_OF_A_BLOCK[match[2]]}.weight"
 
 
 def to_llama(name: str, weight: Tensor, head_dim: int) -> Tensor:
-    """A parameter of the decoder as `llama_name(name)` has it."""
+    """Convert the decoder parameter `name` to the LLAMA parameter `llama_name(name)`."""
     if not name.endswith(_ROTATED):
         return weight
     return weight.unflatten(0, (-1, head_dim // 2, 2)).transpose(1, 2).flatten(0, 2)
 
 
 def from_llama(name: str, weight: Tensor, head_dim: int) -> Tensor:
-    """The parameter `name` of the decoder, of what a LLAMA model has under `llama_name(name)`."""
+    """Convert the LLAMA parameter `llama_name(name)` to the decoder parameter `name`."""
     if not name.endswith(_ROTATED):
         return weight
     return weight.unflatten(0, (-1, 2, head_dim // 2)).transpose(1, 2).flatten(0, 2)

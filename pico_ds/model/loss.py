@@ -1,4 +1,4 @@
-"""Cross-entropy of a linear projection, without ever holding all of its logits."""
+"""Cross-entropy of a linear projection, computed in chunks so that not all logits are in memory at a time."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,15 +8,15 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-#: logits that exist at a time [elements]; in fp32 1 GiB
+#: most logits in memory at a time [elements]; 1 GiB in fp32
 CHUNK_LOGITS = 2**28
 
-#: loss, and gradients with respect to the states and the weight, of one chunk of tokens
+#: computes the loss of one chunk of tokens, and its gradients with respect to the hidden states and the weight
 ChunkFunction = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 
 
 def chunk_loss_and_gradients(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Sum of the cross-entropies, and its gradients: softmax minus one-hot, times the other factor.
+    """Sum of the cross-entropies, and its gradients with respect to `hidden` and `weight`.
 
     Args:
         hidden: `[tokens, width]`.
@@ -27,7 +27,7 @@ def chunk_loss_and_gradients(hidden: Tensor, weight: Tensor, targets: Tensor) ->
     labels = targets[:, None]
     normaliser = torch.logsumexp(logits, dim=-1, keepdim=True)
     loss = (normaliser - logits.gather(1, labels)).sum()
-    # in place: softmax minus one-hot
+    # the gradient of the logits, in place: softmax minus one-hot
     logits.sub_(normaliser).exp_().scatter_add_(1, labels, logits.new_full(labels.shape, -1.0))
     gradient = logits.to(hidden.dtype)
     del logits
@@ -35,7 +35,7 @@ def chunk_loss_and_gradients(hidden: Tensor, weight: Tensor, targets: Tensor) ->
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """Gradients are computed with the loss, chunk by chunk; the products are those of a plain forward and backward."""
+    """Computes the gradients together with the loss, chunk by chunk, with no extra matrix products."""
 
     @staticmethod
     def forward(
@@ -43,7 +43,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     ) -> Tensor:
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
         hidden_gradient = torch.empty_like(hidden)
-        # the sum over chunks in fp32, whatever the type of a chunk's part
+        # chunks are summed in fp32, whatever the compute type
         weight_gradient = torch.zeros_like(weight, dtype=torch.float32)
         count = _chunks(targets, weight, chunk_logits)
         parts = (part.chunk(count) for part in (hidden, targets, hidden_gradient))
@@ -63,7 +63,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def _chunks(targets: Tensor, weight: Tensor, chunk_logits: int) -> int:
-    # a rank's share of the rows may be empty: one chunk of nothing
+    # a rank may have no rows: then there is one empty chunk
     return max(1, -(-len(targets) * len(weight) // chunk_logits))
 
 
@@ -74,13 +74,13 @@ def linear_cross_entropy(
     chunk_logits: int = CHUNK_LOGITS,
     on_chunk: ChunkFunction = chunk_loss_and_gradients,
 ) -> Float[Tensor, ""]:
-    """SUM over tokens of the cross-entropy of `hidden weight^T`, fp32 [nats].
+    """SUM over tokens of the cross-entropy of the logits `hidden weight^T`, fp32 [nats].
 
-    Equals `F.cross_entropy(F.linear(hidden, weight).float(), targets, reduction="sum")`, whose logits, their fp32 copy
-    and its gradient would be the largest tensors of a training step by far.
+    Equals `F.cross_entropy(F.linear(hidden, weight).float(), targets, reduction="sum")`, but never holds all logits,
+    their fp32 copy and its gradient, which would be by far the largest tensors of a training step.
 
     Args:
-        chunk_logits: most logits that exist at a time [elements].
+        chunk_logits: most logits in memory at a time [elements].
         on_chunk: `chunk_loss_and_gradients`, possibly compiled.
     """
     if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
@@ -94,10 +94,10 @@ def token_cross_entropies(
     targets: Int[Tensor, " tokens"],
     chunk_logits: int = CHUNK_LOGITS,
 ) -> Float[Tensor, " tokens"]:
-    """Cross-entropy of each token of `hidden weight^T`, fp32 [nats]; 0 where the target is -100.
+    """Cross-entropy per token of the logits `hidden weight^T`, fp32 [nats]; 0 if the target is -100.
 
     Args:
-        chunk_logits: most logits that exist at a time [elements].
+        chunk_logits: most logits in memory at a time [elements].
     """
     count = _chunks(targets, weight, chunk_logits)
     return torch.cat(

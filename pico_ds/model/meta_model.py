@@ -1,4 +1,4 @@
-"""Everything that the outer loop trains: the decoder, and what the head and the learner add to it."""
+"""The module that the outer loop trains: the decoder, and any parameters of the head and the learner."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from pico_ds.model.recompute import Recompute
 
 #: prefix of the decoder's parameters in a MetaModel
 DECODER = "decoder."
-#: the output projection, which no task loss depends on
+#: the output projection, on which no task loss depends
 OUTPUT_PROJECTION = "decoder.de_embedding_proj.weight"
-#: prefixes of what the head and the learner train beside it
+#: prefixes of the parameters of the head and the learner
 HEAD, LEARNER = "head.", "learner."
 
 
 def is_of_the_body(name: str) -> bool:
-    """Whether the states of the last block depend on a parameter, and with them every task loss."""
+    """Whether the hidden states of the last block, and therefore the task losses, depend on a parameter."""
     return name.startswith(DECODER) and name != OUTPUT_PROJECTION
 
 
 class MetaModel(nn.Module):
-    """A decoder, and the meta-parameters of a head and of a learner where these have any."""
+    """A decoder, and the meta-parameters of the head and the learner if they have any."""
 
     def __init__(
         self,
@@ -43,11 +43,11 @@ class MetaModel(nn.Module):
             self.learner = learner
 
     def with_attention(self, attend: Attend) -> MetaModel:
-        """The same module, parameters and all, with another attention."""
+        """A shallow copy that shares all parameters but uses another attention kernel."""
         other = copy.copy(self)
         other._attend = attend
         return other
 
     def forward(self, input_ids: Tensor) -> Tensor:
-        """Hidden states `[batch, seq, d_model]` of `[batch, seq]` token ids."""
+        """Hidden states `[batch, seq, d_model]` for token ids `[batch, seq]`."""
         return self.decoder.hidden(input_ids, attend=self._attend, recompute=self._recompute)

@@ -1,4 +1,4 @@
-"""The type that each precision computes in; master weights, moments and fast weights are fp32 in all."""
+"""Compute type of each precision. Master weights, optimizer moments and fast weights are always fp32."""
 
 import torch
 

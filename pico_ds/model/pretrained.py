@@ -1,4 +1,4 @@
-"""Weights to begin training with: of a Pico checkpoint, or of a LLAMA model."""
+"""Initial weights from a Pico checkpoint or a LLAMA model (`model.init_from`)."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,21 +13,21 @@ from pico_ds.model.decoder import PicoDecoder
 from pico_ds.model.llama import from_llama, llama_name
 from pico_ds.model.weight_files import WeightFiles, WeightFilesError, checked_float, checked_int, read_config
 
-#: what upstream's checkpoints put before every name
+#: prefix of every parameter name in pico-train checkpoints
 UPSTREAM_PREFIX = "pico_decoder."
-#: rows of which there may be more than the source has: for `[MASK]` and the like
+#: parameters that may have more rows than the source, for added tokens such as `[MASK]`
 _VOCABULARY = ("embedding_proj.weight", "de_embedding_proj.weight")
 
 
 def load_initial_weights(decoder: PicoDecoder, model: ModelConfig) -> None:
-    """Replace the weights of a decoder by those of `model.init_from`.
+    """Replace the weights of a decoder with those of `model.init_from`.
 
-    Rows of the vocabulary beyond those of the source stay as they are. A model whose output projection is its embedding
-    gives both.
+    Vocabulary rows beyond those of the source keep their values. If the source ties its embeddings, both the embedding
+    and the output projection get the tied weights.
 
     Raises:
-        ConfigError: no such model, one that is damaged or cannot be represented, or one of another shape; the message
-            names the keys of the configuration to change.
+        ConfigError: the model does not exist, is damaged, has an unsupported architecture, or has another shape. For
+            another shape, the message lists the configuration keys to change.
     """
     assert model.init_from is not None
     directory = _directory_of(model.init_from)
@@ -39,7 +39,7 @@ def load_initial_weights(decoder: PicoDecoder, model: ModelConfig) -> None:
 
 def _copy_weights(source: "_Source", decoder: PicoDecoder, model: ModelConfig) -> None:
     if changes := ", ".join(source.differences(model)):
-        raise WeightFilesError(f"has another shape; write {changes}")
+        raise WeightFilesError(f"has a different shape; set {changes}")
     head_dim = model.d_model // model.attention_n_heads
     with torch.no_grad():
         for name, weight in decoder.named_parameters():
@@ -48,46 +48,46 @@ def _copy_weights(source: "_Source", decoder: PicoDecoder, model: ModelConfig) -
 
 
 class _Source:
-    """A model in transformers' layout."""
+    """A model directory in transformers format."""
 
     def __init__(self, directory: Path) -> None:
         """
         Raises:
-            WeightFilesError: it cannot be read, or is no model that a Pico decoder can represent.
+            WeightFilesError: the model cannot be read, or a Pico decoder cannot represent it.
         """
         self._config = read_config(directory)
         self._kind = self._config.get("model_type")
         if self._kind not in ("pico_decoder", "llama"):
-            raise WeightFilesError(f"is a model of type {self._kind!r}; pico_decoder and llama can be represented")
+            raise WeightFilesError(f"has model_type {self._kind!r}; the supported types are pico_decoder and llama")
         self.vocab_size = checked_int(self._config, "vocab_size")
         self._files = WeightFiles(directory)
 
     def differences(self, model: ModelConfig) -> Iterator[str]:
-        """Keys of the configuration that must be changed, and to what; nothing if the source fits."""
+        """Configuration keys that must change to match the source, with their values; empty if the source fits."""
         wanted = _pico_keys(self._config) if self._kind == "pico_decoder" else _llama_keys(self._config)
         changes = {key: value for key, value in wanted.items() if not _is_same(getattr(model, key), value)}
         yield from (f"model.{key}: {value} (got {getattr(model, key)})" for key, value in changes.items())
         if model.vocab_size is not None and model.vocab_size < self.vocab_size:
-            yield f"model.vocab_size: {self.vocab_size}, or more (got {model.vocab_size})"
+            yield f"model.vocab_size: at least {self.vocab_size} (got {model.vocab_size})"
 
     def read(self, name: str, shape: tuple[int, ...], head_dim: int) -> Tensor:
-        """A parameter of the decoder, as the decoder has it.
+        """Read a decoder parameter, converted to Pico's layout.
 
         Raises:
-            WeightFilesError: it is missing, damaged, or of another shape.
+            WeightFilesError: the parameter is missing, damaged, or has another shape.
         """
         candidates = [name, UPSTREAM_PREFIX + name] if self._kind == "pico_decoder" else [llama_name(name)]
         if name == "de_embedding_proj.weight" and self._config.get("tie_word_embeddings"):
             return self.read("embedding_proj.weight", shape, head_dim)
         candidate = next((one for one in candidates if one in self._files.names), candidates[0])
         if (found := self._files.shape_of(candidate)) != shape:
-            raise WeightFilesError(f"{candidate} has shape {list(found)}, config.json makes it {list(shape)}")
+            raise WeightFilesError(f"{candidate} has shape {list(found)}, but config.json implies {list(shape)}")
         weight = self._files.read(candidate)
         return weight if self._kind == "pico_decoder" else from_llama(name, weight, head_dim)
 
 
 def _is_same(ours: float, theirs: float) -> bool:
-    """Equal, or rounded to fp32 on the way, as in files that were GGUF."""
+    """Whether two values are equal up to fp32 rounding, which models converted from GGUF have gone through."""
     return ours == theirs or bool(np.float32(ours) == np.float32(theirs))
 
 
@@ -100,7 +100,7 @@ def _pico_keys(config: dict[str, Any]) -> dict[str, Any]:
 def _llama_keys(config: dict[str, Any]) -> dict[str, Any]:
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if not isinstance(rope, dict):
-        raise WeightFilesError(f"config.json: rope_parameters is {rope!r}; a JSON object is needed")
+        raise WeightFilesError(f"config.json: rope_parameters is {rope!r}; it must be a JSON object")
     kind = rope.get("rope_type", rope.get("type", "default"))
     width, heads = checked_int(config, "hidden_size"), checked_int(config, "num_attention_heads")
     unlike = {
@@ -111,7 +111,7 @@ def _llama_keys(config: dict[str, Any]) -> dict[str, Any]:
         f"hidden_act {config.get('hidden_act')}": config.get("hidden_act", "silu") != "silu",
     }
     if found := [what for what, is_so in unlike.items() if is_so]:
-        raise WeightFilesError(f"has {', '.join(found)}, which a Pico decoder does not have")
+        raise WeightFilesError(f"has {', '.join(found)}, which a Pico decoder does not support")
     theta = {"rope_theta": rope.get("rope_theta", config.get("rope_theta", 10000.0))}
     return {
         "d_model": width,
@@ -127,7 +127,7 @@ def _llama_keys(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _directory_of(init_from: str) -> Path:
-    """A directory as it is; anything else is an id of the hub."""
+    """Path of a local directory, or of the downloaded model with this Hugging Face Hub id."""
     if (path := Path(init_from)).is_dir():
         return path
     from huggingface_hub import snapshot_download
@@ -137,5 +137,5 @@ def _directory_of(init_from: str) -> Path:
         return Path(snapshot_download(init_from, allow_patterns=["*.safetensors", "*.json"]))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise ConfigError(
-            f"model.init_from: {init_from} is neither a directory nor a model of the hub that can be fetched ({error})"
+            f"model.init_from: {init_from} is neither a directory nor a model on the Hub that can be downloaded ({error})"
         ) from error

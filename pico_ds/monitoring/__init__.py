@@ -1,1 +1,1 @@
-"""Shows the progress of runs."""
+"""Logs, tracks and displays the progress of runs."""

@@ -63,7 +63,7 @@ class _LogFile(logging.Handler):
         self.file.append(self.format(record) + "\n")
 
     def _warn(self, error: OSError) -> None:
-        logger.warning("warning: the log waits in memory until it can be written: %s", describe_os_error(error))
+        logger.warning("warning: log lines stay in memory until they can be written: %s", describe_os_error(error))
 
 
 def log_to_file(path: Path) -> None:

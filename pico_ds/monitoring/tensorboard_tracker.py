@@ -65,8 +65,8 @@ class TensorBoardTracker:
         except OSError as error:
             self._writer = None
             logger.warning(
-                "warning: TensorBoard is off for the rest of the run: %s; remove %s before the next start to have it "
-                "written anew from metrics.jsonl",
+                "warning: TensorBoard is off for the rest of the run: %s; delete %s before the next start to rewrite "
+                "it from metrics.jsonl",
                 describe_os_error(error, self._directory),
                 self._directory,
             )

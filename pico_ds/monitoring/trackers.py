@@ -42,7 +42,7 @@ class JsonLinesTracker:
         self._file = PatientFile(path, self._warn)
 
     def _warn(self, error: OSError) -> None:
-        logger.warning("warning: metrics wait in memory until they can be written: %s", describe_os_error(error))
+        logger.warning("warning: metrics stay in memory until they can be written: %s", describe_os_error(error))
 
     def log(self, step: int, metrics: dict[str, Any]) -> None:
         """Write one line. Values that are not finite become null, because JSON has no NaN."""
@@ -75,7 +75,7 @@ def check_trackers(config: RunConfig) -> None:
     if config.monitoring.tensorboard and find_spec("tensorboard") is None:
         raise ConfigError(
             "monitoring.tensorboard: got true, but the package tensorboard is not installed; "
-            "pip install 'pico_ds[tensorboard]' (or tensorboard), or write false"
+            "pip install 'pico_ds[tensorboard]' (or tensorboard), or set it to false"
         )
 
 

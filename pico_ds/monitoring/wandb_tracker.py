@@ -19,7 +19,7 @@ _LINES_PER_STEP = 2
 class WandbTracker:
     """Sends every line once and in order, from a background thread.
 
-    The tracker never stops a run: after an error it turns itself off.
+    An error never stops the run: it only turns the tracker off.
 
     Lines are numbered by step and kind (training or evaluation). A resumed run compares these numbers with the last
     number at wandb. It sends the lines of metrics.jsonl that wandb lacks and does not resend the others. Offline, wandb
@@ -113,7 +113,9 @@ class WandbTracker:
     def _give_up(self, error: Exception) -> None:
         self._run = None
         logger.warning(
-            "wandb is off for the rest of the run (%s: %s); metrics.jsonl goes on", type(error).__name__, error
+            "wandb is off for the rest of the run (%s: %s); metrics.jsonl still records all metrics",
+            type(error).__name__,
+            error,
         )
 
 

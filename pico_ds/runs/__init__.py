@@ -1,1 +1,1 @@
-"""The directory of a run, its lock, status and checkpoints."""
+"""Run directories: paths, locks, status files, and resuming from checkpoints."""

@@ -1,4 +1,4 @@
-"""Which job this is, so that one that is started again knows its own run from another job's."""
+"""Identifies jobs, so that a restarted job finds its own run."""
 
 import os
 import sys
@@ -14,15 +14,15 @@ from pico_ds.runs.run_directory import JOB_FILE_NAME
 
 
 class JobIdentity(BaseModel):
-    """What the starts of one job have in common.
+    """The identity of a job, from which its later starts recognize it.
 
     Attributes:
-        agents: the torchrun agents above the ranks, as (node, process id, time of start [ms]). They live on when they
-            start the ranks again; a node may be replaced meanwhile.
-        slurm_job: job and command under SLURM, which requeues a job with new processes, maybe on other nodes.
-        slurm_restarts: how often it has done so.
-        nonce: of this start alone.
-        first_save_number: smallest that the job, from its first start on, gives to a checkpoint.
+        agents: the torchrun agents of all nodes, as (node, process id, start time [ms]). An agent survives a restart of
+            its ranks, but a node may be replaced.
+        slurm_job: SLURM job id and a digest of the command. A requeued job has new processes, maybe on other nodes.
+        slurm_restarts: how often SLURM has requeued the job.
+        nonce: random number that identifies this start.
+        first_save_number: smallest save number of the checkpoints of this job, counted from its first start.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -35,7 +35,7 @@ class JobIdentity(BaseModel):
 
     @classmethod
     def of_this_start(cls, process: Process, nonce: int) -> "JobIdentity":
-        """The job that this process is a rank of. A collective."""
+        """Return the identity of the job of this process. A collective."""
         agent = (0, 0, 0)
         if "TORCHELASTIC_RESTART_COUNT" in os.environ:
             parent = psutil.Process(os.getppid())
@@ -49,7 +49,7 @@ class JobIdentity(BaseModel):
         )
 
     def continues(self, earlier: "JobIdentity | None") -> bool:
-        """Whether this is the same job, started again."""
+        """Return whether this job is a restart of the earlier one."""
         if earlier is None:
             return False
         requeued = (
@@ -60,12 +60,12 @@ class JobIdentity(BaseModel):
         return requeued or not self.agents.isdisjoint(earlier.agents)
 
     def write(self, run: Path) -> None:
-        """Note in a run's directory that it is this job's."""
+        """Record in the run directory that this job uses it."""
         replace_text(run / JOB_FILE_NAME, self.model_dump_json() + "\n")
 
     @classmethod
     def read(cls, run: Path) -> "JobIdentity | None":
-        """The job that last had a run; None where there is no such note, or none that can be read."""
+        """Return the last job that used a run directory, or None if the record is missing or unreadable."""
         try:
             return cls.model_validate_json((run / JOB_FILE_NAME).read_bytes())
         except (OSError, ValidationError):

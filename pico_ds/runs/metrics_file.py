@@ -1,11 +1,11 @@
-"""Records of metrics.jsonl: JSON objects with a step and numbers."""
+"""Parses the records of metrics.jsonl, which are JSON objects with a step and numbers."""
 
 import json
 from typing import Any
 
 
 def parse_record(line: str | bytes) -> dict[str, Any] | None:
-    """The step and the numbers of a line; None if it is no record, such as one that was cut off when a run died."""
+    """Return the step and the numbers of a line, or None if it is not a record, such as a truncated line."""
     try:
         found = json.loads(line)
     except (ValueError, RecursionError):

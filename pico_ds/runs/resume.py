@@ -1,4 +1,4 @@
-"""Where a run goes on from: the choice of a checkpoint, the checks, and the loading."""
+"""Resumes a run: chooses a checkpoint, checks it, and loads it."""
 
 import json
 import logging
@@ -23,7 +23,7 @@ from pico_ds.runs.run_directory import RunDirectory
 
 logger = logging.getLogger("pico_ds")
 
-#: keys, and sections, that do not change what a run computes from its checkpoint on
+#: keys and sections that may change at a resume, because they do not change what training computes
 _FREE = (
     "checkpointing.",
     "monitoring.",
@@ -44,10 +44,10 @@ _NONE = -1
 
 @dataclass(frozen=True)
 class ResumePoint:
-    """A checkpoint that the engine now holds.
+    """The checkpoint that was loaded into the engine.
 
     Attributes:
-        changed: the run goes on with another configuration or corpus, as was asked for.
+        changed: whether the run resumes with a different configuration or corpus, which the user has requested.
     """
 
     checkpoint: Path
@@ -56,7 +56,7 @@ class ResumePoint:
 
 
 def will_resume(settings: CheckpointingConfig) -> bool:
-    """Whether `Resumer.resume` finds a checkpoint, or raises; False where a run may start at its beginning."""
+    """Return whether `Resumer.resume` must load a checkpoint. If False, the run may start at step 0."""
     if settings.resume == "auto":
         run = None if settings.run_name is None else RunDirectory(Path(settings.runs_dir) / settings.run_name)
         return run is not None and bool(CheckpointStore(run.checkpoints).steps())
@@ -78,22 +78,22 @@ class Resumer:
     ) -> None:
         """
         Args:
-            config: resolved, as a checkpoint records it.
+            config: the resolved configuration, as a checkpoint records it.
             corpus: identity of the corpus, as a checkpoint records it.
-            since: of a job that is started again: smallest save number of its own checkpoints. It goes on from the
-                newest of them; where there is none it does what was asked for once more.
-            on_progress: called again and again while a checkpoint is loaded.
+            since: smallest save number of the checkpoints of a restarted job, which resumes from the newest of them. If
+                there are none, the job follows `checkpointing.resume` again. None if the job was not restarted.
+            on_progress: called repeatedly while a checkpoint is loaded.
         """
         self._config, self._corpus, self._store, self._state = config, corpus, store, state
         self._process, self._since, self._on_progress = process, since, on_progress
         self._mode = config.checkpointing.resume
 
     def resume(self) -> ResumePoint | None:
-        """Load the checkpoint; None where the run starts at its beginning. A collective.
+        """Load a checkpoint and return it, or return None if the run starts at step 0. A collective.
 
         Raises:
-            CheckpointError: the checkpoint asked for, or every checkpoint of the run, is damaged or missing.
-            ConfigError: the run was trained with another configuration.
+            CheckpointError: the requested checkpoint is damaged or missing, or all checkpoints are damaged.
+            ConfigError: the run was trained with a different configuration.
         """
         if self._process.is_main:
             self._store.finish_replacements()
@@ -117,35 +117,35 @@ class Resumer:
             try:
                 point = self._load(self._store.path(step), explicit=False)
             except CheckpointError as error:
-                logger.warning("skipped, and left as it is: %s", error)
+                logger.warning("skipped and left unchanged: %s", error)
                 tried += 1
             else:
-                reason = "the newest complete one" if tried == 0 else f"the newest sound one; {tried} were skipped"
+                reason = "the newest one" if tried == 0 else f"the newest intact one; {tried} newer skipped"
                 logger.info("resuming from %s, %s", point.checkpoint, reason)
                 return point
         if since == 0 and process.from_main(len(self._store.steps()) if process.is_main else 0):
             raise CheckpointError(
-                f"{self._store.directory}: holds checkpoints, but none is sound (see above); nothing was changed. "
-                "Start anew with another checkpointing.run_name, or resume from elsewhere (checkpointing.resume=PATH)"
+                f"{self._store.directory}: all checkpoints are damaged (see above); no file was changed. Start a new "
+                "run with another checkpointing.run_name, or resume from another run (checkpointing.resume=PATH)"
             )
         return None
 
     def _candidates(self, since: int) -> list[int]:
-        """Steps of the complete checkpoints, in the order in which they are tried: the last saved first."""
+        """Return the steps of the complete checkpoints, starting with the one that was saved last."""
         for path in self._store.cut_off():
-            logger.warning("skipped, and left as it is: %s is incomplete: its save was cut off", path)
+            logger.warning("skipped and left unchanged: %s is incomplete because its save was interrupted", path)
         readable, problems = self._store.survey()
         for problem in problems:
-            logger.warning("skipped, and left as it is: %s", problem)
+            logger.warning("skipped and left unchanged: %s", problem)
         return [index.step for index in readable if index.save_number >= since]
 
     def _load(self, path: Path, explicit: bool) -> ResumePoint:
         with _Agreement(self._process) as agreement:
             reader = StateReader(path)
-            # earlier versions did not record it, but wrote it beside the weights
+            # earlier versions did not record the digest, but saved the tokenizer next to the weights
             tokenizer = reader.index.corpus.get("tokenizer") or digest_of_file(path / "tokenizer.json")
         agreement.raise_if_any_failed(path)
-        # before the model: another vocabulary, which gives weights another shape, is a change of the configuration
+        # before the shapes: if the vocabulary size changed, the error must name the configuration and not the weights
         self._check_tokenizer(path, tokenizer)
         changed = self._check_config(reader.index, explicit)
         with _Agreement(self._process) as agreement:
@@ -178,54 +178,55 @@ class Resumer:
                     for shapes in (wanted, saved)
                 )
                 raise CheckpointError(
-                    f"{reader.checkpoint}: {name}: the model has {here}, the checkpoint {there}; it is of another "
-                    "model: take the model section of its training_config.yaml"
+                    f"{reader.checkpoint}: {name}: the model has {here}, the checkpoint has {there}. It was saved "
+                    "by another model: use the model section of its training_config.yaml"
                 )
 
     def _check_tokenizer(self, checkpoint: Path, was: str | None) -> None:
-        """Weights mean nothing with other token ids, so this cannot be asked for."""
+        """Check the tokenizer. A change is never allowed, because weights are useless with different token ids."""
         now = self._corpus.get("tokenizer")
         if None not in (was, now) and was != now:
             raise ConfigError(
-                f"{checkpoint}: was trained with another tokenizer (digest {was}, now {now}); set data.tokenizer to "
-                f"{checkpoint}, or choose another checkpointing.run_name"
+                f"{checkpoint}: was trained with a different tokenizer (digest {was}, now {now}); set data.tokenizer "
+                f"to {checkpoint}, or choose another checkpointing.run_name"
             )
 
     def _check_config(self, index: Index, explicit: bool) -> bool:
-        """Whether there is a change, which must have been asked for."""
+        """Return whether configuration or corpus have changed. Fail if they have and `explicit` is false."""
         self._warn_of_schedule(index)
         changes = [*_changes(index.config, self._config.model_dump())]
         was, now = dict(index.corpus), dict(self._corpus)
         was.pop("tokenizer", None), now.pop("tokenizer", None)
-        # version 1 was not recorded
+        # checkpoints of task version 1 do not record it
         if was.pop("tasks", 1) != now.pop("tasks", 1) and self._config.meta_ratio > 0:
-            changes.append("this version of pico_ds makes other tasks than the one that saved the checkpoint")
+            changes.append("this version of pico_ds samples different tasks than the version that saved the checkpoint")
         if was != now:
             changes.append(f"the corpus was {json.dumps(was)}, now {json.dumps(now)}")
         if not changes:
             return False
         if explicit:
-            logger.warning("warning: goes on with a change: %s", "; ".join(changes))
+            logger.warning("warning: resuming with changes: %s", "; ".join(changes))
             return True
         raise ConfigError(
-            f"{self._store.directory.parent}: was trained with another configuration: {'; '.join(changes)}. Choose "
-            f"another checkpointing.run_name, undo the change, or ask for it: checkpointing.resume={index.step}"
+            f"{self._store.directory.parent}: was trained with a different configuration: {'; '.join(changes)}. "
+            f"Choose another checkpointing.run_name, undo the changes, or accept them: "
+            f"checkpointing.resume={index.step}"
         )
 
     def _warn_of_schedule(self, index: Index) -> None:
-        """Another max_steps is allowed, but it may make the learning rate jump."""
+        """Warn if the learning rate jumps, which a change of training.max_steps can cause."""
         said, now = index.schedule.next_lr, learning_rate(index.step, self._config.training)
         if said != now:
             logger.warning(
-                "warning: the learning rate goes on at %.3e, the checkpoint would have gone on at %.3e: the "
-                "schedule is another one, or training.max_steps, on which all but training.lr_schedule=constant depend",
+                "warning: the next learning rate is %.3e, but the checkpoint expects %.3e: the schedule or "
+                "training.max_steps has changed (only training.lr_schedule=constant does not depend on max_steps)",
                 now,
                 said,
             )
 
 
 class _Agreement:
-    """A block that may fail on some ranks: afterwards all ranks know, and none waits for another in vain."""
+    """Catches errors of a block that may fail on some ranks, so that afterwards all ranks can raise together."""
 
     def __init__(self, process: Process) -> None:
         self._process = process
@@ -250,11 +251,11 @@ class _Agreement:
             if not self._process.is_main:
                 logger.error("rank %d: %s", self._process.rank, self._error)
             raise self._error
-        raise CheckpointError(f"{path}: another rank could not read it and says why")
+        raise CheckpointError(f"{path}: another rank could not read it; see the output of that rank for the reason")
 
 
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> Iterator[str]:
-    # a key that one of the two does not have came or went with a version of pico_ds
+    # ignore keys that only one of the two has: another version of pico_ds added or removed them
     for key in (key for key in new if key in old):
         dotted = f"{path}{key}"
         if dotted.startswith(_FREE) or f"{dotted}.".startswith(_FREE):
@@ -267,10 +268,10 @@ def _changes(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> 
 
 
 def rewind_metrics(path: Path, step: int) -> bool:
-    """Take the lines that a run resumed from `step` will write again out of metrics.jsonl; they are kept beside it.
+    """Move the lines that a run resumed from `step` will write again to metrics.superseded.jsonl.
 
     Returns:
-        whether there were any.
+        whether any record was moved.
     """
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
@@ -290,7 +291,7 @@ def rewind_metrics(path: Path, step: int) -> bool:
         replace_text(path, "".join(kept))
     if damaged_count:
         logger.warning(
-            "warning: %d line(s) of %s are not records (the last one may have been cut off); they were moved to "
+            "warning: %d line(s) of %s are not records (the last line may be truncated); they were moved to "
             "metrics.superseded.jsonl",
             damaged_count,
             path,
@@ -299,6 +300,6 @@ def rewind_metrics(path: Path, step: int) -> bool:
 
 
 def _stays(record: Mapping[str, Any], step: int) -> bool:
-    # the evaluation of a step comes after its checkpoint, and is done again
+    # the evaluation of a step runs after its checkpoint, so a resumed run repeats it
     is_training = "lr" in record
     return bool(record["step"] < step or (record["step"] == step and is_training))

@@ -1,4 +1,4 @@
-"""Paths of the files of a run. Imports nothing that is slow to import."""
+"""Paths of the files of a run. This module has only fast imports."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +9,7 @@ JOB_FILE_NAME = ".launch.json"
 
 @dataclass(frozen=True)
 class RunDirectory:
-    """Paths of a run's files."""
+    """The directory of a run, with the paths of its files."""
 
     path: Path
 
@@ -20,37 +20,37 @@ class RunDirectory:
 
     @property
     def environment(self) -> Path:
-        """Versions, ranks, device and DeepSpeed's settings."""
+        """Versions, number of ranks, device and DeepSpeed settings."""
         return self.path / "environment.json"
 
     @property
     def metrics(self) -> Path:
-        """One JSON object a line."""
+        """The metrics: one JSON object per line."""
         return self.path / "logs" / "metrics.jsonl"
 
     @property
     def train_log(self) -> Path:
-        """What was said on the terminal, and when."""
+        """The terminal output with timestamps."""
         return self.path / "logs" / "train.log"
 
     @property
     def status(self) -> Path:
-        """How the run stands, as it says itself (`RunStatus`)."""
+        """The status of the run (`RunStatus`)."""
         return self.path / "logs" / "status.json"
 
     @property
     def failures(self) -> Path:
-        """A directory for each start that failed: a log of every rank, and a summary."""
+        """Directory of failure reports. Each failed start has a directory with a summary and a log of every rank."""
         return self.path / "logs" / "failures"
 
     @property
     def wandb_id(self) -> Path:
-        """Id of the run at Weights & Biases."""
+        """The id of the run at Weights & Biases."""
         return self.path / "logs" / "wandb_run_id"
 
     @property
     def tensorboard(self) -> Path:
-        """Directory of TensorBoard's event files."""
+        """Directory of the TensorBoard event files."""
         return self.path / "logs" / "tensorboard"
 
     @property
@@ -60,10 +60,10 @@ class RunDirectory:
 
     @property
     def checkpoints(self) -> Path:
-        """Directory of the saved weights."""
+        """Directory of the checkpoints."""
         return self.path / "checkpoints"
 
     @property
     def eval_results(self) -> Path:
-        """Directory of the evaluations."""
+        """Directory of the evaluation results."""
         return self.path / "eval_results"

@@ -1,4 +1,4 @@
-"""Chooses the directory of a run and locks it. Nothing of an earlier run is ever overwritten."""
+"""Chooses and locks the directory of a run. It never overwrites an earlier run."""
 
 import os
 import re
@@ -69,8 +69,8 @@ def lock_run_directory(config: CheckpointingConfig, default_name: str, process: 
     with the next free number. A job that torchrun or SLURM restarts gets the directory of its previous start.
 
     Raises:
-        ConfigError: the directory holds a run that must not be resumed, is in use, cannot be created, or is not shared
-            by all nodes.
+        ConfigError: the directory contains a run that must not be resumed, is in use, cannot be created, or is not
+            shared by all nodes.
     """
     parent = Path(config.runs_dir)
     job = JobIdentity.of_this_start(process, process.from_main(secrets.randbits(40)))
@@ -146,16 +146,16 @@ def _numbered_name(parent: Path, default_name: str, job: JobIdentity) -> str:
 def _reason_against(path: Path, resume: int | str) -> str | None:
     """The error message if a named directory must not be used; else None."""
     found = {child.name for child in path.iterdir()}
-    # a full disk can leave the last of these
+    # the partial file remains if the disk was full
     if found <= {_LOCK_NAME, JOB_FILE_NAME, f".{JOB_FILE_NAME}.partial"}:
         return None
     if RunDirectory(path).training_config.name not in found and JOB_FILE_NAME not in found:
-        return f"checkpointing.run_name: {path} is not empty and holds no run; choose another name"
+        return f"checkpointing.run_name: {path} is not empty and does not contain a run; choose another name"
     if resume == "auto" or isinstance(resume, int) or Path(resume).resolve().is_relative_to(path.resolve()):
         return None
     return (
-        f"checkpointing.run_name: {path} already holds a run, which is not overwritten; choose another name, leave "
-        "run_name out to get the next free number, resume it (checkpointing.resume: auto), or remove the directory"
+        f"checkpointing.run_name: {path} already contains a run, which is never overwritten; choose another name, "
+        "leave run_name out to use the next number, resume it (checkpointing.resume: auto), or delete the directory"
     )
 
 

@@ -1,4 +1,4 @@
-"""`logs/status.json`: whether a run is running, finished, stopped or failed. Imports nothing that is slow to import."""
+"""The status file of a run, `logs/status.json`. This module has only fast imports."""
 
 import json
 import os
@@ -17,7 +17,7 @@ State = Literal["running", "finished", "stopped", "failed"]
 
 
 def job_nonce(run: RunDirectory) -> int | None:
-    """What tells the start that last claimed a run from others; None where it was never claimed."""
+    """Return the nonce of the last start that used the run, or None if there is none."""
     try:
         return int(json.loads((run.path / JOB_FILE_NAME).read_bytes())["nonce"])
     except (OSError, ValueError, KeyError):
@@ -25,14 +25,14 @@ def job_nonce(run: RunDirectory) -> int | None:
 
 
 class RunStatus(BaseModel):
-    """What rank 0 says of its run, at its start and at its end.
+    """The status of a run, which rank 0 writes at the start and at the end.
 
     Attributes:
-        host, pid, process_started: of rank 0; a killed one says nothing more, but its process is gone [s since the
-            epoch].
-        at: when it was said [s since the epoch].
-        reason: what stopped it, or why it failed.
-        nonce: of the start that said it, as in the claim; a claim with another one is of a later start.
+        reason: why the run stopped or failed.
+        host, pid, process_started: process of rank 0 and its start time [s since the epoch]. If the process was killed,
+            the status remains "running", but the process no longer exists.
+        at: time of this status [s since the epoch].
+        nonce: nonce of the start that wrote the status. If the job file has another nonce, a later start uses the run.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -47,10 +47,10 @@ class RunStatus(BaseModel):
 
     @classmethod
     def say(cls, run: RunDirectory, state: State, reason: str = "") -> None:
-        """Write how the run of this process stands.
+        """Write the status of the run of this process.
 
         Raises:
-            OSError: it cannot be written.
+            OSError: the status cannot be written.
         """
         pid = os.getpid()
         status = cls(
@@ -68,13 +68,13 @@ class RunStatus(BaseModel):
         except OSError as error:
             if error.errno not in FULL or not run.status.exists():
                 raise
-            # the block that the file has is its own on a full disk, too; blanks are no part of JSON
+            # on a full disk, overwrite the existing bytes in place; JSON ignores the trailing blanks
             with naming(run.status), run.status.open("r+b", buffering=0) as file:
                 file.write(text.encode().ljust(run.status.stat().st_size))
 
     @classmethod
     def read(cls, run: RunDirectory) -> "RunStatus | None":
-        """What was said last; None where there is nothing that can be read."""
+        """Return the last status, or None if there is no readable one."""
         try:
             return cls.model_validate_json(run.status.read_bytes())
         except (OSError, ValidationError):
@@ -82,14 +82,14 @@ class RunStatus(BaseModel):
 
     @property
     def is_here(self) -> bool:
-        """Whether the process was one of this host, so that `is_alive` means something."""
+        """Whether the process ran on this host. `is_alive` is only valid if this is true."""
         return self.host == socket.gethostname()
 
     @property
     def is_alive(self) -> bool:
-        """Whether the process that said it still runs."""
+        """Whether the process that wrote the status is still running."""
         try:
-            # the time of boot, from which psutil reckons, moves by parts of a second
+            # psutil computes start times from the boot time, which varies by fractions of a second
             return abs(psutil.Process(self.pid).create_time() - self.process_started) < 5
         except psutil.Error:
             return False

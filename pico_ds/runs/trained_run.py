@@ -1,4 +1,4 @@
-"""A trained model from a checkpoint, without an engine."""
+"""Loads a trained model from a checkpoint, without a DeepSpeed engine."""
 
 import re
 from collections.abc import Callable
@@ -31,13 +31,14 @@ from pico_ds.tasks.task_shape import TaskShape
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A model and what it was trained with.
+    """A trained model and its run.
 
     Attributes:
-        directory: of the checkpoint.
+        directory: directory of the checkpoint.
         run: directory of the run.
-        step: outer steps taken.
-        config: with what was overridden; `run_config` that of the run itself.
+        step: number of outer steps of the checkpoint.
+        config: configuration of the run with the overrides of the caller.
+        run_config: configuration of the run without overrides.
     """
 
     directory: Path
@@ -49,43 +50,44 @@ class TrainedModel:
 
     @property
     def written(self) -> float:
-        """Time of the weights [s since the epoch]."""
+        """Modification time of the weights [s since the epoch]."""
         return (self.directory / WEIGHTS_NAME).stat().st_mtime
 
     def open_corpus(self) -> Corpus:
-        """The corpus that it was trained on.
+        """Open the corpus that the model was trained on.
 
         Raises:
-            ConfigError: the corpus has another tokenizer by now.
+            ConfigError: the corpus now has a different tokenizer.
         """
         corpus = open_corpus(self.config.data)
         name = "tokenizer.json"
         if (corpus.tokenizer_directory / name).read_bytes() != (self.directory / name).read_bytes():
             raise ConfigError(
-                f"{self.directory}: its tokenizer is not that of data.source: {self.config.data.source} any more; "
-                "give the data that the run was trained on"
+                f"{self.directory}: its tokenizer differs from that of data.source: {self.config.data.source}; use the "
+                "data that the run was trained on"
             )
         return corpus
 
     def labelled_tasks(
         self, path: Path, max_tokens: int | None = None, on_conflict: OnConflict = "error"
     ) -> Callable[[TaskShape, Readout], SentenceTasks]:
-        """What makes tasks of a JSONL of sentences.
+        """Return a function that makes tasks of a shape and readout from a JSONL file of labelled sentences.
 
         Args:
-            max_tokens: of a context, `[MASK]` and ends included; model.max_seq_len if left out.
-            on_conflict: what is done with texts of several labels.
+            max_tokens: maximum length of a context, including `[MASK]` and the tokens at its ends;
+                `model.max_seq_len` by default.
+            on_conflict: what to do with a text that has several labels.
 
         Raises:
-            TaskError: a file that cannot be read.
+            TaskError: the file cannot be read.
         """
         sentences, tokenizer, config = read_sentences(path, on_conflict), self.model.tokenizer, self.config
-        # the longest text with its [MASK]; what is padded costs as much as what is not
+        # no longer than the longest text with its [MASK], because padding costs as much as text
         longest = max(map(len, tokenizer.encode([sentence.text for sentence in sentences]))) + 1
         most = (max_tokens or config.model.max_seq_len) - LAYOUT_EXTRA_TOKENS
         smlmt = config.smlmt.model_copy(update={"context_tokens": min(longest, most)})
 
-        # for all shapes of tasks
+        # encode once per readout, not once per task shape
         rows = cache(lambda readout: encode_sentences(sentences, tokenizer, readout, smlmt.context_tokens, on_conflict))
 
         def make(shape: TaskShape, readout: Readout) -> SentenceTasks:
@@ -96,37 +98,37 @@ class TrainedModel:
 
 
 def load_trained_model(path: Path, overrides: list[str], process: Process) -> TrainedModel:
-    """Load the weights of a checkpoint, in the precision of its run.
+    """Return the model of a checkpoint, in the precision of its run.
 
     Args:
-        path: of a checkpoint, or of a run, whose newest checkpoint is taken.
-        overrides: `section.key=value`, of the run's configuration.
+        path: a checkpoint, or a run directory, whose newest checkpoint is loaded.
+        overrides: `section.key=value`, applied to the configuration of the run.
 
     Raises:
-        CheckpointError: no checkpoint, or weights of another model.
-        ConfigError: an override that cannot be.
+        CheckpointError: there is no checkpoint, or its weights are of another model.
+        ConfigError: an override is invalid.
     """
     directory = _checkpoint(path)
     run = directory.resolve().parent.parent
     if not (run / "training_config.yaml").exists():
-        raise CheckpointError(f"{run} holds no training_config.yaml; a checkpoint is evaluated where its run left it")
+        raise CheckpointError(f"{run} has no training_config.yaml; load the checkpoint from its run directory")
     config = load_config(run / "training_config.yaml", overrides)
     vocab_size = config.model.vocab_size
     if vocab_size is None:
-        raise CheckpointError(f"{run}/training_config.yaml: model.vocab_size is null; a run writes the number it had")
+        raise CheckpointError(f"{run}/training_config.yaml: model.vocab_size is null; set it to the value of the run")
     dtype = COMPUTE_DTYPE[config.training.precision]
     network = build_functional_model(config, vocab_size, process.device)
     try:
         found = _weights(directory)
     except WeightFilesError as error:
-        raise CheckpointError(f"{directory}: {error}; give another checkpoint") from error
+        raise CheckpointError(f"{directory}: {error}; choose another checkpoint") from error
     theta = {}
     for name, weight in network.skeleton.named_parameters():
         if name not in found or found[name].shape != weight.shape:
             there = f"shape {list(found[name].shape)}" if name in found else "no such parameter"
             raise CheckpointError(
-                f"{directory}: {name}: the model has shape {list(weight.shape)}, the checkpoint {there}; leave model, "
-                "meta.head and meta.learner as they were in training, or judge by prototypes: evaluation.head=prototype"
+                f"{directory}: {name}: the model has shape {list(weight.shape)}, the checkpoint has {there}; do not "
+                "change model, meta.head or meta.learner after training, or evaluate with evaluation.head=prototype"
             )
         theta[name] = found[name].to(process.device, dtype)
     model = Model(
@@ -142,15 +144,15 @@ def load_trained_model(path: Path, overrides: list[str], process: Process) -> Tr
 
 
 def _step_of(directory: Path) -> int:
-    """By its name; of one that was renamed, as its training state says."""
+    """Return the step in the name of a checkpoint or, if it was renamed, the step in its training state."""
     step = directory.name.removeprefix("step_")
     if step.isdecimal():
         return int(step)
     if (directory / STATE_DIRECTORY / INDEX_NAME).exists():
         return Index.read(directory).step
     raise CheckpointError(
-        f"{directory}: got the name {directory.name!r}, and no training state that knows the step, by which results "
-        "are filed; name it step_<N>"
+        f"{directory}: cannot find the step of this checkpoint, which names its results: {directory.name!r} is not "
+        "step_<N>, and there is no training state; name it step_<N>"
     )
 
 
@@ -170,6 +172,6 @@ def _checkpoint(path: Path) -> Path:
     if latest.exists() and re.fullmatch(r"step_\d+", name := latest.read_text(errors="replace").strip()):
         return path / "checkpoints" / name
     raise CheckpointError(
-        f"{path} is neither a checkpoint (it holds no {WEIGHTS_NAME}) nor a run with one (no checkpoints/latest that "
-        "names one)"
+        f"{path} is neither a checkpoint (it has no {WEIGHTS_NAME}) nor a run with a checkpoint (it has no valid "
+        "checkpoints/latest)"
     )

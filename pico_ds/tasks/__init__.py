@@ -1,1 +1,1 @@
-"""Subset Masked Language Modeling Tasks."""
+"""Few-shot tasks: Subset Masked Language Modeling Tasks (SMLMT), and tasks over given sentences."""

@@ -1,4 +1,4 @@
-"""Which words become the classes of a task."""
+"""Samples the words that are the classes of a task."""
 
 import numpy as np
 import numpy.typing as npt
@@ -9,28 +9,31 @@ from pico_ds.tasks.index.text_index import Index
 
 Integers = npt.NDArray[np.int64]
 
-#: tokens to either side of a word that count as its company
+#: tokens on each side of a word that count as its neighbors
 _REACH = 4
-#: most frequent tokens that are counted
+#: number of most frequent tokens that are counted as neighbors
 _FEATURES = 1000
-#: words whose neighbours are sought at once, which bounds the memory
+#: words that are compared with all others at once, which bounds the memory
 _ROWS = 2048
 
 
 class ClassChoice:
-    """Draws the classes of a task, in random order.
+    """Samples the classes of a task, in random order.
 
-    uniform: all words alike. frequency: in proportion to their occurrences. cluster: a word, and others out of its
-    `smlmt.cluster_size` nearest by the company they keep, which are hard to tell apart.
+    `smlmt.class_sampling` is one of:
+        uniform: all words are equally likely.
+        frequency: the probability of a word is proportional to its number of occurrences.
+        cluster: one uniform word, and words out of its `smlmt.cluster_size` nearest. Words with similar neighbors are
+            hard to tell apart.
     """
 
     def __init__(self, words: Integers, config: SmlmtConfig, index: Index) -> None:
         """
         Args:
-            words: that may be classes.
+            words: ids of the words that may be classes.
 
         Raises:
-            TaskError: fewer words than a cluster has.
+            TaskError: there are no more words than `smlmt.cluster_size`.
         """
         self._words, self._kind = words, config.class_sampling
         if self._kind == "frequency":
@@ -39,16 +42,16 @@ class ClassChoice:
         elif self._kind == "cluster":
             if len(words) <= config.cluster_size:
                 raise TaskError(
-                    f"smlmt.cluster_size: got {config.cluster_size}, but there are only {len(words)} class words here; "
-                    "lower it, or give more text"
+                    f"smlmt.cluster_size: got {config.cluster_size}, but the text has only {len(words)} class words; "
+                    "lower cluster_size, or use more text"
                 )
             self._near = nearest_words(index, words, config.cluster_size)
 
     def draw(self, rng: np.random.Generator, n_way: int, progress: float) -> Integers:
-        """`n_way` distinct words.
+        """Return the ids of `n_way` distinct words.
 
         Args:
-            progress: share of the tasks that are drawn as asked for; the others are uniform.
+            progress: probability of `smlmt.class_sampling`; otherwise words are sampled uniformly.
         """
         kind = self._kind if progress == 1.0 or rng.random() < progress else "uniform"
         if kind == "frequency":
@@ -61,10 +64,10 @@ class ClassChoice:
 
 
 def nearest_words(index: Index, words: Integers, count: int) -> Integers:
-    """For each word the places in `words` of the `count` others that keep the most similar company, nearest first.
+    """Return the `count` nearest other words of each word, nearest first, as `[n_words, count]` indices into `words`.
 
-    Company is the positive pointwise mutual information with the most frequent tokens around (Bullinaria and Levy
-    2007), similarity its cosine.
+    A word is represented by its positive pointwise mutual information with the most frequent tokens around it
+    (Bullinaria and Levy 2007). Similarity is the cosine.
     """
     vectors = _company(index, words)
     found = np.empty((len(words), count), dtype=np.int64)
@@ -72,13 +75,13 @@ def nearest_words(index: Index, words: Integers, count: int) -> Integers:
         similarity = vectors[first : first + _ROWS] @ vectors.T
         rows = np.arange(len(similarity))
         similarity[rows, first + rows] = -np.inf
-        # stable, so that ties fall alike everywhere
+        # a stable sort breaks ties in the same way on every platform
         found[first : first + _ROWS] = np.argsort(-similarity, axis=1, kind="stable")[:, :count]
     return found
 
 
 def _company(index: Index, words: Integers) -> npt.NDArray[np.float32]:
-    """Unit vectors `[n_words, features]`."""
+    """Return the PPMI vector of each word, with unit length, `[n_words, features]`."""
     tokens = index.tokens
     frequency = np.bincount(tokens)
     features = np.argsort(-frequency, kind="stable")[:_FEATURES]

@@ -1,4 +1,4 @@
-"""Encodes masked contexts as token sequences, and finds the position at which each one is read."""
+"""Encodes masked contexts as token sequences, and finds the readout position of each context."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from pico_ds.data.text.tokenizer import TextTokenizer
 from pico_ds.tasks.episode import Contexts
 from pico_ds.tasks.index.text_index import Index
 
-#: readouts for which a context is rotated: its end stands before its beginning
+#: readouts that rotate a context: the part after the masked word comes first
 ROTATED: frozenset[Readout] = frozenset({"fim", "fimpre"})
 #: a class name is cut to this number of tokens
 _NAME_TOKENS = 12
@@ -24,7 +24,7 @@ _Flags = npt.NDArray[np.bool_]
 
 
 def name_tokens(names: Sequence[str], tokenizer: TextTokenizer) -> Int[Tensor, "n_way word_tokens"]:
-    """Tokens of the names of classes, as in running text. Shorter names are filled with -1."""
+    """Return the tokens of class names, as in running text. Shorter names are padded with -1."""
     encoded = [tokens[:_NAME_TOKENS] for tokens in tokenizer.encode([f" {name}" for name in names])]
     return torch.tensor([tokens + [-1] * (_NAME_TOKENS - len(tokens)) for tokens in encoded])
 
@@ -33,12 +33,14 @@ def name_tokens(names: Sequence[str], tokenizer: TextTokenizer) -> Int[Tensor, "
 class ContextEncoder:
     """Masks words in contexts of a corpus, and encodes the contexts for one readout.
 
-    Unrotated: `prefix [MASK] suffix`. A separator stands in front if `pre` would have nothing to read.
+    Unrotated: `prefix [MASK] suffix`. For the readout `pre`, a separator is put in front of a context that begins with
+    the [MASK], because `pre` reads at the position before it.
     Rotated: `suffix <sep> prefix [MASK]`, so that a causal model sees both sides (Bavarian et al. 2022, arXiv
-    2207.14255). A word of several tokens becomes one [MASK]. Padding is on the right.
+    2207.14255).
+    A word of several tokens becomes one [MASK]. Padding is on the right.
 
     Attributes:
-        context_tokens: length of a context in the corpus. An encoded context has one position more.
+        context_tokens: length of a context in the corpus. An encoded context is one position longer.
     """
 
     readout: Readout
@@ -48,7 +50,7 @@ class ContextEncoder:
     separator_id: int
 
     def encode(self, index: Index, occurrences: _Integers, words: _Integers, labels: _Integers) -> Contexts:
-        """Mask EVERY occurrence of `words[i]` in the context of `occurrences[i]`, and encode the context.
+        """Mask every occurrence of `words[i]` in the context of `occurrences[i]`, and encode the context.
 
         Args:
             occurrences, words, labels: `[n_contexts]`.
@@ -58,7 +60,7 @@ class ContextEncoder:
         tokens, is_kept = self._mask(index, starts, ends, words)
         keys, separator_key, has_separator = self._sort_keys(anchor, tokens.shape[1])
 
-        # the separator is one more column
+        # the separator is an extra last column
         tokens = np.concatenate([tokens, np.full_like(anchor, self.separator_id)], axis=1)
         is_kept = np.concatenate([is_kept, has_separator], axis=1)
         past_all_keys = 8 * tokens.shape[1]
@@ -79,9 +81,9 @@ class ContextEncoder:
         )
 
     def _mask(self, index: Index, starts: _Integers, ends: _Integers, words: _Integers) -> tuple[_Integers, _Flags]:
-        """Tokens of the contexts, `[n_contexts, longest]`, and which of them stay.
+        """Return the tokens of the contexts, `[n_contexts, longest]`, and a flag for each: whether it is kept.
 
-        Tokens past the end of a context, and tokens of a masked word after its first one, do not stay.
+        Tokens past the end of a context are dropped, and all tokens of a masked word except its first.
         """
         places = starts[:, None] + np.arange(int((ends - starts).max()))
         is_inside = places < ends[:, None]
@@ -91,7 +93,7 @@ class ContextEncoder:
         return tokens, is_inside & ~(is_masked & ~index.begins_word(places))
 
     def _sort_keys(self, anchor: _Integers, width: int) -> tuple[_Integers, _Integers, _Flags]:
-        """Sort keys of the tokens and of the separator, and which contexts have a separator.
+        """Return the sort keys of the tokens and of the separator, and a flag: whether a context has a separator.
 
         Args:
             anchor: column of the masked occurrence, `[n_contexts, 1]`.
@@ -110,14 +112,14 @@ class ContextEncoder:
 def encode_context(
     tokens: Sequence[int], anchor: int, readout: Readout, context_tokens: int, tokenizer: TextTokenizer
 ) -> tuple[Int[Tensor, " positions"], int, int]:
-    """Encode one context that is already masked, as `ContextEncoder` does.
+    """Encode one context that is already masked, in the format of `ContextEncoder`.
 
     Args:
-        tokens: cut to `context_tokens` around the anchor.
-        anchor: position of the [MASK] that features are read at.
+        tokens: token ids of any length; they are cut to `context_tokens` around the anchor.
+        anchor: index of the [MASK] that is read.
 
     Returns:
-        token ids of `context_tokens + 1` positions, the number of them that are not padding, and the readout position.
+        `context_tokens + 1` token ids, how many of them are not padding, and the readout position.
     """
     start = max(0, min(anchor - context_tokens // 2, len(tokens) - context_tokens))
     tokens, anchor = list(tokens[start : start + context_tokens]), anchor - start
@@ -133,7 +135,7 @@ def encode_context(
 
 
 def _readout_index(readout: Readout, anchor: _Integers, lengths: _Integers) -> _Integers:
-    """Position at which each context is read; the last token for `last` and `mean`."""
+    """Return the position at which each context is read; for `last` and `mean` it is the last token."""
     if readout in ("fim", "mask"):
         return anchor
     if readout in ("pre", "fimpre"):

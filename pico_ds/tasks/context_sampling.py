@@ -1,4 +1,4 @@
-"""Which contexts of its words a task has."""
+"""Samples the contexts of the words of a task."""
 
 from bisect import bisect_right
 from collections.abc import Iterator
@@ -12,24 +12,24 @@ from pico_ds.tasks.index.text_index import Index
 from pico_ds.tasks.task_shape import TaskShape
 
 Integers = npt.NDArray[np.int64]
-#: whether the query contexts of a class may come from any document, come from those of its support contexts, or come
-#: from documents that no support context of the task is from
+#: where the query contexts of a class come from: any document, the documents of its support contexts, or documents
+#: that contain no support context of the task
 Documents = Literal["any", "same", "different"]
 
-#: occurrences looked at per context needed
+#: occurrences that are tried for every context that is needed
 _OVERSAMPLING: dict[Documents, int] = {"any": 4, "same": 48, "different": 48}
-#: assignments of documents to support and query set that are tried for the words of a task
+#: random assignments of documents to the support and query set that are tried for the words of a task
 _MAX_ASSIGNMENTS = 16
 
 
 class ContextChoice:
-    """Chooses contexts that do not overlap and are not equal once masked, each with its own word alone."""
+    """Samples contexts that contain only one word of the task, do not overlap, and differ after masking."""
 
     def __init__(self, index: Index, documents: Documents = "any") -> None:
         self._index, self._documents = index, documents
 
     def choose(self, words: Integers, shape: TaskShape, rng: np.random.Generator) -> Integers | None:
-        """Occurrences `[n_way, k_shot + q_query]`, support first; None where this draw finds too few."""
+        """Return occurrences `[n_way, k_shot + q_query]`, support first; None if this sample has too few contexts."""
         free = self._free_contexts(words, shape, rng)
         for _ in range(1 if self._documents == "any" else _MAX_ASSIGNMENTS):
             chosen = self._split(free, shape, rng)
@@ -38,16 +38,16 @@ class ContextChoice:
         return None
 
     def supplies(self, words: Integers, shape: TaskShape, rng: np.random.Generator) -> npt.NDArray[np.bool_]:
-        """Whether each word has enough contexts in a task without other words."""
+        """Return whether each word, as the only word of a task, has enough contexts."""
         return np.array([self.choose(np.array([word]), shape, rng) is not None for word in words], dtype=np.bool_)
 
     def _split(self, free: list[list[int]], shape: TaskShape, rng: np.random.Generator) -> list[list[int]]:
-        """Support and query contexts of each word, out of those that are free; too few if there are too few."""
+        """Return the support and query contexts of each word. A word with too few free contexts gets a shorter list."""
         if self._documents == "any":
             return [some[: shape.per_class] for some in free]
         if self._documents == "same":
             return [self._same_documents(rng.permutation(some).tolist(), shape) for some in free]
-        # one coin a document, for all classes of the task
+        # a document is assigned once for all classes, so that no document is in both sets of the task
         coins = rng.random(len(self._index.document_ends)) < 0.5
         return [self._different_documents(some, shape, coins) for some in free]
 
@@ -62,7 +62,8 @@ class ContextChoice:
         for one, document in zip(occurrences, self._document_of(occurrences).tolist(), strict=True):
             by_document.setdefault(document, []).append(one)
         groups = [some for some in by_document.values() if len(some) > 1]
-        # by turns, the first of a document is of the support set and what follows of the query set, until one is full
+        # The first occurrence in a document is for the support set, the next ones are for the query set, so that every
+        # query context shares a document with a support context.
         support: list[int] = []
         query: list[int] = []
         for some in groups:
@@ -85,10 +86,10 @@ class ContextChoice:
         return np.searchsorted(self._index.document_ends, positions, side="right")
 
     def _free_contexts(self, words: Integers, shape: TaskShape, rng: np.random.Generator) -> list[list[int]]:
-        """Occurrences of each word, in random order; contexts hold no other word, and neither overlap nor are equal."""
+        """Return occurrences of each word, in random order. Contexts are disjoint, distinct, without other words."""
         enough = shape.per_class if self._documents == "any" else _OVERSAMPLING[self._documents] * shape.per_class
         free: list[list[int]] = [[] for _ in words]
-        # of the contexts taken, which overlap nowhere: both are in order
+        # bounds of the chosen contexts; these are disjoint, so both lists are sorted
         taken_starts: list[int] = []
         taken_ends: list[int] = []
         seen: set[int] = set()
@@ -109,7 +110,7 @@ class ContextChoice:
     def _candidates(
         self, words: Integers, shape: TaskShape, rng: np.random.Generator
     ) -> Iterator[tuple[int, int, int, int, int]]:
-        """(occurrence, label, start, end, digest once masked) of contexts that hold no other word of the task."""
+        """Yield (occurrence, label, start, end, digest after masking) of contexts without other words of the task."""
         index = self._index
         drawn = [self._draw(int(word), shape.per_class, rng) for word in words]
         occurrences = np.concatenate(drawn)
@@ -123,7 +124,8 @@ class ContextChoice:
         has_other |= (np.isin(index.unmasked_words_at(places), words) & inside).any(axis=1)
         alone = np.flatnonzero(~has_other)
         if self._documents != "any":
-            # more are taken of a word than a task needs: by turns, so that a frequent word does not block a rare one
+            # More contexts of a word are chosen than a task needs. Alternating between the words prevents the contexts
+            # of a frequent word from blocking those of a rare one.
             turn = np.concatenate([np.arange(len(some)) for some in drawn])
             alone = alone[np.argsort(turn[alone], kind="stable")]
         is_own = there == words[owner][:, None]
@@ -142,7 +144,7 @@ class ContextChoice:
 
 
 def _digests(tokens: Integers, kept: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint64]:
-    """A polynomial hash of the tokens that are kept, for each row; equal rows have equal hashes."""
+    """Return a polynomial hash of the kept tokens of each row. Equal rows have equal hashes."""
     found = np.zeros(len(tokens), dtype=np.uint64)
     for column, is_kept in zip(tokens.T, kept.T, strict=True):
         found = np.where(is_kept, found * HASH_MULTIPLIER + (column + 2).astype(np.uint64), found)

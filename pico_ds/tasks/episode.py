@@ -1,4 +1,4 @@
-"""A task: labelled contexts to adapt on and labelled contexts to judge the adaptation by."""
+"""A task: labelled contexts to adapt on (support set), and labelled contexts to evaluate on (query set)."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -10,11 +10,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Contexts:
-    """Labelled, right-padded contexts, of one task or of several alike.
+    """Labelled, right-padded contexts of one task, or of several tasks of one shape.
 
     Attributes:
-        input_ids: token ids; a row's real tokens come first.
-        lengths: real tokens of each row.
+        input_ids: token ids, padded on the right.
+        lengths: number of tokens of each row, without padding.
         readout_index: position at which the features of each row are read.
         labels: class of each row, 0 to n_way - 1.
     """
@@ -25,23 +25,23 @@ class Contexts:
     labels: Int[Tensor, "*tasks contexts"]
 
     def to(self, device: torch.device) -> "Contexts":
-        """A copy on `device` (the same tensors where they are there already)."""
+        """Return the contexts on `device`. Tensors that are already there are not copied."""
         return self.map(lambda tensor: tensor.to(device, non_blocking=True))
 
     @staticmethod
     def stack(parts: Sequence["Contexts"]) -> "Contexts":
-        """Those of several tasks of one shape, along a first axis."""
+        """Stack the contexts of several tasks of one shape along a new first axis."""
         names = ("input_ids", "lengths", "readout_index", "labels")
         return Contexts(*(torch.stack([getattr(part, name) for part in parts]) for name in names))
 
     def followed_by(self, other: "Contexts") -> "Contexts":
-        """These contexts and then those of another set of the same tasks."""
+        """Append other contexts of the same tasks along the contexts axis."""
         names = ("input_ids", "lengths", "readout_index", "labels")
         axis = self.labels.ndim - 1
         return Contexts(*(torch.cat([getattr(self, name), getattr(other, name)], dim=axis) for name in names))
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Contexts":
-        """What a function makes of every tensor."""
+        """Apply a function to every tensor."""
         tensors = (self.input_ids, self.lengths, self.readout_index, self.labels)
         return Contexts(*(function(tensor) for tensor in tensors))
 
@@ -53,9 +53,9 @@ class Episode:
     Attributes:
         support: n_way * k_shot contexts.
         query: n_way * q_query contexts.
-        words: the masked word (or the name) of each class, by label, task after task.
-        word_tokens: the tokens of each of them, -1 behind the last.
-        keys: of what is drawn for each task on the device, 64 bits each.
+        words: masked word (or name) of each class, ordered by task, then by label.
+        word_tokens: tokens of each word, padded with -1.
+        keys: 64-bit seed of the random numbers that are generated on the device, one for each task.
     """
 
     support: Contexts
@@ -71,13 +71,13 @@ class Episode:
 
     @property
     def n_tasks(self) -> int | None:
-        """Number of tasks along the first axis; None where there is no such axis."""
+        """Number of tasks along the first axis; None if the episode has no task axis."""
         labels = self.support.labels
         return len(labels) if labels.ndim > 1 else None
 
     @staticmethod
     def stack(tasks: Sequence["Episode"]) -> "Episode":
-        """Several tasks of one shape as one, along a first axis."""
+        """Stack several tasks of one shape along a new first axis."""
         support, query = (Contexts.stack([getattr(task, part) for task in tasks]) for part in ("support", "query"))
         return Episode(
             support,
@@ -89,15 +89,15 @@ class Episode:
 
     @property
     def n_tokens(self) -> int:
-        """Tokens of support and query, padding included."""
+        """Number of tokens of the support and query set, including padding."""
         return self.support.input_ids.numel() + self.query.input_ids.numel()
 
     def to(self, device: torch.device) -> "Episode":
-        """A copy on `device`."""
+        """Return the episode on `device`. Tensors that are already there are not copied."""
         return self.map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Episode":
-        """What a function makes of every tensor."""
+        """Apply a function to every tensor."""
         return replace(
             self,
             support=self.support.map(function),

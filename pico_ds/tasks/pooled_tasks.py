@@ -1,4 +1,4 @@
-"""Tasks of one pool of text after another."""
+"""Tasks from a sequence of pools of text."""
 
 from collections.abc import Callable
 from threading import Lock
@@ -10,13 +10,13 @@ from pico_ds.tasks.task_source import TaskSource
 
 
 class PooledTasks:
-    """Every `smlmt.pool_steps` steps the next pool, which is made in the background while the one before is in use."""
+    """Switches to the next pool every `smlmt.pool_steps` steps. A background thread builds the next pool in advance."""
 
     def __init__(self, make: Callable[[int], TaskSource], config: SmlmtConfig, last_step: int) -> None:
         """
         Args:
-            make: the tasks of pool `number`; a pure function of it.
-            last_step: of training, behind which no pool is made ahead.
+            make: returns the tasks of pool `number`; a pure function.
+            last_step: last step of training; no pool for later steps is built in advance.
 
         Raises:
             DataError, TaskError: the first pool cannot supply the tasks.
@@ -28,19 +28,19 @@ class PooledTasks:
 
     @property
     def readout(self) -> Readout:
-        """Where features are read."""
+        """Position at which features are read."""
         return self._first.readout
 
     @property
     def sequence_length(self) -> int:
-        """Positions of every context, padding included [tokens]."""
+        """Length of every context, including padding [tokens]."""
         return self._first.sequence_length
 
     def sample(self, step: int, index: int) -> Episode:
-        """Task `index` of outer step `step`; a pure function of (seed, step, index).
+        """Return task `index` of outer step `step`, a pure function of (seed, step, index).
 
         Raises:
-            DataError, TaskError: the pool of the step cannot be had, or cannot supply the tasks.
+            DataError, TaskError: the pool of the step cannot be read, or cannot supply the tasks.
         """
         return self._pool(self._number_at(self._config, step)).sample(step, index)
 
@@ -50,7 +50,7 @@ class PooledTasks:
 
     def _pool(self, number: int) -> TaskSource:
         with self._lock:
-            # the one before is forgotten, and with it its memory
+            # earlier pools are dropped to free their memory
             wanted = [number] + ([number + 1] if number < self._last else [])
             self._pools = {
                 one: self._pools.get(one) or Background(lambda one=one: self._make(one), f"pool {one}")  # type: ignore[misc]

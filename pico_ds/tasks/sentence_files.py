@@ -1,4 +1,4 @@
-"""Sentences that a user gives, with a word to mask or a label."""
+"""Reads sentences that a user provides, each with a word to mask or a label."""
 
 import json
 import logging
@@ -18,20 +18,20 @@ logger = logging.getLogger("pico_ds")
 
 Kind = Literal["word", "label"]
 _KINDS: tuple[Kind, ...] = ("word", "label")
-#: what is done with texts of several labels
+#: what to do with texts that have several labels
 OnConflict = Literal["error", "drop"]
-#: conflicts that a message shows
+#: maximum number of conflicts in a message
 _SHOWN_CONFLICTS = 100
-#: what JSON may hold and no encoding of text
+#: code points that JSON can represent but UTF-8 cannot
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
 class Sentence:
-    """A text with its class: a word in it, which is masked, or a label, for which [MASK] is added at the end.
+    """A text with its class: a word in it, which is masked, or a label, for which a [MASK] is added at the end.
 
     Attributes:
-        where: it comes from, for messages.
+        where: origin of the sentence, for messages.
     """
 
     text: str
@@ -41,16 +41,16 @@ class Sentence:
 
 
 def read_sentences(path: Path, on_conflict: OnConflict = "error") -> list[Sentence]:
-    """Read a JSONL whose lines are `{"text": ..., "word": ...}`, or all of them `{"text": ..., "label": ...}`.
+    """Read a JSONL file whose lines are all `{"text": ..., "word": ...}` or all `{"text": ..., "label": ...}`.
 
     Args:
-        on_conflict: what is done with texts of several labels.
+        on_conflict: what to do with texts that have several labels.
 
     Raises:
-        TaskError: a file that cannot be read, or a line that is not as it should be, with its number.
+        TaskError: the file cannot be read, or a line is invalid; the message has the line number.
     """
     try:
-        # at line feeds alone: a string of JSON may hold a character that other tools break lines at
+        # split only at line feeds: a JSON string may contain other characters at which `splitlines` splits
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except OSError as error:
         raise TaskError(f"cannot read {path}: {error.strerror}") from error
@@ -63,19 +63,25 @@ def read_sentences(path: Path, on_conflict: OnConflict = "error") -> list[Senten
         try:
             records.append((f"{path}:{number}", json.loads(line)))
         except ValueError as error:
-            raise TaskError(f"{path}:{number}: not JSON ({error}); one object a line is expected") from error
+            raise TaskError(f"{path}:{number}: not JSON ({error}); expected one JSON object per line") from error
         except RecursionError as error:
-            raise TaskError(f"{path}:{number}: nested too deeply; one object of strings a line is expected") from error
+            raise TaskError(
+                f"{path}:{number}: nested too deeply; expected one JSON object of strings per line"
+            ) from error
     if not records:
-        raise TaskError(f"{path}: holds no sentence; one JSON object a line is expected, with text, and word or label")
+        raise TaskError(f"{path}: has no sentences; expected one JSON object per line, with text, and word or label")
     return parse_sentences(records, on_conflict)
 
 
 def parse_sentences(records: Iterable[tuple[str, Any]], on_conflict: OnConflict = "error") -> list[Sentence]:
-    """Check records, each with where it comes from. Sentences that stand there twice are taken once.
+    """Check records and return their sentences, without duplicates.
+
+    Args:
+        records: (origin, record) pairs.
 
     Raises:
-        TaskError: a record that is not as it should be, or texts of several labels, all of which are named.
+        TaskError: a record is invalid, or texts have several labels (the message lists them) and `on_conflict` is
+            "error".
     """
     found: dict[tuple[str, str], Sentence] = {}
     first: Sentence | None = None
@@ -84,7 +90,7 @@ def parse_sentences(records: Iterable[tuple[str, Any]], on_conflict: OnConflict 
         first = first or sentence
         if sentence.kind != first.kind:
             raise TaskError(
-                f"{where}: has {sentence.kind!r}, but {first.where} has {first.kind!r}; give sentences of one kind"
+                f"{where}: has {sentence.kind!r}, but {first.where} has {first.kind!r}; all sentences need the same key"
             )
         found.setdefault((sentence.text, sentence.name), sentence)
     return without_conflicts(found.values(), lambda sentence: sentence.text, "the same text", on_conflict)
@@ -93,13 +99,13 @@ def parse_sentences(records: Iterable[tuple[str, Any]], on_conflict: OnConflict 
 def without_conflicts(
     sentences: Iterable[Sentence], key: Callable[[Sentence], Hashable], what: str, on_conflict: OnConflict
 ) -> list[Sentence]:
-    """The sentences, of which no two with one key have different labels.
+    """Return the sentences without those that have the same key but different labels.
 
     Args:
-        what: sentences with one key share, for the message.
+        what: what sentences with the same key share, for the message.
 
     Raises:
-        TaskError: there are some, and `on_conflict` is "error".
+        TaskError: there are conflicts, and `on_conflict` is "error".
     """
     kept, by_key = [*sentences], dict[Hashable, list[Sentence]]()
     for sentence in kept:
@@ -109,13 +115,13 @@ def without_conflicts(
     if not conflicts:
         return kept
     if on_conflict == "drop":
-        logger.warning("warning: left out %d texts with several labels (--on_conflict drop)", len(conflicts))
+        logger.warning("warning: dropped %d texts that have several labels (--on_conflict drop)", len(conflicts))
         return [sentence for sentence in kept if sentence.kind != "label" or key(sentence) not in conflicts]
     lines = [", ".join(f"{one.name!r} at {one.where}" for one in members) for members in conflicts.values()]
     shown = [*lines[:_SHOWN_CONFLICTS], *(["..."] if lines[_SHOWN_CONFLICTS:] else [])]
     raise TaskError(
-        f"{len(conflicts)} texts have several labels ({what}); keep one label of each, or leave these texts out "
-        "(--on_conflict drop of scripts/evaluate.py):\n" + "\n".join(f"  - {line}" for line in shown)
+        f"{len(conflicts)} texts have several labels ({what}); keep one label for each text, or drop these texts "
+        "(scripts/evaluate.py --on_conflict drop):\n" + "\n".join(f"  - {line}" for line in shown)
     )
 
 
@@ -131,28 +137,28 @@ def _parse(where: str, record: Any) -> Sentence:
             )
     kinds = [kind for kind in _KINDS if kind in record]
     if len(kinds) != 1:
-        raise TaskError(f"{where}: has {' and '.join(kinds) or 'neither word nor label'}; expected exactly one of both")
+        raise TaskError(f"{where}: has {' and '.join(kinds) or 'neither word nor label'}; expected exactly one of them")
     for key in ("text", kinds[0]):
         if not isinstance(record.get(key), str) or not record[key].strip():
-            raise TaskError(f"{where}: {key}: got {record.get(key)!r:.80}; expected a string that is not empty")
+            raise TaskError(f"{where}: {key}: got {record.get(key)!r:.80}; expected a non-empty string")
         if lone := _SURROGATE.search(record[key]):
             raise TaskError(
-                f"{where}: {key}: holds {lone.group()!a}, half of a character; write the whole one, or none"
+                f"{where}: {key}: contains {lone.group()!a}, half of a character; write a whole character, or none"
             )
     text, name, kind = record["text"].strip(), record[kinds[0]].strip(), kinds[0]
     if kind == "word":
         name = lower_case(name)
         if not occurrences_of(name).search(text):
-            raise TaskError(f"{where}: the word {name!r} does not stand in the text {text!r:.80} as a whole word")
+            raise TaskError(f"{where}: the word {name!r} is not in the text {text!r:.80} as a whole word")
     return Sentence(text, name, kind, where)
 
 
 def lower_case(word: str) -> str:
-    """A word in small letters, each of them one character."""
-    # the one letter that becomes two, of which no text holds the second; a search in any case finds it by `i`
+    """Return a word in lower case, with the same number of characters."""
+    # `lower` turns this letter into two characters, which no text contains; a case-insensitive search finds it by `i`
     return word.replace("\N{LATIN CAPITAL LETTER I WITH DOT ABOVE}", "i").lower()
 
 
 def occurrences_of(word: str) -> regex.Pattern[str]:
-    """Every occurrence as a whole word, in any case, with the space before it: a token of a word begins with it."""
+    """Return a pattern of the whole word in any case, with the space before it, which is part of its token."""
     return regex.compile(rf"\s?(?<![\w\p{{M}}'’-]){re.escape(word)}(?![\w\p{{M}}'’-])", regex.IGNORECASE)

@@ -1,4 +1,4 @@
-"""Tasks from sentences that a user gives: to tell masked words apart, or labels of whole sentences."""
+"""Tasks from sentences that a user provides: classify masked words, or whole sentences by label."""
 
 import re
 from collections.abc import Hashable, Iterator, Mapping, Sequence
@@ -18,10 +18,10 @@ from pico_ds.tasks.episode import Contexts, Episode
 from pico_ds.tasks.sentence_files import OnConflict, Sentence, lower_case, occurrences_of, without_conflicts
 from pico_ds.tasks.task_shape import TaskShapes
 
-#: draws of classes before a task is given up
+#: samples of classes that are tried before a task fails
 _MAX_DRAWS = 1000
 _TOKENIZED_TOGETHER = 2000
-#: token ids, their number, and where features are read
+#: token ids, their number without padding, and the readout position
 Row = tuple[torch.Tensor, int, int]
 
 
@@ -32,11 +32,11 @@ def encode_sentences(
     context_tokens: int,
     on_conflict: OnConflict = "error",
 ) -> dict[Sentence, Row]:
-    """Each sentence as the model gets it; of those of a class that are the same then, the first.
+    """Encode each sentence. Of sentences of a class that have the same encoding, only the first is kept.
 
     Raises:
-        TaskError: a sentence that holds a special token, or texts of several labels that are the same once they are
-            cut.
+        TaskError: a sentence contains a special token, or texts with different labels are equal after they are cut to
+            `context_tokens`.
     """
     own = {tokenizer.mask_id, tokenizer.pad_id, tokenizer.end_of_text_id}
     added = tokenizer.backend.get_added_tokens_decoder()
@@ -45,20 +45,20 @@ def encode_sentences(
     for sentence in sentences:
         if held := any_special.search(sentence.text) or any_special.search(sentence.name):
             raise TaskError(
-                f"{sentence.where}: holds {held.group()!r}, which is a special token of the tokenizer; write it "
-                "otherwise"
+                f"{sentence.where}: contains {held.group()!r}, which is a special token of the tokenizer; "
+                "rewrite the sentence without it"
             )
     encoded = zip(sentences, _encode(sentences, tokenizer, context_tokens), strict=True)
     rows: dict[Sentence, Row] = {}
     seen: set[tuple[Hashable, str]] = set()
     keys: dict[Sentence, bytes] = {}
-    for sentence, (tokens, place) in track(encoded, "laying out sentences", len(sentences)):
+    for sentence, (tokens, place) in track(encoded, "encoding sentences", len(sentences)):
         row = encode_context(tokens, place, readout, context_tokens, tokenizer)
         keys[sentence] = row[0].numpy().tobytes()
         if (keys[sentence], sentence.name) not in seen:
             seen.add((keys[sentence], sentence.name))
             rows[sentence] = row
-    what = f"the same text once it is cut to smlmt.context_tokens = {context_tokens}, which --max_tokens raises"
+    what = f"equal texts after they are cut to smlmt.context_tokens = {context_tokens}; --max_tokens raises it"
     kept = without_conflicts(rows, keys.__getitem__, what, on_conflict)
     return {sentence: rows[sentence] for sentence in kept}
 
@@ -66,7 +66,7 @@ def encode_sentences(
 def _encode(
     sentences: Sequence[Sentence], tokenizer: TextTokenizer, context_tokens: int
 ) -> Iterator[tuple[list[int], int]]:
-    """Token ids with every occurrence masked, and the place of the [MASK] that features are read at."""
+    """Yield token ids with every occurrence of the word masked, and the position of the [MASK] that is read."""
     pieces = [
         [sentence.text] if sentence.kind == "label" else occurrences_of(sentence.name).split(sentence.text)
         for sentence in sentences
@@ -93,8 +93,8 @@ def _encode(
 class SentenceTasks:
     """Tasks over given sentences.
 
-    A task has n_way distinct classes and k_shot + q_query sentences of each. Where classes are words, no sentence of a
-    task holds a word of another of its classes, and every occurrence of its own is masked.
+    A task has n_way distinct classes and k_shot + q_query sentences of each. If classes are words, no sentence of a
+    task contains the word of another class of the task, and every occurrence of the word of its class is masked.
     """
 
     def __init__(
@@ -109,14 +109,13 @@ class SentenceTasks:
     ) -> None:
         """
         Args:
-            seed: key of the tasks.
+            seed: seed of the tasks.
             readout: overrides `config.readout`.
-            name: of the sentences, for messages.
-            rows: what `encode_sentences` gave, where several shapes of tasks share it.
+            name: name of the sentences, for messages.
+            rows: result of `encode_sentences`, to share it between several task shapes.
 
         Raises:
-            TaskError: fewer than n_way classes with k_shot + q_query sentences, a sentence that holds a special token,
-                or texts of two labels that are the same once they are cut.
+            TaskError: fewer than n_way classes have k_shot + q_query sentences, or `encode_sentences` fails.
         """
         self.readout: Readout = readout or config.readout
         self.sequence_length = config.context_tokens + LAYOUT_EXTRA_TOKENS
@@ -136,7 +135,7 @@ class SentenceTasks:
             raise TaskError(
                 f"{name}: {len(self.classes)} classes have smlmt.k_shot + smlmt.q_query = {needed} different "
                 f"sentences, but smlmt.n_way is {n_way} (sentences by class: {counts}); "
-                "give more sentences, or lower n_way, k_shot or q_query"
+                "add sentences, or lower n_way, k_shot or q_query"
             )
         chosen = [sentence for name in self.classes for sentence in by_class[name]]
         self._first = np.cumsum([0, *(len(by_class[name]) for name in self.classes)])
@@ -146,21 +145,21 @@ class SentenceTasks:
         self._others = self._words_within(chosen)
 
     def _words_within(self, sentences: Sequence[Sentence]) -> list[frozenset[int]] | None:
-        """For each sentence the classes whose words stand in it beside its own; None if classes are labels."""
+        """Return the other classes whose words each sentence contains; None if classes are labels."""
         place = {name: i for i, name in enumerate(self.classes)}
         if sentences[0].kind == "label":
             return None
         any_class = regex.compile("|".join(occurrences_of(name).pattern for name in self.classes), regex.IGNORECASE)
-        # a few letters that match in any case have another lower case, such as the long s: no class is named so
+        # a few letters, such as the long s, match case-insensitively but have a different lower case; no class has them
         named = [{lower_case(word.strip()) for word in any_class.findall(one.text)} for one in sentences]
         found = [{place[word] for word in words if word in place} for words in named]
         return [frozenset(words - {place[one.name]}) for words, one in zip(found, sentences, strict=True)]
 
     def sample(self, step: int, index: int) -> Episode:
-        """Task `index` of outer step `step`; a pure function of (seed, step, index).
+        """Return task `index` of outer step `step`, a pure function of (seed, step, index).
 
         Raises:
-            TaskError: no draw of classes gave enough sentences that hold the word of one of them alone.
+            TaskError: no sample of classes had enough sentences that contain the word of only one class.
         """
         rng, shape = keyed_rng(*self._key, step, index), self.shapes.at(step, index)
         for _ in range(_MAX_DRAWS):
@@ -176,12 +175,13 @@ class SentenceTasks:
                     keys=(digest64("device", *self._key, step, index),),
                 )
         raise TaskError(
-            f"{self._name}: no {shape.n_way} words with {shape.per_class} sentences free of each other were found in "
-            f"{_MAX_DRAWS} draws; give sentences that hold fewer of the words, or lower smlmt.n_way, k_shot or q_query"
+            f"{self._name}: {_MAX_DRAWS} random samples found no {shape.n_way} words with {shape.per_class} sentences "
+            "each that contain none of the other words; use sentences with fewer of the words, or lower smlmt.n_way, "
+            "k_shot or q_query"
         )
 
     def _draw(self, label: int, classes: set[int], rng: np.random.Generator) -> np.ndarray:
-        """The sentences of a class that hold no word of another, in random order."""
+        """Return the sentences of a class without the words of other classes, in random order."""
         mine = np.arange(self._first[label], self._first[label + 1])
         if self._others is not None:
             mine = mine[np.array([not self._others[place] & classes for place in mine], dtype=np.bool_)]

@@ -1,4 +1,4 @@
-"""Subset Masked Language Modeling Tasks (Bansal et al. 2020, arXiv 2009.08445): sampling."""
+"""Samples Subset Masked Language Modeling Tasks (Bansal et al. 2020, arXiv 2009.08445)."""
 
 from collections.abc import Mapping, Sequence
 
@@ -21,13 +21,14 @@ from pico_ds.tasks.sentence_files import parse_sentences
 from pico_ds.tasks.sentence_tasks import SentenceTasks
 from pico_ds.tasks.task_shape import TaskShapes
 
-#: raise when equal settings give other tasks: a run does not resume with them unasked, and results are not paired.
+#: Increase this when the same settings give different tasks. A run with another version does not resume by default, and
+#: its results are not paired with others.
 #: 2: contexts are cut after masking, and no two contexts of a task are equal
-#: 3: words are those of Unicode's word segmentation, whatever the tokenizer
-#: 4: words of tasks with query contexts from the same (or other) documents are sampled more uniformly; contexts of
-#: pools do not spell a word of their task with several tokens
+#: 3: words are those of Unicode word segmentation, independent of the tokenizer
+#: 4: if query contexts come from the same (or different) documents, words are sampled more uniformly; contexts of pools
+#: do not spell a word of their task with several tokens
 TASKS_VERSION = 4
-#: draws of n_way words before a task is given up
+#: samples of n_way words that are tried before a task fails
 _MAX_DRAWS: dict[Documents, int] = {"any": 1000, "same": 200, "different": 200}
 
 Integers = npt.NDArray[np.int64]
@@ -36,8 +37,8 @@ Integers = npt.NDArray[np.int64]
 class SMLMT:
     """Tasks over the words of one split in the documents of one index.
 
-    A task has n_way distinct words; each has k_shot + q_query contexts that contain it and none of the other words;
-    no two contexts of a task overlap, or are equal once their words are masked; labels are a random permutation.
+    A task has n_way distinct words. Each has k_shot + q_query contexts that contain the word and none of the other
+    words. No two contexts of a task overlap or are equal after masking. Labels are a random permutation.
     """
 
     def __init__(
@@ -54,13 +55,13 @@ class SMLMT:
     ) -> None:
         """
         Args:
-            split_seed: key of the assignment of words to splits.
-            seed: key of the tasks.
-            readout: overrides `config.readout`; the tasks stay the same, only their layout changes.
-            documents: that the query contexts come from.
+            split_seed: seed of the assignment of words to splits.
+            seed: seed of the tasks.
+            readout: overrides `config.readout`, which changes the encoding of the tasks but not their contexts.
+            documents: which documents the query contexts come from.
 
         Raises:
-            TaskError: fewer usable words than `n_way`.
+            TaskError: there are fewer than `n_way` words with enough contexts.
         """
         self.index, self.lexicon, self.config = index, lexicon, config
         self.readout: Readout = readout or config.readout
@@ -82,9 +83,9 @@ class SMLMT:
         if len(self.words) < largest.n_way:
             raise TaskError(
                 f"smlmt.n_way: got {largest.n_way}, but only {len(self.words)} {split} words have smlmt.k_shot + "
-                f"smlmt.q_query = {largest.per_class} contexts here ({len(words)} {split} words have a frequency in "
+                f"smlmt.q_query = {largest.per_class} contexts ({len(words)} {split} words have a frequency in "
                 f"[{config.min_word_freq}, {config.max_word_freq}]); lower n_way, k_shot, q_query or min_word_freq, "
-                "raise the split's word fraction, or give more text"
+                "raise the word fraction of the split, or use more text"
                 + (
                     ""
                     if len(self.words)
@@ -93,7 +94,7 @@ class SMLMT:
             )
         self._max_draws = _MAX_DRAWS[documents]
         self._choice = ClassChoice(self.words, config, index)
-        #: of every class word, in the order of `words`
+        #: tokens of every class word, in the order of `words`
         self._word_tokens = name_tokens([lexicon.words[word] for word in self.words], tokenizer)
 
     @staticmethod
@@ -103,16 +104,16 @@ class SMLMT:
         config: SmlmtConfig,
         seed: int = 0,
     ) -> SentenceTasks:
-        """Tasks over sentences of your own.
+        """Return tasks over your own sentences.
 
         Args:
-            sentences: `{"text": ..., "word": ...}` or `(text, word)`, to tell masked words apart; or all of them
-                `{"text": ..., "label": ...}`, to tell labels of whole sentences apart.
-            config: shape and layout of the tasks.
-            seed: key of the tasks.
+            sentences: all `{"text": ..., "word": ...}` or `(text, word)`, to classify masked words; or all
+                `{"text": ..., "label": ...}`, to classify whole sentences.
+            config: shape and encoding of the tasks.
+            seed: seed of the tasks.
 
         Raises:
-            TaskError: a sentence that is not as it should be, or too few of them.
+            TaskError: a sentence is invalid, or there are too few sentences.
         """
         records = [one if isinstance(one, Mapping) else {"text": one[0], "word": one[1]} for one in sentences]
         found = parse_sentences((f"sentence {number}", record) for number, record in enumerate(records, start=1))
@@ -120,17 +121,17 @@ class SMLMT:
 
     @property
     def sequence_length(self) -> int:
-        """Positions of every context, padding included [tokens]."""
+        """Length of every context, including padding [tokens]."""
         return self.config.context_tokens + LAYOUT_EXTRA_TOKENS
 
     def sample(self, step: int, index: int) -> Episode:
-        """Task `index` of outer step `step`; a pure function of (seed, step, index).
+        """Return task `index` of outer step `step`, a pure function of (seed, step, index).
 
         Raises:
-            TaskError: no draw of words gave enough contexts that contain one of them alone.
+            TaskError: no sample of words had enough contexts that contain only one of the words.
         """
         words, chosen = self.choose(step, index)
-        # words are drawn in random order, so the labels 0..n_way-1 are a random permutation already
+        # words are sampled in random order, so the labels 0..n_way-1 are already a random permutation
         k_shot = self.shapes.at(step, index).k_shot
         return Episode(
             support=self._contexts(words, chosen[:, :k_shot]),
@@ -141,10 +142,10 @@ class SMLMT:
         )
 
     def choose(self, step: int, index: int) -> tuple[Integers, Integers]:
-        """The words `[n_way]` of a task and their occurrences `[n_way, k_shot + q_query]` in the index, support first.
+        """Return the words `[n_way]` of a task and their occurrences `[n_way, k_shot + q_query]`, support first.
 
         Raises:
-            TaskError: no draw of words gave enough contexts that contain one of them alone.
+            TaskError: no sample of words had enough contexts that contain only one of the words.
         """
         rng, shape = keyed_rng(*self._key, step, index), self.shapes.at(step, index)
         for _ in range(self._max_draws):
@@ -152,9 +153,9 @@ class SMLMT:
             if (chosen := self._contexts_of.choose(words, shape, rng)) is not None:
                 return words, chosen
         raise TaskError(
-            f"no {shape.n_way} words with {shape.per_class} contexts free of each other were found in "
-            f"{self._max_draws} draws; lower smlmt.n_way, k_shot, q_query, max_word_freq or context_tokens, or give "
-            "more text"
+            f"{self._max_draws} random samples found no {shape.n_way} words with {shape.per_class} contexts each that "
+            "contain none of the other words; lower smlmt.n_way, k_shot, q_query, max_word_freq or context_tokens, or "
+            "use more text"
         )
 
     def _contexts(self, words: Integers, chosen: Integers) -> Contexts:

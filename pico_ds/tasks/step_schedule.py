@@ -1,4 +1,4 @@
-"""Which outer steps train on tasks."""
+"""Decides which outer steps train on tasks."""
 
 from typing import Literal
 
@@ -9,7 +9,7 @@ StepKind = Literal["meta", "ar"]
 
 
 def step_kind(step: int, config: RunConfig) -> StepKind:
-    """Whether outer step `step` trains on tasks; the same on every rank, from (seed, step) alone."""
+    """Return the type of outer step `step`, a pure function of (seed, step), so that it is equal on every rank."""
     if step < config.smlmt.warmup_steps:
         return "ar"
     return "meta" if keyed_uniform("step kind", config.training.seed, step) < config.meta_ratio else "ar"

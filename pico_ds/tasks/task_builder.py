@@ -1,4 +1,4 @@
-"""From a configuration and a corpus to tasks."""
+"""Builds the tasks of a run from its configuration and corpus."""
 
 import logging
 from functools import cached_property
@@ -19,12 +19,12 @@ from pico_ds.tasks.task_source import MixedTasks, TaskSource
 
 logger = logging.getLogger("pico_ds")
 
-#: pools without enough words that are passed over, one after another, before a run is ended
+#: consecutive pools without enough words that are skipped before a run fails
 _POOLS_PASSED_OVER = 3
 
 
 class TaskBuilder:
-    """Makes the tasks of a run; what several of them need is made once."""
+    """Builds the tasks of a run. Task sources share the sentences and the held-out index."""
 
     def __init__(self, config: RunConfig, corpus: Corpus) -> None:
         self._config, self._corpus = config, corpus
@@ -32,15 +32,15 @@ class TaskBuilder:
 
     @cached_property
     def sentences(self) -> list[Sentence]:
-        """The user's own, if there are any."""
+        """Sentences of `smlmt.inject`, if there are any."""
         path = self._config.smlmt.inject.path
         return [] if path is None else read_sentences(Path(path))
 
     def training(self, readout: Readout | None = None) -> TaskSource:
-        """Tasks of training words in training documents, mixed with those of `smlmt.inject`.
+        """Return tasks of training words in training documents, mixed with those of `smlmt.inject`.
 
         Raises:
-            TaskError: a corpus, or sentences, that cannot supply the tasks.
+            TaskError: the corpus or the sentences cannot supply the tasks.
         """
         smlmt = self._config.smlmt
         if self.texts.is_pooled:
@@ -52,22 +52,22 @@ class TaskBuilder:
         return MixedTasks(tasks, injected, smlmt.inject.ratio, self._config.training.seed) if injected else tasks
 
     def training_words(self, number: int, readout: Readout | None = None) -> SMLMT:
-        """Tasks of training words in one text of training documents.
+        """Return tasks of training words in training text `number`.
 
         Raises:
-            TaskError: a text that cannot supply the tasks.
+            TaskError: the text cannot supply the tasks.
         """
         smlmt = self._config.smlmt
         tasks = self._smlmt(self.texts.training(number), smlmt, "train", self._config.training.seed, readout, "any")
-        # a task that cannot be drawn is an error now, not at the first meta step
+        # fail now instead of at the first meta step if tasks cannot be sampled
         tasks.sample(smlmt.warmup_steps + smlmt.curriculum_steps, index=0)
         return tasks
 
     def injected(self, readout: Readout | None = None) -> SentenceTasks | None:
-        """Tasks of the sentences of `smlmt.inject`, if there are any.
+        """Return tasks of the sentences of `smlmt.inject`; None if there are none.
 
         Raises:
-            TaskError: sentences that cannot supply the tasks.
+            TaskError: the sentences cannot supply the tasks.
         """
         if not self.sentences:
             return None
@@ -83,21 +83,21 @@ class TaskBuilder:
         shape: TaskShape | None = None,
         documents: Documents = "any",
     ) -> SMLMT:
-        """Tasks of held-out words in held-out documents; keyed by data.split_seed, so that every run is judged alike.
+        """Return tasks of held-out words in held-out documents. Words are sampled uniformly.
 
-        Words are drawn uniformly.
+        The seed is `data.split_seed`, so that runs with different training seeds are evaluated on the same tasks.
 
         Args:
-            shape: the largest of the training tasks when left out.
+            shape: shape of the tasks; by default the largest of training.
 
         Raises:
-            TaskError: a corpus that cannot supply the tasks.
+            TaskError: the corpus cannot supply the tasks.
         """
         seed = self._config.data.split_seed
         return self._smlmt(self.texts.held_out, judged(self._config.smlmt, shape), split, seed, readout, documents)
 
     def injected_held_out_words(self, split: WordSplit) -> list[str]:
-        """Words of a held-out split that are classes of injected tasks."""
+        """Return the words of a held-out split that are also classes of injected tasks."""
         if not self.sentences or self.sentences[0].kind == "label":
             return []
         vocabulary = self.texts.held_out.vocabulary
@@ -105,12 +105,12 @@ class TaskBuilder:
         return sorted({vocabulary.words[word] for word in words} & {sentence.name for sentence in self.sentences})
 
     def _of_pool(self, number: int, readout: Readout | None) -> SMLMT:
-        """Tasks of a pool; a run that has come far is not ended by one odd shard, but takes what follows it."""
+        """Return the tasks of a pool. If a pool other than the first has too few words, use one of the next pools."""
         for other in range(number, number + _POOLS_PASSED_OVER if number else 0):
             try:
                 return self.training_words(other, readout)
             except TaskError as error:
-                logger.warning("warning: pool %d of tasks is passed over: %s", other, error)
+                logger.warning("warning: skipped pool %d of the tasks: %s", other, error)
         return self.training_words(number + _POOLS_PASSED_OVER if number else 0, readout)
 
     def _smlmt(
@@ -127,7 +127,7 @@ class TaskBuilder:
 
 
 def judged(smlmt: SmlmtConfig, shape: TaskShape | None = None) -> SmlmtConfig:
-    """The settings of held-out tasks: one shape, by default the largest of training, and words that are drawn alike."""
+    """Return the settings of held-out tasks: one shape, by default the largest of training, and uniform sampling."""
     shape = shape or TaskShape(smlmt.n_ways[1], smlmt.k_shots[1], smlmt.q_query)
     return smlmt.model_copy(
         update={

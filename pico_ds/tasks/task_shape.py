@@ -1,4 +1,4 @@
-"""How many classes and contexts a task has, and how hard it is."""
+"""Samples the number of classes and contexts of each task, and applies the curriculum."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from pico_ds.data.keyed_random import keyed_rng
 
 @dataclass(frozen=True)
 class TaskShape:
-    """Classes of a task, and support and query contexts of each."""
+    """Number of classes of a task, and of support and query contexts of each class."""
 
     n_way: int
     k_shot: int
@@ -16,15 +16,15 @@ class TaskShape:
 
     @property
     def per_class(self) -> int:
-        """Contexts of a class."""
+        """Number of contexts of a class."""
         return self.k_shot + self.q_query
 
 
 class TaskShapes:
-    """The shape of every training task; a pure function of (seed, step, index).
+    """The shape of every training task, a pure function of (seed, step, index).
 
-    Where `smlmt.n_way` or `k_shot` is a range, every task draws its own. With a curriculum the range opens from the
-    easiest end, few classes of many examples, until `smlmt.curriculum_steps` after the warm-up.
+    If `smlmt.n_way` or `k_shot` is a range, each task samples a value from it. With a curriculum, the range starts at
+    the easiest shape (few classes, many examples) and has its full size `smlmt.curriculum_steps` after the warm-up.
     """
 
     def __init__(self, config: SmlmtConfig, seed: int) -> None:
@@ -33,7 +33,7 @@ class TaskShapes:
         self._fixed = config.n_ways[0] == config.n_ways[1] and config.k_shots[0] == config.k_shots[1]
 
     def at(self, step: int, index: int) -> TaskShape:
-        """The shape of task `index` of outer step `step`."""
+        """Return the shape of task `index` of outer step `step`."""
         if self._fixed:
             return self.largest
         rng, progress = keyed_rng("shape", self._seed, step, index), self.progress(step)
@@ -45,13 +45,13 @@ class TaskShapes:
         )
 
     def progress(self, step: int) -> float:
-        """How much of the curriculum has passed, 0 to 1."""
+        """Return the progress of the curriculum, 0 to 1; 1 without a curriculum."""
         if not self._config.curriculum_steps:
             return 1.0
         return min(1.0, max(0.0, (step - self._config.warmup_steps) / self._config.curriculum_steps))
 
     def contexts(self, step: int, n_tasks: int) -> tuple[int, int]:
-        """Support and query contexts of the first `n_tasks` tasks of a step together."""
+        """Return the total number of support and query contexts of the first `n_tasks` tasks of a step."""
         if self._fixed:
             n_classes = n_tasks * self.largest.n_way
             return n_classes * self.largest.k_shot, n_classes * self.largest.q_query

@@ -1,4 +1,4 @@
-"""Where tasks come from."""
+"""Interface of task sources, and a mix of two of them."""
 
 from typing import Protocol, runtime_checkable
 
@@ -9,22 +9,22 @@ from pico_ds.tasks.episode import Episode
 
 @runtime_checkable
 class TaskSource(Protocol):
-    """Tasks by position."""
+    """Provides tasks by outer step and index."""
 
     @property
     def readout(self) -> Readout:
-        """Where their features are read."""
+        """Position at which features are read."""
 
     @property
     def sequence_length(self) -> int:
-        """Positions of every context, padding included [tokens]."""
+        """Length of every context, including padding [tokens]."""
 
     def sample(self, step: int, index: int) -> Episode:
-        """Task `index` of outer step `step`; a pure function of (seed, step, index)."""
+        """Return task `index` of outer step `step`, a pure function of (seed, step, index)."""
 
 
 class MixedTasks:
-    """Tasks of one source, and at a ratio of another; each position belongs to one of them."""
+    """Mixes two task sources. Each (step, index) always uses the same source."""
 
     def __init__(self, common: TaskSource, injected: TaskSource, ratio: float, seed: int) -> None:
         """
@@ -36,19 +36,19 @@ class MixedTasks:
 
     @property
     def readout(self) -> Readout:
-        """Where their features are read."""
+        """Position at which features are read."""
         return self._common.readout
 
     @property
     def sequence_length(self) -> int:
-        """Positions of every context, padding included [tokens]."""
+        """Length of every context, including padding [tokens]."""
         return self._common.sequence_length
 
     def is_injected(self, step: int, index: int) -> bool:
-        """Whether a task is one of the injected."""
+        """Return whether a task comes from the injected source."""
         return keyed_uniform("inject", self._seed, step, index) < self._ratio
 
     def sample(self, step: int, index: int) -> Episode:
-        """Task `index` of outer step `step`; a pure function of (seed, step, index)."""
+        """Return task `index` of outer step `step`, a pure function of (seed, step, index)."""
         source = self._injected if self.is_injected(step, index) else self._common
         return source.sample(step, index)

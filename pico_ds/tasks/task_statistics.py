@@ -1,4 +1,4 @@
-"""Tasks as a person reads them, and figures of a corpus's tasks."""
+"""Readable tasks, and statistics of the tasks of a corpus."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,25 +16,25 @@ from pico_ds.tasks.index.word_finding import TokenClasses
 from pico_ds.tasks.task_builder import TaskBuilder
 from pico_ds.tasks.task_source import TaskSource
 
-#: tasks that the figures of contexts are taken from
+#: training tasks that are sampled for the statistics of contexts
 _SAMPLED_TASKS = 200
 
 
 def describe(episode: Episode, tokenizer: TextTokenizer) -> Iterator[str]:
-    """A line for each context: its set, the class, and the text, as the model gets it but for the padding."""
+    """Yield a line for each context: its set, label, word and text as the model sees it, without padding."""
     for name, contexts in (("support", episode.support), ("query", episode.query)):
         for text, label in zip(texts(contexts, tokenizer), contexts.labels.tolist(), strict=True):
             yield f"{name:<8}{label}  {episode.words[label]:<14}{text}"
 
 
 def plain_texts(contexts: Contexts, tokenizer: TextTokenizer) -> list[str]:
-    """The text of each context without masks and padding."""
+    """Return the text of each context without special tokens."""
     special = {tokenizer.mask_id, tokenizer.pad_id, tokenizer.end_of_text_id}
     return [tokenizer.decode([token for token in ids if token not in special]) for ids in contexts.input_ids.tolist()]
 
 
 def visible_texts(contexts: Contexts, tokenizer: TextTokenizer) -> Iterator[list[str]]:
-    """The texts between masks and separators of each context."""
+    """Yield the texts between the special tokens of each context."""
     special = {tokenizer.mask_id, tokenizer.pad_id, tokenizer.end_of_text_id}
     for ids in contexts.input_ids.tolist():
         parts = groupby(ids, key=special.__contains__)
@@ -42,17 +42,22 @@ def visible_texts(contexts: Contexts, tokenizer: TextTokenizer) -> Iterator[list
 
 
 def texts(contexts: Contexts, tokenizer: TextTokenizer) -> list[str]:
-    """The text of each context, on one line."""
+    """Return the text of each context on one line, without padding."""
     rows = zip(contexts.input_ids, contexts.lengths.tolist(), strict=True)
     decoded = [tokenizer.decode(ids[:length].tolist()) for ids, length in rows]
-    # the space before a word is a part of the word
+    # the space before a word is part of the word, so it was masked too
     mask = tokenizer.decode([tokenizer.mask_id])
     return [" ".join(text.replace(mask, f" {mask}").split()) for text in decoded]
 
 
 @dataclass(frozen=True)
 class SplitFigures:
-    """Class words of a split, and their contexts in the documents that its tasks come from."""
+    """Statistics of the class words of a split.
+
+    Attributes:
+        words: number of class words.
+        occurrences: minimum, median and maximum number of occurrences of a word in the documents of the split.
+    """
 
     split: WordSplit
     words: int
@@ -61,14 +66,14 @@ class SplitFigures:
 
 @dataclass(frozen=True)
 class TaskFigures:
-    """What tasks are made from.
+    """Statistics of the tasks of a corpus.
 
     Attributes:
-        words: known words of the corpus, class words or not.
+        words: number of words in the vocabulary, including those that are not class words.
         sample: words of parts of the held-out text, counted from token ids and from the text.
-        splits: by split; occurrences are the least, the median and the most of a word.
-        length_counts: sampled contexts by their number of real tokens.
-        padded_share: of the tokens of sampled training tasks.
+        splits: statistics of the class words of each split.
+        length_counts: number of sampled contexts by length without padding [tokens].
+        padded_share: share of padding in the tokens of sampled training tasks.
     """
 
     words: int
@@ -79,10 +84,10 @@ class TaskFigures:
 
 
 def task_figures(config: RunConfig, corpus: Corpus) -> TaskFigures:
-    """Count words and contexts.
+    """Count the words and contexts of a corpus.
 
     Raises:
-        TaskError: a corpus that cannot supply the tasks.
+        TaskError: the corpus cannot supply the tasks.
     """
     builder = TaskBuilder(config, corpus)
     splits = []

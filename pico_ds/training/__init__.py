@@ -1,1 +1,1 @@
-"""The outer loop and everything around it."""
+"""The training loop, its steps and its callbacks."""

@@ -29,7 +29,7 @@ from pico_ds.training.run_context import RunContext
 def build_callbacks(
     context: RunContext, resume_point: ResumePoint | None, trackers: list[Tracker]
 ) -> tuple[list[Callback], Evaluation]:
-    """All callbacks of a run, and the one among them that holds the evaluation results."""
+    """Return all callbacks of a run, and the `Evaluation` among them, which holds the evaluation results."""
     config, process, run = context.config, context.process, context.run
     evaluation = Evaluation(
         context.components.evaluator, lambda: _untrained(context), run, trackers, context.should_continue
@@ -44,7 +44,7 @@ def build_callbacks(
         on_main = [FirstStepClock(context.started), ProgressBar(context.console)]
     callbacks = [
         *on_main,
-        # before the checkpoints, which save its position
+        # before checkpointing, which saves the data position
         DataCursor(context.components.rows),
         *([MetricsLog(trackers, config.monitoring.log_every_n_steps)] if process.is_main else []),
         _checkpointing(context, resume_point, trackers, uploads),
@@ -60,7 +60,7 @@ def build_callbacks(
 def _checkpointing(
     context: RunContext, resume_point: ResumePoint | None, trackers: list[Tracker], uploads: list[HubPushes]
 ) -> Checkpointing:
-    """Saves checkpoints. The checkpoint of this run that training resumes from is never removed."""
+    """Return the callback that saves checkpoints. It never removes the checkpoint that training resumed from."""
     last = None
     if resume_point is not None and resume_point.checkpoint.parent.resolve() == context.store.directory.resolve():
         last = resume_point.index
@@ -85,7 +85,7 @@ def _build_saver(
         _export_weights(context.components, reader, directory)
 
     def published(save: Published) -> None:
-        logger.info("saved %s in %.1f s; training stood still for %.3f s", save.path, save.seconds, save.stall_seconds)
+        logger.info("saved %s in %.1f s; training paused for %.3f s", save.path, save.seconds, save.stall_seconds)
         in_flight: set[int] = set()
         for upload in uploads:
             upload.checkpoint_stands(save.index, save.path)
@@ -93,7 +93,7 @@ def _build_saver(
         try:
             context.store.retain(save.index, context.config.checkpointing, context.start_id, protected | in_flight)
         except OSError as error:
-            logger.warning("warning: an old checkpoint could not be removed: %s", error)
+            logger.warning("warning: cannot remove an old checkpoint: %s", error)
 
     return CheckpointSaver(
         context.store,
@@ -124,10 +124,10 @@ def _export_weights(components: RunComponents, reader: StateReader, directory: P
 
 
 def _snapshots(context: RunContext) -> list[Callback]:
-    """The callback that takes snapshots, if the configuration asks for them. A collective."""
+    """Return the snapshot callback, or an empty list if snapshots are disabled. A collective."""
     if context.config.learning_dynamics.save_every_n_steps is None:
         return []
-    # imported here because importing `datasets` takes a second
+    # imported here because importing `datasets` takes a second, which runs without snapshots should not pay
     from pico_ds.training.callbacks.snapshots import build_snapshots
 
     components, process = context.components, context.process

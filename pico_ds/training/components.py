@@ -1,4 +1,4 @@
-"""From a configuration to everything that a run is made of."""
+"""Builds the model, data, tasks and evaluator of a run from its configuration."""
 
 from dataclasses import dataclass
 
@@ -19,7 +19,7 @@ from pico_ds.tasks.task_source import TaskSource
 
 @dataclass(frozen=True)
 class RunComponents:
-    """What the trainer and the evaluator are built from; `config` has every null of the model filled in."""
+    """The parts of a run. In `config`, `model.vocab_size` is set even if it was null."""
 
     config: RunConfig
     vocab_size: int
@@ -32,12 +32,12 @@ class RunComponents:
 
 
 def build_components(config: RunConfig, process: Process) -> RunComponents:
-    """Open the corpus, index its words, and build the skeleton.
+    """Open the corpus, and build the model, the tasks and the evaluator of a run.
 
     Raises:
-        ConfigError: a vocabulary smaller than the tokenizer's.
-        DataError: data that cannot be used.
-        TaskError: a corpus that cannot supply the tasks asked for.
+        ConfigError: `model.vocab_size` is smaller than the vocabulary of the tokenizer.
+        DataError: the data cannot be used.
+        TaskError: the corpus cannot supply the configured tasks.
     """
     corpus = open_corpus(config.data)
     vocab_size = _vocab_size(config, corpus)
@@ -64,13 +64,13 @@ def _vocab_size(config: RunConfig, corpus: Corpus) -> int:
     if wanted is not None and wanted < needed:
         raise ConfigError(
             f"model.vocab_size: got {wanted}, but the tokenizer has {needed} entries, special tokens included; "
-            f"raise it to at least {needed}, or leave it out"
+            f"set it to at least {needed}, or leave it out"
         )
     return wanted or needed
 
 
 def _build_tasks(config: RunConfig, corpus: Corpus) -> tuple[TaskSource | None, list[SMLMT]]:
-    """The training tasks, and the held-out tasks once per readout; none where nothing asks for them."""
+    """Return the training tasks, and one source of held-out tasks per readout. Unused ones are None or empty."""
     builder, settings = TaskBuilder(config, corpus), config.evaluation
     training = builder.training() if config.meta_ratio > 0 else None
     held_out: list[SMLMT] = []
@@ -78,18 +78,18 @@ def _build_tasks(config: RunConfig, corpus: Corpus) -> tuple[TaskSource | None, 
         held_out = [
             builder.held_out(settings.word_split, readout) for readout in settings.readouts or [config.smlmt.readout]
         ]
-        # a task that cannot be drawn is an error now, not at the first evaluation
+        # sample every task once, so that an error is raised now and not at the first evaluation
         for number in range(settings.n_tasks):
             held_out[0].sample(step=0, index=number)
     if training is not None and builder.sentences:
         inject = config.smlmt.inject
         logger.info(
-            "%.0f %% of the tasks are of %d sentences in %s", 100 * inject.ratio, len(builder.sentences), inject.path
+            "%.0f %% of the tasks use the %d sentences in %s", 100 * inject.ratio, len(builder.sentences), inject.path
         )
     if training is not None and (seen := builder.injected_held_out_words(settings.word_split)):
         logger.warning(
-            "warning: %s trains on %d words that evaluation.word_split: %s holds out (%s): few-shot accuracy is no "
-            "longer of unseen words alone",
+            "warning: %s trains on %d words that evaluation.word_split: %s holds out (%s): few-shot accuracy "
+            "includes words that training has seen",
             config.smlmt.inject.path,
             len(seen),
             settings.word_split,

@@ -1,4 +1,4 @@
-"""What a rank computes on in an outer step, made in the background while the step before it computes."""
+"""Prefetches the data of the next outer step in the background."""
 
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,16 +17,16 @@ from pico_ds.tasks.task_source import TaskSource
 
 @dataclass(frozen=True)
 class Batch:
-    """This rank's share of one outer step, on the host; rows in autoregressive steps, episodes in meta steps."""
+    """This rank's data for one outer step, on the host: rows in autoregressive steps, episodes in meta steps."""
 
     rows: Int[Tensor, "rows length"] | None
     episodes: list[Episode]
 
 
 class Prefetcher:
-    """Batches by position; the next one is made ahead.
+    """Makes the batch of each step, and prefetches the batch of the next step.
 
-    A batch is a function of (seed, step, position), so that making one ahead changes nothing but the time it takes.
+    A batch depends only on (seed, step, position), so prefetching does not change it.
     """
 
     def __init__(self, config: RunConfig, rows: TrainingRows, tasks: TaskSource | None, process: Process) -> None:
@@ -35,7 +35,7 @@ class Prefetcher:
         self._ahead: dict[tuple[int, int], Future[Batch]] = {}
 
     def take(self, step: int, first_row: int) -> tuple[Batch, float]:
-        """The batch of a step, and the seconds for which it was waited; the next one is begun.
+        """Return the batch of a step and the seconds spent waiting for it. Start to prefetch the next batch.
 
         Args:
             first_row: global position of the step's first row.
@@ -44,7 +44,7 @@ class Prefetcher:
         begun = self._ahead.pop((step, first_row), None)
         batch = self._make(step, first_row) if begun is None else begun.result()
         waited = time.perf_counter() - started
-        # what was begun for a step that is not the next one, as after a resume, is of no use
+        # drop a batch that was prefetched for another step, as after a resume
         self._ahead.clear()
         if step + 1 < self._config.training.max_steps:
             count = self._config.training.global_batch_size if self._kind(step) == "ar" else 0

@@ -1,4 +1,4 @@
-"""What the parts of one run share."""
+"""The objects that all parts of a run share."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -21,14 +21,14 @@ from pico_ds.training.components import RunComponents
 
 @dataclass(frozen=True)
 class RunContext:
-    """A run that is ready to be trained on this rank.
+    """Everything that this rank needs to train a run.
 
     Attributes:
         config_name: file name of the configuration.
-        started: when the command started [s since the epoch].
-        start_id: equal on every rank, different at every start of the job. It names partial checkpoints.
+        started: start time of the command [s since the epoch].
+        start_id: equal on every rank and different at every start of the job. Names of partial checkpoints contain it.
         environment: hardware, versions and DeepSpeed settings.
-        repository: the hub repository to upload to, on rank 0 only.
+        repository: the Hub repository to upload to, on rank 0 only; otherwise None.
     """
 
     config_name: str
@@ -52,20 +52,20 @@ class RunContext:
 
     @property
     def process(self) -> Process:
-        """This rank."""
+        """The process of this rank."""
         return self.engine.process
 
     @property
     def run(self) -> RunDirectory:
-        """The run's files."""
+        """The directory of the run."""
         return self.lock.run
 
     @property
     def corpus_identity(self) -> dict[str, Any]:
-        """What a resumed run must find unchanged in its corpus and its tasks."""
+        """Identity of the corpus and version of the tasks, which must not change when the run resumes."""
         return {**self.components.corpus.identity(), "tasks": TASKS_VERSION}
 
     def should_continue(self) -> bool:
-        """Whether training may continue on this rank. Also tells the watchdog that the rank makes progress."""
+        """Return whether training may continue on this rank. Also tell the watchdog that the rank makes progress."""
         self.watchdog.beat()
         return self.signals.received is None

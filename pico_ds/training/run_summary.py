@@ -1,4 +1,4 @@
-"""The table at the end of a run."""
+"""Prints the report at the end of a run."""
 
 import shlex
 
@@ -23,7 +23,7 @@ def print_report(
     train_seconds: float,
     world_size: int = 1,
 ) -> None:
-    """Print what the run reached, where its files are, and what to run next."""
+    """Print the results of the run, the paths of its files, and commands to run next."""
     console.print()
     console.print(results_table(config, results))
     minutes, seconds = divmod(round(train_seconds), 60)
@@ -48,7 +48,7 @@ def _next_commands(config: RunConfig, config_name: str, run: RunDirectory, world
     compare = f"  compare         python scripts/compare.py {shlex.quote(str(run.path))} OTHER_RUN:READOUT"
     if config_name != "demo.yaml":
         return [compare]
-    # the run's own configuration has its overrides
+    # the configuration in the run directory includes the overrides of the command line
     arguments = f"scripts/train.py --config {shlex.quote(str(run.training_config))}"
     if config.checkpointing.run_name is not None:
         arguments += " checkpointing.run_name=null"
@@ -64,7 +64,7 @@ def _next_commands(config: RunConfig, config_name: str, run: RunDirectory, world
 
 
 def results_table(config: RunConfig, results: dict[int, EvaluationResult]) -> Table:
-    """Validation loss and few-shot accuracy of every evaluation, a row for each readout."""
+    """Return a table of validation loss and few-shot accuracy, with a row for each evaluation and readout."""
     smlmt, settings = config.smlmt, config.evaluation
     readouts = list(next(iter(results.values())).few_shot)
     several = len(readouts) > 1

@@ -1,4 +1,4 @@
-"""Trains one run, from its configuration to its final report."""
+"""Runs one training run, from its configuration to its final report."""
 
 import io
 import json
@@ -50,12 +50,13 @@ from pico_ds.version import __version__
 
 @dataclass(frozen=True)
 class RunRequest:
-    """What the command line asks for.
+    """The arguments of a training run.
 
     Attributes:
         config_name: file name of the configuration. It names the run if checkpointing.run_name is null.
-        deepspeed_json: what `load_deepspeed_config` returned.
-        started: when the command started [s since the epoch].
+        deepspeed_json: DeepSpeed settings, as returned by `load_deepspeed_config`.
+        deepspeed_name: name of the DeepSpeed configuration, for messages.
+        started: start time of the command [s since the epoch].
     """
 
     config: RunConfig
@@ -67,10 +68,10 @@ class RunRequest:
 
 @dataclass(frozen=True)
 class RunOutcome:
-    """How a run ended.
+    """The result of a training run.
 
     Attributes:
-        directory: of the run.
+        directory: the run directory.
         exit_code: 0, or `checkpointing.requeue_exit_code` after a stop signal.
     """
 
@@ -79,24 +80,24 @@ class RunOutcome:
 
 
 def run_training(request: RunRequest, process: Process, signals: StopSignals) -> RunOutcome:
-    """Train as configured, from the beginning or from a checkpoint. Every rank calls this.
+    """Train as configured, from the beginning or from a checkpoint. Every rank must call this.
 
     Raises:
-        ConfigError, DataError, TaskError: nothing has been trained.
+        ConfigError, DataError, TaskError: the run cannot start. Nothing was trained.
         CheckpointError: a checkpoint cannot be read or written.
         TrainingError: training cannot continue.
     """
     console = start_console(process.is_main)
     deepspeed_config = _check_request(request, process)
-    logger.info("preparing the corpus (the first time: a tokenizer is trained and tokens are cached)")
+    logger.info("preparing the corpus (the first run on a corpus trains its tokenizer and caches its tokens)")
     components = build_components(request.config, process)
     config = components.config
-    # a resumed run gets its weights from a checkpoint: the model of `init_from` may be gone
+    # a resumed run loads its weights from a checkpoint, and the model of `init_from` may no longer exist
     module = initial_module(config, with_source=not will_resume(config.checkpointing))
     n_parameters = sum(weight.numel() for weight in module.parameters())
     engine = MetaEngine(module, config.training, deepspeed_config, process)
     repository = None if config.checkpointing.hub.repo_id is None else prepare_repository(config, process)
-    # the last thing that can fail, so that a failed start leaves no run behind
+    # after everything else that can fail, so that a failed start leaves no run directory
     lock = lock_run_directory(config.checkpointing, Path(request.config_name).stem, process)
     logger.info("%s: %s parameters, ZeRO stage %d", lock.run.path, f"{n_parameters:,}", engine.stage)
     environment = _environment(deepspeed_config, process)
@@ -126,14 +127,14 @@ def run_training(request: RunRequest, process: Process, signals: StopSignals) ->
                 console=console,
             )
             exit_code = _resume_and_train(context, failures)
-            # a rank that ends earlier looks like a lost rank to the others
+            # to the other ranks, a rank that exits first looks like a rank that died
             process.wait_for_all()
     except KeyboardInterrupt:
         if not failures.has_begun:
             lock.discard_if_new()
         raise
     except Exception as error:
-        # errors of a configuration or a checkpoint come before the first step, on all ranks
+        # before the first step, a PicoError is a configuration or checkpoint error and is raised on all ranks
         if failures.has_begun or not isinstance(error, PicoError):
             failures.write(error, "lost_peer" if is_lost_peer(error.__cause__ or error) else "error")
         else:
@@ -145,10 +146,10 @@ def run_training(request: RunRequest, process: Process, signals: StopSignals) ->
 
 
 def _check_request(request: RunRequest, process: Process) -> dict[str, Any]:
-    """Log what was asked for, and return the resolved DeepSpeed configuration.
+    """Log the settings and their warnings, and return the resolved DeepSpeed configuration.
 
     Raises:
-        ConfigError: the configuration cannot be used.
+        ConfigError: the configuration is invalid.
     """
     config = request.config
     logger.info(
@@ -167,7 +168,7 @@ def _check_request(request: RunRequest, process: Process) -> dict[str, Any]:
 
 
 def _resume_and_train(context: RunContext, failures: FailureReport) -> int:
-    """Resume if there is a checkpoint, train, and report; returns the exit code."""
+    """Resume if there is a checkpoint, train, and print the report. Return the exit code."""
     config, components = context.config, context.components
     resume_point = Resumer(
         config,
@@ -187,7 +188,7 @@ def _resume_and_train(context: RunContext, failures: FailureReport) -> int:
     if resume_point is not None:
         trainer.load_progress(resume_point.index.progress, resume_point.index.callbacks)
     if trainer.state.step >= config.training.max_steps:
-        logger.info("the run has taken all of its %d steps; raise training.max_steps to go on", trainer.state.step)
+        logger.info("the run has already taken all %d steps; raise training.max_steps to continue", trainer.state.step)
     context.signals.install()
     failures.begin(lambda: trainer.state.step)
     started = time.monotonic()
@@ -201,7 +202,7 @@ def _resume_and_train(context: RunContext, failures: FailureReport) -> int:
 
 
 def _open_run_files(context: RunContext, resume_point: ResumePoint | None) -> list[Tracker]:
-    """Write the run's configuration and environment, and open its logs, on rank 0."""
+    """Write the configuration and environment of the run, and open its logs. Runs on rank 0 only."""
     run = context.run
     start_step = 0 if resume_point is None else resume_point.index.step
     was_rewound = rewind_metrics(run.metrics, start_step)
@@ -214,7 +215,7 @@ def _open_run_files(context: RunContext, resume_point: ResumePoint | None) -> li
 
 
 def _train(trainer: Trainer, run: RunDirectory) -> None:
-    """Train, and log the error that ends training.
+    """Train. If training fails, log the error and raise it again.
 
     Raises:
         TrainingError: another rank has died.
@@ -227,7 +228,9 @@ def _train(trainer: Trainer, run: RunDirectory) -> None:
             if trainer.engine.process.is_main:
                 _write_status(run, "stopped", "interrupted")
             logger.info(
-                "interrupted at step %d; steps after the last save are lost; %s stays", trainer.state.step, run.path
+                "interrupted at step %d: steps after the last checkpoint are lost; %s is kept",
+                trainer.state.step,
+                run.path,
             )
         if is_lost_peer(error):
             raise TrainingError(_lost_peer(trainer.engine.process)) from error
@@ -235,12 +238,12 @@ def _train(trainer: Trainer, run: RunDirectory) -> None:
 
 
 def _end_after_stop(context: RunContext) -> int:
-    """Record that the run was stopped; returns the exit code."""
+    """Record that the run was stopped. Return the exit code."""
     signals, process = context.signals, context.process
     if process.is_main:
         _write_status(context.run, "stopped", signals.received or "a signal on another rank")
-    logger.info("the same command with checkpointing.run_name=%s goes on from here", context.run.path.name)
-    # a shell ends a loop of commands if one is interrupted, but a launcher would restart the ranks
+    logger.info("run the same command with checkpointing.run_name=%s to resume", context.run.path.name)
+    # a shell leaves a loop if a command exits with this code, but a launcher would restart the ranks
     is_interrupted = signals.received == "SIGINT" and process.world_size == 1
     return INTERRUPTED_EXIT_CODE if is_interrupted else context.config.checkpointing.requeue_exit_code
 
@@ -266,34 +269,34 @@ def _print_final_report(
 
 
 def _write_status(run: RunDirectory, state: State, reason: str = "") -> None:
-    """Record how a run ended. If the status cannot be written, the run has still ended as it did."""
+    """Record how the run ended. A failure to write the status is only a warning, because the run itself has ended."""
     try:
         RunStatus.say(run, state, reason)
     except OSError as error:
-        logger.warning("warning: the run is %s, but its status is not written: %s", state, describe_os_error(error))
+        logger.warning("warning: the run is %s, but its status cannot be written: %s", state, describe_os_error(error))
 
 
 def _warn_of_launcher(config: RunConfig) -> Iterator[str]:
     restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0"))
     if restarts > 0 and config.checkpointing.requeue_exit_code != 0:
         yield (
-            f"after a stop signal torchrun --max-restarts {restarts} takes checkpointing.requeue_exit_code "
-            f"{config.checkpointing.requeue_exit_code} for a failure and starts the job again at once"
+            f"after a stop signal, torchrun --max-restarts {restarts} treats checkpointing.requeue_exit_code "
+            f"{config.checkpointing.requeue_exit_code} as a failure and restarts the job immediately"
         )
 
 
 def _lost_peer(process: Process) -> str:
-    time.sleep(1)  # until the dying process is dead
+    time.sleep(1)  # the process may not have exited yet
     lost = process.lost_ranks()
-    which = f"rank {', '.join(map(str, lost))} of this node has died" if lost else "its own output says why"
+    which = f"rank {', '.join(map(str, lost))} of this node has died" if lost else "see its output for the cause"
     return (
-        f"rank {process.rank}: a collective failed because another rank has gone: {which}. The last checkpoint stands; "
-        "the same command goes on from it"
+        f"rank {process.rank}: a collective failed because another rank has ended: {which}. The last checkpoint is "
+        "intact: run the same command again to resume from it"
     )
 
 
 def _environment(deepspeed_config: dict[str, Any], process: Process) -> dict[str, Any]:
-    """Hardware, versions and DeepSpeed settings of a run."""
+    """Return the content of environment.json: hardware, versions and DeepSpeed settings."""
     packages = ("torch", "deepspeed", "transformers", "tokenizers", "numpy")
     return {
         "world_size": process.world_size,

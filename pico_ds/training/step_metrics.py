@@ -1,4 +1,4 @@
-"""Metrics of one outer step, equal on every rank, and their means over the steps between two log lines."""
+"""Metrics of one outer step, which are equal on every rank, and their means between two log lines."""
 
 import math
 import resource
@@ -17,18 +17,18 @@ from pico_ds.tasks.step_schedule import StepKind
 
 
 class ReducedMetrics:
-    """Metrics of one outer step, summed over ranks, on their way to the host.
+    """Metrics of one outer step, summed over ranks and copied to the host asynchronously.
 
-    One all-reduce carries the metrics of the step and the numbers that the hosts exchange. Nothing waits for the device
-    until `values`, `applied` or `host_sums` is read.
+    A single all-reduce sums the metrics and the values that the hosts exchange. The host waits for the device only when
+    `values`, `applied` or `host_sums` is read.
     """
 
     def __init__(self, contributions: Mapping[str, Tensor], host_values: Mapping[str, float], process: Process) -> None:
         """Start the all-reduce. A collective.
 
         Args:
-            contributions: this rank's part of each metric, scalars on the device.
-            host_values: numbers that the host of this rank sends to the others.
+            contributions: this rank's part of each metric, as scalars on the device.
+            host_values: values that this rank's host sends to the others.
         """
         self._names, self._host_names = tuple(contributions), tuple(host_values)
         packed = torch.stack([value.double() for value in contributions.values()])
@@ -38,11 +38,11 @@ class ReducedMetrics:
 
     @property
     def finite(self) -> Bool[Tensor, ""]:
-        """Whether every metric is finite. A NaN on one rank is a NaN in the sums of all ranks."""
+        """Whether every metric is finite. If a metric is NaN on one rank, its sum is NaN on all ranks."""
         return self._sums[: len(self._names)].isfinite().all()
 
     def copy_to_host(self, gradient_norm: Float[Tensor, ""]) -> None:
-        """Add the norm of the outer gradient, and start the copy to the host."""
+        """Append the norm of the outer gradient, and start the copy to the host."""
         values = torch.cat([self._sums, gradient_norm.to(self._sums)[None]])
         self._sums = values
         if values.device.type == "cuda":
@@ -52,7 +52,7 @@ class ReducedMetrics:
             self._copied.record()
 
     def wait(self) -> list[float]:
-        """Wait for the device, and return the numbers."""
+        """Wait for the device. Return the metric sums, the host sums and the gradient norm, in this order."""
         if self._copied is not None:
             self._copied.synchronize()
         return list(self._sums.tolist())
@@ -66,31 +66,31 @@ class ReducedMetrics:
 
     @property
     def values(self) -> dict[str, float]:
-        """Metrics by name, equal on every rank."""
+        """Metrics by name. They are equal on every rank."""
         return self._on_host[0]
 
     @property
     def applied(self) -> bool:
-        """Whether the optimizer took the step. It skips a step whose loss or gradient is not finite."""
+        """Whether the optimizer applied the step. It skips a step whose loss or gradient is not finite."""
         return all(math.isfinite(value) for value in self.values.values())
 
     @property
     def host_sums(self) -> dict[str, float]:
-        """Sum over ranks of each of `host_values`."""
+        """Sums of `host_values` over ranks, by name."""
         return self._on_host[1]
 
 
 @dataclass
 class StepMetrics:
-    """One outer step.
+    """Metrics of one outer step.
 
     Attributes:
         reduced: metrics of all ranks.
-        lr: of the step.
+        lr: learning rate of the step.
         tokens, tasks, flops: work of all ranks.
-        data_wait_seconds: for which this rank waited for its data.
-        seconds: wall time of the step until it was settled, without what ran between; as the host runs ahead of the
-            device, a part of it may stand with the step before, and the sum over steps is right.
+        data_wait_seconds: time for which this rank waited for its data [s].
+        seconds: wall time of the step, without callbacks [s]. Because the host runs ahead of the device, a part of the
+            time may be counted in the previous step. The sum over steps is correct.
     """
 
     kind: StepKind
@@ -105,7 +105,7 @@ class StepMetrics:
 
 @dataclass
 class Window:
-    """Means of the metrics over the steps since the last log line; a metric is averaged over the steps that have it."""
+    """Means of the metrics since the last log line. Each metric is averaged over the steps that have it."""
 
     values: dict[str, list[float]] = field(default_factory=dict)
     steps: int = 0
@@ -118,9 +118,9 @@ class Window:
     data_wait_seconds: float = 0.0
 
     def add(self, metrics: StepMetrics) -> None:
-        """Take in one step; waits for its outcome."""
+        """Add one step. This waits for its result."""
         for name, value in metrics.reduced.values.items():
-            # a metric that was never finite keeps its name
+            # keep the name of a metric even if none of its values is finite
             self.values.setdefault(name, []).extend([value] if math.isfinite(value) else [])
         self.steps += 1
         self.lr = metrics.lr
@@ -133,10 +133,10 @@ class Window:
             self.meta_seconds += metrics.seconds
 
     def summary(self, peak_flops: float | None = None) -> dict[str, Any]:
-        """Mean of each metric over its finite values, the last learning rate, and throughput over all ranks.
+        """Return the mean of the finite values of each metric, the last learning rate, and the throughput of all ranks.
 
         Args:
-            peak_flops: of all devices together [FLOP/s]; None where it is not known.
+            peak_flops: peak performance of all devices together [FLOP/s]; None if it is unknown.
         """
         means: dict[str, Any] = {}
         for name, values in self.values.items():
@@ -153,7 +153,7 @@ class Window:
 
 
 def peak_memory_gib(device: torch.device) -> float:
-    """Peak memory of this process: allocated on the GPU, else resident on the host [GiB]."""
+    """Return the peak memory of this process: allocated on the GPU, or resident on the host without a GPU [GiB]."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,4 +1,4 @@
-"""This rank's share of one outer step: a gradient, and its contributions to the metrics."""
+"""Computes this rank's part of the gradient and of the metrics of one outer step."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,10 +23,10 @@ from pico_ds.tasks.task_shape import TaskShapes
 from pico_ds.tasks.task_source import TaskSource
 from pico_ds.training.prefetch import Batch, Prefetcher
 
-#: metrics of every meta step; the query's are at the adapted weights
+#: metrics of every meta step, at the adapted weights
 _ALWAYS = ("meta/query_loss", "meta/query_accuracy")
-#: before and after adaptation, always of the same tasks; they cost two more forward passes and two more passes over the
-#: weights a task, so they are taken on some steps
+#: metrics before and after adaptation to the same tasks. They cost two more forward passes and two more passes over the
+#: weights per task, so they are computed only on some steps
 _MEASURED = (
     "meta/inner_gradient_norm",
     "meta/support_loss_before",
@@ -43,15 +43,15 @@ _MEASURED = (
 
 @dataclass
 class LocalStepResult:
-    """What one rank computed.
+    """The result of one rank for one outer step.
 
     Attributes:
         gradient: this rank's part of the outer gradient; the MEAN over ranks is the gradient of the mean loss.
-        contributions: this rank's part of each metric; the sum over ranks is the metric. The keys are the same on
-            every rank, whatever its share of the work.
+        contributions: this rank's part of each metric; the SUM over ranks is the metric. The keys are equal on every
+            rank, even if a rank has no tasks.
         tokens, tasks, rows: work of ALL ranks.
-        flops: of the model's mathematics, of ALL ranks.
-        data_wait_seconds: for which this rank waited for its data.
+        flops: floating-point operations of the model on ALL ranks, without recomputation.
+        data_wait_seconds: time for which this rank waited for its data [s].
     """
 
     gradient: dict[str, Tensor]
@@ -64,7 +64,7 @@ class LocalStepResult:
 
 
 class TrainStep:
-    """Computes this rank's share of an outer step of either kind."""
+    """Computes this rank's part of a meta step or an autoregressive step."""
 
     def __init__(
         self,
@@ -81,7 +81,7 @@ class TrainStep:
         vocab_size = network.skeleton.decoder.de_embedding_proj.out_features
         training, length = config.training, config.data.sequence_length
         self._tasks_per_batch = tasks_per_batch(config, network.skeleton, on_gpu=process.device.type == "cuda")
-        #: of an autoregressive step of all ranks, and of one forward pass over one context
+        # of an autoregressive step on all ranks; `_context_flops` is of one forward pass over one context
         self._row_flops = language_model_flops(config.model, vocab_size, training.global_batch_size, length)
         self._shapes = TaskShapes(config.smlmt, config.training.seed)
         self._context_flops = context_flops(config.model, vocab_size, tasks.sequence_length) if tasks else 0.0
@@ -89,12 +89,12 @@ class TrainStep:
     def compute(
         self, kind: StepKind, theta: Parameters, step: int, first_row: int, measure: bool, by_layer: bool
     ) -> LocalStepResult:
-        """The gradient at `theta` of step `step`.
+        """Return this rank's part of the gradient of a step at the weights `theta`, and of its metrics.
 
         Args:
-            first_row: global position of the step's first row.
-            measure: take the metrics that cost extra forward passes as well.
-            by_layer: take the weight norm and displacement of the layers of learning_dynamics as well.
+            first_row: global position of the first row of the step.
+            measure: also compute the metrics that need extra forward passes.
+            by_layer: also compute weight norm and displacement of `learning_dynamics.layer_suffixes`.
         """
         batch, waited = self._feed.take(step, first_row)
         if kind == "meta":
@@ -150,11 +150,11 @@ class TrainStep:
                     found[f"layers/displacement/{layer}"] = displacement({name: theta[name]}, {name: fast[name]})
             for name, value in found.items():
                 totals[name] += value.expand(episode.n_tasks or 1).sum() / n_tasks
-            # the adapted weights of these tasks must not outlive them
+            # free the adapted weights before the next batch of tasks allocates its own
             del outcome, found
         pass_counts = self._learner.pass_counts(meta_step)
         support, query_contexts = self._shapes.contexts(step, n_tasks)
-        # a learner may leave the support set alone
+        # some learners do not use the support set
         looked_at = query_contexts + (support if pass_counts.support else 0)
         return LocalStepResult(
             gradient.result(),
@@ -185,7 +185,7 @@ class TrainStep:
         return dict(zip(_MEASURED, values, strict=True))
 
     def _layers(self, parameters: Mapping[str, Tensor]) -> list[tuple[str, str]]:
-        """(parameter, module path) of the layers that learning_dynamics.layer_suffixes names."""
+        """Return (parameter, module path) of the layers that match `learning_dynamics.layer_suffixes`."""
         suffixes = tuple(f"{suffix}.weight" for suffix in self._config.learning_dynamics.layer_suffixes)
         return [
             (name, name.removeprefix(DECODER).removesuffix(".weight"))

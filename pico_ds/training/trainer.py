@@ -16,19 +16,19 @@ from pico_ds.training.step_metrics import ReducedMetrics, StepMetrics
 from pico_ds.training.train_step import LocalStepResult, TrainStep
 from pico_ds.training.training_state import TrainingState
 
-#: what the host of every rank tells the others beside its flags: how long its last step took
+#: seconds of the last step, which every rank sends to the others with its flags
 _SECONDS = "seconds"
-#: a step that takes longer is waited for at once: what the device idles is nothing beside it, and a stop signal is
-#: heard a step earlier [s]
+#: the host waits for a longer step at once: the idle time of the device is negligible then, and a stop signal takes
+#: effect one step earlier [s]
 _LONG_STEP = 1.0
 
 
 @dataclass
 class Trainer:
-    """Takes outer steps until `training.max_steps`; everything else is a callback.
+    """Takes outer steps until `training.max_steps`. Callbacks do everything else.
 
-    The host does not wait for the step that it has just given to the device, but for the one before: the outcome of a
-    step is known one step later, or when somebody settles it.
+    The host runs one step ahead of the device: after it launches a step, it waits for the previous step. The result of
+    a step is therefore known one step later, or after a call of `synchronize`.
     """
 
     config: RunConfig
@@ -36,18 +36,18 @@ class Trainer:
     outer_step: TrainStep
     callbacks: Sequence[Callback]
     state: TrainingState = field(default_factory=TrainingState)
-    #: set by a callback, on all ranks alike, to end training after the step in flight
+    #: a callback sets this to end training after the current step; it must do so on all ranks
     stopping: bool = False
-    #: flags of callbacks that any rank had raised at the newest step that is settled; the same on every rank
+    #: callback flags that were true on any rank in the newest step whose result is known; equal on every rank
     raised: frozenset[str] = frozenset()
     _pending: StepMetrics | None = None
     _seconds: float = 0.0
     _is_long: bool = False
 
     def load_progress(self, progress: dict[str, int], callbacks: dict[str, Any]) -> None:
-        """Stand where a checkpoint stood, its weights being in the engine already."""
+        """Restore the progress and the callbacks of a checkpoint. The engine must already have its weights."""
         known = TrainingState.__dataclass_fields__
-        # a counter that a newer version added is left alone
+        # ignore counters that only another version has
         self.state = TrainingState(**{name: value for name, value in progress.items() if name in known})
         for callback in self.callbacks:
             if (found := callbacks.get(type(callback).__name__)) is not None:
@@ -57,7 +57,7 @@ class Trainer:
         """Run the outer loop.
 
         Raises:
-            TrainingError: too many steps in a row had a loss or gradient that is not finite.
+            TrainingError: the loss or gradient was not finite for too many consecutive steps.
             CheckpointError: a checkpoint could not be saved.
         """
         with ExitStack() as stack:
@@ -76,7 +76,7 @@ class Trainer:
                 callback.on_stop(self) if self.stopping else callback.on_train_end(self)
 
     def take_step(self) -> StepMetrics:
-        """One outer step: read theta, compute this rank's share, agree, apply one gradient."""
+        """Take one outer step: compute this rank's gradient, reduce it over ranks, and apply it. Return the metrics."""
         started = time.perf_counter()
         step = self.state.step
         kind = step_kind(step, self.config)
@@ -92,7 +92,7 @@ class Trainer:
         reduced.copy_to_host(norm)
         metrics = StepMetrics(kind, reduced, lr, local.tokens, local.tasks, local.flops, local.data_wait_seconds)
         self._advance(kind, local)
-        # the device computes this step while the host waits for the one before
+        # the device computes this step while the host waits for the previous step
         waited = self.synchronize()
         metrics.seconds = time.perf_counter() - started - waited
         self._pending = metrics
@@ -101,10 +101,10 @@ class Trainer:
         return metrics
 
     def synchronize(self) -> float:
-        """Wait for the newest step, and take in what came of it. All ranks must do so after the same steps.
+        """Wait for the newest step, and update the state. All ranks must call this after the same steps.
 
         Returns:
-            the seconds that it took, which count as the step's.
+            the time spent waiting, which is also added to the seconds of the step [s].
         """
         if (metrics := self._pending) is None:
             return 0.0
@@ -137,12 +137,12 @@ class Trainer:
             last = self.state.step - (self._pending is not None)
             raise TrainingError(
                 f"{limit} outer steps in a row (the last is step {last}) had a loss or gradient that is not finite, on "
-                "all ranks alike; the weights are those of the last good step. Lower training.lr or meta.inner_lr, "
-                "lengthen training.lr_warmup_steps, or lower training.max_grad_norm"
+                "all ranks; these steps did not change the weights. Lower training.lr or meta.inner_lr, raise "
+                "training.lr_warmup_steps, or lower training.max_grad_norm"
             )
 
     def _is_measured(self, step: int) -> bool:
-        """Whether the costly metrics are taken: on the first meta step of every log window."""
+        """Return whether to compute the costly metrics, as in the first meta step of every log window."""
         first = step - step % self.config.monitoring.log_every_n_steps
         return all(step_kind(earlier, self.config) == "ar" for earlier in range(first, step))
 

@@ -1,20 +1,20 @@
-"""How far a run has come."""
+"""The progress of a training run."""
 
 from dataclasses import dataclass
 
 
 @dataclass
 class TrainingState:
-    """Counters of the outer loop; positions count over ALL ranks.
+    """Counters of the outer loop. Rows, tokens and tasks are summed over ALL ranks.
 
     Attributes:
-        step: outer steps done, skipped ones included.
-        meta_steps, ar_steps: the same by kind.
-        rows: rows of autoregressive training consumed.
-        tokens: tokens put through the model, padding of contexts included.
-        tasks: tasks trained on.
-        skipped_steps: steps whose loss or gradient was not finite.
-        consecutive_skipped_steps: the same, since the last good step.
+        step: number of completed outer steps, including skipped ones.
+        meta_steps, ar_steps: number of completed outer steps of each kind.
+        rows: rows used by autoregressive steps.
+        tokens: tokens processed by the model, including the padding of contexts.
+        tasks: tasks used by meta steps.
+        skipped_steps: number of steps whose loss or gradient was not finite.
+        consecutive_skipped_steps: number of skipped steps since the last step that was applied.
     """
 
     step: int = 0

@@ -24,7 +24,7 @@ def measure_attention(
     shapes = [(batch, heads, length, head_dim) for heads in (n_heads, n_kv_heads, n_kv_heads, n_heads)]
     *inputs, upstream = (torch.randn(shape, device=device, dtype=dtype) for shape in shapes)
     leaves = [tensor.requires_grad_() for tensor in inputs]
-    # two matrix products forward and five backward; the causal mask halves the FLOPs of each
+    # two matrix products in the forward pass and five in the backward pass, each halved by the causal mask
     flops = 7 * batch * n_heads * length * length * head_dim
     found: list[dict[str, Any]] = []
     for name in BACKENDS:

@@ -59,15 +59,15 @@ class Cluster:
 #: field of a Cluster -> origin of its default
 SOURCES = {
     "peak_tflops": "H100 SXM data sheet, dense bf16",
-    "utilization": "936M-parameter model on one H100, 8 x 2048 tokens, compiled whole, measured; of tasks 55 to 56 %",
+    "utilization": "measured: 936M parameters on one H100, 8 x 2048 tokens, whole graph compiled; 55 to 56 % for tasks",
     "memory_gb_per_second": "H100 SXM data sheet: 3350; as in docs/performance.md",
     "gpus_per_node": "DGX H100",
-    "node_gb_per_second": "bus bandwidth of a ring over NVLink: assumed; nccl-tests of in-switch sums give 460",
-    "network_gb_per_second": "bus bandwidth over nodes of 8 x 400 Gb/s: assumed, half of the line",
+    "node_gb_per_second": "assumed: bus bandwidth of a ring over NVLink; nccl-tests with in-switch reduction reach 460",
+    "network_gb_per_second": "assumed: bus bandwidth between nodes with 8 x 400 Gb/s, half of the nominal bandwidth",
     "node_line_gb_per_second": "H100 SXM data sheet: 900 in both directions",
-    "network_line_gb_per_second": "8 x 400 Gb/s a node, each GPU by its own rail",
-    "node_latency_microseconds": "NCCL's own tuning table, ring, simple protocol, NVLink",
-    "network_latency_microseconds": "NCCL's own tuning table, ring, simple protocol, network",
+    "network_line_gb_per_second": "8 x 400 Gb/s per node, one rail per GPU",
+    "node_latency_microseconds": "NCCL tuning table, ring, simple protocol, NVLink",
+    "network_latency_microseconds": "NCCL tuning table, ring, simple protocol, network",
     "critical_batch_tokens": "Kaplan et al. 2020, arXiv 2001.08361, eq. 1.4: 2e8 / loss^4.76 tokens, at 3 nats",
 }
 

@@ -98,7 +98,7 @@ def fit(works: Sequence[Work], seconds: Sequence[float]) -> CostModel:
     kinds = sorted({kind for work in works for kind in work.flops})
     columns = np.array([[w.ring_steps, w.sent_bytes, *(w.flops.get(kind, 0.0) for kind in kinds)] for w in works])
     if len(works) < 2 + len(kinds):
-        raise ValueError(f"{len(works)} measurements do not tell {2 + len(kinds)} coefficients")
+        raise ValueError(f"{len(works)} measurements do not determine {2 + len(kinds)} coefficients")
     measured, crowding = np.array(seconds), np.array([work.crowding for work in works])
     columns *= (crowding / measured)[:, None]
     # scale the columns to one magnitude, because latency and seconds per byte differ by nine orders of magnitude

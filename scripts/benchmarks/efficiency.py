@@ -138,19 +138,19 @@ def _notes(steps: list[Row]) -> list[str]:
     for ranks in crowded:
         cores = next(row["cores"] for row in steps if row["ranks"] == ranks)
         notes.append(
-            f"{ranks} ranks share {cores} cores: seconds and efficiency there measure how the machine is overbooked, "
-            "not how the software scales, which cannot exceed cores_allow; cpu_efficiency leaves the waiting out"
+            f"{ranks} ranks share {cores} cores: their seconds and efficiency measure the oversubscribed machine, not "
+            "the scaling of the software; efficiency cannot exceed cores_allow; cpu_efficiency excludes waiting"
         )
     busy = max((row["others_cpu_share"] for row in steps), default=0.0)
     if busy > 0.05:
         notes.append(
-            f"other programs took up to {busy:.0%} of this machine's cores meanwhile: seconds and efficiency are "
-            "disturbed by that, CPU seconds and cpu_efficiency hardly"
+            f"other programs used up to {busy:.0%} of this machine's cores during the measurements: seconds and "
+            "efficiency are affected, CPU seconds and cpu_efficiency hardly"
         )
     more = sorted({row["stage"] for row in steps if row.get("sent_bytes", 0) > 1.05 * row["ring_bytes"] > 0})
     if more:
         notes.append(
-            f"stages {more}: more bytes were sent than a ring needs; gloo does a reduce-scatter as an all-reduce, and "
-            "the sums of metrics and of overflow checks are beside the ring's"
+            f"stages {more}: more bytes were sent than a ring needs, because gloo implements reduce-scatter as "
+            "all-reduce, and because metrics and overflow checks are reduced separately"
         )
     return notes

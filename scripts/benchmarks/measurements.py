@@ -102,9 +102,9 @@ def run(arguments: argparse.Namespace, measurement: Measurement, script: str) ->
             )
             problem = f"exit code {done.returncode}, see above"
         except subprocess.TimeoutExpired:
-            problem = f"not done after {arguments.timeout_seconds:g} s"
+            problem = f"not finished after {arguments.timeout_seconds:g} s"
         if out.exists():
             rows: Rows = json.loads(out.read_text())
             return rows
-    # a measurement that fails, for example for lack of memory, must not discard the results of the others
+    # a failed measurement, for example out of memory, must not discard the results of the others
     return [{"command": measurement.label, "measure": measurement.measure, **measurement.options, "failed": problem}]

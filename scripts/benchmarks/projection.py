@@ -55,7 +55,7 @@ def project(
     """
     if config.model.vocab_size is None:
         raise ConfigError(
-            f"{name}: model.vocab_size is not given, and the work of a step depends on it; set it, as configs/pico-* do"
+            f"{name}: model.vocab_size is not set, but the work of a step depends on it; set it as in configs/pico-*"
         )
     skeleton = build_model_skeleton(config.model, config.meta, config.smlmt.n_ways[1], config.model.vocab_size)
     sizes = [weight.numel() for weight in skeleton.parameters()]

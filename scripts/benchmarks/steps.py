@@ -76,7 +76,7 @@ class Workload:
 
     @property
     def passes(self) -> int:
-        """Number of forward and backward passes in a step, if an inner step were nothing but one pass over a set."""
+        """Number of forward and backward passes in a step, if an inner step were only one pass over a set."""
         return self.micro_batches if self.kind == "lm" else self.tasks * (self.inner_steps + 1)
 
 
@@ -103,7 +103,7 @@ class _RandomTasks:
 
 
 class StepBenchmark:
-    """One model in an engine, and the same network without an engine."""
+    """Measures steps of one model in an engine, and plain passes of its network without an engine."""
 
     def __init__(
         self,
@@ -145,7 +145,7 @@ class StepBenchmark:
         seconds, peak_memory_gib = self._timed(lambda: taken.append(self.trainer.take_step()), steps, repeats)
         self.trainer.synchronize()
         skipped = self.trainer.state.skipped_steps
-        assert skipped == 0, f"{skipped} of {len(taken)} steps were not finite: what was timed is no training"
+        assert skipped == 0, f"{skipped} of {len(taken)} steps were skipped as not finite, so the timing is not valid"
         workload, world_size = self.workload, self.process.world_size
         tokens = workload.rows * workload.length
         tokens *= 2 * workload.tasks if workload.kind == "task" else workload.micro_batches

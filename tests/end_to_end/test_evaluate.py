@@ -32,7 +32,7 @@ def trained(directory: Path, where: list[str]) -> Path:
     settings = ["meta.learner=meta_sgd", "learning_dynamics.log_every_n_steps=1", "smlmt.n_way=[2, 3]"]
     kept = [f"checkpointing.runs_dir={directory}", "checkpointing.run_name=meta"]
     output = script("train", "--config", TINY, *where, *settings, *kept)
-    assert "50 % of the tasks are of 20 sentences in" in output
+    assert "50 % of the tasks use the 20 sentences in" in output
     return directory / "meta"
 
 
@@ -122,7 +122,7 @@ def test_perplexity_is_the_same_in_training_and_on_two_ranks(trained: Path, wher
 def test_texts_that_cannot_be_reached_end_a_run_before_it_begins(where: list[str], directory: Path) -> None:
     settings = ["evaluation.perplexity.data=nobody/nothing", f"checkpointing.runs_dir={directory}"]
     output = script("train", "--config", TINY, *where, *settings, "checkpointing.run_name=never", check=False)
-    assert "error: evaluation.perplexity.data: 'nobody/nothing' is no local file" in output
+    assert "error: evaluation.perplexity.data: 'nobody/nothing' is not a local file" in output
     assert not (directory / "never").exists()
 
 
@@ -153,18 +153,21 @@ def test_injected_sentences_are_seen_in_the_tasks(directory: Path, where: list[s
     [
         (["few-shot", "nowhere"], "error: nowhere is neither a checkpoint"),
         (["few-shot", "RUN", "--data", "none.jsonl"], "error: cannot read none.jsonl: No such file or directory"),
-        (["few-shot", "RUN", "--data", "own.jsonl", "--readout", "best"], "error: --readout: got best with --data"),
+        (
+            ["few-shot", "RUN", "--data", "own.jsonl", "--readout", "best"],
+            "error: --readout best cannot be combined with",
+        ),
         (["few-shot", "RUN", "--ner", "a", "b"], "error: --ner: got 2 files; give one, or three: train, dev and test"),
         (
             ["few-shot", "RUN", "meta.head=vocab"],
             "error: RUN/checkpoints/step_6: head.layer_0.weight: the model has",
         ),
-        (["few-shot", "RUN", "--data", "own.jsonl", "--ner", "a"], "error: --ner: got it with --data; they are two"),
-        (["perplexity", "RUN"], "error: --data: got nothing, and the run's evaluation.perplexity.data is null"),
+        (["few-shot", "RUN", "--data", "own.jsonl", "--ner", "a"], "error: --ner cannot be combined with --data; run"),
+        (["perplexity", "RUN"], "error: --data is not given, and the run's evaluation.perplexity.data is null"),
         (["few-shot", "RUN", "--shapes", "5"], "got '5'; write N-way x K-shot, such as 5x1"),
         (["few-shot", "RUN", "--tasks", "0"], "argument --tasks: got '0'; write an integer, 1 or more"),
         (["few-shot", "RUN", "--steps", "-1"], "argument --steps: got '-1'; write an integer, 0 or more"),
-        (["few-shot", "RUN", "--shapes", "2x999"], "error: no shape could be judged"),
+        (["few-shot", "RUN", "--shapes", "2x999"], "error: no shape could be evaluated"),
     ],
 )
 def test_mistakes_are_said(trained: Path, arguments: list[str], message: str) -> None:

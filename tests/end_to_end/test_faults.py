@@ -43,13 +43,13 @@ def test_a_rank_that_dies_ends_the_job_and_is_named(
     started = time.monotonic()
     launch = {"torchrun": real.torchrun, "deepspeed": real.deepspeed}[launcher]
     output = launch(*arguments(name), check=False)
-    said = "rank 0: a collective failed because another rank has gone: rank 1 of this node has died"
+    said = "rank 0: a collective failed because another rank has ended: rank 1 of this node has died"
     assert said in output, output
     assert time.monotonic() - started < 60, "30 s after the death, and the start before it"
     assert "step_4" in warm.python("scripts/checkpoint.py", "verify", str(place / name))
     summary = summary_of(place / name, output)
-    assert "first      rank 1 died without a word" in summary
-    assert "others     rank 0 ended for want of it, after 5 steps" in summary
+    assert "first      rank 1 died without an error message" in summary
+    assert "others     rank 0 ended as a result, after 5 steps" in summary
 
 
 def summary_of(run_directory: Path, output: str) -> str:
@@ -67,10 +67,10 @@ def test_a_rank_that_fails_says_why(
     monkeypatch.setenv("HF_TOKEN", "a-secret")
     output = real.torchrun(*arguments("raises"), check=False)
     assert "the disk of the data is gone" in output
-    assert "rank 0: a collective failed because another rank has gone" in output
+    assert "rank 0: a collective failed because another rank has ended" in output
     summary = summary_of(place / "raises", output)
     assert "first      rank 1, after 5 steps: OSError: the disk of the data is gone" in summary
-    assert re.search(r"checkpointing.run_name=raises goes on from checkpoints/step_[24]\n", summary)
+    assert re.search(r"checkpointing.run_name=raises to resume from checkpoints/step_[24]\n", summary)
     # torchrun's own report shows the error, with our log, and takes it for the root cause
     root = output.split("Root Cause")[1]
     assert re.search(r"OSError: the disk of the data is gone; see \S+/rank_1.log", root)
@@ -90,7 +90,7 @@ def test_another_configuration_is_an_error_and_no_failure(place: Path, shared_ru
     before = (run / "logs" / "status.json").read_text()
     output = warm.torchrun(*shared_runs.arguments(place, "plain", "training.lr=1"), check=False)
     assert "error: " in output
-    assert "was trained with another configuration: training.lr was" in output
+    assert "was trained with a different configuration: training.lr was" in output
     assert "the run failed" not in output
     assert not (run / "logs" / "failures").exists()
     assert (run / "logs" / "status.json").read_text() == before

@@ -83,7 +83,7 @@ def test_checkpoints_snapshots_and_results_are_pushed(corpus: Path, tmp_path: Pa
 def test_a_hub_that_fails_does_not_end_a_run(corpus: Path, tmp_path: Path, hub: FakeHub) -> None:
     hub.always = 403
     output = warm.python(TRAIN, *settings(corpus, tmp_path, "run"), **at(hub))
-    assert "warning: step 4 was not pushed to the hub, and training goes on: lab/pico: " in output
+    assert "warning: step 4 was not pushed to the hub, training continues: lab/pico: " in output
     assert (tmp_path / "run/checkpoints/step_4/model.safetensors").exists()
 
 

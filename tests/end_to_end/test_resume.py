@@ -61,7 +61,7 @@ def test_a_resumed_run_is_bit_identical(
     warm.torchrun(*arguments(name, *settings))
     resumed = cut_back(place / name, place / f"resumed-{stage}", step=6)
     output = warm.torchrun(*arguments(resumed.name, *settings))
-    assert f"resuming from {resumed}/checkpoints/step_6, the newest complete one" in output
+    assert f"resuming from {resumed}/checkpoints/step_6, the newest one" in output
     assert_bit_identical(resumed, place / name, STEPS)
 
 
@@ -83,7 +83,7 @@ def test_a_finished_run_is_not_trained_again(arguments: Callable[..., list[str]]
     again = cut_back(whole, place / "again", STEPS)
     before = deterministic_metrics_of(again)
     output = warm.python(*arguments("again"))
-    assert "has taken all of its 12 steps" in output
+    assert "has already taken all 12 steps" in output
     assert "after meta-training, step 12" in output
     assert deterministic_metrics_of(again) == before
 
@@ -95,8 +95,8 @@ def test_a_damaged_checkpoint_is_skipped(arguments: Callable[..., list[str]], wh
     content[-1000] ^= 1
     shard.write_bytes(content)
     output = warm.python(*arguments("damaged"))
-    assert f"skipped, and left as it is: {shard}: bytes 0 to" in output
-    assert f"resuming from {damaged}/checkpoints/step_6, the newest sound one; 1 were skipped" in output
+    assert f"skipped and left unchanged: {shard}: bytes 0 to" in output
+    assert f"resuming from {damaged}/checkpoints/step_6, the newest intact one; 1 newer skipped" in output
     assert_bit_identical(damaged, whole, STEPS)
     (aside,) = (damaged / "checkpoints").glob("step_8.replaced-*")
     assert (aside / "training_state/shard_0.safetensors").read_bytes() == content
@@ -164,7 +164,7 @@ def test_ranks_save_when_the_deepspeed_command_dies(arguments: Callable[..., lis
     wait_for(process, "step 5/")
     process.kill()
     output, _ = process.communicate(timeout=30)
-    assert "the launcher has gone: stopping after step" in output
+    assert "the launcher has died: stopping after step" in output
     warm.python("scripts/checkpoint.py", "verify", str(place / "orphans"))
 
 
@@ -176,7 +176,7 @@ def test_a_stop_signal_ends_an_evaluation_which_is_made_up_for(
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=20)
     assert process.returncode == 0
-    assert "the evaluation of step 3 is given up" in output
+    assert "the evaluation of step 3 was interrupted" in output
     assert "SIGTERM: stopping after step 3" in output
     assert "evaluating step 3" in warm.python(*arguments("evaluating", "training.max_steps=4"))
     assert (place / "evaluating/eval_results/step_3.json").exists()
@@ -270,7 +270,7 @@ def test_a_run_goes_on_when_what_it_began_with_is_gone(arguments: Callable[..., 
     index.callbacks["Evaluation"]["done"].remove(0)
     index.write(checkpoint)
     log = warm.python(*begun, "training.max_steps=3")
-    assert "warning: the model before training is not in the report: model.init_from: " in log
+    assert "warning: the untrained model is missing from the final report: model.init_from: " in log
     assert (place / "begun" / "checkpoints" / "step_3").exists()
     fresh = [argument.replace("run_name=begun", "run_name=fresh") for argument in begun]
     assert "error: model.init_from: " in warm.python(*fresh, check=False)

@@ -164,7 +164,7 @@ def test_the_export_is_what_pico_analyze_reads(directory: Path, one_rank: Path) 
     head_dim = width // heads
     assert states["activations"]["layers.0.attention.v_proj"].shape[1] == kv_heads * head_dim
     assert states["weights"]["layers.0.attention.o_proj"].shape[1] == heads * head_dim
-    assert f"error: {out} is there already" in warm.python(*script, check=False)
+    assert f"error: {out} already exists" in warm.python(*script, check=False)
 
 
 def test_an_export_that_fails_leaves_nothing(directory: Path, one_rank: Path) -> None:
@@ -216,4 +216,4 @@ def test_a_first_look_needs_no_other_tool(directory: Path, one_rank: Path) -> No
     (directory / "empty").mkdir()
     (directory / "empty" / "training_config.yaml").touch()
     empty = warm.python("scripts/analyze.py", str(directory / "empty"), check=False)
-    assert "holds no snapshots; train with learning_dynamics.save_every_n_steps set" in empty
+    assert "has no snapshots; train with learning_dynamics.save_every_n_steps set" in empty

@@ -72,7 +72,7 @@ def test_the_table_shows_what_was_found(directory: Path) -> None:
     output = study(directory, "table", "--methods", "fomaml", "ar", "multitask")
     assert "equal tokens, 1 seeds" in output
     assert all(name in output for name in ("fomaml", "ar", "multitask"))
-    assert "study-tokens-boil-0 is no finished run" in study(directory, "table", "--methods", "boil", check=False)
+    assert "study-tokens-boil-0 is not a finished run" in study(directory, "table", "--methods", "boil", check=False)
 
 
 @pytest.mark.slow

@@ -123,7 +123,7 @@ def test_a_run_is_never_overwritten(finished: tuple[Path, str], train: Callable[
     path, _ = finished
     before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
     output = train("checkpointing.run_name=finished", "checkpointing.resume=never", check=False)
-    assert "already holds a run, which is not overwritten" in output
+    assert "already contains a run, which is never overwritten" in output
     assert {file: file.read_bytes() for file in path.rglob("*") if file.is_file()} == before
 
 
@@ -214,7 +214,7 @@ def test_dot_env_is_read_and_never_logged(train: Callable[..., str], corpus: Pat
         (["model.vocab_size=300"], "model.vocab_size: got 300, but the tokenizer has 403 entries"),
         (["training.precision=bf16", "--deepspeed_config", "ds_configs/zero0.json"], "use stage 1"),
         (["data.paths=[nowhere.txt]"], "no file matches 'nowhere.txt'"),
-        (["--world-size", "8"], "--world-size goes with --dry-run"),
+        (["--world-size", "8"], "--world-size requires --dry-run"),
         (["--help-keys", "mata"], "'mata' is not a section of the configuration; the sections are model, data"),
         (["--no-such-option"], "unrecognized arguments: --no-such-option"),
     ],
@@ -307,7 +307,7 @@ def test_a_compiled_run_in_bf16_with_a_trace(train: Callable[..., str], corpus: 
     assert "attention: sdpa_flash (model.attention: auto)" in output
     assert "compiled for [" in output
     logs = corpus.parent / "compiled" / "logs"
-    assert f"steps 3 to 4 are profiled in {logs}/trace_rank_0.json.gz" in output
+    assert f"profile of steps 3 to 4 written to {logs}/trace_rank_0.json.gz" in output
     assert (logs / "trace_rank_0.json.gz").stat().st_size > 1000
     lines = metrics_of(corpus.parent / "compiled")
     assert all(line["data_wait_fraction"] >= 0 for line in lines if "lr" in line)

@@ -70,7 +70,7 @@ def test_layers_are_found_by_the_end_of_their_path() -> None:
     assert list(layers) == [f"layers.{i}.{end}" for i in range(2) for end in ("attention.v_proj", "swiglu.w_2")]
     assert layers["layers.0.swiglu.w_2"] == "decoder.layers.0.swiglu.w_2.weight"
     with pytest.raises(
-        ConfigError, match=r"layer_suffixes: no module ends in 'attention.v_porj'; there are attention.k_proj"
+        ConfigError, match=r"layer_suffixes: no module ends in 'attention.v_porj'; available: attention.k_proj"
     ):
         recorded_layers(theta, ["attention.v_porj"])
     with pytest.raises(ConfigError, match="de_embedding_proj"):

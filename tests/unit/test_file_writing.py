@@ -68,7 +68,7 @@ def test_metrics_wait_with_one_warning(
     make_room = fill(disk)
     for step in range(1, 400):
         tracker.log(step, {"ar/loss": 1.0})
-    assert caplog.text.count("metrics wait in memory") == 1
+    assert caplog.text.count("metrics stay in memory") == 1
     make_room()
     tracker.close()
     assert (disk / "logs" / "metrics.jsonl").read_text().count("\n") == 399
@@ -99,7 +99,7 @@ def test_an_evaluation_waits_for_room(
     make_room = fill(disk)
     evaluation._unwritten.append(Result())  # type: ignore[arg-type]
     evaluation._write()
-    assert "the evaluation of step 3 is not written yet" in caplog.text
+    assert "the evaluation of step 3 cannot be written yet" in caplog.text
     assert "free space" in caplog.text
     make_room()
     evaluation.on_exit()

@@ -79,7 +79,9 @@ class ShardCache:
         try:
             self._fetch(number)
         except DataError as error:
-            logger.warning("warning: fetched ahead in vain, to be tried again when it is needed: %s", error)
+            logger.warning(
+                "warning: could not fetch a shard in advance; it is fetched again when it is needed: %s", error
+            )
 
     def _fetch(self, number: int) -> Path:
         """Return the path of the converted shard. The shard is fetched and converted if the file does not exist."""
@@ -108,8 +110,8 @@ class ShardCache:
             (staging / path.name).rename(path)
         except OSError as error:
             raise DataError(
-                f"data.cache_dir: cannot write {path} ({error.strerror or error}); name a disk with room for "
-                "data.cache_gib and one shard more"
+                f"data.cache_dir: cannot write {path} ({error.strerror or error}); choose a disk with room "
+                "for data.cache_gib and one more shard"
             ) from error
         finally:
             shutil.rmtree(staging, ignore_errors=True)

@@ -75,7 +75,7 @@ class ShardCorpus:
         if rows.n_rows == 0:
             raise DataError(
                 f"data.validation_shards: the last {len(self.validation_shards)} shards, which are held out, have no "
-                "rows; raise it, or leave empty files out"
+                "rows; raise it, or remove the empty files"
             )
         return rows
 
@@ -97,7 +97,7 @@ class ShardCorpus:
             if len(rows):
                 return rows[:n_rows]
             number += 1
-        raise DataError("no training shard has any rows; give some that have")
+        raise DataError("no training shard has any rows; add shards with rows")
 
     def held_out_pool(self, n_rows: int) -> npt.NDArray[Any]:
         """Return the first rows `[at most n_rows, tokens]` of the first held-out shard with rows, for held-out tasks.
@@ -108,7 +108,7 @@ class ShardCorpus:
         for number in self.validation_shards:
             if len(rows := self.cache.open(number).rows):
                 return rows[:n_rows]
-        raise DataError("data.validation_shards: the held-out shards have no rows; leave empty files out")
+        raise DataError("data.validation_shards: the held-out shards have no rows; raise it, or remove the empty files")
 
 
 def open_shard_corpus(config: DataConfig) -> ShardCorpus:
@@ -117,13 +117,13 @@ def open_shard_corpus(config: DataConfig) -> ShardCorpus:
     Raises:
         DataError: a shard or the tokenizer cannot be fetched or used, or there are too few shards to hold some out.
     """
-    assert config.tokenizer is not None, "the configuration is checked for it"
+    assert config.tokenizer is not None, "the configuration check requires it"
     files: HubShards | LocalShards = HubShards(config) if config.source == "hub" else LocalShards(config)
     n_shards = len(files.names)
     if n_shards <= config.validation_shards:
         raise DataError(
             f"data.validation_shards: got {config.validation_shards}, but there are only {n_shards} shards; the last "
-            "ones are held out whole: lower it, or make smaller shards (scripts/prepare_data.py --rows_per_shard)"
+            "ones are held out completely: lower it, or make smaller shards (scripts/prepare_data.py --rows_per_shard)"
         )
     of_disk = [] if config.source == "hub" else corpus_identity(config)
     key = digest64(_CACHE_VERSION, repr(files.identity), *of_disk, tokenizer_identity(config.tokenizer))
@@ -157,7 +157,7 @@ def _validate(corpus: ShardCorpus) -> None:
         if mode == "full":
             n_rows += len(corpus.cache.open(number, range(number + 1, min(number + 2, n_shards))).rows)
             if (number + 1) % max(1, n_shards // 10) == 0:
-                logger.info("data.validate: %d of %d shards are sound", number + 1, n_shards)
+                logger.info("data.validate: %d of %d shards are valid", number + 1, n_shards)
         elif isinstance(files, LocalShards):
             n_rows += check_footer(files.fetch(number, corpus.directory), name)
     if mode == "fast":

@@ -72,7 +72,7 @@ def _token_file(path: Path, name: str) -> Iterator[Any]:
             if TOKEN_COLUMN not in names:
                 raise DataError(
                     f"{name} has the columns {', '.join(names)}, but token shards have {TOKEN_COLUMN!r}; "
-                    "scripts/prepare_data.py makes such shards of text"
+                    "scripts/prepare_data.py converts text to token shards"
                 )
             check_type(name, TOKEN_COLUMN, file.schema_arrow.field(TOKEN_COLUMN).type)
             yield file
@@ -113,12 +113,12 @@ def _wrong_length(name: str, row: int, length: int, expected: RowFormat, width: 
     wanted = expected.sequence_length + 1
     if width is None:
         return (
-            f"{name}, row {row}: {length:,} tokens; rows must hold data.sequence_length + 1 = {wanted:,} tokens, or a "
-            "multiple of data.sequence_length and one more; set data.sequence_length to what divides them"
+            f"{name}, row {row}: {length:,} tokens; rows must have data.sequence_length + 1 = {wanted:,} tokens, or a "
+            "multiple of data.sequence_length plus one; set data.sequence_length to a divisor of the length minus one"
         )
     return (
-        f"{name}, row {row}: {length:,} tokens, where the rows before it hold {width:,}; all rows of a shard are "
-        "of one length: mend or leave out the file (data.validate: full looks for such rows before training)"
+        f"{name}, row {row}: {length:,} tokens, but the rows before it have {width:,}; all rows of a shard must have "
+        "one length: repair or remove the file (data.validate: full finds these rows before training)"
     )
 
 
@@ -129,7 +129,7 @@ def _wrong_token(name: str, first: int, tokens: npt.NDArray[Any], expected: RowF
     shown = "no token" if np.isnan(found) else f"token {int(found):,}"
     return (
         f"{name}, row {first + row}: {shown} at position {place}, but the tokenizer has {expected.vocab_size:,} "
-        "entries; set data.tokenizer to the one that made the shards"
+        "entries; set data.tokenizer to the tokenizer that made the shards"
     )
 
 

@@ -78,7 +78,7 @@ def hub_source(dataset: str, subset: str | None, split: str, text_column: str) -
     except (OSError, ValueError, DatasetsError, StopIteration, http_error()) as error:
         raise DataError(
             f"--dataset: {dataset!r} cannot be read: {error}. Check the name, --subset and --split, the network, and "
-            "for a gated set $HF_TOKEN"
+            "$HF_TOKEN for a gated dataset"
         ) from error
     if text_column not in columns:
         raise DataError(f"--text_column: {dataset} has the columns {', '.join(columns)}; got {text_column!r}")
@@ -92,14 +92,16 @@ def hub_source(dataset: str, subset: str | None, split: str, text_column: str) -
 
 def _hub_text(value: Any, dataset: str, column: str) -> str:
     if value is not None and not isinstance(value, str):
-        raise DataError(f"--text_column: {column!r} of {dataset} holds {value!r:.40}, expected a text")
+        raise DataError(f"--text_column: {column!r} of {dataset} holds {value!r:.40}, expected a string")
     return (value or "").strip()
 
 
 def _texts(documents: Iterator[Document]) -> Iterator[str]:
     for document in documents:
         if not isinstance(document, str):
-            raise DataError("the files hold token ids already; give raw text, or write data.source: files or shards")
+            raise DataError(
+                "the files already hold token ids; use raw text, or train on them with data.source: files or shards"
+            )
         yield document
 
 
@@ -173,7 +175,7 @@ class Preparation:
             self.counts.shards = len(writer.progress.shards)
             on_progress(self.counts)
         if self.counts.documents == 0:
-            raise DataError("there is no document with any text; check the files and --text_column")
+            raise DataError("no document has any text; check the files and --text_column")
         warn_of_special(self.counts.special)
         writer.finish({"documents": self.counts.documents})
         self.counts.shards = len(writer.progress.shards)

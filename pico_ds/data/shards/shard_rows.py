@@ -113,7 +113,7 @@ class ShardedRows:
             self._starts.append(self._starts[-1] + n_rows)
             empty = 0 if n_rows else empty + 1
             if empty == len(self._shards):
-                raise DataError("no training shard has any rows; give some that have")
+                raise DataError("no training shard has any rows; add shards with rows")
         return bisect_right(self._starts, position) - 1
 
     def _turn(self, turn: int) -> "_Turn":

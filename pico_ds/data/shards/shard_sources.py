@@ -46,8 +46,8 @@ class LocalShards:
         for path in self._paths:
             if path.suffix.lower() != ".parquet":
                 raise DataError(
-                    f"data.paths: {path} ends in {path.suffix!r}; token shards (data.source: shards) are .parquet; "
-                    "scripts/prepare_data.py makes them of text, or write data.source: files"
+                    f"data.paths: {path} ends in {path.suffix!r}; token shards (data.source: shards) must be .parquet; "
+                    "convert text with scripts/prepare_data.py, or set data.source: files"
                 )
         self.names = [str(path) for path in self._paths]
         sizes = ",".join(f"{path.name}:{path.stat().st_size}" for path in self._paths)
@@ -77,7 +77,7 @@ class HubShards:
         every = sorted(file.rfilename for file in found.siblings or [])
         self._files = [name for name in every if fnmatch(name, config.dataset_files)]
         if not self._files:
-            shown = ", ".join(every[:5]) or "none at all"
+            shown = ", ".join(every[:5]) or "no files"
             raise DataError(
                 f"data.dataset_files: no file of {self._dataset} matches {config.dataset_files!r}; it has {shown}"
                 f"{', ...' if len(every) > 5 else ''}"
@@ -113,7 +113,7 @@ class HubShards:
 
 
 class _host_flags:  # noqa: N801  lowercase because it is used as a context manager
-    """Context manager that turns errors of the hub into `DataError`."""
+    """Context manager that turns hub errors into `DataError`."""
 
     def __init__(self, dataset: str, revision: str) -> None:
         self._dataset, self._revision = dataset, revision
@@ -131,16 +131,16 @@ class _host_flags:  # noqa: N801  lowercase because it is used as a context mana
 
         where = f"data.dataset: {self._dataset}"
         if isinstance(error, GatedRepoError):
-            advice = "is gated: ask for access on its page, then set $HF_TOKEN or run `hf auth login`"
+            advice = "is gated: request access on its page, then set $HF_TOKEN or run `hf auth login`"
         elif isinstance(error, RepositoryNotFoundError):
-            advice = "is no dataset of the hub, or a private one: check the name, or set $HF_TOKEN"
+            advice = "is not a dataset on the hub, or is private: check the name, or set $HF_TOKEN"
         elif isinstance(error, RevisionNotFoundError):
             advice = f"has no revision {self._revision!r}: check data.revision"
         elif isinstance(error, HFValidationError):
-            advice = f"is no name of a dataset ({error}): write <user or organisation>/<name>"
+            advice = f"is not a valid dataset name ({error}): use <user or organisation>/<name>"
         elif isinstance(error, (http_error(), OSError)):
             cause = " ".join(str(error.__cause__ or error).split())
-            advice = f"cannot be read from the hub: {cause}. Check the network and the disk; a new start goes on"
+            advice = f"cannot be read from the hub: {cause}. Check the network and the disk, then run the command again"
         else:
             return
         raise DataError(f"{where} {advice}") from error

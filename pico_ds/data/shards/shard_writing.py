@@ -60,7 +60,7 @@ class ShardWriter:
         try:
             (out / _PARTIAL).mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise DataError(f"--out: cannot make {out} ({error.strerror}); name a writable directory") from error
+            raise DataError(f"--out: cannot create {out} ({error.strerror}); choose a writable directory") from error
         self.progress = self._read(settings)
         #: for each pending document, its remaining tokens and the number of its tokens that are already in shards
         self._buffer: deque[tuple[npt.NDArray[np.int32], int]] = deque()
@@ -123,16 +123,16 @@ class ShardWriter:
             content = json.loads(path.read_text())
             found = Progress(settings=content) if self.is_complete else Progress.model_validate(content)
         except (ValueError, ValidationError) as error:
-            raise DataError(f"{path} cannot be read ({error}); remove {self._out} to begin anew") from error
+            raise DataError(f"{path} cannot be read ({error}); remove {self._out} to start again") from error
         changed = [name for name, value in settings.items() if not _is_same(name, found.settings.get(name), value)]
         if changed:
             was = "; ".join(
-                "the files are others, or were changed"
+                "the files are different or were changed"
                 if name == "files"
                 else f"{name} was {found.settings.get(name)!r}, now {settings[name]!r}"
                 for name in changed
             )
-            raise DataError(f"{self._out} holds shards of another job: {was}. Name another --out, or remove it")
+            raise DataError(f"{self._out} holds shards of another job: {was}. Choose another --out, or remove it")
         return found
 
     def _write(self, n_rows: int) -> None:
@@ -162,7 +162,7 @@ class ShardWriter:
                 os.fsync(file.fileno())
         except OSError as error:
             raise DataError(
-                f"{path}: cannot be written ({error.strerror or error}); free space; the same command goes on"
+                f"{path}: cannot be written ({error.strerror or error}); free some space and run the command again"
             ) from error
         self._buffered -= n_rows * self._row_length
         self.progress = Progress(

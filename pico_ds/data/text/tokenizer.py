@@ -140,7 +140,7 @@ def digest_of_file(path: Path) -> str | None:
     try:
         return _digest(Tokenizer.from_file(str(path))) if path.is_file() else None
     except Exception as error:
-        raise DataError(f"{path}: holds no tokenizer that can be read ({error})") from error
+        raise DataError(f"{path}: cannot read a tokenizer ({error})") from error
 
 
 def tokenizer_identity(name: str) -> str:
@@ -155,7 +155,9 @@ def warn_of_special(counts: Counter[str]) -> None:
     """Log one warning if the texts contain special tokens."""
     if counts:
         found = ", ".join(f"{token!r} {count:,} times" for token, count in counts.most_common(5))
-        logger.warning("warning: the texts hold special tokens of the tokenizer (%s); they are encoded as text", found)
+        logger.warning(
+            "warning: the texts contain special tokens of the tokenizer (%s); these are encoded as text", found
+        )
 
 
 def import_tokenizer(name: str, directory: Path) -> None:
@@ -189,8 +191,8 @@ def import_tokenizer(name: str, directory: Path) -> None:
             number = tokenizer.convert_tokens_to_ids(token)
             if words.get(number, token) != token:
                 raise DataError(
-                    f"data.tokenizer: the ids of {name!r} have a hole: a new {token!r} would get the id {number}, "
-                    f"which is that of {words[number]!r}; give it a {kind} of its own"
+                    f"data.tokenizer: the ids of {name!r} have a gap: a new {token!r} would get the id {number}, "
+                    f"which already belongs to {words[number]!r}; add a {kind} to the tokenizer"
                 )
     directory.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(str(directory))
@@ -209,14 +211,14 @@ def load_tokenizer(directory: Path) -> TextTokenizer:
         ids = json.loads((directory / _SPECIAL_IDS_FILE).read_text())
         backend = Tokenizer.from_file(str(directory / "tokenizer.json"))
     except Exception as error:
-        raise DataError(f"{directory}: holds no tokenizer that can be read ({error})") from error
+        raise DataError(f"{directory}: cannot read a tokenizer ({error})") from error
     backend.encode_special_tokens = True
     names = ["end_of_text_id", "mask_id", "pad_id"]
     if isinstance(ids, dict) and sorted(ids) == names and all(type(one) is int for one in ids.values()):
         tokenizer = TextTokenizer(backend=backend, **ids)
         if all(0 <= one < tokenizer.vocab_size for one in ids.values()):
             return tokenizer
-    raise DataError(f"{directory / _SPECIAL_IDS_FILE}: must hold {', '.join(names)}, each an id of the tokenizer")
+    raise DataError(f"{directory / _SPECIAL_IDS_FILE}: must contain {', '.join(names)}, each an id of the tokenizer")
 
 
 def _write_special_ids(directory: Path, backend: Tokenizer, mask: str, pad: str, end_of_text: str) -> None:

@@ -1,4 +1,4 @@
-"""The state of a run, from its status file, its process, and the time since its last line."""
+"""Determines the state of a run from its status file, its process, and the time since its last metrics."""
 
 import time
 from dataclasses import dataclass
@@ -12,9 +12,9 @@ from pico_ds.runs.run_status import RunStatus, job_nonce
 
 State = Literal["starting", "running", "evaluating", "stalled", "finished", "stopped", "failed", "died", "silent"]
 
-#: a shorter silence is normal, because a save or a compilation may delay a line [s]
+#: a shorter time without metrics is normal, because a save or a compilation may delay them [s]
 _SHORT_SILENCE_SECONDS = 120.0
-#: a silence of this many usual intervals between lines is long
+#: a run is silent after this many usual intervals without metrics
 _LONG_SILENCE_LINES = 10
 #: a start that has not written its status file by then has failed [s]
 _START_SECONDS = 900.0
@@ -39,7 +39,7 @@ def run_state_of(run: RunDirectory, config: RunConfig | None, tail: MetricsTail)
         claimed = now - (run.path / JOB_FILE_NAME).stat().st_mtime
         # an older claim without a status belongs to a start that failed early, so the old status still holds
         if claimed < _START_SECONDS:
-            return RunState("starting", f"once more, for {duration(claimed)}")
+            return RunState("starting", f"restarted {duration(claimed)} ago")
     if status is None:
         return _guess(run, config, tail, now)
     when = f"{duration(now - status.at)} ago"
@@ -49,21 +49,23 @@ def run_state_of(run: RunDirectory, config: RunConfig | None, tail: MetricsTail)
     if (failed := _modified(newest_summary(run))) is not None and failed > status.at:
         return RunState("failed", f"{duration(now - failed)} ago")
     if status.is_here and not status.is_alive:
-        return RunState("died", f"process {status.pid} has gone without a word, {_silence(tail, now)}")
+        return RunState("died", f"process {status.pid} ended without a status, {_silence(tail, now)}")
     where = f"process {status.pid} on {status.host}"
     if config is not None and (silent := _long_silence(config, tail, status.at, now)) is not None:
         if last_words(run).startswith("evaluating") and silent < config.training.hang_timeout_seconds:
             return RunState("evaluating", f"for {duration(silent)}; {where}")
         if status.is_here:
-            return RunState("stalled", f"no line for {duration(silent)}, but {where} lives")
-        return RunState("silent", f"no line for {duration(silent)}: stalled or dead; only {status.host} sees {where}")
+            return RunState("stalled", f"no metrics for {duration(silent)}, but {where} is alive")
+        return RunState(
+            "silent", f"no metrics for {duration(silent)}: stalled or dead; on {status.host}, check {where}"
+        )
     return RunState("running", f"for {duration(now - status.at)}, {where}")
 
 
 def _guess(run: RunDirectory, config: RunConfig | None, tail: MetricsTail, now: float) -> RunState:
     """Return the state of a run without a status file."""
     if config is None or tail.written_at is None:
-        return RunState("starting", "there is no line yet")
+        return RunState("starting", "no metrics yet")
     if tail.step >= config.training.max_steps and checkpoint_step(run) == tail.step:
         return RunState("finished", _silence(tail, now))
     if _long_silence(config, tail, tail.written_at, now) is not None:
@@ -94,17 +96,17 @@ def duration(seconds: float) -> str:
 
 
 def _long_silence(config: RunConfig, tail: MetricsTail, since: float, now: float) -> float | None:
-    """Return the seconds since the last line if that is long for this run, otherwise None."""
+    """Return the seconds since the last metrics if that is long for this run, otherwise None."""
     silent = now - max(since, tail.written_at or since)
     _, seconds_per_step = tail.newest.get("seconds_per_step", (0, 0.0))
     usual = seconds_per_step * config.monitoring.log_every_n_steps
-    # before the first line, and after a resume, the usual interval between lines is unknown
+    # before the first line, and after a resume, the usual interval is unknown
     limit = max(_SHORT_SILENCE_SECONDS, _LONG_SILENCE_LINES * usual)
     return silent if silent > limit else None
 
 
 def _silence(tail: MetricsTail, now: float) -> str:
-    return "no line yet" if tail.written_at is None else f"the newest line is {duration(now - tail.written_at)} old"
+    return "no metrics yet" if tail.written_at is None else f"last metrics {duration(now - tail.written_at)} ago"
 
 
 def last_words(run: RunDirectory) -> str:

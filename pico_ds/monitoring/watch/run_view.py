@@ -1,4 +1,4 @@
-"""Everything that is shown about a run. Each look reads the files that have changed."""
+"""Reads everything that is shown about a run. Each `look` reads only the files that have changed."""
 
 import json
 import time
@@ -99,9 +99,9 @@ class RunView:
 def _check(run: RunDirectory) -> None:
     path = run.path
     if not path.is_dir():
-        raise ConfigError(f"{path}: there is no such directory; give the directory of a run, such as runs/demo-001")
+        raise ConfigError(f"{path}: no such directory; give the directory of a run, such as runs/demo-001")
     if run.training_config.exists() or (path / JOB_FILE_NAME).exists():
         return
     runs = sorted(found.parent.name for found in path.glob("*/training_config.yaml"))
-    hint = f"it holds the runs {', '.join(runs)}: give one of them" if runs else "give the directory of a run"
-    raise ConfigError(f"{path} is no run, for it holds no training_config.yaml; {hint}")
+    hint = f"it contains the runs {', '.join(runs)}: give one of them" if runs else "give the directory of a run"
+    raise ConfigError(f"{path} is not a run directory: it has no training_config.yaml; {hint}")

@@ -18,7 +18,7 @@ _STYLES = {
     **{"running": "bold green", "evaluating": "bold green", "finished": "bold green", "starting": "bold cyan"},
     **{"stopped": "bold yellow", "stalled": "bold red", "silent": "bold red", "failed": "bold red", "died": "bold red"},
 }
-#: states of a run that has ended: no ETA is shown, nor the last line of train.log
+#: states of a run that has ended. They show neither an ETA nor the last line of train.log
 _OVER = ("finished", "stopped", "failed", "died")
 _BLOCKS, _ASCII_BLOCKS = "▁▂▃▄▅▆▇█", "_.-~=+*#"
 #: how often to check whether the terminal was resized [s]
@@ -128,11 +128,11 @@ def _rows(view: RunView) -> Iterator[tuple[str, RenderableType]]:
     if view.environment:
         yield "ranks", f"{view.environment['world_size']} on {view.environment['device']}"
     checkpoint = view.checkpoint
-    yield "checkpoint", "none yet" if checkpoint is None else f"step_{checkpoint[0]}, {duration(checkpoint[1])} old"
+    yield "checkpoint", "none yet" if checkpoint is None else f"step_{checkpoint[0]}, {duration(checkpoint[1])} ago"
     written_at = view.tail.written_at
-    yield "newest line", "none yet" if written_at is None else f"{duration(time.time() - written_at)} old"
+    yield "last metrics", "none yet" if written_at is None else f"{duration(time.time() - written_at)} ago"
     if view.run_state.state not in _OVER and (words := last_words(view.run)):
-        yield "last said", Text(words, no_wrap=True, overflow="ellipsis")
+        yield "last log line", Text(words, no_wrap=True, overflow="ellipsis")
 
 
 def _drawn(value: str, course: list[float]) -> Table:
@@ -173,7 +173,7 @@ def _speed(view: RunView) -> Iterator[str]:
     for name, form in (
         ("tokens_per_second", "{:,.0f} tokens/s"),
         ("tasks_per_second", "{:,.1f} tasks/s"),
-        ("seconds_per_step", "{:.3g} s a step"),
+        ("seconds_per_step", "{:.3g} s per step"),
     ):
         if (value := view.newest(name)) is not None:
             yield form.format(value)
@@ -183,6 +183,6 @@ def _speed(view: RunView) -> Iterator[str]:
 
 def _load(view: RunView) -> Iterator[str]:
     if (waited := view.newest("data_wait_fraction")) is not None:
-        yield f"waits for data {100 * waited:.1f} % of the time"
+        yield f"data wait {100 * waited:.1f} % of the time"
     if (peak := view.newest("peak_memory_gib")) is not None:
         yield f"peak memory {peak:.2f} GiB (rank 0)"

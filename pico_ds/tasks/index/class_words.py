@@ -1,4 +1,4 @@
-"""Whole words of a token stream, and which of them may be classes of which split."""
+"""Finds the whole words of a token stream, and selects the class words of each split."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -23,22 +23,22 @@ from pico_ds.tasks.index.word_finding import (
 WordSplit = Literal["train", "validation", "test"]
 WORD_SPLITS: tuple[WordSplit, ...] = ("train", "validation", "test")
 
-#: a run of more tokens than this is no word
+#: a longer run of tokens is not a word
 MAX_WORD_TOKENS = 64
-#: multiplier of the polynomial hash that tells token runs apart (odd, 64 bits; from Steele and Vigna 2021)
+#: multiplier of the polynomial hash that identifies token runs (odd, 64 bits; from Steele and Vigna 2021)
 HASH_MULTIPLIER = np.uint64(0xD1342543DE82EF95)
 
 
 @dataclass(frozen=True)
 class WordRuns:
-    """Runs of tokens with letters of a stream.
+    """Runs of tokens that contain letters.
 
     Attributes:
         starts, ends: `[n_runs]` token positions, ends exclusive.
-        hashes: `[n_runs]` hash of the run's token ids.
-        whole: `[n_runs]` whether the run is a word and nothing else: "self-help", "don't", "U.S." and "20th" hold no
-            whole word, and neither does a run of which a token also holds punctuation.
-        inside_character: `[n_tokens]` whether the token begins with a part of the character before it.
+        hashes: `[n_runs]` hash of the token ids of a run.
+        whole: `[n_runs]` whether a run is exactly one word. No part of "self-help", "don't", "U.S." or "20th" is a
+            whole word, nor is a run with a token that also contains punctuation.
+        inside_character: `[n_tokens]` whether a token begins in the middle of a character.
     """
 
     starts: npt.NDArray[np.int64]
@@ -49,7 +49,7 @@ class WordRuns:
 
 
 def find_word_runs(tokens: npt.NDArray[Any], classes: TokenClasses) -> WordRuns:
-    """All runs of tokens with letters, in order.
+    """Return all runs of tokens that contain letters, in order.
 
     Args:
         tokens: `[n_tokens]`
@@ -67,7 +67,7 @@ def find_word_runs(tokens: npt.NDArray[Any], classes: TokenClasses) -> WordRuns:
         if not len(rest):
             break
         places = starts[rest] + offset
-        # the leading space does not make another word: its token differs, so both forms are merged by text later
+        # a leading space changes the token and so the hash; both forms are merged by their text later
         hashes[rest] = hashes[rest] * HASH_MULTIPLIER + tokens[places].astype(np.uint64) + 1
         whole[rest] &= (flags[places] & PURE) != 0
     too_long = ends - starts > MAX_WORD_TOKENS
@@ -92,14 +92,14 @@ class ClassWords:
 
     @classmethod
     def build(cls, train: TokenStream, validation: TokenStream, classes: TokenClasses) -> "ClassWords":
-        """Collect the words of both splits; counts are those of the training documents."""
+        """Collect the words of both splits. Only occurrences in the training documents are counted."""
         hashes: list[npt.NDArray[np.uint64]] = []
         spellings: list[list[int]] = []
         counts: list[npt.NDArray[np.int64]] = []
         for stream, counted in ((train, True), (validation, False)):
             tokens = stream.tokens
             runs = find_word_runs(tokens, classes)
-            # runs that do not stand alone ("self-government") are known too, so that they are masked, but not counted
+            # parts of compounds ("self-government") are included, because they must be masked, but are not counted
             unique, first, place = np.unique(runs.hashes, return_index=True, return_inverse=True)
             hashes.append(unique)
             spellings.extend(
@@ -122,12 +122,12 @@ class ClassWords:
         )
 
     def look_up(self, hashes: npt.NDArray[np.uint64]) -> npt.NDArray[np.int32]:
-        """Word id of each run hash, -1 where it is no word."""
+        """Return the word id of each run hash; -1 if the run is not a word."""
         places = np.minimum(np.searchsorted(self.run_hashes, hashes), len(self.run_hashes) - 1)
         return np.where(self.run_hashes[places] == hashes, self.run_words[places], np.int32(-1))
 
     def class_words(self, split: WordSplit, config: SmlmtConfig, split_seed: int) -> npt.NDArray[np.int64]:
-        """Ids of the words that may be classes of a split: in the frequency range, and assigned by a keyed hash."""
+        """Return the ids of the words that are in the frequency range and belong to a split (see `word_split`)."""
         in_range = (self.train_counts >= config.min_word_freq) & (self.train_counts <= config.max_word_freq)
         candidates = np.flatnonzero(in_range)
         mine = [split == word_split(self.words[i], config, split_seed) for i in candidates]
@@ -135,7 +135,7 @@ class ClassWords:
 
 
 def word_split(word: str, config: SmlmtConfig, split_seed: int) -> WordSplit:
-    """The split a word belongs to; every word belongs to exactly one."""
+    """Return the one split that a word belongs to, which a keyed hash of the word decides."""
     u = keyed_uniform("word split", split_seed, word)
     if u < config.validation_word_fraction:
         return "validation"

@@ -1,4 +1,4 @@
-"""Where the words of a token stream stand, and the context of each occurrence."""
+"""Positions of the words of a token stream, and the context of each occurrence."""
 
 import numpy as np
 import numpy.typing as npt
@@ -15,8 +15,8 @@ class WordIndex:
     """Occurrences of every word of a stream, ordered by word, then by position.
 
     Attributes:
-        tokens, document_ends: the stream; tokens are memory-mapped.
-        positions: `[n_occurrences]` first token of an occurrence.
+        tokens, document_ends: of the stream; tokens are memory-mapped.
+        positions: `[n_occurrences]` position of the first token of each occurrence.
     """
 
     def __init__(self, stream: TokenStream, lexicon: ClassWords, classes: TokenClasses, config: SmlmtConfig) -> None:
@@ -27,7 +27,7 @@ class WordIndex:
 
         self._is_word_start = np.zeros(n_tokens, dtype=np.bool_)
         self._is_word_start[runs.starts] = True
-        # every token knows its run, so that a word that a window would cut can be told from a whole one
+        # the run of every token is stored, so that a word that a context would cut can be recognized
         run_of_token = np.cumsum(self._is_word_start) - 1
         in_run = np.zeros(n_tokens + 1, dtype=np.int8)
         np.add.at(in_run, runs.starts, 1)
@@ -45,31 +45,31 @@ class WordIndex:
         self._first = np.searchsorted(occurrence_words, np.arange(len(lexicon.words) + 1))
 
     def occurrences(self, word: int) -> slice:
-        """Where the occurrences of a word stand in `positions`."""
+        """Return the slice of `positions` that holds the occurrences of a word."""
         return slice(int(self._first[word]), int(self._first[word + 1]))
 
     def contexts(self, occurrences: Positions) -> tuple[Positions, Positions]:
-        """Bounds (the second exclusive) of the context of each occurrence."""
+        """Return the start and the exclusive end of the context of each occurrence."""
         return self._span_starts[occurrences], self._span_ends[occurrences]
 
     def words_at(self, places: Positions) -> npt.NDArray[np.int32]:
-        """The word that the token at each place is part of, -1 for none."""
+        """Return the word that contains the token at each position; -1 for none."""
         return self._word_of_token[places]
 
     def unmasked_words_at(self, places: Positions) -> npt.NDArray[np.int32]:
-        """-1: every form of a word is known."""
+        """Return -1 everywhere, because `words_at` finds every form of a word."""
         return np.full(places.shape, -1, dtype=np.int32)
 
     def begins_word(self, places: Positions) -> npt.NDArray[np.bool_]:
-        """Whether the token at each place is the first of a word."""
+        """Return whether the token at each position is the first of a word."""
         return self._is_word_start[places]
 
     def disjoint_contexts(self, words: Positions, at_least: int) -> npt.NDArray[np.bool_]:
-        """For each word, whether it has `at_least` contexts of which no two overlap (earliest end first)."""
+        """Return whether each word has `at_least` disjoint contexts, chosen greedily by earliest end."""
         found = self._first[words + 1] - self._first[words] >= at_least
-        # so that no more steps are taken than there are occurrences
+        # words with too few occurrences are excluded first, to save steps
         begins, stops = self._first[words[found]], self._first[words[found] + 1]
-        # contexts of a word are ordered by start and, being of one length or sentences, by end: walk all words at once
+        # contexts of a word are sorted by start, and also by end, so all words are processed together in one pass
         here = begins.copy()
         for _ in range(at_least - 1 if len(begins) else 0):
             ends = self._span_ends[np.minimum(here, len(self.positions) - 1)]
@@ -90,16 +90,16 @@ class WordIndex:
         classes: TokenClasses,
         config: SmlmtConfig,
     ) -> tuple[Positions, Positions]:
-        """Bounds of the context of every occurrence: inside its document (or sentence), cutting no word.
+        """Return the bounds of the context of every occurrence: within its document (or sentence), without cut words.
 
-        A context has `context_tokens` tokens once every occurrence of its word is one [MASK]: its length must not
-        tell how many tokens the word has.
+        A context has `context_tokens` tokens after every occurrence of its word became one [MASK]. Otherwise its length
+        would reveal how many tokens the word has.
 
         Args:
             words: word of each occurrence.
         """
         positions, length = self.positions, config.context_tokens
-        # a special token bounds a context on both sides: rows of a tokenized corpus may hold several documents
+        # no context crosses a special token, because a row of a pre-tokenized corpus may contain several documents
         special = np.flatnonzero(classes.is_special[self.tokens])
         bounds = np.union1d(document_ends, np.concatenate([special, special + 1]))
         if config.context == "sentence":
@@ -108,7 +108,7 @@ class WordIndex:
         lower = np.concatenate([[0], bounds])[place]
         upper = bounds[place]
         removed = _RemovedTokens(self._word_of_token, self._continues_run)
-        # tokens that are left on each side of the [MASK], and how many of them the context takes
+        # tokens available on each side of the [MASK] after masking, then how many of them the context includes
         left = positions - lower - removed.count(words, lower, positions)
         right = upper - positions - 1 - removed.count(words, positions, upper)
         before = np.minimum(left, np.maximum(length // 2, length - 1 - right))
@@ -119,11 +119,11 @@ class WordIndex:
         while ((moved := positions + 1 + after + removed.count(words, positions, ends)) > ends).any():
             ends = moved
         continues = np.append(self._continues_run | self._inside_character, False)
-        # what is left of the word itself at the end is removed, too
+        # masking also removes the rest of an occurrence of the word that the end cuts, so extend the context past it
         word_of_token = np.append(self._word_of_token, np.int32(-1))
         while (own := continues[ends] & (word_of_token[ends] == words) & (ends < upper)).any():
             ends = ends + own
-        # move inwards past the parts of words that the bounds cut
+        # exclude words that the bounds cut
         while (cut := continues[starts]).any():
             starts = starts + cut
         while (cut := continues[ends]).any():
@@ -131,7 +131,7 @@ class WordIndex:
         return starts, ends
 
     def _sentence_ends(self, classes: TokenClasses) -> Positions:
-        """Where sentences end (exclusive): after a full stop before a space, and at line breaks."""
+        """Return the exclusive ends of sentences: after . ! or ? before a space, and after line breaks."""
         tokens = self.tokens
         following = np.append(classes.starts_with_space[tokens[1:]], True)
         after_stop = classes.ends_sentence[tokens] & following
@@ -139,7 +139,7 @@ class WordIndex:
 
 
 class _RemovedTokens:
-    """Counts the tokens that masking removes: all tokens of an occurrence of a word but the first."""
+    """Counts the tokens that masking removes: all tokens of an occurrence of a word except the first."""
 
     def __init__(self, word_of_token: npt.NDArray[np.int32], continues_run: npt.NDArray[np.bool_]) -> None:
         places = np.flatnonzero(continues_run & (word_of_token >= 0))
@@ -147,7 +147,7 @@ class _RemovedTokens:
         self._keys = np.sort(self._key(word_of_token[places], places))
 
     def count(self, words: npt.NDArray[np.int32], starts: Positions, ends: Positions) -> Positions:
-        """For each word, its removed tokens in [start, end)."""
+        """Return how many tokens of each word are removed in [start, end)."""
         first, last = (np.searchsorted(self._keys, self._key(words, places)) for places in (starts, ends))
         return last - first
 

@@ -1,4 +1,4 @@
-"""The text that tasks are made of, with its words: of a corpus that is indexed as a whole, or of pools of its rows."""
+"""Indexed text to build tasks from: either the whole corpus, or pools of its rows."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,7 +18,7 @@ from pico_ds.tasks.index.word_finding import TokenClasses
 
 @dataclass(frozen=True)
 class Text:
-    """Words, and where they stand."""
+    """The words of a text, and the index of their positions."""
 
     index: Index
     vocabulary: Vocabulary
@@ -26,21 +26,21 @@ class Text:
 
 @runtime_checkable
 class Texts(Protocol):
-    """Texts for tasks."""
+    """Indexed texts of a corpus for training and held-out tasks."""
 
-    #: whether training takes one text after another
+    #: whether training uses a sequence of texts instead of one
     is_pooled: bool
 
     def training(self, number: int) -> Text:
-        """The text of a part of training; made anew by every call where `is_pooled`."""
+        """Return training text `number`. If `is_pooled`, every call builds it again."""
 
     @property
     def held_out(self) -> Text:
-        """Text that is not trained on."""
+        """Text that is not used for training."""
 
 
 class WholeTexts:
-    """Every word of every document; words may have several tokens."""
+    """Indexes every word of every document. Words may have several tokens."""
 
     is_pooled = False
 
@@ -48,7 +48,7 @@ class WholeTexts:
         self._config, self._corpus = config, corpus
 
     def training(self, number: int) -> Text:
-        """The training documents, whatever the number."""
+        """Return the training documents; the number is ignored."""
         return self._training
 
     @cached_property
@@ -73,7 +73,7 @@ class WholeTexts:
 
 
 class PooledTexts:
-    """`smlmt.pool_rows` rows of a shard at a time; words have one token."""
+    """Indexes `smlmt.pool_rows` rows of a shard at a time. Words have one token."""
 
     is_pooled = True
 
@@ -81,7 +81,7 @@ class PooledTexts:
         self._config, self._corpus, self._is_checked = config, corpus, False
 
     def training(self, number: int) -> Text:
-        """Pool `number`; a pure function of (seed, number)."""
+        """Return pool `number`, a pure function of (seed, number)."""
         smlmt, seed = self._config.smlmt, self._config.training.seed
         return self._text(self._corpus.training_pool(number, smlmt.pool_rows, seed))
 
@@ -107,7 +107,7 @@ class PooledTexts:
 
 
 def texts_of(config: RunConfig, corpus: Corpus) -> Texts:
-    """The texts of a corpus, made when they are asked for.
+    """Return the texts of a corpus. Each one is built on first use.
 
     Raises:
         TypeError: the corpus is neither a stream nor pooled.

@@ -1,8 +1,8 @@
-"""Where the words of a pool of token rows stand: of words that are one token, found without a look at any text.
+"""Positions of the single-token words of a pool of token rows, found from token ids without decoding any text.
 
-A pool holds millions of tokens and is replaced as training goes, so its index must be small and quick to build. The
+A pool holds millions of tokens and is replaced during training, so its index must be small and quick to build. The
 index stores the positions of the words that may be classes, sorted by word (4 bytes each), and one byte of flags for
-every token. The bounds of contexts are computed for the few contexts that a task has.
+every token. Context bounds are computed only for the few contexts that a task needs.
 """
 
 from collections.abc import Callable
@@ -31,34 +31,34 @@ from pico_ds.tasks.index.word_finding import (
 Integers = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 
-#: tokens that a thread looks at together
+#: tokens that a thread processes at once
 _CHUNK_TOKENS = 2**18
 _THREADS = 2
-#: spellings of words by several tokens that are remembered
+#: size of the cache of words that are spelled with several tokens
 _MAX_SPELLINGS = 2**18
 
 
 @dataclass(frozen=True)
 class TokenWords:
-    """The words that are one token of a vocabulary; tokens that differ in a space or in case are one word.
+    """The words that are a single token of the vocabulary. Tokens that differ only in spaces or case are one word.
 
     Attributes:
-        words: text of each, in alphabetical order.
+        words: text of each word, in alphabetical order.
         word_of_token: `[vocab_size]` word of each token, -1 for none.
-        numbers: the place in `words` of each word.
+        numbers: index in `words` of each word.
     """
 
     words: tuple[str, ...]
     word_of_token: npt.NDArray[np.int32]
     classes: TokenClasses
     numbers: dict[str, int]
-    #: word of runs of several tokens, by hash; -1 for none
+    #: word of each run of several tokens, by hash; -1 for none
     _spellings: dict[int, int | None] = field(default_factory=dict)
     _splits: dict[tuple[float, float, int], list[WordSplit]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, classes: TokenClasses) -> "TokenWords":
-        """Read the words off the entries of a vocabulary."""
+        """Collect the words of a vocabulary."""
         names = [word_name(classes.text([number])) for number in range(len(classes.is_special))]
         words = sorted({name for name in names if name is not None})
         numbers = {word: number for number, word in enumerate(words)}
@@ -66,11 +66,11 @@ class TokenWords:
         return cls(tuple(words), word_of_token, classes, numbers)
 
     def spelled(self, digests: npt.NDArray[np.uint64], tokens_of: Callable[[int], list[int]]) -> npt.NDArray[np.int32]:
-        """The word that each of several runs of tokens spells, such as a word in capitals; -1 for none.
+        """Return the word that each run of tokens spells, for example a word in capitals; -1 for none.
 
         Args:
-            digests: of the tokens of each run.
-            tokens_of: gives the tokens of a run by its place in `digests`.
+            digests: hash of the tokens of each run.
+            tokens_of: returns the tokens of a run, given its index in `digests`.
         """
         keys = digests.tolist()
         found = [self._spellings.get(key) for key in keys]
@@ -84,7 +84,7 @@ class TokenWords:
         return np.array(found, dtype=np.int32)
 
     def of_split(self, split: WordSplit, config: SmlmtConfig, split_seed: int) -> Flags:
-        """Whether each word belongs to a split; worked out once for all pools."""
+        """Return whether each word belongs to a split. The result is cached for all pools."""
         key = (config.validation_word_fraction, config.test_word_fraction, split_seed)
         if key not in self._splits:
             self._splits[key] = [word_split(word, config, split_seed) for word in self.words]
@@ -108,7 +108,7 @@ class PoolLexicon:
         return self.token_words.words
 
     def class_words(self, split: WordSplit, config: SmlmtConfig, split_seed: int) -> Integers:
-        """Ids of the words that may be classes of a split: in the frequency range, and assigned by a keyed hash."""
+        """Return the ids of the words that are in the frequency range and belong to a split (see `word_split`)."""
         in_range = (self.counts >= config.min_word_freq) & (self.counts <= config.max_word_freq)
         return np.flatnonzero(in_range & self.token_words.of_split(split, config, split_seed))
 
@@ -117,17 +117,19 @@ class TokenIndex:
     """Occurrences of the words of a pool of rows, ordered by word, then by position.
 
     Attributes:
-        tokens: `[n_tokens]`, the rows one after another.
-        document_ends: where documents, and rows, end (exclusive), in order.
-        positions: `[n_occurrences]` of words with a frequency from `min_word_freq` to `max_word_freq`.
+        tokens: `[n_tokens]`, the concatenated rows.
+        document_ends: exclusive ends of documents and rows, in order.
+        positions: `[n_occurrences]` positions of the words with a frequency from `min_word_freq` to `max_word_freq`.
     """
 
     def __init__(self, rows: npt.NDArray[Any], words: TokenWords, config: SmlmtConfig, threads: int = _THREADS) -> None:
         """
         Args:
-            rows: `[n_rows, tokens]`, of fewer than 2^32 tokens.
+            rows: `[n_rows, tokens]`, fewer than 2^32 tokens in total.
         """
-        assert rows.size < 2**32, f"{rows.size} tokens in a pool"
+        assert rows.size < 2**32, (
+            f"a pool has {rows.size} tokens; positions are 32-bit, so it must have fewer than 2^32"
+        )
         self.tokens, self._width, self._words = rows.reshape(-1), rows.shape[1], words
         self._length, self._by_sentence = config.context_tokens, config.context == "sentence"
         per_chunk = max(1, _CHUNK_TOKENS // self._width)
@@ -145,21 +147,21 @@ class TokenIndex:
         )
         row_ends = np.arange(1, len(rows) + 1) * self._width
         self.document_ends = _merged(row_ends, special + 1)
-        # a special token bounds a context on both sides
+        # no context crosses a special token
         self._bounds = _merged(self.document_ends, special, ends)
 
     def occurrences(self, word: int) -> slice:
-        """Where the occurrences of a word stand in `positions`."""
+        """Return the slice of `positions` that holds the occurrences of a word."""
         return slice(int(self._first[word]), int(self._first[word + 1]))
 
     def contexts(self, occurrences: Integers) -> tuple[Integers, Integers]:
-        """Bounds of the context of each occurrence: inside its document (or sentence), cutting no word."""
+        """Return the bounds of the context of each occurrence: within its document (or sentence), without cut words."""
         positions = self.positions[occurrences].astype(np.int64)
         place = np.searchsorted(self._bounds, positions, side="right")
         lower, upper = np.where(place > 0, self._bounds[place - 1], 0), self._bounds[place]
         starts = np.maximum(lower, np.minimum(positions - self._length // 2, upper - self._length))
         ends = np.minimum(starts + self._length, upper)
-        # move inwards past the parts of words that the bounds cut
+        # exclude words that the bounds cut
         while (cut := self._continues_word(starts)).any():
             starts = starts + cut
         while (cut := self._continues_word(ends)).any():
@@ -167,12 +169,12 @@ class TokenIndex:
         return starts, ends
 
     def words_at(self, places: Integers) -> npt.NDArray[np.int32]:
-        """The word that stands at each place, -1 where none of one token does."""
+        """Return the single-token word at each position; -1 for none."""
         begins, goes_on = self._run_starts(places)
         return np.where(begins & ~goes_on, self._words.word_of_token[self.tokens[places]], np.int32(-1))
 
     def unmasked_words_at(self, places: Integers) -> npt.NDArray[np.int32]:
-        """The word that several tokens spell from each place on, such as a word in capitals; -1 for none."""
+        """Return the word that several tokens spell from each position on, for example in capitals; -1 for none."""
         begins, goes_on = self._run_starts(places)
         there = begins & goes_on
         starts = places[there]
@@ -193,27 +195,27 @@ class TokenIndex:
         return found
 
     def _run_starts(self, places: Integers) -> tuple[Flags, Flags]:
-        """Whether a run of letters begins at each place, and whether the token after the place continues one."""
+        """Return whether a run of letters begins at each position, and whether the next token continues one."""
         flags, last = self._flags.reshape(-1), len(self.tokens) - 1
         begins = (flags[places] & (IN_RUN | CONTINUES_RUN)) == IN_RUN
-        # the first token of a row continues none
+        # no run crosses rows: CONTINUES_RUN is never set on the first token of a row
         return begins, (flags[np.minimum(places + 1, last)] & CONTINUES_RUN) != 0
 
     def begins_word(self, places: Integers) -> Flags:
-        """Whether a word that `words_at` finds begins there: it has one token."""
+        """Return True everywhere, because the words that `words_at` finds have one token."""
         return np.ones(places.shape, dtype=np.bool_)
 
     def disjoint_contexts(self, words: Integers, at_least: int) -> Flags:
-        """For each word, whether it has `at_least` contexts of which no two overlap (earliest end first)."""
+        """Return whether each word has `at_least` disjoint contexts, chosen greedily by earliest end."""
         here, stops = self._first[words].copy(), self._first[words + 1]
-        # so that no more steps are taken than there are occurrences
+        # words with too few occurrences are excluded first, to save steps
         alive = stops - here >= at_least
         for _ in range(at_least - 1):
             rest = np.flatnonzero(alive)
             if not len(rest):
                 break
             ends = self.contexts(here[rest])[1]
-            # the next occurrence nearly always stands behind the context; else the one after it
+            # the context of the next occurrence rarely overlaps; if it does, try the one after it
             while len(rest):
                 here[rest] += 1
                 alive[rest] = here[rest] < stops[rest]
@@ -224,10 +226,12 @@ class TokenIndex:
         return alive
 
     def _survey(self, first: int, rows: npt.NDArray[Any]) -> tuple[Integers, Integers, Integers]:
-        """Occurrences of each word in a chunk, and places in it of special tokens and, if asked for, sentence ends.
+        """Count the words of a chunk, and find its special tokens and, for `smlmt.context: sentence`, sentence ends.
+
+        Also stores the flags of the chunk.
 
         Args:
-            first: row of the pool that the chunk begins with; its flags are stored from there.
+            first: row of the pool at which the chunk begins.
         """
         words, classes = self._words, self._words.classes
         flags = classes.token_flags(rows, at_edges=True)
@@ -246,9 +250,9 @@ class TokenIndex:
         return counts, special, np.flatnonzero((classes.ends_sentence[rows] & spaced_next) | breaks) + 1
 
     def _usable(self, first: int, rows: npt.NDArray[Any]) -> Flags:
-        """Whether a whole word of one token stands at each place of a chunk, as `find_word_runs` decides it.
+        """Return whether each token of a chunk is a whole word, by the rules of `find_word_runs`.
 
-        What stands before and behind a row is not known: a word there may be a part of one.
+        A token at the edge of a row that may be part of a longer word is not one.
         """
         flags = self._flags[first : first + len(rows)]
         goes_on = np.zeros(flags.shape, dtype=np.bool_)
@@ -263,7 +267,7 @@ class TokenIndex:
         config: SmlmtConfig,
         in_threads: Callable[..., Any],
     ) -> npt.NDArray[np.uint32]:
-        """Positions of the words in the frequency range, by word: a counting sort, every chunk into its own places."""
+        """Return the positions of the words in the frequency range, by a counting sort that is parallel over chunks."""
         counts = self.lexicon.counts
         kept = (counts >= config.min_word_freq) & (counts <= config.max_word_freq)
         self._first: Integers = np.concatenate([[0], np.cumsum(np.where(kept, counts, 0))])
@@ -272,7 +276,7 @@ class TokenIndex:
         named = self._words.word_of_token >= 0
         kept_token = np.zeros(len(named), dtype=np.bool_)
         kept_token[named] = kept[self._words.word_of_token[named]]
-        # radix sort is for 16 bits
+        # NumPy's stable sort is a radix sort only for 16-bit integers
         narrow = np.uint16 if len(kept) <= 2**16 else np.int32
         word_of_token = np.where(kept_token, self._words.word_of_token, 0).astype(narrow)
 
@@ -292,7 +296,7 @@ class TokenIndex:
         return positions
 
     def _continues_word(self, places: Integers) -> Flags:
-        """Whether the token there goes on with the word, or the character, of the token before it."""
+        """Return whether the token at each position continues the word or the character of the token before it."""
         inside = np.minimum(places, len(self.tokens) - 1)
         flags = self._flags.reshape(-1)[inside]
         return (
@@ -303,7 +307,7 @@ class TokenIndex:
 
 
 def _merged(*ordered: Integers) -> Integers:
-    """Every place once, in order."""
-    # np.unique hashes, which takes many times as long as to merge what is in order
+    """Return the sorted union of sorted arrays."""
+    # np.unique hashes, which is many times slower than merging sorted arrays
     places = np.sort(np.concatenate(ordered), kind="stable")
     return places[np.diff(places, prepend=-1) > 0]

@@ -1,4 +1,4 @@
-"""What tasks need to know of the text that they are made of."""
+"""Interfaces of the vocabulary and the word index from which tasks are built."""
 
 from typing import Any, Protocol, runtime_checkable
 
@@ -21,7 +21,7 @@ class Vocabulary(Protocol):
         """Text of each word."""
 
     def class_words(self, split: WordSplit, config: SmlmtConfig, split_seed: int) -> Integers:
-        """Ids of the words that may be classes of a split."""
+        """Return the ids of the words that may be classes of a split."""
 
 
 @runtime_checkable
@@ -30,8 +30,8 @@ class Index(Protocol):
 
     Attributes:
         tokens: `[n_tokens]`
-        document_ends: where documents end (exclusive).
-        positions: `[n_occurrences]` first token of each.
+        document_ends: exclusive ends of documents.
+        positions: `[n_occurrences]` position of the first token of each occurrence.
     """
 
     tokens: npt.NDArray[Any]
@@ -39,19 +39,19 @@ class Index(Protocol):
     positions: npt.NDArray[Any]
 
     def occurrences(self, word: int) -> slice:
-        """Where the occurrences of a word stand in `positions`."""
+        """Return the slice of `positions` that holds the occurrences of a word."""
 
     def contexts(self, occurrences: Integers) -> tuple[Integers, Integers]:
-        """Bounds (the second exclusive) of the context of each occurrence."""
+        """Return the start and the exclusive end of the context of each occurrence."""
 
     def words_at(self, places: Integers) -> npt.NDArray[np.int32]:
-        """The word that the token at each place is part of, -1 for none."""
+        """Return the word that contains the token at each position; -1 for none."""
 
     def unmasked_words_at(self, places: Integers) -> npt.NDArray[np.int32]:
-        """The word that begins at each place in a form that `words_at` does not know, -1 for none."""
+        """Return the word that begins at each position in a form that `words_at` does not find; -1 for none."""
 
     def begins_word(self, places: Integers) -> Flags:
-        """Whether the token at each place is the first of a word."""
+        """Return whether the token at each position is the first of a word."""
 
     def disjoint_contexts(self, words: Integers, at_least: int) -> Flags:
-        """For each word, whether it has `at_least` contexts of which no two overlap."""
+        """Return whether each word has `at_least` disjoint contexts."""

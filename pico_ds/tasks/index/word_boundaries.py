@@ -1,7 +1,7 @@
-"""What words are made of, character by character: the default word segmentation of Unicode (UAX #29).
+"""Finds words in text by the default word segmentation of Unicode (UAX #29).
 
-A word is a segment that consists of letters and the marks on them. A segment that also holds a digit, an apostrophe, an
-inner dot or an underscore ("don't", "U.S", "20th") is no word, and neither is a part of a compound with a hyphen.
+A word is a segment that consists of letters and the marks on them. A segment that also contains a digit, an apostrophe,
+an inner dot or an underscore ("don't", "U.S", "20th") is not a word, nor is a part of a hyphenated compound.
 """
 
 import unicodedata
@@ -11,22 +11,22 @@ import regex
 
 #: marks belong to the letter before them, as do joiners of Indic scripts and Arabic, and soft hyphens
 _LETTERS = r"[\p{L}\p{M}\u00ad\u200c\u200d]"
-#: what UAX #29 sets apart from a word at no side
+#: characters that UAX #29 never separates from an adjacent letter
 _WORDLIKE = (
     r"[\p{L}\p{WB=ALetter}\p{WB=Hebrew_Letter}\p{WB=Katakana}\p{WB=Numeric}\p{WB=ExtendNumLet}\p{M}\u00ad\u200c\u200d]"
 )
 _HYPHENS = r"[-\u2010\u2011]"
 _UNSPACED = r"[\p{L}--[\p{WB=ALetter}\p{WB=Hebrew_Letter}]]"
 
-#: one letter and what belongs to its word
+#: a letter and the letters and marks after it
 WORD = regex.compile(rf"\p{{L}}{_LETTERS}*")
-#: a run of letters and marks; it may begin with marks of a letter that stands in another token
+#: a run of letters and marks; it may begin with a mark, whose letter is in another token
 LETTERS = regex.compile(rf"{_LETTERS}+")
-#: letters alone, after spaces that are no line break
+#: only letters, after spaces that are not line breaks
 SPACED_LETTERS = regex.compile(rf"[^\S\n\r]*{_LETTERS}+")
 WORDLIKE = regex.compile(_WORDLIKE)
 MARK = regex.compile(r"[\p{M}\u00ad\u200c\u200d]")
-#: joins what stands on both sides to one segment; a hyphen joins, too
+#: joins the characters on both sides into one segment; hyphens count as joiners too
 JOINER = regex.compile(rf"[\p{{WB=MidLetter}}\p{{WB=MidNumLet}}\p{{WB=Single_Quote}}\p{{WB=Double_Quote}}]|{_HYPHENS}")
 #: a letter of a script that is written without spaces between words: Chinese, Japanese, Thai, Lao, Khmer, Burmese
 UNSPACED_LETTER = regex.compile(_UNSPACED, regex.V1)
@@ -36,16 +36,16 @@ _WORD_IN_TEXT = regex.compile(
 
 
 def words_of_text(text: str) -> Iterator[tuple[int, int]]:
-    """Start and end of every word, from the text alone; words with letters of scripts without spaces are left out."""
+    """Yield the start and end of every word, except words with letters of scripts without spaces."""
     for found in _WORD_IN_TEXT.finditer(text):
         if not UNSPACED_LETTER.search(found.group()):
             yield found.span()
 
 
 def word_name(text: str) -> str | None:
-    """The one word in a text, in lower case and composed form (NFC); None if it holds none, or more than one.
+    """Return the one word in a text, in lower case and composed form (NFC); None if there is not exactly one.
 
-    Letters of scripts with and without spaces make no word together.
+    A word that mixes letters of scripts with and without spaces does not count.
     """
     words = WORD.findall(text)
     if len(words) != 1:

@@ -1,7 +1,7 @@
-"""Compares the words found from token ids with the words that Unicode finds in the text of the same tokens.
+"""Compares the words found from token ids with the words that Unicode segmentation finds in the decoded text.
 
-Tasks are made from token ids. A tokenizer whose words cannot be found from its ids would give wrong tasks without an
-error, and so would text in a script without spaces, in which a clause looks like one word.
+Tasks are built from token ids. Without this check, tasks would be silently wrong for a tokenizer whose ids do not
+reveal the words, and for text in a script without spaces, in which a clause looks like one word.
 """
 
 from collections import Counter
@@ -19,31 +19,31 @@ from pico_ds.tasks.index.class_words import find_word_runs
 from pico_ds.tasks.index.word_boundaries import LETTERS, MARK, UNSPACED_LETTER, WORD, words_of_text
 from pico_ds.tasks.index.word_finding import TokenClasses
 
-#: parts of a corpus that are compared, and the length of each [tokens]
+#: number of parts of a corpus that are compared, and the length of each [tokens]
 _N_PARTS, _PART_TOKENS = 32, 256
-#: fewer words say nothing about a tokenizer
+#: a smaller number of words is not enough to evaluate a tokenizer
 _MIN_WORDS = 50
-#: shares of the words of a text that must be found, and of those found that may be no words
+#: minimum share of the words of a text that is found, and maximum share of the found words that are not words
 _MIN_FOUND, _MAX_FALSE = 0.99, 0.001
-#: largest share of tokens that stand for text the tokenizer does not know
+#: maximum share of unknown tokens
 _MAX_UNKNOWN = 0.2
-#: the longest mean run of letters, in scripts without spaces, that can still be words
+#: in scripts without spaces, a longer mean run of letters means that the runs are not words
 _MAX_UNSPACED_RUN = 8.0
 
 
 @dataclass(frozen=True)
 class WordCounts:
-    """Words of some texts.
+    """Numbers of words in texts.
 
     Attributes:
-        words: found by Unicode in the texts; those beside an unknown token are left out.
-        found: of these, from token ids.
-        usable: of these, of tokens that hold nothing else; they may be masked as the class of a context.
-        false: occurrences from token ids that may be masked as the class of a context and are no word.
-        unspaced_letters: of scripts without spaces between words.
+        words: words that Unicode segmentation finds, except those next to an unknown token.
+        found: how many of `words` are also found from token ids.
+        usable: how many of `words` can be masked as a class, because their tokens contain nothing else.
+        false: occurrences found from token ids that could be masked as a class but are not words.
+        unspaced_letters: letters of scripts without spaces between words.
         unspaced_run: mean over these letters of the number of letters in their run.
-        letters: of all scripts.
-        missed, false_words: the most frequent ones.
+        letters: letters of all scripts.
+        missed, false_words: examples, the most frequent ones.
     """
 
     words: int
@@ -58,14 +58,14 @@ class WordCounts:
 
 
 def check_words(tokenizer: TextTokenizer, classes: TokenClasses, tokens: npt.NDArray[Any]) -> WordCounts:
-    """Compare the words of parts of a corpus.
+    """Check on parts of a corpus that its words can be found from token ids, and return the counts.
 
     Args:
-        tokens: of the corpus, in any shape.
+        tokens: token ids of the corpus, in any shape.
 
     Raises:
-        TaskError: the tokenizer does not know the text, words cannot be found from its ids, or the text has no spaces
-            between words.
+        TaskError: too many tokens are unknown, words cannot be found from token ids, or the text has no spaces between
+            words.
     """
     tokens = tokens.reshape(-1)
     starts = np.unique(np.linspace(0, max(0, len(tokens) - _PART_TOKENS), _N_PARTS).astype(np.int64))
@@ -73,8 +73,8 @@ def check_words(tokenizer: TextTokenizer, classes: TokenClasses, tokens: npt.NDA
     unknown_share = float(np.mean(tokens == classes.surfaces.unknown_id)) if len(tokens) else 0.0
     if unknown_share > _MAX_UNKNOWN:
         raise TaskError(
-            f"{_name(tokenizer)}: {unknown_share:.0%} of the tokens of the corpus stand for unknown text; choose a "
-            "tokenizer that was trained on such text"
+            f"{_name(tokenizer)}: {unknown_share:.0%} of the tokens of the corpus are the unknown token; choose a "
+            "tokenizer that was trained on similar text"
         )
     counts = count_words(tokenizer, classes, texts)
     if counts.words >= _MIN_WORDS and counts.found < _MIN_FOUND * counts.words:
@@ -103,13 +103,13 @@ def _name(tokenizer: TextTokenizer) -> str:
 
 
 def _texts(tokens: npt.NDArray[Any], tokenizer: TextTokenizer, classes: TokenClasses) -> list[str]:
-    """The texts between special tokens."""
+    """Decode the texts between special tokens."""
     parts = groupby(tokens.tolist(), key=lambda token: bool(classes.is_special[token]))
     return [tokenizer.decode(part) for is_special, part in parts if not is_special]
 
 
 def count_words(tokenizer: TextTokenizer, classes: TokenClasses, texts: Iterable[str]) -> WordCounts:
-    """Count the words of texts, as token ids and as Unicode tell them."""
+    """Count the words of texts that are found from token ids and by Unicode segmentation."""
     counts = np.zeros(4, dtype=np.int64)
     letters, unspaced_lengths = 0, Counter[int]()
     missed, false_words = Counter[str](), Counter[str]()
@@ -124,7 +124,7 @@ def count_words(tokenizer: TextTokenizer, classes: TokenClasses, texts: Iterable
             runs = find_word_runs(tokens, classes)
             for start, end, is_whole in zip(runs.starts, runs.ends, runs.whole, strict=True):
                 first, behind = int(offsets[start, 0]), int(offsets[end - 1, 1])
-                # a normalizer may drop marks, or leave them out of the offsets
+                # a normalizer may drop marks or exclude them from the offsets
                 while MARK.match(text, behind):
                     behind += 1
                 inside = [*WORD.finditer(text, first, behind)]

@@ -1,8 +1,8 @@
-"""Where words stand among token ids.
+"""Finds words in token ids.
 
-Words are found from ids alone, so that the same code serves text and corpora that come tokenized. Every entry of the
-vocabulary is classified once by its text (`TokenSurfaces`); `token_flags` then looks at each token with its neighbors.
-The rules are those of `pico_ds.tasks.index.word_boundaries`, token by token instead of character by character.
+Only ids are needed, so the same code works on text and on pre-tokenized corpora. Every entry of the vocabulary is
+classified once by its text (`TokenSurfaces`). `token_flags` then compares each token with its neighbors. The rules are
+those of `pico_ds.tasks.index.word_boundaries`, applied to tokens instead of characters.
 """
 
 from collections.abc import Mapping
@@ -19,15 +19,15 @@ from pico_ds.tasks.index.word_boundaries import JOINER, LETTERS, MARK, SPACED_LE
 Flags = npt.NDArray[np.bool_]
 Bits = npt.NDArray[np.uint32]
 
-# what a token is among its neighbors
+# flags of a token in its sequence; `TokenClasses.token_flags` explains them
 IN_RUN, CONTINUES_RUN, PURE, GLUED_BEFORE, GLUED_AFTER, SPACED, SPECIAL, INSIDE_CHARACTER = (
     np.uint8(1 << bit) for bit in range(8)
 )
 
-# What an entry is, by its text alone: 8 bits that are true of it wherever it stands, 8 of its start and 8 of its end.
-# Those that are true wherever it stands are IN_RUN, PURE, SPACED, SPECIAL and INSIDE_CHARACTER, and:
+# The class of a vocabulary entry, which depends only on its text, has 8 bits for the entry, 8 for its start and 8 for
+# its end. The bits for the entry are IN_RUN, PURE, SPACED, SPECIAL, INSIDE_CHARACTER and:
 _MARK_FIRST = CONTINUES_RUN
-# Two tokens that follow each other are in contact where the end of the first and the start of the second share a bit.
+# Two consecutive tokens are in contact if the end bits of the first and the start bits of the second share a bit.
 _RUN_ON = 1 << 0  # letters at the end, letters at the start: one run
 _WORDLIKE = 1 << 1  # two word-like characters: one segment
 _AFTER_JOINER = 1 << 2  # a joiner with a word-like character before it, a word-like character
@@ -36,17 +36,17 @@ _INTO_JOINER = 1 << 4  # a word-like character, a token that is a joiner
 _OUT_OF_JOINER = 1 << 5  # a token that is a joiner, a word-like character
 _DOT_INITIAL = 1 << 6  # WordPiece: a dot, and a single letter
 _INITIAL_DOT = 1 << 7
-#: contact by one of these makes one segment of both sides
+#: contact by one of these bits joins both tokens into one segment
 _ONE_SEGMENT = _WORDLIKE | _AFTER_JOINER | _BEFORE_JOINER | _DOT_INITIAL | _INITIAL_DOT
 _START, _END = 8, 16  # first bit of the start, and of the end
 
-#: parts of characters that follow each other in more tokens than this are no text
+#: a longer sequence of tokens with partial characters is not text
 _MAX_PARTS = 8
-#: an unknown character, or a part that makes no character with its neighbors: it may stand for a letter or a joiner
+#: an unknown character, or bytes that do not form a character with their neighbors: either may be a letter or a joiner
 _ANYTHING = ((_WORDLIKE | _BEFORE_JOINER | _OUT_OF_JOINER) << _START) | (
     (_WORDLIKE | _AFTER_JOINER | _INTO_JOINER) << _END
 )
-#: what joins WordPiece entries of which nobody knows whether a space stood between them
+#: joiners of WordPiece entries, whose ids do not show whether there was a space between them
 _PIECE_JOINERS = frozenset("'’-‐‑")
 
 
@@ -56,9 +56,9 @@ class TokenClasses:
 
     Attributes:
         surfaces: text of each entry.
-        is_special: `[vocab_size]` masks, padding and ends of text, which bound contexts.
+        is_special: `[vocab_size]` mask, padding and end-of-text tokens, which no context crosses.
         ends_sentence, breaks_line: `[vocab_size]`
-        starts_with_space: `[vocab_size]` or with a piece of WordPiece.
+        starts_with_space: `[vocab_size]`; entries that begin a WordPiece word count too.
     """
 
     surfaces: TokenSurfaces
@@ -67,7 +67,7 @@ class TokenClasses:
     breaks_line: Flags
     starts_with_space: Flags
     _bits: Bits
-    #: of tokens that hold parts of characters and stand together: bits of each, and whether they are one joiner
+    #: cache for groups of tokens with partial characters: the bits of each token, and whether the group is a joiner
     _together: dict[tuple[int, ...], tuple[list[int], bool]] = field(default_factory=dict)
 
     @classmethod
@@ -75,7 +75,7 @@ class TokenClasses:
         """Classify every entry.
 
         Raises:
-            DataError: a tokenizer of a kind whose entries cannot be read.
+            DataError: the entries of this type of tokenizer cannot be decoded.
         """
         surfaces, size = TokenSurfaces.of(tokenizer.backend), tokenizer.vocab_size
         texts = [surface.decode(errors="replace") for surface in surfaces.surfaces]
@@ -102,20 +102,24 @@ class TokenClasses:
         )
 
     def text(self, ids: list[int]) -> str:
-        """The text of token ids, as it stands in the vocabulary."""
+        """Return the text of token ids, as spelled in the vocabulary."""
         return b"".join(self.surfaces.surfaces[number] for number in ids).decode(errors="replace")
 
     def token_flags(self, rows: npt.NDArray[Any], at_edges: bool) -> npt.NDArray[np.uint8]:
-        """What each token is among its neighbors, in bits.
+        """Return flags of each token, as a bit mask.
 
-        IN_RUN: holds letters; CONTINUES_RUN: of the same run as those of the token before it; PURE: nothing but
-        letters, and a space before them; GLUED_BEFORE, GLUED_AFTER: a run that begins (ends) here is a part of a longer
-        segment, such as "don't", "U.S" or "20th"; SPACED: a space stands before it; SPECIAL: bounds contexts;
-        INSIDE_CHARACTER: goes on with the character of the token before it.
+        IN_RUN: contains letters.
+        CONTINUES_RUN: its letters continue the run of letters of the token before it.
+        PURE: contains only letters, optionally after a space.
+        GLUED_BEFORE, GLUED_AFTER: a run that begins (ends) here is part of a longer segment, such as "don't", "U.S" or
+            "20th".
+        SPACED: begins with a space.
+        SPECIAL: no context crosses it.
+        INSIDE_CHARACTER: continues the character of the token before it.
 
         Args:
             rows: `[n_rows, n_tokens]` token ids.
-            at_edges: what stands beyond the ends of a row is not known, and may be glued to it.
+            at_edges: whether unknown tokens precede and follow each row, so that its edges may be glued to them.
 
         Returns:
             `[n_rows, n_tokens]`
@@ -123,12 +127,12 @@ class TokenClasses:
         bits = self._bits[rows]
         parts = (bits & INSIDE_CHARACTER) != 0
         joiners = self._put_characters_together(rows, bits, parts) if parts.any() else None
-        # between each token and the one before it; none before the first
+        # contact between each token and the one before it; the first token has none
         contact = np.zeros(bits.shape, dtype=np.uint8)
         contact[:, 1:] = (bits[:, :-1] >> _END) & (bits[:, 1:] >> _START)
         continues = (contact & _RUN_ON) != 0
         glued = ((contact & _ONE_SEGMENT) != 0) & ~continues
-        # a joiner with a word-like character on each side makes one segment of all three
+        # a joiner between two word-like characters joins all three into one segment
         into, out = (contact & _INTO_JOINER) != 0, (contact & _OUT_OF_JOINER) != 0
         joined = into[:, :-1] & out[:, 1:]
         glued[:, :-1] |= joined
@@ -151,14 +155,14 @@ class TokenClasses:
         return flags
 
     def _put_characters_together(self, rows: npt.NDArray[Any], bits: Bits, parts: Flags) -> npt.NDArray[np.int64]:
-        """Classify tokens that share a character by the characters that they make together.
+        """Classify tokens that share a character by the characters that they form together.
 
         Args:
-            bits: of each token; changed in place.
-            parts: whether a token begins with a part of the character before it.
+            bits: class bits of each token, which are changed in place.
+            parts: whether each token begins in the middle of a character.
 
         Returns:
-            (row, first token, token behind the last) of those that are one joiner, such as ’.
+            (row, first token, end) of each group of tokens that is one joiner, such as ’; the end is exclusive.
         """
         joined: list[npt.NDArray[np.int64]] = []
         begins = ~parts & _next(parts)
@@ -201,7 +205,7 @@ class TokenClasses:
         ends = np.cumsum([len(character.encode()) for character in text])
         found, start = [], 0
         for part in parts:
-            # all characters that have a byte in this token
+            # the characters that have a byte in this token
             first, last = np.searchsorted(ends, [start, start + len(part) - 1], side="right")
             found.append(_classify(text[first : last + 1], begins_piece=False))
             start += len(part)
@@ -209,10 +213,10 @@ class TokenClasses:
 
 
 def _classify(text: str, begins_piece: bool) -> int:
-    """Bits of a token whose characters are whole."""
+    """Return the class bits of a token that contains only complete characters."""
     runs = LETTERS.findall(text)
     if begins_piece and UNSPACED_LETTER.match(text):
-        # tokenizers of this kind put spaces around Chinese characters themselves
+        # WordPiece tokenizers put spaces around Chinese characters, so these say nothing about the text
         begins_piece = False
     one_run = len(runs) == 1
     wordlike_first, wordlike_last = WORDLIKE.match(text), WORDLIKE.match(text[-1:])
@@ -260,7 +264,7 @@ def _is_text(surface: bytes) -> bool:
 
 
 def _next(flags: Flags) -> Flags:
-    """The flag of the token after each token; False at the end of a row."""
+    """Return the flag of the next token for each token; False at the end of a row."""
     shifted = np.zeros_like(flags)
     shifted[:, :-1] = flags[:, 1:]
     return shifted

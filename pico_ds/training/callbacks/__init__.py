@@ -1,1 +1,1 @@
-"""Periodic work beside the training."""
+"""Callbacks of the trainer, such as logging, checkpointing and evaluation."""

@@ -1,4 +1,4 @@
-"""What happens periodically, beside the training itself."""
+"""The interface of callbacks."""
 
 from __future__ import annotations
 
@@ -10,36 +10,37 @@ if TYPE_CHECKING:
 
 
 class Callback:
-    """Called by the trainer, on every rank, in the order given to it. Methods that are not needed do nothing."""
+    """The trainer calls every callback on every rank, in the order of its list. By default, methods do nothing."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What must be known after a resume, as plain JSON; rank 0's is saved."""
+        """Return the state that a resume restores, as plain JSON. Checkpoints contain the state of rank 0."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
+        """Restore the state that `state_dict` returned."""
 
     def flags(self) -> dict[str, bool]:
-        """What the other ranks must know by the end of this step; the same names on every rank.
+        """Return the flags to share with the other ranks. The names must be equal on every rank.
 
-        They travel with the step's metrics: `trainer.raised` has those that any rank raised, one step later.
+        The flags are reduced together with the metrics of the step. One step later, `trainer.raised` contains the flags
+        that are true on any rank.
         """
         return {}
 
     def on_train_start(self, trainer: Trainer) -> None:
-        """Before the first step."""
+        """Called before the first step."""
 
     def pre_optim_step(self) -> None:
-        """When the gradient of a step is on its way, before the optimizer changes anything."""
+        """Called after the gradient is computed and before the optimizer changes its state."""
 
     def on_step_end(self, trainer: Trainer, metrics: StepMetrics) -> None:
-        """After every outer step; `trainer.state.step` counts it already."""
+        """Called after every outer step. `trainer.state.step` already includes the step."""
 
     def on_train_end(self, trainer: Trainer) -> None:
-        """After the last step."""
+        """Called after the last step."""
 
     def on_stop(self, trainer: Trainer) -> None:
-        """Instead of `on_train_end`, where the job was told to stop."""
+        """Called instead of `on_train_end` if the job must stop early."""
 
     def on_exit(self) -> None:
-        """When training is over, well or not, in reverse order: close what is open."""
+        """Called when training ends or fails, in reverse order of the callbacks. Closes open resources."""

@@ -1,4 +1,4 @@
-"""Checkpoints as training goes, at its end, and when the job is told to stop."""
+"""Saves checkpoints during training, at its end, and when the job must stop."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _STOP, _SAVE_FAILED = "stop", "save_failed"
 
 
 class Checkpointing(Callback):
-    """Saves every `checkpointing.save_every_n_steps`, at the end, and after SIGTERM or SIGUSR1, which ends training."""
+    """Saves every `checkpointing.save_every_n_steps` and at the end. A stop signal saves and ends training."""
 
     def __init__(
         self,
@@ -33,22 +33,23 @@ class Checkpointing(Callback):
     ) -> None:
         """
         Args:
-            last: checkpoint of this run that the state is that of.
-            facts: fields of the index that do not change as training goes.
+            last: index of the checkpoint of this run from which training resumed; None if there is none.
+            optimizer_steps: returns the number of optimizer steps.
+            facts: fields of the index that are constant during training.
         """
         self._saver, self._signals, self._save_number = saver, signals, next_save_number
         self._last = last
         self._optimizer_steps, self._facts = optimizer_steps, facts
 
     def flags(self) -> dict[str, bool]:
-        """Whether this rank was told to stop, or could not save."""
+        """Return whether this rank received a stop signal, and whether its save failed."""
         return {_STOP: self._signals.received is not None, _SAVE_FAILED: self._saver.failed}
 
     def on_step_end(self, trainer: Trainer, metrics: StepMetrics) -> None:
-        """Save where it is due.
+        """Save if the step is due.
 
         Raises:
-            CheckpointError: the last save failed, on this rank or on another.
+            CheckpointError: the last save failed on any rank.
         """
         if _SAVE_FAILED in trainer.raised:
             self._saver.raise_failure()
@@ -58,7 +59,7 @@ class Checkpointing(Callback):
             self._save(trainer)
 
     def pre_optim_step(self) -> None:
-        """The state is about to change."""
+        """Wait until the saver has copied the state that the optimizer is about to change."""
         self._saver.pre_optim_step()
 
     def on_train_end(self, trainer: Trainer) -> None:
@@ -66,7 +67,7 @@ class Checkpointing(Callback):
         self._saver.finish()
 
     def on_stop(self, trainer: Trainer) -> None:
-        """Save what was not saved yet."""
+        """Save the current step unless it is already saved."""
         if self._last is None or self._last.step != trainer.state.step:
             self._save(trainer)
         self._saver.finish()
@@ -74,7 +75,7 @@ class Checkpointing(Callback):
         logger.info("%s: stopping after step %d", reason, trainer.state.step)
 
     def on_exit(self) -> None:
-        """Nothing is in flight any more, but where training failed."""
+        """Abandon the save in progress. There is one only if training failed."""
         self._saver.abandon()
 
     def _save(self, trainer: Trainer) -> None:

@@ -1,4 +1,4 @@
-"""Where the rows that come next are found again after a resume."""
+"""Saves and restores the position in the training rows."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ if TYPE_CHECKING:
 
 
 class DataCursor(Callback):
-    """Follows the position in the data; it stands before what saves."""
+    """Tracks the position in the training rows. It must come before the checkpointing callback, which saves it."""
 
     def __init__(self, rows: TrainingRows) -> None:
         self._rows, self._position = rows, 0
 
     def state_dict(self) -> dict[str, Any]:
-        """What the rows need to go on at the position."""
+        """Return the state from which the rows resume at the current position."""
         return self._rows.state_dict(self._position)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on there."""
+        """Restore the position."""
         self._rows.load_state_dict(state)
 
     def on_train_start(self, trainer: Trainer) -> None:
-        """The position that was resumed."""
+        """Start at the position of the checkpoint."""
         self._position = trainer.state.rows
 
     def on_step_end(self, trainer: Trainer, metrics: StepMetrics) -> None:
-        """The position of the next step."""
+        """Move to the first row of the next step."""
         self._position = trainer.state.rows

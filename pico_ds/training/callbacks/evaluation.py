@@ -1,4 +1,4 @@
-"""Evaluations as training goes, and the table at the end."""
+"""Runs evaluations during training and at its end."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 
 class Evaluation(Callback):
-    """Evaluates after the warm-up, every `evaluation.every_n_steps`, at the end, and the untrained model.
+    """Evaluates the untrained model, then after the warm-up, every `evaluation.every_n_steps`, and at the end.
 
-    Untrained weights that are a function of the seed are evaluated last: training starts without waiting. Those of
-    `model.init_from` are evaluated first, for by the end their source may be gone.
+    Untrained weights that depend only on the seed are evaluated last, so that training starts without a delay. The
+    weights of `model.init_from` are evaluated first, because their source may no longer exist at the end.
     """
 
     def __init__(
@@ -37,7 +37,8 @@ class Evaluation(Callback):
     ) -> None:
         """
         Args:
-            should_continue: called often during an evaluation; the evaluation stops if any rank returns False.
+            initial_parameters: returns the untrained weights.
+            should_continue: called often during an evaluation. If it returns False on any rank, the evaluation stops.
         """
         self._evaluator, self._initial_parameters = evaluator, initial_parameters
         self._run, self._trackers, self._should_continue = run, trackers, should_continue
@@ -46,11 +47,11 @@ class Evaluation(Callback):
         self.results: dict[int, EvaluationResult] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        """The steps that were evaluated."""
+        """Return the steps that were evaluated."""
         return {"done": sorted(self._done)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Evaluate nothing twice; for the report take the results that were written."""
+        """Restore the evaluated steps, and read their results for the final report."""
         self._done = set(state["done"])
         for step in state["done"]:
             path = self._run.eval_results / f"step_{step}.json"
@@ -59,17 +60,17 @@ class Evaluation(Callback):
             try:
                 self.results[step] = EvaluationResult.read(path)
             except (ValueError, KeyError, TypeError, OSError) as error:
-                logger.warning("warning: %s is not in the report: it cannot be read (%s)", path, error)
+                logger.warning("warning: %s is missing from the final report: it cannot be read (%s)", path, error)
 
     def on_train_start(self, trainer: Trainer) -> None:
-        """Make up for an evaluation that was due at the step of the checkpoint."""
+        """Run the evaluation that is due at the resume step, or evaluate the weights of `model.init_from`."""
         if trainer.state.step:
             self._evaluate_if_due(trainer)
         elif trainer.config.model.init_from is not None:
             self._evaluate(trainer, 0, trainer.engine.full_parameters)
 
     def on_step_end(self, trainer: Trainer, metrics: StepMetrics) -> None:
-        """Evaluate where it is due; a run that is told to stop does it when it is resumed."""
+        """Evaluate if the step is due. A run that must stop evaluates when it resumes."""
         if not trainer.stopping:
             self._evaluate_if_due(trainer)
 
@@ -81,18 +82,18 @@ class Evaluation(Callback):
             self._evaluate(trainer, step, trainer.engine.full_parameters)
 
     def on_train_end(self, trainer: Trainer) -> None:
-        """Evaluate the end, and the untrained model."""
+        """Evaluate the final weights and the untrained model."""
         self._evaluate(trainer, trainer.state.step, trainer.engine.full_parameters)
         if 0 in self._done or trainer.stopping:
             return
-        # left over where a run of model.init_from goes on from a checkpoint that does not know of the evaluation
-        initial, problem = None, "another rank says why"
+        # with model.init_from this happens only after a resume from a checkpoint without the evaluation of step 0
+        initial, problem = None, "see the output of the other ranks"
         try:
             initial = self._initial_parameters()
         except ConfigError as error:
             problem = str(error)
         if trainer.engine.process.any_rank(initial is None):
-            logger.warning("warning: the model before training is not in the report: %s", problem)
+            logger.warning("warning: the untrained model is missing from the final report: %s", problem)
             return
         assert initial is not None
         self._evaluate(trainer, 0, lambda: initial)
@@ -104,7 +105,7 @@ class Evaluation(Callback):
         logger.info("evaluating step %d", step)
         result = self._evaluator.evaluate(parameters(), step, self._should_continue)
         if result is None:
-            logger.info("the evaluation of step %d is given up, and made up for when the run goes on", step)
+            logger.info("the evaluation of step %d was interrupted; it runs again when the run resumes", step)
             trainer.stopping = True
             return
         self._done.add(step)
@@ -118,18 +119,20 @@ class Evaluation(Callback):
         self._write()
 
     def on_exit(self) -> None:
-        """Write what waits."""
+        """Write the results that could not be written before."""
         self._write()
 
     def _write(self) -> None:
-        """Write the results; those that a full disk does not take wait for the next evaluation, or for the end."""
+        """Write the results. If this fails, the next evaluation or the end of the run tries again."""
         try:
             while self._unwritten:
                 self._unwritten[0].write(self._run.eval_results)
                 self._unwritten.pop(0)
         except OSError as error:
             steps = ", ".join(str(result.step) for result in self._unwritten)
-            logger.warning("warning: the evaluation of step %s is not written yet: %s", steps, describe_os_error(error))
+            logger.warning(
+                "warning: the evaluation of step %s cannot be written yet: %s", steps, describe_os_error(error)
+            )
 
 
 def _flat(result: EvaluationResult, word_split: str) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Tells the watchdog that training goes on."""
+"""Tells the watchdog that training makes progress."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 
 class Heartbeat(Callback):
-    """One beat a step."""
+    """Sends one heartbeat per step."""
 
     def __init__(self, watchdog: Watchdog) -> None:
         self._watchdog = watchdog
 
     def on_step_end(self, trainer: Trainer, metrics: StepMetrics) -> None:
-        """The step came to its end on this rank."""
+        """Tell the watchdog that this rank has finished a step."""
         self._watchdog.beat()

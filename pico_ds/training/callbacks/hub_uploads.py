@@ -1,4 +1,4 @@
-"""Pushes to the hub as training goes."""
+"""Pushes checkpoints and results to the Hugging Face Hub during training."""
 
 from __future__ import annotations
 
@@ -28,15 +28,20 @@ from pico_ds.training.callbacks.base import Callback
 if TYPE_CHECKING:
     from pico_ds.training.trainer import Trainer
 
-#: between two looks at whether the last push is through [s]
+#: interval at which all ranks check whether the last push has finished [s]
 _WAIT_SECONDS = 1.0
-#: what the last push may take; a large model over a slow line needs some of it [s]
+#: maximum time for the last push, enough for a large model over a slow connection [s]
 _LAST_SECONDS = 1800.0
 
 
 @dataclass(frozen=True)
 class _Push:
-    """Attributes: checkpoint: whose model goes along, unless it is in the repository already; step: of it."""
+    """A push to the repository.
+
+    Attributes:
+        checkpoint: the model to push, unless it is already in the repository.
+        step: step of the checkpoint.
+    """
 
     message: str
     step: int
@@ -45,10 +50,11 @@ class _Push:
 
 
 class HubPushes(Callback):
-    """Pushes each checkpoint that is due, and at the end what came after it, from rank 0 and in the background.
+    """Pushes each checkpoint that is due and, at the end of training, the remaining files. Runs on rank 0, in a thread.
 
-    A push that fails is a warning: training goes on, and the next push has what this one lacked. At the end, of this
-    start or of a later one that finds nothing left to train, that is the model as well.
+    If a push fails, training continues with a warning, and the next push includes the missing files. The push at the
+    end of training also includes the model if it was not pushed before. A finished run that is started again repeats
+    the push at the end.
     """
 
     def __init__(
@@ -62,23 +68,23 @@ class HubPushes(Callback):
     ) -> None:
         """
         Args:
-            repository: None on all ranks but the first.
-            results: of the evaluations, as they come.
-            should_continue: called often while the last upload is in flight; waiting ends if any rank returns False.
+            repository: None on all ranks except rank 0.
+            results: evaluation results by step; the mapping grows during training.
+            should_continue: called often during the last push. If it returns False on any rank, waiting ends.
         """
         self._repository, self._config, self._run, self._store = repository, config, run, store
         self._results, self._should_continue = results, should_continue
         self._queue: Queue[_Push] = Queue()
         self._pushed_step: int | None = None
         self._pushed_snapshots: set[int] = set()
-        #: save numbers of checkpoints that must stay until they are pushed
+        #: save numbers of the checkpoints that must not be removed before they are pushed
         self.in_flight: set[int] = set()
         if repository is not None:
-            # a thread that no program waits for at its end: the hub may not answer
+            # a daemon thread, because the process must be able to exit if the Hub does not answer
             Thread(target=self._work, args=(repository,), name="hub", daemon=True).start()
 
     def checkpoint_stands(self, index: Index, path: Path) -> None:
-        """Push a checkpoint where it is due; called on rank 0, by the thread that has published it."""
+        """Push a checkpoint if it is due. The thread that published it calls this, on rank 0."""
         every = self._config.checkpointing.hub.every_n_steps
         if every is not None and index.step % every and index.step != self._config.training.max_steps:
             return
@@ -86,9 +92,9 @@ class HubPushes(Callback):
         self._queue.put(_Push(f"step {index.step}", index.step, path, index.save_number))
 
     def on_train_end(self, trainer: Trainer) -> None:
-        """Push what came after the last checkpoint, and wait for it, on all ranks. A collective."""
+        """Push the remaining files and wait for the push, on all ranks. A collective."""
         process, step = trainer.engine.process, trainer.state.step
-        # it is not there where a run that goes on from another's checkpoint had nothing left to train
+        # absent if the run resumed from a checkpoint of another run and had no steps left
         if process.is_main and (self._store.path(step) / WEIGHTS_NAME).exists():
             self._queue.put(_Push("end of the run", step, self._store.path(step)))
         started = time.monotonic()
@@ -99,15 +105,15 @@ class HubPushes(Callback):
                 return
 
     def on_stop(self, trainer: Trainer) -> None:
-        """What is not through is left out: a job that is told to stop has little time."""
+        """Skip unfinished pushes, because a job that must stop has little time."""
         self._leave_out()
 
     def on_exit(self) -> None:
-        """Nothing new is begun."""
+        """Drop the pushes that have not started."""
         self._drop_waiting()
 
     def _is_busy(self) -> bool:
-        """Whether a push is not through, after a wait for it."""
+        """Wait for the pushes for up to `_WAIT_SECONDS`, and return whether some are still unfinished."""
         queue = self._queue
         with queue.all_tasks_done:
             return not queue.all_tasks_done.wait_for(lambda: queue.unfinished_tasks == 0, timeout=_WAIT_SECONDS)
@@ -115,8 +121,8 @@ class HubPushes(Callback):
     def _leave_out(self) -> None:
         if count := self._queue.unfinished_tasks:
             logger.warning(
-                "warning: %d pushes to the hub are left out; the next has what they lack: that of a later step, or of "
-                "the same command again",
+                "warning: %d pushes to the hub are skipped; the next push includes their files. Run the same command "
+                "again to push them now",
                 count,
             )
         self._drop_waiting()
@@ -136,11 +142,11 @@ class HubPushes(Callback):
             push = self._queue.get()
             try:
                 self._push(repository, push)
-            # xet and LFS have errors of any type
+            # xet and LFS raise exceptions of any type
             except Exception as error:  # noqa: BLE001
                 name = "" if isinstance(error, HubError) else f"{type(error).__name__}: "
                 logger.warning(
-                    "warning: %s was not pushed to the hub, and training goes on: %s%s",
+                    "warning: %s was not pushed to the hub, training continues: %s%s",
                     push.message,
                     name,
                     repository.without_token(str(error)),
@@ -164,10 +170,10 @@ class HubPushes(Callback):
 
 
 def prepare_repository(config: RunConfig, process: Process) -> HubRepository | None:
-    """The repository that a run is pushed to, on rank 0. A collective.
+    """Return the repository to which the run is pushed, on rank 0; None on other ranks. A collective.
 
     Raises:
-        ConfigError: it cannot be written to.
+        ConfigError: the repository is not writable.
     """
     repository, failure = None, None
     if process.is_main:
@@ -177,5 +183,7 @@ def prepare_repository(config: RunConfig, process: Process) -> HubRepository | N
         except ConfigError as error:
             failure = error
     if process.any_rank(failure is not None):
-        raise failure or ConfigError("checkpointing.hub: rank 0 cannot write to the repository, and says why")
+        raise failure or ConfigError(
+            "checkpointing.hub: rank 0 cannot write to the repository; see its output for the reason"
+        )
     return repository

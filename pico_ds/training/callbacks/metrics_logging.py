@@ -1,4 +1,4 @@
-"""Metrics to the trackers, a line to the log, a bar to the terminal."""
+"""Reports progress: metrics to the trackers, lines to the log, a progress bar to the terminal."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ if TYPE_CHECKING:
 
 
 class MetricsLog(Callback):
-    """Every `monitoring.log_every_n_steps`: the means since the last line. Rank 0 only."""
+    """Logs the mean metrics since the last line every `monitoring.log_every_n_steps`. Runs on rank 0 only."""
 
     def __init__(self, trackers: list[Tracker], every_n_steps: int) -> None:
         self.trackers, self._every = trackers, every_n_steps
         self._window = Window()
-        #: step by number, not in the window yet
+        #: step number -> metrics that are not in the window yet
         self._unread: dict[int, StepMetrics] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        """The window that is open."""
+        """Return the current window."""
         self._read_until(None)
         return asdict(self._window)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on with the window that was open."""
+        """Restore the window."""
         known = Window.__dataclass_fields__
         self._window = Window(**{name: value for name, value in state.items() if name in known})
 
     def on_step_end(self, trainer: Trainer, metrics: StepMetrics) -> None:
-        """Take in the steps that are settled; at the end of a window all of them, and write a line."""
+        """Add the finished steps to the window. At the end of the window, add all steps and write a line."""
         state = trainer.state
-        # the newest step's outcome is not known yet, and is not waited for
+        # the newest step may still run on the device, so do not wait for its metrics
         self._read_until(state.step)
         self._unread[state.step] = metrics
         diverged = state.consecutive_skipped_steps >= trainer.config.training.max_consecutive_skipped_steps
@@ -76,7 +76,7 @@ class MetricsLog(Callback):
 
 
 class ProgressBar(Callback):
-    """A bar with the time left, on a terminal. Rank 0 only."""
+    """Shows a progress bar with the remaining time on a terminal. Runs on rank 0 only."""
 
     def __init__(self, console: Console) -> None:
         self._progress = Progress(
@@ -95,22 +95,22 @@ class ProgressBar(Callback):
         self._progress.start()
 
     def on_step_end(self, trainer: Trainer, metrics: StepMetrics) -> None:
-        """Move the bar."""
+        """Update the bar."""
         self._progress.update(self._task, completed=trainer.state.step, description=f"{metrics.kind:>4} step")
 
     def on_exit(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         self._progress.stop()
 
 
 class FirstStepClock(Callback):
-    """Says how long it took from the command to the first step. Rank 0 only."""
+    """Logs the time from the start of the command to the end of the first step. Runs on rank 0 only."""
 
     def __init__(self, started: float) -> None:
         self._started: float | None = started
 
     def on_step_end(self, trainer: Trainer, metrics: StepMetrics) -> None:
-        """Log once."""
+        """Log the time after the first step."""
         if self._started is not None:
             logger.info("first step done %.1f s after the start", time.time() - self._started)
             self._started = None

@@ -1,4 +1,4 @@
-"""A trace of a few steps, for chrome://tracing or ui.perfetto.dev."""
+"""Records a trace of a few steps for chrome://tracing or ui.perfetto.dev."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ if TYPE_CHECKING:
 
 
 class Profile(Callback):
-    """Records the steps of `monitoring.profile_steps`, both ends included, on every rank."""
+    """Profiles the steps from the first to the last of `monitoring.profile_steps`, inclusive, on every rank."""
 
     def __init__(self, steps: list[int], directory: Path) -> None:
         """
         Args:
-            directory: for `trace_rank_<rank>.json.gz`.
+            directory: where `trace_rank_<rank>.json.gz` is written.
         """
         self._first, self._last = steps
         self._directory = directory
         self._profiler: profile | None = None
 
     def on_train_start(self, trainer: Trainer) -> None:
-        """Begin, where the next step is the first."""
+        """Start the profiler if the first profiled step is next."""
         self._begin_before(trainer.state.step + 1)
 
     def on_step_end(self, trainer: Trainer, metrics: StepMetrics) -> None:
-        """Begin, or end and write the trace."""
+        """Start the profiler before the first profiled step. Stop it after the last one and write the trace."""
         step = trainer.state.step
         if self._profiler is not None and (step == self._last or step == trainer.config.training.max_steps):
             process = trainer.engine.process
@@ -45,9 +45,9 @@ class Profile(Callback):
             try:
                 self._directory.mkdir(parents=True, exist_ok=True)
                 self._profiler.export_chrome_trace(str(path))
-                logger.info("steps %d to %d are profiled in %s", self._first, step, path)
+                logger.info("profile of steps %d to %d written to %s", self._first, step, path)
             except OSError as error:
-                logger.error("warning: the profile is lost: %s", describe_os_error(error, path))
+                logger.error("warning: cannot write the profile: %s", describe_os_error(error, path))
             self._profiler = None
         self._begin_before(step + 1)
 
@@ -58,7 +58,7 @@ class Profile(Callback):
             self._profiler.start()
 
     def on_exit(self) -> None:
-        """Give up a trace that is not finished."""
+        """Discard an unfinished trace."""
         if self._profiler is not None:
             self._profiler.stop()
             self._profiler = None

@@ -1,4 +1,4 @@
-"""Snapshots of learning dynamics as training goes."""
+"""Takes snapshots of learning dynamics during training."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
     from pico_ds.training.trainer import Trainer
 
 _FAILED = "snapshot_failed"
-#: how often ranks that wait for a snapshot tell each other, and the watchdog
+#: interval at which ranks that wait for a snapshot check its state and notify the watchdog [s]
 _WAIT_SECONDS = 1.0
 
 
 class Snapshots(Callback):
-    """Takes a snapshot every `learning_dynamics.save_every_n_steps`, step 0 included.
+    """Takes a snapshot every `learning_dynamics.save_every_n_steps`, including step 0.
 
-    Rank 0 writes it in the background. One that is missing where the run goes on, for it was cut off, is made up for.
+    Rank 0 writes the snapshot in the background. If the snapshot of the resume step is missing, it is taken again.
     """
 
     def __init__(
@@ -46,8 +46,8 @@ class Snapshots(Callback):
     ) -> None:
         """
         Args:
-            launch: the same number on every rank and for checkpoints, another one at every start of the job.
-            on_progress: called again and again while a snapshot is taken, or waited for.
+            launch: start id of the job (`RunContext.start_id`): equal on every rank, different at every start.
+            on_progress: called repeatedly while a snapshot is taken or written.
         """
         self._taker, self._store, self._launch, self._tokenizer = taker, store, launch, tokenizer
         self._on_progress = on_progress
@@ -55,7 +55,7 @@ class Snapshots(Callback):
         self._writing: Future[None] | None = None
 
     def flags(self) -> dict[str, bool]:
-        """Whether the snapshot in flight could not be written."""
+        """Return whether writing the last snapshot failed on this rank."""
         return {_FAILED: self._failed}
 
     @property
@@ -63,16 +63,16 @@ class Snapshots(Callback):
         return self._writing is not None and self._writing.done() and self._writing.exception() is not None
 
     def on_train_start(self, trainer: Trainer) -> None:
-        """Step 0, or what the checkpoint's step lacks."""
+        """Take the snapshot of step 0, or of the resume step if it is due and missing."""
         there = trainer.engine.process.from_main(self._store.snapshot_path(trainer.state.step).exists())
         if not there:
             self._take_if_due(trainer)
 
     def on_step_end(self, trainer: Trainer, metrics: StepMetrics) -> None:
-        """Take one where it is due; a run that is told to stop does it when it is resumed.
+        """Take a snapshot if the step is due. A run that must stop takes it when it resumes.
 
         Raises:
-            CheckpointError: the last one could not be written.
+            CheckpointError: the last snapshot could not be written.
         """
         if _FAILED in trainer.raised:
             self._finish(trainer)
@@ -80,20 +80,20 @@ class Snapshots(Callback):
             self._take_if_due(trainer)
 
     def on_train_end(self, trainer: Trainer) -> None:
-        """Wait for the last one."""
+        """Wait until the last snapshot is written."""
         self._finish(trainer)
 
     def on_stop(self, trainer: Trainer) -> None:
-        """Wait for the last one."""
+        """Wait until the last snapshot is written."""
         self._finish(trainer)
 
     def on_exit(self) -> None:
-        """Nothing is in flight any more, but where training failed."""
+        """Stop the background thread. A snapshot is still being written only if training failed."""
         self._executor.shutdown(wait=True)
 
     def _take_if_due(self, trainer: Trainer) -> None:
         step, every = trainer.state.step, trainer.config.learning_dynamics.save_every_n_steps
-        assert every is not None, "a run without snapshots has no such callback"
+        assert every is not None, "a run without snapshots must not have this callback"
         if step % every:
             return
         self._finish(trainer)
@@ -115,7 +115,7 @@ class Snapshots(Callback):
         except OSError as error:
             raise cannot_write(staging, error) from error
         logger.info(
-            "snapshot %s: %.1f MB in %.1f s; training stood still for %.1f s",
+            "snapshot %s: %.1f MB in %.1f s; training paused for %.1f s",
             path,
             size / 1e6,
             time.perf_counter() - started,
@@ -123,21 +123,23 @@ class Snapshots(Callback):
         )
 
     def _is_writing(self) -> bool:
-        """Whether the snapshot in flight is not on the disk, after a wait for it."""
+        """Wait for the snapshot for up to `_WAIT_SECONDS`, and return whether it is still being written."""
         return self._writing is not None and bool(wait([self._writing], timeout=_WAIT_SECONDS).not_done)
 
     def _finish(self, trainer: Trainer) -> None:
-        """Wait for the snapshot in flight, on all ranks. A collective.
+        """Wait on all ranks until the snapshot is written. A collective.
 
         Raises:
-            CheckpointError: it could not be written.
+            CheckpointError: the snapshot could not be written.
         """
         while trainer.engine.process.any_rank(self._is_writing()):
             self._on_progress()
         if trainer.engine.process.any_rank(self._failed):
             if self._writing is not None:
                 self._writing.result()
-            raise CheckpointError("a snapshot could not be written: rank 0 says why; those before it stand")
+            raise CheckpointError(
+                "a snapshot could not be written; see the output of rank 0 for the reason. Earlier snapshots are intact"
+            )
         self._writing = None
 
 
@@ -148,11 +150,11 @@ def build_snapshots(
     process: Process,
     on_progress: Callable[[], None],
 ) -> Snapshots:
-    """What takes the snapshots of a run; arguments as of `Snapshots`.
+    """Return the callback that takes the snapshots of a run. For the arguments, see `Snapshots`.
 
     Raises:
-        ConfigError: layers that are not there.
-        TaskError: a corpus that cannot supply the held-out tasks.
+        ConfigError: the model does not have the configured layers.
+        TaskError: the corpus cannot supply the held-out tasks.
     """
     config, corpus = components.config, components.corpus
     plain = config.model_copy(update={"training": config.training.model_copy(update={"compile": "none"})})

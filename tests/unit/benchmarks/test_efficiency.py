@@ -1,4 +1,4 @@
-"""Efficiencies and the fit, of rows that a model made: a machine of two cores, and 1, 2 and 4 ranks on it."""
+"""Tests efficiencies and the fit on rows that a model generated: 1, 2 and 4 ranks on a machine with two cores."""
 
 from typing import Any
 
@@ -33,7 +33,7 @@ def table(rows: list[dict[str, Any]], command: str) -> list[dict[str, Any]]:
     return [row for row in rows if row["command"] == command]
 
 
-def test_the_model_that_made_the_rows_is_found_and_says_those_that_it_did_not_see() -> None:
+def test_fit_recovers_the_true_model_and_predicts_rows_that_are_not_fitted() -> None:
     rows = conclude(measured_rows(), on_gpu=False)
     model, of_cpu_seconds = table(rows, MODEL)
     assert model["latency_microseconds"] == pytest.approx(100)
@@ -41,7 +41,7 @@ def test_the_model_that_made_the_rows_is_found_and_says_those_that_it_did_not_se
     assert model["ar_gflops_per_second"] == pytest.approx(20)
     assert model["fomaml_gflops_per_second"] == pytest.approx(10)
     assert model["of_steps_not_fitted"] == pytest.approx(0, abs=1e-9)
-    # what a rank computes beside its passes is in none of these CPU seconds
+    # the generated CPU seconds contain only forward and backward passes
     assert of_cpu_seconds["ar_gflops_per_second"] == pytest.approx(20)
     assert (of_cpu_seconds["latency_microseconds"], of_cpu_seconds["gb_per_second"]) == (
         pytest.approx(0, abs=1e-6),
@@ -51,11 +51,11 @@ def test_the_model_that_made_the_rows_is_found_and_says_those_that_it_did_not_se
     assert {row["ranks"] for row in table(rows, EFFICIENCY) if not row["fitted"]} == {4}
 
 
-def test_efficiencies_by_hand() -> None:
+def test_efficiencies_match_a_hand_calculation() -> None:
     by_name = {
         (row["kind"], row["scaling"], row["ranks"]): row for row in table(conclude(measured_rows(), False), EFFICIENCY)
     }
-    # 0.4 s of computation; on two ranks 6 messages, and P + P / 2 bytes
+    # 0.4 s of computation; two ranks also send 6 messages with P + P / 2 bytes in total
     communicated = 6 * 100e-6 + 1.5 * P / 1e9
     assert by_name["ar", "weak", 1]["efficiency"] == 1
     assert by_name["ar", "weak", 2]["efficiency"] == pytest.approx(0.4 / (0.4 + communicated))
@@ -67,7 +67,7 @@ def test_efficiencies_by_hand() -> None:
         assert row["cpu_efficiency"] == pytest.approx(1)
 
 
-def test_ranks_that_outnumber_cores_and_others_programs_are_said() -> None:
+def test_notes_report_crowded_cores_and_other_programs() -> None:
     rows = measured_rows()
     assert "4 ranks share 2 cores" in table(conclude(rows, False), NOTES)[0]["note"]
     assert table(conclude(measured_rows((1, 2)), False), NOTES) == []
@@ -77,13 +77,13 @@ def test_ranks_that_outnumber_cores_and_others_programs_are_said() -> None:
     assert any("31%" in row["note"] for row in table(conclude(rows, False), NOTES))
 
 
-def test_bytes_of_the_kernel_stand_before_those_of_a_ring() -> None:
+def test_bytes_counted_by_the_kernel_take_precedence_over_ring_bytes() -> None:
     row = table(measured_rows(), STEPS)[-1]
     assert work_of(row, False).sent_bytes == pytest.approx((2 + 1) * 3 / 4 * P)
     assert work_of({**row, "sent_bytes": 7}, False).sent_bytes == 7
 
 
-def test_a_world_size_that_failed_does_not_cost_the_others() -> None:
+def test_failed_world_size_does_not_discard_the_other_results() -> None:
     failed = {"command": "scaling", "measure": "scaling", "failed": "exit code 1"}
     rows = conclude([*measured_rows((1, 2)), failed], on_gpu=False)
     assert failed in rows
@@ -93,7 +93,7 @@ def test_a_world_size_that_failed_does_not_cost_the_others() -> None:
     assert "0 measurements" in nothing[1]["note"]
 
 
-def test_operations_are_told_by_what_they_do() -> None:
+def test_operations_are_grouped_by_kind_of_collective() -> None:
     calls = {"allreduce": 2, "allgather_base": 1, "reduce_scatter_base": 1, "allgather": 1, "barrier": 3}
     found = by_kind(
         calls.items(), {"allreduce": 8, "allgather_base": 5, "reduce_scatter_base": 4, "allgather": 1, "barrier": 0}

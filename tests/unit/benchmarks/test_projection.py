@@ -1,4 +1,4 @@
-"""What the model says of GPUs, by hand for pico-maml-1b on 8, and what must hold on any number."""
+"""Tests the projection: a hand calculation for pico-maml-1b on 8 GPUs, and invariants for any number of GPUs."""
 
 import pytest
 
@@ -10,7 +10,7 @@ from tests.launching import REPOSITORY
 
 N = 1_057_548_288
 CLUSTER = Cluster()
-#: no latency: what is left is bytes over bandwidth
+#: almost no latency, so that communication time is bytes over bandwidth
 WITHOUT_LATENCY = Cluster(node_latency_microseconds=1e-9, network_latency_microseconds=1e-9)
 
 
@@ -24,12 +24,12 @@ def rows(cluster: Cluster, *gpus: int, stages: tuple[int, ...] = (1,)) -> dict[t
     return {(row["kind"], row["batch"], row["stage"], row["gpus"]): row for row in found}
 
 
-def test_an_ar_step_on_8_gpus_by_hand() -> None:
+def test_ar_step_on_8_gpus_matches_a_hand_calculation() -> None:
     row = rows(WITHOUT_LATENCY, 8)["ar", "fixed", 1, 8]
     body = N - 2 * 50304 * 2048
     flops = 128 * 2048 * 3 * (2 * (body + 50304 * 2048) + 2 * 14 * 2048 * 2048)
     compute = flops / (0.56 * 989e12) + N * (8 + 50 / 8) / 3000e9
-    # an all-reduce and an all-gather of 2 bytes a parameter
+    # an all-reduce and an all-gather of 2 bytes per parameter
     sent = 3 * 7 / 8 * 2 * N
     assert row["tokens_per_step"] == 1024 * 2048
     assert row["seconds_per_step"] == pytest.approx(compute + sent / 350e9, rel=1e-3)
@@ -41,7 +41,7 @@ def test_an_ar_step_on_8_gpus_by_hand() -> None:
     assert row["over_critical_batch"] == pytest.approx(1024 * 2048 / 1.1e6)
 
 
-def test_what_no_number_of_gpus_escapes() -> None:
+def test_projection_respects_lower_bounds_on_any_number_of_gpus() -> None:
     found = rows(CLUSTER, 1, 8, 64, 512, stages=(1, 2, 3))
     for (kind, batch, stage, gpus), row in found.items():
         assert 0 <= row["overlapped_share"] <= row["communication_share"] < 1
@@ -49,42 +49,42 @@ def test_what_no_number_of_gpus_escapes() -> None:
         assert row["overlapped_seconds"] >= max(row["compute_bound_seconds"], row["bandwidth_bound_seconds"])
         if gpus == 1:
             assert row["communication_share"] == row["bandwidth_bound_seconds"] == 0
-            assert row["efficiency"] > 0.97, "the update alone"
+            assert row["efficiency"] > 0.97, "only the update costs extra"
         else:
             assert row["communication_share"] > 0
-            # on one the update is not shared
+            # on one GPU the update is not sharded, so its efficiency can be lower
             fewer = gpus // 8
             assert fewer == 1 or row["efficiency"] < found[kind, batch, stage, fewer]["efficiency"] < 1
-    # 64 tasks cannot be shared by 512 GPUs
+    # 64 tasks cannot be divided over 512 GPUs
     many, few = (found["meta", "fixed", 1, gpus] for gpus in (512, 64))
     assert many["seconds_per_step"] >= few["seconds_per_step"]
     assert many["efficiency"] < 1 / 8
     assert found["meta", "grown", 1, 512]["tokens_per_step"] == 512 * few["tokens_per_step"]
 
 
-def test_a_ring_over_nodes_is_as_fast_as_the_network() -> None:
+def test_ring_across_nodes_has_the_bandwidth_of_the_network() -> None:
     assert CLUSTER.model(8).bytes_per_second == 350e9
     assert CLUSTER.model(9).bytes_per_second == 200e9
     assert CLUSTER.model(8).latency_seconds == pytest.approx(3.4e-6)
-    # of 16 hops of a ring over two nodes two cross
+    # 2 of the 16 hops of a ring over two nodes cross between nodes
     assert CLUSTER.model(16).latency_seconds == pytest.approx((14 * 3.4 + 2 * 14) / 16 * 1e-6)
 
 
-def test_calls_by_hand() -> None:
-    """Buckets of 50 million: 30 and 20 fill one, 60 is larger than one, 1 is left."""
+def test_collective_calls_match_a_hand_calculation() -> None:
+    """Buckets of 50 million elements: 30 and 20 fill one, 60 is larger than one, and 1 is left."""
     sizes = [1_000_000, 60_000_000, 20_000_000, 30_000_000]
     assert collective_calls(deepspeed_json(1), sizes) == {"all-reduce": 3, "all-gather": 2}
     assert collective_calls(deepspeed_json(3), sizes) == {"all-gather": 4, "reduce-scatter": 3}
     assert collective_calls(deepspeed_json(0), sizes) == {"all-reduce": 1}
 
 
-def test_every_assumption_is_said_with_where_it_is_from() -> None:
+def test_every_assumption_is_listed_with_its_source() -> None:
     shown = {row["assumed"]: row for row in assumptions(Cluster(utilization=0.4))}
     assert shown.keys() == SOURCES.keys()
     assert (shown["utilization"]["value"], shown["utilization"]["source"]) == (0.4, "given")
     assert shown["peak_tflops"]["source"] == SOURCES["peak_tflops"]
 
 
-def test_a_configuration_without_a_vocabulary_is_an_error() -> None:
+def test_configuration_without_vocab_size_fails() -> None:
     with pytest.raises(ConfigError, match="vocab_size"):
         project(parse_config(""), "demo", [deepspeed_json(1)], [8], CLUSTER)

@@ -1,4 +1,4 @@
-"""Bytes of this process' connections, against bytes that it sends to itself."""
+"""Tests the counted bytes of this process against bytes that it sends to itself."""
 
 import ctypes
 import socket
@@ -15,7 +15,7 @@ SO_ATTACH_FILTER, SO_DETACH_FILTER = 26, 27
 
 
 def bytes_of_a_transfer(loses_segments: bool = False) -> WireBytes:
-    """What is counted while one socket sends to another."""
+    """The counted bytes while one socket sends PAYLOAD_BYTES to another."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         with socket.create_connection(server.getsockname()) as near, server.accept()[0] as far:
             before = wire_bytes()
@@ -47,12 +47,12 @@ def accept_segments(receiver: socket.socket) -> None:
     receiver.setsockopt(socket.SOL_SOCKET, SO_DETACH_FILTER, 0)
 
 
-def test_bytes_that_are_sent_and_received_are_counted() -> None:
+def test_sent_and_received_bytes_are_counted() -> None:
     found = bytes_of_a_transfer()
     assert (found.sent, found.received) == (PAYLOAD_BYTES, PAYLOAD_BYTES)
 
 
-def test_bytes_that_are_sent_again_are_counted_once() -> None:
-    """TCP sends a lost segment again, over loopback too if the machine is busy."""
+def test_retransmitted_bytes_are_counted_once() -> None:
+    """TCP retransmits lost segments, even over loopback if the machine is busy."""
     found = bytes_of_a_transfer(loses_segments=True)
     assert (found.sent, found.received) == (PAYLOAD_BYTES, PAYLOAD_BYTES)

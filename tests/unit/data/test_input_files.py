@@ -1,4 +1,4 @@
-"""The table of docs/data.md: every reader of files takes a row by the same rule."""
+"""The table in docs/data.md: every reader of files applies the same rules to a row."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ BOM = b"\xef\xbb\xbf"
 
 
 def read_everywhere(path: Path) -> list[object]:
-    """What a run, a preparation of shards, and perplexity read; all of them the same."""
+    """Read a file as training, shard preparation and the perplexity evaluation do; check that the results are equal."""
     documents = [*read_documents(DataConfig(source="files", paths=[str(path)]))]
     judged = [document for _, document in read_texts(PerplexityConfig(data=str(path)))]
     found, also = (
@@ -45,7 +45,7 @@ def read_everywhere(path: Path) -> list[object]:
         ("surrogate.jsonl", b'{"text": "half \\ud800"}\n', ["half ?"]),
     ],
 )
-def test_a_row_of_text_is_read_by_the_same_rule(
+def test_every_reader_reads_the_same_documents(
     name: str, content: bytes, expected: list[object], tmp_path: Path
 ) -> None:
     (tmp_path / name).write_bytes(content)
@@ -62,13 +62,13 @@ def test_a_row_of_text_is_read_by_the_same_rule(
     ],
     ids=["string", "large_string", "string_view", "dictionary"],
 )
-def test_a_column_of_text_may_have_any_type_of_strings(text: pa.Array, tmp_path: Path) -> None:
+def test_a_text_column_may_have_any_string_type(text: pa.Array, tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": text}), tmp_path / "a.parquet")
     assert read_everywhere(tmp_path / "a.parquet") == ["one", "two"]
 
 
 @pytest.mark.parametrize("kind", [pa.list_(pa.int32()), pa.large_list(pa.uint16()), pa.list_(pa.int64(), 2)])
-def test_a_column_of_tokens_may_have_any_type_of_integers(kind: pa.DataType, tmp_path: Path) -> None:
+def test_a_token_column_may_have_any_list_of_integers_type(kind: pa.DataType, tmp_path: Path) -> None:
     pq.write_table(pa.table({"input_ids": pa.array([[1, 2], [3, 4]], kind)}), tmp_path / "a.parquet")
     assert read_everywhere(tmp_path / "a.parquet") == [[1, 2], [3, 4]]
 
@@ -92,7 +92,7 @@ def test_a_column_of_tokens_may_have_any_type_of_integers(kind: pa.DataType, tmp
         ("a.jsonl", b'{"text": ' + b"9" * 5000 + b"}", "not valid JSON"),
     ],
 )
-def test_a_row_that_cannot_be_read_is_named(name: str, content: bytes, message: str, tmp_path: Path) -> None:
+def test_an_error_names_the_unreadable_row(name: str, content: bytes, message: str, tmp_path: Path) -> None:
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(DataError, match=message):
@@ -101,7 +101,7 @@ def test_a_row_that_cannot_be_read_is_named(name: str, content: bytes, message: 
         list(read_texts(PerplexityConfig(data=str(path))))
 
 
-def test_a_null_among_token_ids_is_named_by_its_row(tmp_path: Path) -> None:
+def test_an_error_names_the_row_with_a_null_token_id(tmp_path: Path) -> None:
     tokens = pa.array([[1, 2], [3, None]], pa.list_(pa.int64()))
     pq.write_table(pa.table({"input_ids": tokens}), tmp_path / "a.parquet")
     with pytest.raises(
@@ -111,25 +111,25 @@ def test_a_null_among_token_ids_is_named_by_its_row(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("tokens", "kind"), [([1, -2], pa.int64()), ([1, 2**64 - 1], pa.uint64())])
-def test_a_number_that_is_no_token_id_is_named_by_its_row(tokens: list[int], kind: pa.DataType, tmp_path: Path) -> None:
+def test_an_error_names_the_row_with_an_invalid_token_id(tokens: list[int], kind: pa.DataType, tmp_path: Path) -> None:
     pq.write_table(pa.table({"input_ids": pa.array([[1], tokens], pa.list_(kind))}), tmp_path / "a.parquet")
     with pytest.raises(DataError, match=rf"row 1: 'input_ids' holds {tokens[1]} at position 1, expected a token id"):
         read_everywhere(tmp_path / "a.parquet")
 
 
-def test_a_row_of_parquet_without_token_ids_may_have_a_text(tmp_path: Path) -> None:
+def test_a_parquet_row_without_token_ids_is_read_as_text(tmp_path: Path) -> None:
     pq.write_table(pa.table({"input_ids": [[1], None, None], "text": ["one", "two", None]}), tmp_path / "a.parquet")
     assert read_everywhere(tmp_path / "a.parquet") == [[1], "two"]
 
 
-def test_a_string_of_parquet_that_is_not_utf_8_is_read(tmp_path: Path) -> None:
+def test_invalid_utf_8_in_parquet_is_replaced(tmp_path: Path) -> None:
     broken = pa.array([b"bad \xff byte", b"good"], pa.binary())
     text = pa.StringArray.from_buffers(2, *broken.buffers()[1:], broken.buffers()[0])
     pq.write_table(pa.table({"text": text}), tmp_path / "a.parquet")
     assert read_everywhere(tmp_path / "a.parquet") == ["bad \ufffd byte", "good"]
 
 
-def test_a_damaged_page_of_parquet_is_named(tmp_path: Path) -> None:
+def test_an_error_names_the_parquet_file_with_a_damaged_page(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"text": [f"text {number}" for number in range(1000)]}), path)
     content = bytearray(path.read_bytes())
@@ -139,7 +139,7 @@ def test_a_damaged_page_of_parquet_is_named(tmp_path: Path) -> None:
         read_everywhere(path)
 
 
-def test_a_column_of_numbers_is_an_error_that_names_the_setting(tmp_path: Path) -> None:
+def test_a_numeric_text_column_fails_with_the_setting_to_change(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": [1, 2]}), tmp_path / "a.parquet")
     with pytest.raises(
         DataError, match=r"column 'text' holds int64, expected strings; set evaluation\.perplexity\.text"
@@ -147,7 +147,7 @@ def test_a_column_of_numbers_is_an_error_that_names_the_setting(tmp_path: Path) 
         list(read_texts(PerplexityConfig(data=str(tmp_path / "a.parquet"))))
 
 
-def test_domains_are_read_beside_the_text(tmp_path: Path) -> None:
+def test_domains_are_read_with_the_text(tmp_path: Path) -> None:
     rows = [{"text": "one", "source": "x"}, {"text": "two", "source": None}, {"text": "three"}]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "b.parquet")

@@ -1,1 +1,1 @@
-"""Snapshots and measures."""
+"""Tests of the measures of learning dynamics."""

@@ -1,4 +1,4 @@
-"""Baselines and adaptation curves against what they are defined as."""
+"""Tests baselines and adaptation curves against their definitions."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def model(meta: MetaConfig) -> tuple[FunctionalModel, dict[str, torch.Tensor]]:
     return network, {name: weight.detach() for name, weight in module.named_parameters()}
 
 
-def test_frozen_features_are_judged_as_scikit_learn_does() -> None:
+def test_frozen_feature_accuracies_equal_those_of_scikit_learn() -> None:
     network, theta = model(MetaConfig())
     for seed in range(5):
         episode = random_episode(seed, k_shot=4, q_query=6)
@@ -39,7 +39,7 @@ def test_frozen_features_are_judged_as_scikit_learn_does() -> None:
             assert found[name] == pytest.approx(np.mean(classifier.fit(z[0], known).predict(z[1]) == wanted))
 
 
-def test_words_alone_tell_labels_apart_that_have_words_of_their_own(tokenizer) -> None:
+def test_tfidf_separates_labels_only_if_their_words_differ(tokenizer) -> None:
     own = {"war": "army troops battle", "money": "tax debt coin", "land": "crop farm soil", "law": "court judge crime"}
     records = [
         {"text": f"{number} {words} {number}", "label": name} for name, words in own.items() for number in range(4)
@@ -47,14 +47,14 @@ def test_words_alone_tell_labels_apart_that_have_words_of_their_own(tokenizer) -
     episode = SMLMT.from_sentences(records, tokenizer, CONFIG).sample(0, 0)
     assert tfidf_accuracies(episode, tokenizer) == {"nearest prototype": 1.0, "logistic regression": 1.0}
     alike = [{"text": f"the same words {number}", "label": name} for name in own for number in range(40, 44)]
-    # every text has a label of its own, though
+    # a text must not have several labels, so make every text unique
     alike = [{**one, "text": f"{one['text']} {i}"} for i, one in enumerate(alike)]
     episode = SMLMT.from_sentences(alike, tokenizer, CONFIG).sample(0, 0)
     assert tfidf_accuracies(episode, tokenizer)["nearest prototype"] < 1.0
 
 
 @pytest.mark.parametrize("learner", ["fomaml", "anil", "boil", "protonet", "ar"])
-def test_a_curve_is_the_accuracy_after_each_number_of_steps(learner: str) -> None:
+def test_adaptation_curve_has_the_accuracy_after_each_number_of_steps(learner: str) -> None:
     meta = MetaConfig(learner=learner, inner_lr=0.3, head_inner_lr=2.0)
     network, theta = model(meta)
     rule, episode = make_learner(meta, network.skeleton.decoder), random_episode(3, q_query=8)
@@ -65,8 +65,8 @@ def test_a_curve_is_the_accuracy_after_each_number_of_steps(learner: str) -> Non
         assert found == pytest.approx(float((logits.argmax(-1) == episode.query.labels).float().mean()))
 
 
-def test_evaluation_does_not_look_at_the_query_set() -> None:
-    """Reptile trains on support and query; for evaluation it adapts to the support set alone."""
+def test_adaptation_in_evaluation_ignores_the_query_set() -> None:
+    """Reptile trains on the support and query sets. In evaluation it adapts only to the support set."""
     meta = MetaConfig(learner="reptile", inner_steps=4, inner_lr=0.3)
     network, theta = model(meta)
     rule = make_learner(meta, network.skeleton.decoder)

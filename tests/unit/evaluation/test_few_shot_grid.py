@@ -1,4 +1,4 @@
-"""Where few-shot results are filed."""
+"""Tests the files of few-shot results."""
 
 import json
 import os
@@ -19,7 +19,7 @@ def about(**changes: Any) -> dict[str, Any]:
     return {**common, "task_key": grid_key(config, "validation"), **changes}
 
 
-def test_results_of_other_options_have_files_of_their_own() -> None:
+def test_different_options_give_different_file_names() -> None:
     names = [
         grid_name(about(**changes), RunConfig())
         for changes in (
@@ -39,7 +39,7 @@ def test_results_of_other_options_have_files_of_their_own() -> None:
     assert grid_name({**about(readout="mean"), "data": "own/topics.jsonl"}, RunConfig()) == "few_shot_topics_mean"
 
 
-def test_settings_are_added_to_those_of_the_same_model(tmp_path: Path) -> None:
+def test_new_settings_are_added_to_results_of_the_same_weights(tmp_path: Path) -> None:
     path = tmp_path / "few_shot_step_6.json"
 
     def write(documents: Any, accuracy: float, since: float = 0.0, **changes: Any) -> dict[str, float]:
@@ -51,13 +51,13 @@ def test_settings_are_added_to_those_of_the_same_model(tmp_path: Path) -> None:
     assert write("any", 0.5) == {"any": 0.5}
     assert write("same", 0.6) == {"any": 0.5, "same": 0.6}
     assert write("any", 0.7) == {"any": 0.7, "same": 0.6}
-    assert write("same", 0.8, readout="pre") == {"same": 0.8}, "what is of another readout is not mixed in"
+    assert write("same", 0.8, readout="pre") == {"same": 0.8}, "results of another readout are discarded"
     os.utime(path, (100, 100))
-    assert write("any", 0.9, since=200, readout="pre") == {"any": 0.9}, "weights that were written since are others"
+    assert write("any", 0.9, since=200, readout="pre") == {"any": 0.9}, "results older than the weights are discarded"
 
 
-def test_the_key_of_the_tasks_is_that_of_the_words_that_were_used() -> None:
+def test_grid_key_depends_on_the_word_split_but_not_on_the_task_shape() -> None:
     config = RunConfig()
     other = config.model_copy(update={"smlmt": config.smlmt.model_copy(update={"n_way": 9, "q_query": 2})})
     assert grid_key(config, "test") != grid_key(config, "validation")
-    assert grid_key(config, "test") == grid_key(other, "test"), "shapes are given by the settings"
+    assert grid_key(config, "test") == grid_key(other, "test"), "the shape is recorded with each setting"

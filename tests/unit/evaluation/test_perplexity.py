@@ -1,4 +1,4 @@
-"""Perplexity against transformers' own loss, row by row."""
+"""Tests perplexity against the loss of transformers."""
 
 import math
 import re
@@ -54,7 +54,7 @@ def texts() -> list[tuple[str, np.ndarray]]:
 
 
 def hf_losses(theta: Parameters, rows: list[np.ndarray]) -> list[float]:
-    """transformers' loss of each row, by itself."""
+    """The loss of transformers for each row, computed separately."""
     model = PicoDecoderHF(PicoDecoderHFConfig(vocab_size=VOCAB_SIZE, **SHAPE)).eval()
     model.load_state_dict({name.removeprefix(DECODER): weight for name, weight in theta.items() if DECODER in name})
     with torch.no_grad():
@@ -62,7 +62,7 @@ def hf_losses(theta: Parameters, rows: list[np.ndarray]) -> list[float]:
         return [float(model(row, labels=row).loss) for row in ids]
 
 
-def test_it_equals_transformers_loss_on_the_same_rows(
+def test_perplexity_equals_the_loss_of_transformers(
     network: FunctionalModel, theta: Parameters, tokenizer: TextTokenizer
 ) -> None:
     rows = PerplexityDataset(texts(), tokenizer, VOCAB_SIZE, length=64)
@@ -79,7 +79,7 @@ def test_it_equals_transformers_loss_on_the_same_rows(
 
 
 @pytest.mark.parametrize("micro_batch_size", [1, 3, 100])
-def test_the_batch_size_does_not_matter(
+def test_loss_does_not_depend_on_the_micro_batch_size(
     network: FunctionalModel, theta: Parameters, tokenizer: TextTokenizer, micro_batch_size: int
 ) -> None:
     rows = PerplexityDataset(texts(), tokenizer, VOCAB_SIZE, length=64)
@@ -88,7 +88,7 @@ def test_the_batch_size_does_not_matter(
     assert found.total.loss == pytest.approx(wanted.total.loss, rel=1e-6)
 
 
-def test_windows_predict_every_token_but_the_first_once(tokenizer: TextTokenizer) -> None:
+def test_windows_predict_every_token_except_the_first_once(tokenizer: TextTokenizer) -> None:
     ids = np.arange(150)
     rows = PerplexityDataset([("a", ids)], tokenizer, VOCAB_SIZE, length=64)
     assert [row.tolist() for row in rows.rows] == [[*range(64)], [*range(63, 127)], [*range(126, 150)]]
@@ -106,21 +106,21 @@ def test_text_is_tokenized_without_special_tokens(tokenizer: TextTokenizer) -> N
     }
 
 
-def test_what_cannot_be_judged_is_refused(tokenizer: TextTokenizer) -> None:
+def test_unknown_token_ids_and_too_short_texts_fail(tokenizer: TextTokenizer) -> None:
     with pytest.raises(DataError, match=r"token ids from 1 to 600, but the model has 600"):
         PerplexityDataset([("a", np.array([1, 600]))], tokenizer, VOCAB_SIZE, length=64)
-    with pytest.raises(DataError, match="no text of two or more tokens"):
+    with pytest.raises(DataError, match="no text has two or more tokens"):
         PerplexityDataset([("a", np.array([1]))], tokenizer, VOCAB_SIZE, length=64)
 
 
-def test_what_is_written_is_read_again(tmp_path: Path) -> None:
+def test_result_survives_a_json_round_trip(tmp_path: Path) -> None:
     result = PerplexityResult(Perplexity(1000.0, 3), {"a": Perplexity(1.0, 2)})
     assert result.total.perplexity == math.inf
     assert result.to_json()["perplexity"] is None
     assert PerplexityResult.from_json(result.to_json()) == result
 
 
-def test_results_of_other_texts_have_another_name() -> None:
+def test_different_texts_or_settings_give_different_names() -> None:
     configs = [{"data": "a/texts.jsonl"}, {"data": "b/texts.jsonl"}, {"data": "a/texts.jsonl", "max_length": 8}]
     names = {perplexity_dataset_name(PerplexityConfig.model_validate(one)) for one in configs}
     assert len(names) == 3

@@ -17,7 +17,7 @@ def make_run(path: Path, accuracies: list[float], step: int = 7, key: str = "tas
     return str(path)
 
 
-def test_estimate_by_hand() -> None:
+def test_estimate_matches_a_hand_calculation() -> None:
     estimate = Estimate.of([0.0, 1.0, 0.0, 1.0])
     assert estimate.mean == 0.5
     assert estimate.half_width == pytest.approx(1.96 * np.sqrt(1 / 3) / 2)
@@ -29,31 +29,31 @@ def test_differences_are_paired_by_task(tmp_path: Path) -> None:
     b = read_entry(make_run(tmp_path / "b", [0.4, 0.8, 0.0]))
     before, after = paired_differences(a, b)
     assert before.mean == pytest.approx(0.1)
-    # the tasks differ much, the pairs do not
+    # the accuracies vary between tasks, the paired differences do not
     assert before.half_width == pytest.approx(0.0, abs=1e-9)
     assert after.mean == pytest.approx(0.1)
 
 
-def test_the_last_evaluation_counts(tmp_path: Path) -> None:
+def test_read_entry_uses_the_last_evaluation(tmp_path: Path) -> None:
     make_run(tmp_path / "a", [0.1, 0.1], step=9)
     make_run(tmp_path / "a", [0.3, 0.3], step=10)
     entry = read_entry(str(tmp_path / "a"))
     assert (entry.step, entry.few_shot.before) == (10, [0.3, 0.3])
 
 
-def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
+def test_runs_with_different_tasks_or_missing_evaluations_fail(tmp_path: Path) -> None:
     a = read_entry(make_run(tmp_path / "a", [0.5, 0.9]))
     with pytest.raises(ConfigError, match="different tasks"):
         paired_differences(a, read_entry(make_run(tmp_path / "b", [0.5, 0.9], key="others")))
     with pytest.raises(ConfigError, match=r"different tasks \(2 and 3\)"):
         paired_differences(a, read_entry(make_run(tmp_path / "c", [0.5, 0.9, 0.4])))
-    with pytest.raises(ConfigError, match="holds no eval_results"):
+    with pytest.raises(ConfigError, match="has no eval_results"):
         read_entry(str(tmp_path / "nowhere"))
-    with pytest.raises(ConfigError, match=r"a:pre: name one of the readouts.*a:fim"):
+    with pytest.raises(ConfigError, match=r"a:pre: choose one of the evaluated readouts.*a:fim"):
         read_entry(f"{tmp_path / 'a'}:pre")
 
 
-def test_what_has_no_pairs_is_refused(tmp_path: Path) -> None:
+def test_runs_with_different_adaptation_steps_or_no_few_shot_accuracy_fail(tmp_path: Path) -> None:
     a = read_entry(make_run(tmp_path / "a", [0.5, 0.9]))
     shorter = EvaluationResult(7, 3.5, {"fim": FewShotResult(a.few_shot.by_step[:2])}, "tasks")
     shorter.write(tmp_path / "b" / "eval_results")
@@ -65,7 +65,7 @@ def test_what_has_no_pairs_is_refused(tmp_path: Path) -> None:
             read_entry(text)
 
 
-def test_one_task_gives_no_interval(tmp_path: Path) -> None:
+def test_single_task_has_no_interval(tmp_path: Path) -> None:
     make_run(tmp_path / "a", [0.5])
     written = (tmp_path / "a" / "eval_results" / "step_7.json").read_text()
     (summary, *_) = json.loads(written, parse_constant=pytest.fail)["few_shot_summary"]["fim"]
@@ -74,16 +74,16 @@ def test_one_task_gives_no_interval(tmp_path: Path) -> None:
     assert Estimate.of([0.5, 0.5]).percent(signed=True) == "+50.0 ± 0.0"
 
 
-def test_seeds_give_an_interval_of_their_own() -> None:
+def test_several_seeds_add_an_interval_over_seeds() -> None:
     a = np.array([[0.50, 0.70], [0.40, 0.60], [0.45, 0.65]])
     b = a - np.array([[0.030], [0.016], [0.020]])
-    # every task differs alike; seeds do not, and three of them are few: t is 4.30
+    # differences are equal for all tasks but vary between the three seeds, for which t is 4.30
     assert percent_difference_by_seed(a, b) == "+2.2 ± 0.0 (± 1.8)"
     assert percent_difference_by_seed(a[:1], b[:1]) == "+3.0 ± 0.0"
     assert Estimate.of_seeds([0.013, 0.026, 0.010]).percent() == "1.6 ± 2.1"
 
 
-def test_the_task_key_ignores_training_and_readout_but_not_tasks() -> None:
+def test_task_key_depends_on_the_tasks_but_not_on_training_or_readout() -> None:
     config = RunConfig()
 
     def key(section: str, **changes: object) -> str:

@@ -1,4 +1,4 @@
-"""The audit of tasks finds each fault that is planted, and no fault in sound tasks."""
+"""Tests that the task audit finds every planted problem, and none in correct tasks."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,7 +22,7 @@ N_TASKS = 30
 
 
 def sentences(tokenizer: TextTokenizer, signs: Callable[[int, int], str] | None = None) -> SentenceTasks:
-    """Labelled sentences of random words; by default of the same number of words for every label."""
+    """Tasks of labelled sentences of random words. By default all sentences have the same number of words."""
     rng = np.random.default_rng(0)
     return SMLMT.from_sentences(
         [
@@ -39,7 +39,7 @@ def sentences(tokenizer: TextTokenizer, signs: Callable[[int, int], str] | None 
 
 
 def changed(tasks: SentenceTasks, change: Callable[[Episode], Episode]) -> SentenceTasks:
-    """The same tasks with a fault in each."""
+    """The tasks with `change` applied to every episode."""
     sample = tasks.sample
     tasks.sample = lambda step, index: change(sample(step, index))  # type: ignore[method-assign]
     return tasks
@@ -53,7 +53,7 @@ def look_at(tasks: SMLMT | SentenceTasks, tokenizer: TextTokenizer) -> Audit:
     return audit(tasks, tokenizer, N_TASKS)
 
 
-def test_sound_tasks_have_no_problem(make_tasks: MakeTasks, tokenizer: TextTokenizer) -> None:
+def test_correct_tasks_have_no_problem(make_tasks: MakeTasks, tokenizer: TextTokenizer) -> None:
     rng = np.random.default_rng(0)
     documents = [" ".join(rng.choice(WORDS, 200)) for _ in range(40)]
     config = all_words(n_way=3, k_shot=3, q_query=3, context_tokens=16, max_word_freq=10_000)
@@ -67,17 +67,17 @@ def test_sound_tasks_have_no_problem(make_tasks: MakeTasks, tokenizer: TextToken
     assert {"document", "tenth of the document", "first token", *LENGTHS} <= {*found.accuracies}
 
 
-def test_a_length_that_tells_the_class_is_found(tokenizer: TextTokenizer) -> None:
+def test_length_that_reveals_the_class_is_found(tokenizer: TextTokenizer) -> None:
     tasks = sentences(tokenizer, lambda label, number: " !" * (9 * label + number % 2))
     found = look_at(tasks, tokenizer)
-    assert any(problem.startswith("the length of a context tells its class") for problem in found.problems)
+    assert any(problem.startswith("the length of a context reveals its class") for problem in found.problems)
     assert np.mean(found.accuracies["length"]) > 0.7
     assert np.mean([lengths_only_accuracy(tasks.sample(0, i), tokenizer) for i in range(N_TASKS)]) > 0.7
     whole = audit(tasks, tokenizer, N_TASKS, judge_lengths=False)
     assert not any("length" in problem for problem in whole.problems)
 
 
-def test_a_number_of_masks_that_tells_the_class_is_found(tokenizer: TextTokenizer) -> None:
+def test_number_of_masks_that_reveals_the_class_is_found(tokenizer: TextTokenizer) -> None:
     def add_masks(episode: Episode) -> Episode:
         parts = []
         for part in (episode.support, episode.query):
@@ -91,7 +91,7 @@ def test_a_number_of_masks_that_tells_the_class_is_found(tokenizer: TextTokenize
     assert "number of masks" in found.above_chance
 
 
-def test_copies_are_counted(tokenizer: TextTokenizer) -> None:
+def test_exact_copies_are_counted(tokenizer: TextTokenizer) -> None:
     def copy(episode: Episode) -> Episode:
         return with_query(episode, input_ids=episode.support.input_ids, lengths=episode.support.lengths)
 
@@ -113,16 +113,16 @@ def test_near_copies_are_counted(tokenizer: TextTokenizer, n_changed: int, n_nea
     assert any("by at most 2 tokens" in problem for problem in found.problems) == (n_near > 0)
 
 
-def test_class_words_that_can_be_read_are_counted(tokenizer: TextTokenizer) -> None:
+def test_visible_class_words_are_counted(tokenizer: TextTokenizer) -> None:
     tasks = changed(sentences(tokenizer), lambda episode: replace(episode, words=(WORDS[0], "absent", "lacking")))
     found = look_at(tasks, tokenizer)
-    # 12 of the 15 words stand in each sentence
+    # each sentence contains 12 of the 15 words
     assert found.visible.keys() == {WORDS[0]}
     assert 0.7 < found.visible.total() / found.n_contexts < 0.9
     assert any("show a class word unmasked ('apple')" in problem for problem in found.problems)
 
 
-def test_unequal_numbers_of_contexts_are_found(tokenizer: TextTokenizer) -> None:
+def test_tasks_with_unbalanced_labels_are_counted(tokenizer: TextTokenizer) -> None:
     def relabel(episode: Episode) -> Episode:
         labels = episode.query.labels.clone()
         labels[0] = 2
@@ -131,7 +131,7 @@ def test_unequal_numbers_of_contexts_are_found(tokenizer: TextTokenizer) -> None
     assert look_at(changed(sentences(tokenizer), relabel), tokenizer).unbalanced == N_TASKS
 
 
-def test_the_accuracy_of_a_shortcut_is_chance_if_all_contexts_are_alike(tokenizer: TextTokenizer) -> None:
+def test_shortcut_accuracy_is_chance_if_all_contexts_are_equal(tokenizer: TextTokenizer) -> None:
     episode = sentences(tokenizer).sample(0, 0)
     one = np.ones((9, 1), dtype=np.int64)
     assert (shortcut_hits(one, one, episode) == 1 / 3).all()
@@ -139,8 +139,8 @@ def test_the_accuracy_of_a_shortcut_is_chance_if_all_contexts_are_alike(tokenize
     assert shortcut_hits(labels, episode.query.labels.numpy()[:, None], episode).all()
 
 
-def test_chance_finds_in_a_few_words_are_no_fault() -> None:
-    """One word of eight that happens to have contexts of one length, in many tasks."""
+def test_a_shortcut_in_a_single_word_is_not_a_problem() -> None:
+    """One of eight words happens to have contexts of one length, which recur in many tasks."""
     assert not _is_above_chance([[0.6] * 500, *[[0.0] * 500] * 7], chance=1 / 3)
     assert _is_above_chance([[0.1, 0.3]] * 8, chance=1 / 3)
     assert not _is_above_chance([[0.02]] * 500, chance=1 / 3)

@@ -1,4 +1,4 @@
-"""CoNLL files, and fine-tuning on them."""
+"""Tests reading of CoNLL files, and fine-tuning on tagged sentences."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from pico_ds.evaluation.word_features import encode_sentences
 from pico_ds.meta.model_builder import build_meta_model
 
 
-def test_columns_may_be_parted_by_tabs_or_spaces_and_numbered(tmp_path: Path) -> None:
+def test_columns_may_be_separated_by_tabs_or_spaces_and_numbered(tmp_path: Path) -> None:
     wanted = [
         TaggedSentence(("New", "York", "sleeps"), ("B-LOC", "I-LOC", "O")),
         TaggedSentence(("Ann", "."), ("B-PER", "O")),
@@ -41,13 +41,17 @@ def test_columns_may_be_parted_by_tabs_or_spaces_and_numbered(tmp_path: Path) ->
     ],
     ids=["number first", "number later", "counts in one sentence", "hashes", "comment", "byte order mark", "U+2028"],
 )
-def test_words_that_look_like_something_else_are_words(tmp_path: Path, text: str, words: tuple[str, ...]) -> None:
+def test_words_that_look_like_numbers_or_comments_are_read_as_words(
+    tmp_path: Path, text: str, words: tuple[str, ...]
+) -> None:
     path = tmp_path / "own.conll"
     path.write_text(text, encoding="utf-8")
     assert read_conll(path)[0].words == words
 
 
-def test_entities_that_begin_with_i_are_read_as_if_with_b(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_entities_that_begin_with_i_are_read_as_b_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = tmp_path / "iob1.conll"
     path.write_text("the O\nNew I-LOC\nYork I-LOC\nParis B-LOC\nAnn I-PER\n\nYork I-LOC\n")
     first, second = read_conll(path)
@@ -61,10 +65,10 @@ def test_entities_that_begin_with_i_are_read_as_if_with_b(tmp_path: Path, caplog
     [
         ("New B-LOC\nYork\n", r"bad.conll:2: got 'York'; expected a word and, in the last column, a tag"),
         ("New LOC\n", r"bad.conll:1: got 'New LOC'"),
-        ("# nothing\n\n", "holds no sentence"),
+        ("# nothing\n\n", "contains no sentence"),
     ],
 )
-def test_bad_lines_are_named(tmp_path: Path, text: str, message: str) -> None:
+def test_errors_name_the_bad_line_or_file(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "bad.conll"
     path.write_text(text)
     with pytest.raises(DataError, match=message):
@@ -74,7 +78,7 @@ def test_bad_lines_are_named(tmp_path: Path, text: str, message: str) -> None:
 
 
 def sentences(count: int, offset: int = 0) -> list[TaggedSentence]:
-    """Animals are entities of two words, tools of one."""
+    """Sentences with one entity each: a two-word animal or a one-word tool."""
     found = []
     for number in range(offset, offset + count):
         name, tags = (("apple", "castle"), ("B-ANI", "I-ANI")) if number % 2 else (("hammer",), ("B-TOOL",))
@@ -82,7 +86,7 @@ def sentences(count: int, offset: int = 0) -> list[TaggedSentence]:
     return found
 
 
-def test_the_last_token_of_a_word_carries_its_tag(tokenizer: TextTokenizer) -> None:
+def test_the_label_of_a_word_is_at_its_last_token(tokenizer: TextTokenizer) -> None:
     (one,) = encode_sentences(
         [TaggedSentence(("hammer", "5"), ("B-TOOL", "O"))], tokenizer, ["B-TOOL", "O"], max_length=40
     )
@@ -92,23 +96,23 @@ def test_the_last_token_of_a_word_carries_its_tag(tokenizer: TextTokenizer) -> N
     (cut,) = encode_sentences(
         [TaggedSentence(("hammer", "5"), ("B-TOOL", "O"))], tokenizer, ["B-TOOL", "O"], len(words[0])
     )
-    assert cut.labels.tolist() == [0], "a word that does not fit is left out"
+    assert cut.labels.tolist() == [0], "a word that does not fit is dropped"
 
 
 @pytest.mark.parametrize("mode", ["head", "full"])
-def test_it_learns_what_can_be_learned(mode: Mode, tokenizer: TextTokenizer) -> None:
+def test_fine_tuning_learns_is_deterministic_and_keeps_the_decoder(mode: Mode, tokenizer: TextTokenizer) -> None:
     shape = ModelConfig(d_model=48, n_layers=1, attention_n_heads=4, attention_n_kv_heads=2, activation_hidden_dim=96)
     decoder = build_meta_model(shape, MetaConfig(), 2, tokenizer.vocab_size, seed=0).decoder.requires_grad_(False)
     before = {name: weight.clone() for name, weight in decoder.state_dict().items()}
     splits = Splits(sentences(40), sentences(10, 40), sentences(10, 50))
     settings = FineTuning(max_steps=150, min_steps=50, patience_steps=30, batch_size=4, head_lr=3e-2, body_lr=3e-3)
     first, again = (fine_tune(decoder, tokenizer, splits, mode, 0, 64, settings) for _ in range(2))
-    assert first == again, "a function of the seed"
+    assert first == again, "the result depends only on the seed"
     assert first.f1 > 0.9
     assert all(torch.equal(before[name], weight) for name, weight in decoder.state_dict().items())
 
 
-def test_one_file_is_split_by_its_words() -> None:
+def test_the_set_of_a_sentence_depends_only_on_its_words() -> None:
     many = sentences(400)
     first, fewer, twice = Splits.of_one(many), Splits.of_one(many[::2]), Splits.of_one([*many, *many])
     assert [len(part) / 400 for part in (first.train, first.dev, first.test)] == pytest.approx(
@@ -117,8 +121,8 @@ def test_one_file_is_split_by_its_words() -> None:
     assert first.tags == ["B-ANI", "B-TOOL", "I-ANI", "O"]
     for name in ("train", "dev", "test"):
         whole = [one.words for one in getattr(first, name)]
-        assert {one.words for one in getattr(fewer, name)} <= {*whole}, "what else is in the file does not matter"
-        assert sorted(one.words for one in getattr(twice, name)) == sorted(2 * whole), "no sentence is in two parts"
+        assert {one.words for one in getattr(fewer, name)} <= {*whole}, "other sentences in the file do not matter"
+        assert sorted(one.words for one in getattr(twice, name)) == sorted(2 * whole), "no sentence is in two sets"
 
 
 @pytest.mark.parametrize(
@@ -129,19 +133,19 @@ def test_one_file_is_split_by_its_words() -> None:
         (0, 4, 4, "the train set has 0 sentences"),
     ],
 )
-def test_sets_that_say_nothing_are_refused(train: int, dev: int, test: int, message: str) -> None:
+def test_sets_without_entities_fail(train: int, dev: int, test: int, message: str) -> None:
     with pytest.raises(DataError, match=message):
         Splits(sentences(train), sentences(dev), sentences(test))
     plain = [TaggedSentence(("no", "name"), ("O", "O"))]
-    with pytest.raises(DataError, match="the test set has 1 sentences and no entity, so that F1 says nothing"):
+    with pytest.raises(DataError, match="the test set has 1 sentences and no entity, so F1 is undefined"):
         Splits(sentences(4), sentences(4), plain)
 
 
-def test_fine_tuning_ends_by_what_is_learned_and_not_by_early_luck(tokenizer: TextTokenizer) -> None:
+def test_fine_tuning_runs_for_the_minimum_steps_and_marks_the_maximum(tokenizer: TextTokenizer) -> None:
     shape = ModelConfig(d_model=48, n_layers=1, attention_n_heads=4, attention_n_kv_heads=2, activation_hidden_dim=96)
     decoder = build_meta_model(shape, MetaConfig(), 2, tokenizer.vocab_size, seed=0).decoder.requires_grad_(False)
     splits = Splits(sentences(40), sentences(10, 40), sentences(10, 50))
-    # three steps an epoch: F1 is 0 in the first epochs, whatever is learned
+    # an epoch has three steps, so F1 is 0 in the first epochs even though the model learns
     found = fine_tune(decoder, tokenizer, splits, "head", 0, 64)
     assert found.steps >= FineTuning().min_steps
     assert found.f1 > 0.9
@@ -149,4 +153,4 @@ def test_fine_tuning_ends_by_what_is_learned_and_not_by_early_luck(tokenizer: Te
     assert (cut.steps, cut.at_limit) == (60, True)
     table = ner_table({"trained, head": [found, cut]}, "F1")
     assert "60*" in next(iter(table.columns[3].cells))
-    assert "ended by the most steps" in str(table.caption)
+    assert "stopped at the maximum number of steps" in str(table.caption)

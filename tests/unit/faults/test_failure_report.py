@@ -1,4 +1,4 @@
-"""Which rank is named, and what is left on the disk."""
+"""The failure report: the rank it names first, and the files it writes."""
 
 from pathlib import Path
 
@@ -18,22 +18,28 @@ def failure(rank: int, cause: Cause, at: float, step: int = 5) -> RankFailure:
 @pytest.mark.parametrize(
     ("failures", "dead", "mute", "first", "others"),
     [
-        # the log of a rank that lost another may be the first on the disk
+        # a rank that lost another rank may write its log first
         (
             [failure(0, "lost_peer", 1.0), failure(2, "error", 2.0), failure(1, "error", 3.0)],
             [],
             [],
             "rank 2, after 5 steps: error of 2",
-            ["rank 1, after 5 steps: error of 1", "rank 0 ended for want of it, after 5 steps"],
+            ["rank 1, after 5 steps: error of 1", "rank 0 ended as a result, after 5 steps"],
         ),
-        ([failure(0, "lost_peer", 1.0)], [1, 3], [], "rank 1 died without a word", ["rank 3 died", "rank 0 ended"]),
+        (
+            [failure(0, "lost_peer", 1.0)],
+            [1, 3],
+            [],
+            "rank 1 died without an error message",
+            ["rank 3 died", "rank 0 ended"],
+        ),
         ([failure(0, "waited", 1.0), failure(1, "hang", 2.0)], [], [2], "rank 1, after 5", ["rank 0 ended"]),
         ([failure(0, "waited", 1.0)], [], [1], "rank 1 hangs outside of Python", ["rank 0 ended"]),
-        # of another node, which this one knows nothing of
+        # the rank that failed first is on another node, about which this node knows nothing
         ([failure(0, "lost_peer", 1.0)], [], [1], "rank 0, after 5 steps: error of 0", []),
     ],
 )
-def test_the_first_is_the_one_with_an_error_of_its_own(
+def test_first_rank_is_the_one_with_its_own_error(
     failures: list[RankFailure], dead: list[int], mute: list[int], first: str, others: list[str]
 ) -> None:
     named, rest = name_the_first(failures, dead, mute)
@@ -42,7 +48,7 @@ def test_the_first_is_the_one_with_an_error_of_its_own(
     assert all(told.startswith(expected) for told, expected in zip(rest, others, strict=True))
 
 
-def test_a_report_is_written_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_report_is_written_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = RunDirectory(tmp_path / "run")
     report = FailureReport(run, Process(0, 1, 0, torch.device("cpu")), {"device": "cpu"}, started=0)
     report.begin(lambda: 7)
@@ -60,12 +66,14 @@ def test_a_report_is_written_once(tmp_path: Path, capsys: pytest.CaptureFixture[
     )
 
 
-def test_a_disk_that_is_full_hides_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """What ended the run is raised by the caller; that its log could not be written is said beside it."""
+def test_error_is_reported_even_if_its_log_cannot_be_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The caller raises the error that ended the run. The report prints that its log could not be written."""
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "logs").write_text("in the way")
     report = FailureReport(RunDirectory(tmp_path / "run"), Process(0, 1, 0, torch.device("cpu")), {}, started=0)
     report.write(ValueError("first"), "error")
     said = capsys.readouterr().err
-    assert f"rank 0: of this failure: {tmp_path}/run/logs: File exists" in said
+    assert f"rank 0: cannot record this failure: {tmp_path}/run/logs: File exists" in said
     assert "first      rank 0, after 0 steps: ValueError: first" in said

@@ -1,4 +1,4 @@
-"""A rank whose launcher dies stops, whichever of the launcher's processes it was; costs a second."""
+"""Stop signals, and the launcher processes whose death stops a rank."""
 
 import os
 import signal
@@ -26,7 +26,7 @@ TERMINAL = ("tmux: server", ["tmux"])
 @pytest.mark.parametrize(
     ("ancestors", "length"),
     [
-        ([LAUNCH, RUNNER, SHELL, SSHD], 2),  # a session of the user's own: nohup lets it outlive the connection
+        ([LAUNCH, RUNNER, SHELL, SSHD], 2),  # an interactive session, whose command may outlive the connection
         ([LAUNCH, REMOTE_SHELL, SSHD, SSHD], 3),  # the deepspeed launcher, on another node
         ([TORCHRUN, SSHD], 2),
         ([TORCHRUN, SHELL, TERMINAL], 1),
@@ -36,21 +36,21 @@ TERMINAL = ("tmux: server", ["tmux"])
         ([("sh", ["sh", "torchrun"]), SSHD], 0),
     ],
 )
-def test_the_chain_ends_with_the_topmost_launcher(ancestors: list[tuple[str, list[str]]], length: int) -> None:
+def test_chain_ends_with_the_topmost_launcher(ancestors: list[tuple[str, list[str]]], length: int) -> None:
     assert _length(ancestors, is_rank=False) == length
 
 
-def test_the_parent_of_one_rank_of_several_is_a_launcher() -> None:
+def test_parent_of_a_rank_is_a_launcher_if_there_are_other_ranks() -> None:
     assert _length([("my-launcher", ["my-launcher"]), SHELL], is_rank=True) == 1
     assert not is_launcher(["my-launcher"], "my-launcher")
 
 
-def test_a_remote_command_that_ignores_the_hangup_outlives_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chain_excludes_the_connection_if_sighup_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(signal, "getsignal", lambda _: signal.SIG_IGN)
     assert _length([TORCHRUN, SSHD], is_rank=True) == 1
 
 
-#: a rank that says what it notes, below a parent below a grandparent; each program is one file, named as a launcher
+#: a rank that prints the signal it records, and the parent and grandparent processes, whose file names are launchers
 RANK = """
 import sys, time
 from pico_ds.faults.stop_signals import StopSignals
@@ -81,7 +81,7 @@ def programs(tmp_path: Path) -> dict[str, Path]:
 
 @pytest.fixture
 def launched(programs: dict[str, Path], request: pytest.FixtureRequest) -> Iterator[tuple[subprocess.Popen[str], int]]:
-    """A rank below two launchers; the process of the upper one, and the id of the lower one."""
+    """Start a rank below two launchers. Return the process of the upper launcher and the id of the lower one."""
     command = [sys.executable, *map(str, programs.values()), request.param]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=Path(__file__).parents[3]
@@ -97,15 +97,15 @@ def launched(programs: dict[str, Path], request: pytest.FixtureRequest) -> Itera
 
 @pytest.mark.parametrize("launched", ["training"], indirect=True)
 @pytest.mark.parametrize("place", ["grandparent", "parent"])
-def test_whichever_launcher_dies_the_rank_notices(launched: tuple[subprocess.Popen[str], int], place: str) -> None:
+def test_rank_notices_the_death_of_any_launcher(launched: tuple[subprocess.Popen[str], int], place: str) -> None:
     process, lower = launched
     os.kill(process.pid if place == "grandparent" else lower, signal.SIGKILL)
     assert process.stdout is not None
-    assert process.stdout.read() == "the launcher has gone\n"
+    assert process.stdout.read() == "the launcher has died\n"
 
 
 @pytest.mark.parametrize("launched", ["starting"], indirect=True)
-def test_a_rank_that_has_not_begun_to_train_ends_with_its_launcher(
+def test_rank_that_is_still_starting_dies_with_its_launcher(
     launched: tuple[subprocess.Popen[str], int],
 ) -> None:
     process, _ = launched
@@ -114,10 +114,10 @@ def test_a_rank_that_has_not_begun_to_train_ends_with_its_launcher(
     started = time.monotonic()
     output = process.stdout.read()
     assert time.monotonic() - started < 5
-    assert output == "the launcher has gone: ending before the first step\n"
+    assert output == "the launcher has died: exiting before the first step\n"
 
 
-def test_a_hangup_stops_a_run_unless_it_is_ignored() -> None:
+def test_sighup_stops_a_run_unless_it_is_ignored() -> None:
     code = "from pico_ds.faults.stop_signals import StopSignals as S; s = S(); s.install(); "
     code += "import os, signal; os.kill(os.getpid(), signal.SIGHUP); print(s.received)"
     for prefix, expected in (([], "SIGHUP"), (["nohup"], "None")):
@@ -125,7 +125,7 @@ def test_a_hangup_stops_a_run_unless_it_is_ignored() -> None:
         assert done.stdout.strip() == expected
 
 
-def test_the_second_interrupt_stops_at_once() -> None:
+def test_second_interrupt_stops_at_once() -> None:
     code = "from pico_ds.faults.stop_signals import StopSignals as S; s = S(); s.install(); import os, time; "
     code += "me = os.getpid(); os.kill(me, 2); os.kill(me, 2); print(s.received, flush=True); time.sleep(1.1); "
     code += "os.kill(me, 2); print('went on')"

@@ -1,4 +1,4 @@
-"""The watchdog ends a process that hangs, wherever it hangs, and no other."""
+"""The watchdog ends a process that hangs, in Python or native code, and no other process."""
 
 import subprocess
 import sys
@@ -23,8 +23,8 @@ def run_code(code: str, directory: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
 
 
-def test_a_rank_that_waits_for_a_dead_one_is_ended(tmp_path: Path) -> None:
-    """A collective of NCCL waits on when a rank has died, and no signal gets through to it."""
+def test_rank_that_waits_for_a_dead_rank_is_ended(tmp_path: Path) -> None:
+    """After a rank dies, an NCCL collective waits forever and does not react to signals."""
     code = """
         import signal
         import pico_ds.faults.watchdog
@@ -37,10 +37,10 @@ def test_a_rank_that_waits_for_a_dead_one_is_ended(tmp_path: Path) -> None:
     """
     done = run_code(textwrap.dedent(code), tmp_path)
     assert done.returncode == HANG_EXIT_CODE
-    assert "rank 3: rank 1 of this node has died, and this one waits for it" in done.stderr
+    assert "rank 3: rank 1 of this node has died, and this rank waits for it" in done.stderr
 
 
-def test_a_rank_that_goes_on_is_not_ended_for_a_dead_one(tmp_path: Path) -> None:
+def test_rank_with_progress_is_not_ended_when_another_rank_dies(tmp_path: Path) -> None:
     code = """
         import pico_ds.faults.watchdog
         dog.stop()
@@ -51,18 +51,18 @@ def test_a_rank_that_goes_on_is_not_ended_for_a_dead_one(tmp_path: Path) -> None
     assert run_code(textwrap.dedent(code), tmp_path).returncode == 0
 
 
-def test_progress_keeps_it_quiet(tmp_path: Path) -> None:
+def test_rank_with_progress_is_not_ended(tmp_path: Path) -> None:
     done = run_code("for _ in range(8): time.sleep(0.3); dog.beat()\ndog.stop()\ntime.sleep(2)", tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_logs_that_are_gone_are_no_failure(tmp_path: Path) -> None:
-    """The file of stacks is empty at the end of a sound run, and removing it may fail: a disk became read-only."""
+def test_stop_tolerates_a_missing_stack_file(tmp_path: Path) -> None:
+    """Removing the empty stack file at the end of a run may fail, for example on a read-only disk."""
     assert run_code("dog._path.unlink()\ndog.stop()", tmp_path).returncode == 0
 
 
-def test_a_hang_is_ended_with_its_stack(tmp_path: Path) -> None:
+def test_hanging_rank_is_ended_and_its_stack_is_written(tmp_path: Path) -> None:
     done = run_code("def stuck_here(): time.sleep(60)\nstuck_here()", tmp_path)
     assert done.returncode == HANG_EXIT_CODE
     assert "rank 3: no progress for 1 s (training.hang_timeout_seconds)" in done.stderr
@@ -70,12 +70,12 @@ def test_a_hang_is_ended_with_its_stack(tmp_path: Path) -> None:
     assert "in stuck_here" in (tmp_path / "stacks_rank_3.txt").read_text()
 
 
-def test_a_hang_that_holds_the_interpreter_lock_is_ended_too(tmp_path: Path) -> None:
+def test_hang_with_the_interpreter_lock_is_ended(tmp_path: Path) -> None:
     done = run_code("def stuck_here(): ctypes.PyDLL(None).sleep(60)\nstuck_here()", tmp_path)
     assert done.returncode == 1
     assert "in stuck_here" in (tmp_path / "stacks_rank_3.txt").read_text()
 
 
 @pytest.mark.parametrize("end", ["dog.stop()", "pass"])
-def test_a_process_ends_at_once(tmp_path: Path, end: str) -> None:
+def test_watchdog_does_not_delay_the_exit_of_the_process(tmp_path: Path, end: str) -> None:
     assert run_code(end, tmp_path).returncode == 0

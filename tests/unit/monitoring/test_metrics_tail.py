@@ -1,4 +1,4 @@
-"""metrics.jsonl is read once, as it grows, and anew where a resume has taken lines out."""
+"""Each line of metrics.jsonl is read once. A file from which a resume has removed lines is read again."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ def append(path: Path, text: str) -> None:
         file.write(text)
 
 
-def test_a_file_that_is_not_there_yet(path: Path) -> None:
+def test_missing_file_has_no_metrics(path: Path) -> None:
     tail = MetricsTail(path)
     tail.read()
     assert (tail.step, tail.line_count, tail.written_at) == (0, 0, None)
@@ -37,7 +37,7 @@ def test_a_file_that_is_not_there_yet(path: Path) -> None:
     assert tail.written_at is None
 
 
-def test_a_half_written_line_is_taken_when_it_is_whole(path: Path) -> None:
+def test_incomplete_line_is_read_when_it_is_complete(path: Path) -> None:
     tail = MetricsTail(path, ("ar/loss",))
     whole = lines(1, 3)
     append(path, whole[:-9])
@@ -49,11 +49,11 @@ def test_a_half_written_line_is_taken_when_it_is_whole(path: Path) -> None:
     assert tail.series["ar/loss"].values == [9.0, 8.0, 7.0]
 
 
-def test_what_was_read_is_not_read_again(path: Path) -> None:
+def test_lines_are_read_only_once(path: Path) -> None:
     tail = MetricsTail(path)
     append(path, lines(1, 3))
     tail.read()
-    # in place, and as long: nobody does so but this test
+    # overwrite the lines in place with the same length, so that reading them again would show
     stat = path.stat()
     with path.open("r+") as file:
         file.write("x" * (stat.st_size - 1))
@@ -63,7 +63,7 @@ def test_what_was_read_is_not_read_again(path: Path) -> None:
     assert tail.newest["skipped_steps"] == (4, 2)
 
 
-def test_a_resume_takes_lines_out(path: Path) -> None:
+def test_file_is_read_again_after_a_resume_removes_lines(path: Path) -> None:
     tail = MetricsTail(path, ("ar/loss",))
     append(path, lines(1, 9) + '{"step": 10, "lr"')
     tail.read()
@@ -74,20 +74,20 @@ def test_a_resume_takes_lines_out(path: Path) -> None:
     append(path, lines(7, 12))
     tail.read()
     assert tail.series["ar/loss"].values == [10.0 - step for step in range(1, 13)]
-    # the new file may be longer than the old one was
+    # a replaced file may be longer than the old one
     replace_text(path, lines(1, 20))
     tail.read()
     assert tail.line_count == 20
 
 
-def test_a_damaged_line_is_passed_over(path: Path) -> None:
+def test_damaged_lines_are_skipped(path: Path) -> None:
     append(path, lines(1, 1) + "\0\0\0\n[1]\n{}\n" + lines(2, 2))
     tail = MetricsTail(path)
     tail.read()
     assert (tail.step, tail.line_count) == (2, 2)
 
 
-def test_an_evaluation_and_a_null_do_not_hide_the_last_value(path: Path) -> None:
+def test_newest_value_survives_evaluation_lines_and_nulls(path: Path) -> None:
     append(path, lines(1, 2) + json.dumps({"step": 2, "eval/validation_loss": 3.0}) + "\n")
     append(path, json.dumps({"step": 3, "lr": 0.1, "ar/loss": None}) + "\n")
     tail = MetricsTail(path, ("ar/loss",))
@@ -98,7 +98,7 @@ def test_an_evaluation_and_a_null_do_not_hide_the_last_value(path: Path) -> None
     assert tail.series["ar/loss"].values == [9.0, 8.0]
 
 
-def test_a_series_is_bounded_and_keeps_its_course() -> None:
+def test_series_is_bounded_and_keeps_its_shape() -> None:
     series = Series()
     for number in range(100_000):
         series.add(float(number))
@@ -108,8 +108,8 @@ def test_a_series_is_bounded_and_keeps_its_course() -> None:
     assert series.values[-1] > 99_000
 
 
-def test_of_a_long_run_a_sample_is_read(path: Path) -> None:
-    """A first look at weeks takes no longer than one at days, and shows the same course."""
+def test_long_file_is_sampled(path: Path) -> None:
+    """The first read of a long file takes a bounded time, and its series has the shape of the whole file."""
     count = 60_000
     padding = "x" * 150
     with path.open("w") as file:

@@ -1,4 +1,4 @@
-"""Reading runs, grouping seeds, and the page about them."""
+"""Reading the records of runs, grouping seeds, and writing the report page."""
 
 import json
 import re
@@ -48,23 +48,23 @@ def make_run(
     return path
 
 
-def test_seeds_of_one_experiment_are_a_band(tmp_path: Path) -> None:
+def test_seeds_of_one_experiment_are_grouped_into_a_band(tmp_path: Path) -> None:
     records = [Record.read(make_run(tmp_path / f"run-{seed}", seed)) for seed in (0, 2)]
     other = Record.read(make_run(tmp_path / "other", 0, learner="protonet"))
     groups = group_by_experiment([*records, other])
     assert [(group.name, len(group.records)) for group in groups] == [("run", 2), ("other", 1)]
     tokens, mean, least, most = groups[0].series("ar/loss")
-    # at equal tokens: seed 0 is 5 - tokens / 1000 there, seed 2 the same plus 2, two tokens later
+    # interpolated at equal tokens: seed 0 is 5 - tokens / 1000; seed 2 is larger by 2 and shifted by two tokens
     assert (tokens[0], tokens[-1]) == (102, 1000)
     np.testing.assert_allclose(least, 5 - tokens / 1000)
     np.testing.assert_allclose(most, 7 - (tokens - 2) / 1000)
     np.testing.assert_allclose(mean, (least + most) / 2)
     assert groups[0].series("nothing") is None
-    # an evaluation stands at the tokens of the line before
+    # an evaluation is plotted at the tokens of the previous training line
     assert groups[1].series("eval/validation_loss")[0].tolist() == [1000]
 
 
-def test_differences_in_the_tables_are_paired(tmp_path: Path) -> None:
+def test_differences_between_runs_are_paired_by_task(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / "a", 0), make_run(tmp_path / "b", 0, learner="anil", accuracy=0.3)]
     (table,) = few_shot_tables(group_by_experiment([Record.read(run) for run in runs]))
     assert (table.title, table.columns) == ("Few-shot: 5-way 1-shot, 5 queries, test words", ["method", "a", "b"])
@@ -96,7 +96,7 @@ class References(HTMLParser):
             self.captions.append(data)
 
 
-def test_the_report_is_one_file_that_refers_to_nothing_else(tmp_path: Path) -> None:
+def test_report_page_is_self_contained(tmp_path: Path) -> None:
     names = ["<b>a", "b"]
     runs = [make_run(tmp_path / names[0], 0), make_run(tmp_path / names[1], 0, learner="anil")]
     path = write_report(group_by_experiment([Record.read(run) for run in runs]), tmp_path / "report")
@@ -129,7 +129,7 @@ def test_panels_side_by_side_share_their_axes(tmp_path: Path) -> None:
     np.testing.assert_allclose(adaptation.lines[1].y, [35, 45])
 
 
-def test_what_is_no_run_is_said(tmp_path: Path) -> None:
+def test_missing_or_damaged_run_files_fail(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"holds no training_config.yaml; give the directory of a run"):
         Record.read(tmp_path)
     run = make_run(tmp_path / "run", 0)
@@ -138,7 +138,7 @@ def test_what_is_no_run_is_said(tmp_path: Path) -> None:
         Record.read(run)
 
 
-def test_lines_that_are_no_records_are_left_out_and_counted(tmp_path: Path) -> None:
+def test_lines_that_are_not_records_are_skipped_and_counted(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", 0)
     before = Record.read(run)
     with (run / "logs" / "metrics.jsonl").open("a") as file:
@@ -148,7 +148,7 @@ def test_lines_that_are_no_records_are_left_out_and_counted(tmp_path: Path) -> N
 
 
 def change_few_shot(run: Path, name: str = "few_shot_step_10", **changes: Any) -> None:
-    """Write the few-shot results of a run with other content; keys of a setting go into the setting."""
+    """Write the few-shot results of a run with changes, each to the first setting or to the top level."""
     content = json.loads((run / "eval_results" / "few_shot_step_10.json").read_text())
     setting = content["settings"][0]
     for key, value in changes.items():
@@ -161,7 +161,7 @@ def change_few_shot(run: Path, name: str = "few_shot_step_10", **changes: Any) -
     [{"task_key": "b"}, {"word_split": "validation"}, {"q_query": 2}, {"documents": "same"}, {"k_shot": 5}],
     ids=str,
 )
-def test_what_was_judged_on_other_tasks_is_not_paired(tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_results_on_different_tasks_are_not_paired(tmp_path: Path, changes: dict[str, Any]) -> None:
     runs = [make_run(tmp_path / "a", 0), make_run(tmp_path / "b", 0, learner="anil", accuracy=0.3)]
     change_few_shot(runs[1], **changes)
     tables = few_shot_tables(group_by_experiment([Record.read(run) for run in runs]))
@@ -169,7 +169,7 @@ def test_what_was_judged_on_other_tasks_is_not_paired(tmp_path: Path, changes: d
     assert len({table.title for table in tables}) == 2
 
 
-def test_results_of_other_options_are_columns_of_their_own(tmp_path: Path) -> None:
+def test_results_with_different_options_are_separate_columns(tmp_path: Path) -> None:
     run = make_run(tmp_path / "a", 0)
     change_few_shot(run, "few_shot_pre_step_10", readout="pre", by_step=[[0.6, 0.7], [0.7, 0.8]])
     change_few_shot(run, "few_shot_topics_step_10", data="topics.jsonl")
@@ -179,7 +179,7 @@ def test_results_of_other_options_are_columns_of_their_own(tmp_path: Path) -> No
     assert cells["adapted, 0 steps"][1].startswith("65.0 ± 9.8 (+10.0 ± ")
 
 
-def test_seeds_that_were_evaluated_for_longer_are_cut(tmp_path: Path) -> None:
+def test_seeds_are_cut_to_the_tasks_and_steps_they_share(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / f"run-{seed}", seed) for seed in (0, 1)]
     change_few_shot(runs[1], by_step=[[0.3, 0.4, 0.9]] * 3, by_method={"chance": [0.2] * 3})
     groups = group_by_experiment([Record.read(run) for run in runs])
@@ -196,7 +196,7 @@ def test_seeds_that_were_evaluated_for_longer_are_cut(tmp_path: Path) -> None:
     assert table.columns == ["method", "run (1 of 2 seeds)"]
 
 
-def test_no_seed_counts_twice(tmp_path: Path) -> None:
+def test_no_seed_is_counted_twice(tmp_path: Path) -> None:
     names = ("short-0", "short-1", "long-0", "long-1", "x/same", "y/same", "x/once-0", "x/once-1")
     for name in names:
         of = "protonet" if "once" in name else "anil" if "same" in name else "fomaml"
@@ -215,14 +215,16 @@ def test_no_seed_counts_twice(tmp_path: Path) -> None:
         group_by_experiment(twice)
 
 
-def test_runs_of_other_kinds_may_have_one_name(tmp_path: Path) -> None:
+def test_different_experiments_with_one_run_name_are_distinguished(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / "x" / "run", 0), make_run(tmp_path / "y" / "run", 0, learner="anil")]
     assert [group.name for group in group_by_experiment([Record.read(run) for run in runs])] == ["x-run", "y-run"]
 
 
-def test_a_run_is_named_and_counted_however_its_lines_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_in_the_working_directory_is_named_and_its_steps_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = make_run(tmp_path / "here", 0)
-    # steps on tasks alone, and at the end the line of an earlier snapshot
+    # only meta steps, and a last line of an earlier step
     lines = [{"step": 8, "tokens": 800, "meta/query_loss": 1.0}, {"step": 9, "tokens": 900}, {"step": 4, "tokens": 400}]
     (run / "logs" / "metrics.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
     monkeypatch.chdir(run)

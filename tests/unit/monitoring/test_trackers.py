@@ -1,4 +1,4 @@
-"""Every line once at wandb and in TensorBoard, however a run was cut off and resumed."""
+"""wandb and TensorBoard receive every line once, even if a run is interrupted and resumed."""
 
 import json
 import sys
@@ -16,13 +16,13 @@ from pico_ds.runs.run_directory import RunDirectory
 
 
 class PlayedWandb(ModuleType):
-    """A server that keeps the rows of every run, and an SDK that drops rows whose number is not beyond the last."""
+    """A wandb server that keeps the rows of every run, and an SDK that fails if row numbers do not increase."""
 
     def __init__(self) -> None:
         super().__init__("wandb")
         self.server: dict[str, dict[int, dict[str, Any]]] = {}
         self.inits: list[dict[str, Any]] = []
-        #: rows of this start that the "network" loses
+        #: number of the last row that the network transmits; None if it transmits all rows
         self.lost_after: int | None = None
 
     def Settings(self, **_: Any) -> None:  # noqa: N802
@@ -31,7 +31,7 @@ class PlayedWandb(ModuleType):
     def init(self, **arguments: Any) -> "SimpleNamespace":
         self.inits.append(arguments)
         online = arguments["mode"] == "online"
-        # offline, a start has a file of its own, which replaces what was there when it is synced
+        # offline, each start has a separate file, which replaces the earlier rows when it is synced
         rows: dict[int, dict[str, Any]] = {}
         if online and arguments["resume"] == "allow":
             rows = self.server.setdefault(arguments["id"], {})
@@ -74,12 +74,12 @@ def log_steps(trackers: list[Tracker], steps: range, evaluated: tuple[int, ...] 
 
 
 def seen(rows: dict[int, dict[str, Any]]) -> list[tuple[int, bool]]:
-    """Step of every row, and whether it is an evaluation."""
+    """Return the step of every row, and whether the row is an evaluation."""
     return [(row["step"], "eval/validation_loss" in row) for row in rows.values()]
 
 
 def goes_on(config: RunConfig, run: RunDirectory, step: int, changed: bool = False) -> list[Tracker]:
-    """The trackers of a run that is resumed from a step."""
+    """Return the trackers of a run that starts at step 0 or resumes from a step."""
     rewound = rewind_metrics(run.metrics, step)
     return build_trackers(config, run, step, rewritten=rewound and changed)
 
@@ -89,25 +89,25 @@ WHOLE = [(1, False), (2, False), (3, False), (3, True), (4, False), (5, False), 
 
 @pytest.mark.parametrize("mode", ["online", "offline"])
 @pytest.mark.parametrize("lost_after", [None, 3, 7])
-def test_a_resumed_run_is_one_run_at_wandb_with_every_line_once(
+def test_resumed_run_continues_its_wandb_run_with_every_line_once(
     wandb: PlayedWandb, tmp_path: Path, mode: str, lost_after: int | None
 ) -> None:
-    """It dies after step 5 and goes on from step 3, whose evaluation is done again; wandb may lack the end of it."""
+    """The run dies after step 5 and resumes from step 3. wandb may have lost the last lines of the first start."""
     run, config = RunDirectory(tmp_path / "run"), configuration(mode)
     wandb.lost_after = lost_after
     log_steps(goes_on(config, run, 0), range(1, 6), evaluated=(3,))
     wandb.lost_after = None
     log_steps(goes_on(config, run, 3), range(4, 7), evaluated=(6,))
     (rows,) = wandb.server.values()
-    # the evaluation of step 3 that came before the checkpoint is taken out of metrics.jsonl
+    # the resume removes the evaluation of step 3 from metrics.jsonl
     missing = {(3, True)} if mode == "offline" or lost_after == 3 else set()
     assert seen(rows) == [entry for entry in WHOLE if entry not in missing]
     assert [start["id"] for start in wandb.inits] == [run.wandb_id.read_text().strip()] * 2
     assert wandb.inits[0]["resume"] == ("allow" if mode == "online" else None)
 
 
-def test_an_evaluation_that_is_made_up_for_reaches_wandb(wandb: PlayedWandb, tmp_path: Path) -> None:
-    """The run was told to stop at a step that is evaluated when it goes on: the step's line was sent before."""
+def test_evaluation_after_a_resume_reaches_wandb(wandb: PlayedWandb, tmp_path: Path) -> None:
+    """The run stops at a step and evaluates it when it resumes. The training line of the step was sent before."""
     run, config = RunDirectory(tmp_path / "run"), configuration("online")
     log_steps(goes_on(config, run, 0), range(1, 4))
     trackers = goes_on(config, run, 3)
@@ -118,7 +118,7 @@ def test_an_evaluation_that_is_made_up_for_reaches_wandb(wandb: PlayedWandb, tmp
     assert seen(rows) == WHOLE
 
 
-def test_a_run_that_goes_on_otherwise_is_another_run_at_wandb(wandb: PlayedWandb, tmp_path: Path) -> None:
+def test_run_resumed_with_changes_creates_a_new_wandb_run(wandb: PlayedWandb, tmp_path: Path) -> None:
     run, config = RunDirectory(tmp_path / "run"), configuration("online")
     log_steps(goes_on(config, run, 0), range(1, 6))
     log_steps(goes_on(config, run, 3, changed=True), range(4, 7))
@@ -128,11 +128,11 @@ def test_a_run_that_goes_on_otherwise_is_another_run_at_wandb(wandb: PlayedWandb
     assert wandb.inits[1]["id"] == run.wandb_id.read_text().strip() != wandb.inits[0]["id"]
 
 
-def test_an_error_of_wandb_in_the_background_stops_nothing(wandb: PlayedWandb, tmp_path: Path) -> None:
+def test_wandb_error_in_the_background_does_not_stop_the_run(wandb: PlayedWandb, tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
     trackers = goes_on(configuration("online"), run, 0)
     log_steps(trackers, range(1, 3), close=False)
-    # a number that is used already: the played wandb raises
+    # PlayedWandb raises because this number is already used
     for tracker in trackers[1:]:
         tracker._next = 0  # type: ignore[attr-defined]
         tracker.log(1, {"lr": 0.1})
@@ -158,7 +158,7 @@ def test_tensorboard_has_every_step_once(tmp_path: Path) -> None:
     assert scalars(run.tensorboard, "eval/validation_loss") == [(3, 2.0), (6, -1.0)]
 
 
-def test_tensorboard_that_comes_later_has_the_past_too(tmp_path: Path) -> None:
+def test_tensorboard_enabled_later_receives_past_metrics(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
     log_steps(goes_on(configuration("disabled"), run, 0), range(1, 4))
     with run.metrics.open("a") as file:
@@ -167,7 +167,7 @@ def test_tensorboard_that_comes_later_has_the_past_too(tmp_path: Path) -> None:
     assert [step for step, _ in scalars(run.tensorboard, "ar/loss")] == [1, 2, 3, 4, 5]
 
 
-def test_tensorboard_without_its_package_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensorboard_without_its_package_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trackers_module, "find_spec", lambda _: None)
     with pytest.raises(ConfigError, match=r"monitoring.tensorboard: got true, .* pip install 'pico_ds\[tensorboard\]'"):
         check_trackers(configuration("disabled", tensorboard=True))

@@ -1,4 +1,4 @@
-"""What is said of a run that goes on, has ended, or has not begun; and the command on a terminal."""
+"""The displayed state of a run that is starting, running or finished, and the command on a terminal."""
 
 import io
 import json
@@ -29,7 +29,7 @@ DEAD_PID = 2**22 + 1
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunDirectory:
-    """Of 100 steps, that has said nothing yet."""
+    """A run of 100 steps that has not logged anything."""
     run = RunDirectory(tmp_path / "runs" / "demo-001")
     run.logs.mkdir(parents=True)
     run.training_config.write_text(dump_config(parse_config("{training: {max_steps: 100}}")))
@@ -61,7 +61,7 @@ def add_checkpoint(run: RunDirectory, step: int) -> None:
 
 
 def say(run: RunDirectory, **others: Any) -> None:
-    """What another process said of the run."""
+    """Write the status of the run as another process would."""
     RunStatus.say(run, "running")
     status = RunStatus.read(run)
     assert status is not None
@@ -83,7 +83,7 @@ def state(run: RunDirectory) -> str:
     return RunView(run.path).run_state.state
 
 
-def test_all_that_is_asked_for_is_shown(run: RunDirectory) -> None:
+def test_frame_shows_state_metrics_and_checkpoint(run: RunDirectory) -> None:
     RunStatus.say(run, "running")
     add_lines(run, 10, 50)
     add_evaluation(run, 0)
@@ -101,33 +101,33 @@ def test_all_that_is_asked_for_is_shown(run: RunDirectory) -> None:
         "query adapted    loss 1.600 -> 1.400",
         "step 0: val. loss 5.000, fim 40.0 -> 50.0 ± 3.0 %",
         "step 40: val. loss 4.600",
-        "12,346 tokens/s, 7.0 tasks/s, 2 s a step, MFU 41.2 %",
-        "waits for data 12.5 % of the time, peak memory 61.50 GiB (rank 0)",
+        "12,346 tokens/s, 7.0 tasks/s, 2 s per step, MFU 41.2 %",
+        "data wait 12.5 % of the time, peak memory 61.50 GiB (rank 0)",
         "skipped steps    3",
         "8 on NVIDIA H100",
-        "checkpoint       step_40, 3 min 20 s old",
-        "newest line      0 s old",
+        "checkpoint       step_40, 3 min 20 s ago",
+        "last metrics     0 s ago",
     ):
         assert expected in shown, f"{expected!r} is not in\n{shown}"
     assert max(map(len, picture(run, width=50).splitlines())) == 50
 
 
-def test_a_run_without_lines_is_starting(run: RunDirectory) -> None:
+def test_run_without_metrics_is_starting(run: RunDirectory) -> None:
     assert state(run) == "starting"
     assert "step 0 of 100" in picture(run)
     run.training_config.unlink()
     (run.path / JOB_FILE_NAME).write_text("{}")
     run.environment.unlink()
     assert state(run) == "starting"
-    assert "newest line  none yet" in picture(run)
+    assert "last metrics  none yet" in picture(run)
 
 
-def test_how_a_run_stands(run: RunDirectory) -> None:
-    """One run through all that may become of it."""
+def test_state_follows_status_process_and_silence(run: RunDirectory) -> None:
+    """One run goes through all states."""
     RunStatus.say(run, "running")
     add_lines(run, 10, 50)
     assert state(run) == "running"
-    # ten times the usual distance of two lines: 10 steps of 2 s
+    # the limit is ten times the usual interval between lines, which is 10 steps of 2 s
     now = time.time()
     say(run, at=now - 1000)
     age(run.metrics, 190)
@@ -141,17 +141,17 @@ def test_how_a_run_stands(run: RunDirectory) -> None:
     assert state(run) == "silent"
     say(run, at=now - 1000, pid=DEAD_PID)
     assert state(run) == "died"
-    # a number that another process has now
+    # another process has the process id now
     say(run, at=now - 1000, process_started=1.0)
     assert state(run) == "died"
     (run.failures / "20261125-033000").mkdir(parents=True)
     summary = run.failures / "20261125-033000" / "summary.txt"
-    summary.write_text("the run failed\n  first      rank 1 died without a word\n")
+    summary.write_text("the run failed\n  first      rank 1 died without an error message\n")
     assert state(run) == "failed"
-    assert "first      rank 1 died without a word" in picture(run)
+    assert "first      rank 1 died without an error message" in picture(run)
     (run.path / JOB_FILE_NAME).write_text('{"nonce": 2}')
     assert state(run) == "starting"
-    # it found something wrong, and has not become a run
+    # the new start failed early, so the old status is valid
     age(run.path / JOB_FILE_NAME, 1000)
     assert state(run) == "failed"
     for said in ("running", "finished", "stopped", "failed"):
@@ -160,8 +160,8 @@ def test_how_a_run_stands(run: RunDirectory) -> None:
     assert "ago: SIGTERM" in picture(run)
 
 
-def test_a_run_that_says_nothing_of_itself(run: RunDirectory) -> None:
-    """Of an earlier version."""
+def test_state_of_a_run_without_a_status_file(run: RunDirectory) -> None:
+    """Earlier versions did not write a status file."""
     add_lines(run, 10, 50)
     assert state(run) == "running"
     age(run.metrics, 1000)
@@ -171,7 +171,7 @@ def test_a_run_that_says_nothing_of_itself(run: RunDirectory) -> None:
     assert state(run) == "finished"
 
 
-def test_a_view_follows_its_run(run: RunDirectory) -> None:
+def test_view_reads_changed_files_again(run: RunDirectory) -> None:
     add_lines(run, 10, 20)
     add_evaluation(run, 0)
     (run.eval_results / "step_10.json").write_text('{"step": 10, "valid')
@@ -187,22 +187,22 @@ def test_a_view_follows_its_run(run: RunDirectory) -> None:
     assert view.config.training.max_steps == 300
 
 
-def test_a_wrong_path_is_told(run: RunDirectory, tmp_path: Path) -> None:
+def test_path_that_is_not_a_run_directory_fails(run: RunDirectory, tmp_path: Path) -> None:
     for path, told in (
-        (tmp_path / "none", "there is no such directory; give the directory of a run"),
-        (tmp_path / "runs", "is no run, for it holds no training_config.yaml; it holds the runs demo-001"),
-        (run.logs, "is no run, for it holds no training_config.yaml; give the directory of a run"),
+        (tmp_path / "none", "no such directory; give the directory of a run"),
+        (tmp_path / "runs", "is not a run directory: it has no training_config.yaml; it contains the runs demo-001"),
+        (run.logs, "is not a run directory: it has no training_config.yaml; give the directory of a run"),
     ):
         with pytest.raises(ConfigError, match=told):
             RunView(path)
 
 
 @pytest.mark.parametrize(("values", "drawn"), [([], ""), ([1.0], "▁"), ([0, 7, 3.5], "▁█▅"), ([2, 2], "▁▁")])
-def test_a_sparkline(values: list[float], drawn: str) -> None:
+def test_sparkline_scales_values_to_blocks(values: list[float], drawn: str) -> None:
     assert sparkline(values, 10) == drawn
 
 
-def test_a_long_course_is_drawn_in_the_room_there_is() -> None:
+def test_sparkline_averages_values_to_fit_the_width() -> None:
     assert sparkline([float(number) for number in range(1000)], 8) == "▁▂▃▄▅▆▇█"
     assert sparkline([1.0, 2.0], 8, ascii_only=True) == "_#"
 
@@ -210,11 +210,11 @@ def test_a_long_course_is_drawn_in_the_room_there_is() -> None:
 @pytest.mark.parametrize(
     ("seconds", "said"), [(-1, "0 s"), (59.6, "1 min 0 s"), (3599, "59 min 59 s"), (90000, "1 d 1 h")]
 )
-def test_durations(seconds: float, said: str) -> None:
+def test_duration_uses_at_most_two_units(seconds: float, said: str) -> None:
     assert duration(seconds) == said
 
 
-def test_without_a_terminal_there_is_one_frame(run: RunDirectory) -> None:
+def test_watch_prints_one_frame_without_a_terminal(run: RunDirectory) -> None:
     console = Console(file=io.StringIO(), width=80)
     watch(RunView(run.path), console, 1000.0, once=False)
     assert console.file.getvalue().count("demo-001") == 1
@@ -232,7 +232,7 @@ def start_on_terminal(run: RunDirectory, *options: str) -> tuple["subprocess.Pop
     return process, ours
 
 
-def test_on_a_terminal_it_is_live_until_ctrl_c(run: RunDirectory) -> None:
+def test_watch_updates_on_a_terminal_until_ctrl_c(run: RunDirectory) -> None:
     add_lines(run, 10, 20)
     process, terminal = start_on_terminal(run, "--every", "0.2")
     seen = b""
@@ -258,8 +258,8 @@ def test_on_a_terminal_it_is_live_until_ctrl_c(run: RunDirectory) -> None:
     finally:
         process.kill()
         os.close(terminal)
-    assert b"\x1b[?1049h" in seen, "a screen of its own"
-    # the cursor and the former screen are back, and the last frame stays
+    assert b"\x1b[?1049h" in seen, "the alternate screen is used"
+    # the cursor and the previous screen are restored, and the last frame remains visible
     assert b"step 30 of 100" in seen.split(b"\x1b[?1049l")[1]
     assert seen.rfind(b"\x1b[?25h") > seen.rfind(b"\x1b[?25l")
     assert b"Traceback" not in seen

@@ -1,4 +1,4 @@
-"""Which checkpoint is taken, what is refused, and what is left as it was."""
+"""The choice of a checkpoint, the checks before it is loaded, and the rewinding of metrics."""
 
 import errno
 import json
@@ -29,7 +29,7 @@ ALONE = Process(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"))
 
 @dataclass
 class Engine(PlayedState):
-    """An optimizer state of one rank that starts from other values."""
+    """An optimizer state of one rank, with values that differ from every checkpoint."""
 
     rank: int = 0
     world_size: int = 1
@@ -55,7 +55,7 @@ class Engine(PlayedState):
 
 @pytest.fixture
 def store(tmp_path: Path) -> CheckpointStore:
-    """Three checkpoints of different values; step_6 was saved last."""
+    """A store of three checkpoints with different values. step_6 was saved last."""
     store = CheckpointStore(tmp_path / "run" / "checkpoints")
     for number, step in enumerate((2, 4, 6), start=1):
         save(store, step, world_size=3, seed=step, save_number=number)
@@ -70,7 +70,7 @@ def said() -> Iterator[list[str]]:
     handler = logging.Handler()
     handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
     before = logger.level
-    # the attribute alone would leave what the logger remembers of being asked before
+    # setting the attribute alone would not clear the cache of isEnabledFor
     logger.setLevel(logging.INFO)
     logger.addHandler(handler)
     yield lines
@@ -107,17 +107,17 @@ def snapshot(directory: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
-def test_auto_takes_the_last_saved_and_says_why(store: CheckpointStore, said: list[str]) -> None:
+def test_auto_loads_and_logs_the_checkpoint_saved_last(store: CheckpointStore, said: list[str]) -> None:
     engine = Engine()
     point = resumer(store, engine).resume()
     assert point is not None
     assert (point.index.step, engine.steps) == (6, 3)
     assert engine.holds(seed=6)
-    assert any(line == f"resuming from {store.path(6)}, the newest complete one" for line in said)
+    assert any(line == f"resuming from {store.path(6)}, the newest one" for line in said)
 
 
-def test_the_newest_is_the_last_saved_not_the_furthest(store: CheckpointStore) -> None:
-    """A run that went back to step 2 and saved step 4 again goes on from there."""
+def test_newest_checkpoint_is_the_last_saved_not_the_highest_step(store: CheckpointStore) -> None:
+    """A run that went back to step 2 and saved step 4 again resumes from the new step 4."""
     save(store, 4, seed=40, save_number=4)
     engine = Engine()
     point = resumer(store, engine).resume()
@@ -129,21 +129,21 @@ def test_the_newest_is_the_last_saved_not_the_furthest(store: CheckpointStore) -
 
 @pytest.mark.parametrize("damage", [truncate, flip, Path.unlink])
 @pytest.mark.parametrize("file", [shard(0), shard(1), shard(2), index])
-def test_a_damaged_checkpoint_is_named_skipped_and_left(
+def test_auto_logs_and_skips_a_damaged_checkpoint_without_changing_it(
     store: CheckpointStore, said: list[str], damage: Callable[[Path], None], file: Callable[[Path], Path]
 ) -> None:
-    """A truncated, altered or missing shard, first, middle or last; an index that is half-written, altered, gone."""
+    """The first, middle or last shard, or the index, is truncated, altered or missing."""
     damage(file(store.path(6)))
     before, engine = snapshot(store.directory), Engine()
     point = resumer(store, engine).resume()
     assert point is not None
     assert point.index.step == 4
     assert engine.holds(seed=4)
-    assert any(line.startswith("skipped, and left as it is: ") and str(store.path(6)) in line for line in said)
+    assert any(line.startswith("skipped and left unchanged: ") and str(store.path(6)) in line for line in said)
     assert snapshot(store.directory) == before
 
 
-def test_a_shard_of_another_run_is_not_taken(store: CheckpointStore, tmp_path: Path) -> None:
+def test_checkpoint_with_a_shard_of_another_run_is_skipped(store: CheckpointStore, tmp_path: Path) -> None:
     other = save(CheckpointStore(tmp_path / "other"), 6, world_size=3, seed=60)
     shutil.copy(shard(1)(other), shard(1)(store.path(6)))
     engine = Engine()
@@ -152,7 +152,7 @@ def test_a_shard_of_another_run_is_not_taken(store: CheckpointStore, tmp_path: P
     assert engine.holds(seed=4)
 
 
-def test_several_damaged_ones_are_skipped(store: CheckpointStore, said: list[str]) -> None:
+def test_auto_skips_several_damaged_checkpoints(store: CheckpointStore, said: list[str]) -> None:
     flip(shard(2)(store.path(6)))
     truncate(shard(0)(store.path(4)))
     engine = Engine()
@@ -161,31 +161,31 @@ def test_several_damaged_ones_are_skipped(store: CheckpointStore, said: list[str
     assert sum(line.startswith("skipped") for line in said) == 2
 
 
-def test_where_none_is_sound_nothing_is_begun(store: CheckpointStore) -> None:
+def test_auto_fails_if_all_checkpoints_are_damaged(store: CheckpointStore) -> None:
     for step in store.steps():
         flip(shard(0)(store.path(step)))
     before = snapshot(store.directory)
-    with pytest.raises(CheckpointError, match="holds checkpoints, but none is sound"):
+    with pytest.raises(CheckpointError, match="all checkpoints are damaged"):
         resumer(store, Engine()).resume()
     assert snapshot(store.directory) == before
 
 
-def test_without_a_checkpoint_the_run_begins(tmp_path: Path, said: list[str]) -> None:
+def test_auto_without_a_complete_checkpoint_starts_at_step_0(tmp_path: Path, said: list[str]) -> None:
     store = CheckpointStore(tmp_path / "run" / "checkpoints")
     assert resumer(store, Engine()).resume() is None
     cut_off = store.staging(3, 5)
     cut_off.mkdir(parents=True)
     assert resumer(store, Engine()).resume() is None
-    assert any(str(cut_off) in line and "cut off" in line for line in said)
+    assert any(str(cut_off) in line and "interrupted" in line for line in said)
     assert cut_off.exists()
 
 
-def test_never_takes_none(store: CheckpointStore) -> None:
+def test_never_ignores_checkpoints(store: CheckpointStore) -> None:
     assert resumer(store, Engine(), "checkpointing.resume=never").resume() is None
 
 
 @pytest.mark.parametrize("asked", ["never", "2"])
-def test_a_restart_goes_on_from_what_the_job_itself_saved(store: CheckpointStore, asked: str) -> None:
+def test_restarted_job_resumes_from_its_newest_checkpoint(store: CheckpointStore, asked: str) -> None:
     engine = Engine()
     point = resumer(store, engine, f"checkpointing.resume={asked}", since=3).resume()
     assert point is not None
@@ -193,8 +193,10 @@ def test_a_restart_goes_on_from_what_the_job_itself_saved(store: CheckpointStore
 
 
 @pytest.mark.parametrize("damaged", [False, True])
-def test_a_restart_before_the_first_save_does_again_what_was_asked_for(store: CheckpointStore, damaged: bool) -> None:
-    """The newer checkpoints are those that the user went back from."""
+def test_job_restarted_before_its_first_save_follows_the_resume_setting_again(
+    store: CheckpointStore, damaged: bool
+) -> None:
+    """The newer checkpoints are from before the user went back to an earlier step."""
     if damaged:
         flip(shard(0)(save(store, 3, save_number=4, previous=1)))
     engine = Engine()
@@ -203,7 +205,7 @@ def test_a_restart_before_the_first_save_does_again_what_was_asked_for(store: Ch
     assert engine.holds(seed=2)
 
 
-def test_a_checkpoint_under_another_name_is_not_taken(store: CheckpointStore, said: list[str]) -> None:
+def test_renamed_checkpoint_is_skipped(store: CheckpointStore, said: list[str]) -> None:
     store.path(6).rename(store.path(8))
     point = resumer(store, Engine()).resume()
     assert point is not None
@@ -211,12 +213,12 @@ def test_a_checkpoint_under_another_name_is_not_taken(store: CheckpointStore, sa
     assert any("step_8: is the checkpoint of step 6" in line for line in said)
 
 
-def test_a_learning_rate_that_jumps_is_warned_of(store: CheckpointStore, said: list[str]) -> None:
+def test_jump_of_the_learning_rate_is_logged(store: CheckpointStore, said: list[str]) -> None:
     resumer(store, Engine()).resume()
-    assert any("the learning rate goes on at" in line and "1.000e-03" in line for line in said)
+    assert any("the next learning rate is" in line and "1.000e-03" in line for line in said)
 
 
-def test_a_step_or_a_path_is_taken_as_asked(store: CheckpointStore, tmp_path: Path) -> None:
+def test_resume_loads_the_requested_step_or_path(store: CheckpointStore, tmp_path: Path) -> None:
     engine = Engine()
     resumer(store, engine, "checkpointing.resume=2").resume()
     assert engine.holds(seed=2)
@@ -226,79 +228,81 @@ def test_a_step_or_a_path_is_taken_as_asked(store: CheckpointStore, tmp_path: Pa
 
 
 @pytest.mark.parametrize("step", [2, 3])
-def test_what_was_asked_for_is_not_replaced_by_another(store: CheckpointStore, step: int) -> None:
+def test_requested_checkpoint_that_is_damaged_or_missing_fails(store: CheckpointStore, step: int) -> None:
     flip(shard(1)(store.path(2)))
     with pytest.raises(CheckpointError, match=f"step_{step}"):
         resumer(store, Engine(), f"checkpointing.resume={step}").resume()
 
 
-def test_a_change_of_what_is_trained_is_refused_by_auto(store: CheckpointStore, said: list[str]) -> None:
+def test_changed_configuration_needs_an_explicit_step(store: CheckpointStore, said: list[str]) -> None:
     engine = Engine()
     with pytest.raises(ConfigError, match=r"training\.lr was 0\.0003, now 0\.001.*checkpointing\.resume=6"):
         resumer(store, engine, "training.lr=1e-3").resume()
     assert resumer(store, engine, "training.lr=1e-3", "checkpointing.resume=6").resume() is not None
-    assert any("goes on with a change: training.lr was 0.0003, now 0.001" in line for line in said)
+    assert any("resuming with changes: training.lr was 0.0003, now 0.001" in line for line in said)
 
 
-def test_another_corpus_is_refused_by_auto(store: CheckpointStore) -> None:
+def test_auto_fails_for_a_different_corpus(store: CheckpointStore) -> None:
     with pytest.raises(ConfigError, match="the corpus was"):
         resumer(store, Engine(), corpus={"train": {"tokens": 1}}).resume()
 
 
 @pytest.mark.parametrize("resume", ["auto", "6"])
-def test_another_tokenizer_is_an_error_whatever_was_asked_for(store: CheckpointStore, resume: str) -> None:
+def test_different_tokenizer_always_fails(store: CheckpointStore, resume: str) -> None:
     Index.read(store.path(6)).model_copy(update={"corpus": {"tokenizer": "a"}}).write(store.path(6))
     asked = f"checkpointing.resume={resume}"
     assert resumer(store, Engine(), asked, corpus={"tokenizer": "a"}).resume() is not None
-    with pytest.raises(ConfigError, match=r"step_6: was trained with another tokenizer \(digest a, now b\); set data"):
+    with pytest.raises(
+        ConfigError, match=r"step_6: was trained with a different tokenizer \(digest a, now b\); set data"
+    ):
         resumer(store, Engine(), asked, corpus={"tokenizer": "b"}).resume()
 
 
-def test_the_tokenizer_of_an_earlier_version_is_read_beside_the_weights(store: CheckpointStore) -> None:
+def test_tokenizer_digest_of_an_old_checkpoint_is_computed_from_its_file(store: CheckpointStore) -> None:
     train_tokenizer(["a few words"], 260, store.path(6))
     assert resumer(store, Engine(), corpus={"tokenizer": load_tokenizer(store.path(6)).digest}).resume() is not None
-    with pytest.raises(ConfigError, match="was trained with another tokenizer"):
+    with pytest.raises(ConfigError, match="was trained with a different tokenizer"):
         resumer(store, Engine(), corpus={"tokenizer": "b"}).resume()
 
 
-def test_a_checkpoint_that_does_not_name_its_tokenizer_is_resumed(store: CheckpointStore) -> None:
-    """Those of earlier versions."""
+def test_old_checkpoint_without_a_tokenizer_resumes(store: CheckpointStore) -> None:
+    """Checkpoints of earlier versions do not record their tokenizer."""
     Index.read(store.path(6)).model_copy(update={"corpus": {"train": 1}}).write(store.path(6))
     assert resumer(store, Engine(), corpus={"train": 1, "tokenizer": "b"}).resume() is not None
 
 
-def test_other_tasks_are_not_resumed_with_unasked(store: CheckpointStore) -> None:
-    with pytest.raises(ConfigError, match=r"makes other tasks than the one that saved .*checkpointing\.resume=6"):
+def test_auto_fails_for_a_different_task_version(store: CheckpointStore) -> None:
+    with pytest.raises(
+        ConfigError, match=r"samples different tasks than the version that saved .*checkpointing\.resume=6"
+    ):
         resumer(store, Engine(), corpus={"tasks": 2}).resume()
 
 
-def test_another_vocabulary_is_a_change_and_no_damage(store: CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Auto must not skip every checkpoint for the shape of the weights."""
+def test_changed_vocabulary_is_a_configuration_error(store: CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise auto would skip every checkpoint because of the shapes of the weights."""
     monkeypatch.setitem(SHAPES, "decoder.embedding_proj.weight", (9, 5))
     with pytest.raises(ConfigError, match=r"model\.vocab_size was None, now 9"):
         resumer(store, Engine(), "model.vocab_size=9").resume()
 
 
-def test_what_does_not_change_the_course_is_free(store: CheckpointStore) -> None:
+def test_keys_that_do_not_affect_training_may_change(store: CheckpointStore) -> None:
     overrides = ["training.max_steps=9", "evaluation.n_tasks=3", "monitoring.log_every_n_steps=1", "data.cache_dir=/x"]
     assert resumer(store, Engine(), *overrides, "checkpointing.keep_last_n=1").resume() is not None
 
 
-def test_another_model_is_refused(store: CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parameter_of_a_different_shape_fails(store: CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(SHAPES, "decoder.output_norm.weight", (6,))
-    with pytest.raises(CheckpointError, match=r"the model has shape \[6\], the checkpoint shape \[5\]"):
+    with pytest.raises(CheckpointError, match=r"the model has shape \[6\], the checkpoint has shape \[5\]"):
         resumer(store, Engine(), "checkpointing.resume=6").resume()
 
 
-def test_a_parameter_that_the_model_lacks_is_not_dropped(
-    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_parameter_that_the_model_lacks_fails(store: CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(SHAPES, "head.bias")
     with pytest.raises(CheckpointError, match=r"head\.bias: the model has no such parameter, the checkpoint"):
         resumer(store, Engine(), "checkpointing.resume=6").resume()
 
 
-def test_bytes_that_are_no_text_do_not_stop_a_resume(tmp_path: Path) -> None:
+def test_rewind_removes_bytes_that_are_not_utf8(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"step": 1, "lr": 0.1}\n\xff\xfe\0\0')
     rewind_metrics(path, 1)
@@ -330,23 +334,23 @@ def circle(path: Path) -> None:
     [lambda path: path, lambda path: path / STATE_DIRECTORY, shard(0), index],
     ids=["step", "state", "0", "index"],
 )
-def test_links_in_a_circle_are_named_and_skipped(
+def test_circular_links_are_logged_and_skipped(
     store: CheckpointStore, said: list[str], file: Callable[[Path], Path]
 ) -> None:
     circle(file(store.path(6)))
     point = resumer(store, Engine()).resume()
     assert point is not None
     assert point.index.step == 4
-    (line,) = [line for line in said if line.startswith("skipped, and left as it is: ")]
+    (line,) = [line for line in said if line.startswith("skipped and left unchanged: ")]
     assert str(store.path(6)) in line
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.ESTALE, errno.EIO])
 @pytest.mark.parametrize("part", ["", STATE_DIRECTORY, f"{STATE_DIRECTORY}/shard_1.safetensors"])
-def test_a_checkpoint_that_cannot_be_read_is_named_and_skipped(
+def test_unreadable_checkpoint_is_logged_and_skipped(
     store: CheckpointStore, said: list[str], monkeypatch: pytest.MonkeyPatch, number: int, part: str
 ) -> None:
-    """A file system that refuses everything at and below a path; its owner alone could see that of `chmod 000`."""
+    """The file system fails for every access at or below a path. `chmod 000` would not fail for root."""
     refused = os.path.normpath(store.path(6) / part)
 
     def refusing(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -362,14 +366,14 @@ def test_a_checkpoint_that_cannot_be_read_is_named_and_skipped(
     point = resumer(store, Engine()).resume()
     assert point is not None
     assert point.index.step == 4
-    (line,) = [line for line in said if line.startswith("skipped, and left as it is: ")]
+    (line,) = [line for line in said if line.startswith("skipped and left unchanged: ")]
     assert os.strerror(number) in line
     assert str(store.path(6)) in line
     assert [problem for problem in verify(store.path(6)) if os.strerror(number) in problem]
     assert store.path(6) in find_checkpoints(store.directory)
 
 
-def test_lines_of_metrics_that_are_no_records_are_moved_and_counted(tmp_path: Path, said: list[str]) -> None:
+def test_rewind_moves_and_counts_lines_that_are_not_records(tmp_path: Path, said: list[str]) -> None:
     path, good = tmp_path / "metrics.jsonl", '{"step": 1, "lr": 0.1}\n'
     path.write_text(good + '5\n{}\n{"step": null}\n{"step": "1"}\n[]\n{"step": 2, "lr"')
     assert not rewind_metrics(path, step=1)

@@ -1,4 +1,4 @@
-"""Which directory a run gets, and what keeps two jobs out of one."""
+"""The choice of the run directory, and its lock against other jobs."""
 
 import os
 import subprocess
@@ -27,7 +27,7 @@ def _first_start(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def claim(parent: Path, **others: object) -> RunLock:
-    """As a process of its own would: the lock of an earlier claim is let go."""
+    """Lock the run directory as a new process would, after releasing the lock of an earlier call."""
     for lock in run_lock._locks:
         lock.release()
     config = CheckpointingConfig.model_validate({"runs_dir": str(parent), **others})
@@ -40,7 +40,7 @@ def name_of(found: RunLock) -> str:
 
 @pytest.fixture(params=["torchrun", "SLURM"])
 def restart(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int], None]:
-    """Be a job, at its first start or a later one."""
+    """Return a function that sets the environment of a job at its first start (count 0) or at a restart."""
 
     def be(job: str, count: int) -> None:
         if request.param == "torchrun":
@@ -59,12 +59,12 @@ def a_run(path: Path) -> Path:
     return path
 
 
-def test_without_a_name_runs_are_numbered(tmp_path: Path) -> None:
+def test_unnamed_runs_are_numbered(tmp_path: Path) -> None:
     a_run(tmp_path / "demo-007")
     assert [name_of(claim(tmp_path)) for _ in range(2)] == ["demo-008", "demo-009"]
 
 
-def test_a_restarted_job_takes_its_own_run_again(tmp_path: Path, restart: Callable[[str, int], None]) -> None:
+def test_restarted_job_reuses_its_run(tmp_path: Path, restart: Callable[[str, int], None]) -> None:
     restart("mine", 0)
     first = claim(tmp_path)
     assert (name_of(first), first.first_save_number) == ("demo-001", None)
@@ -79,8 +79,8 @@ def test_a_restarted_job_takes_its_own_run_again(tmp_path: Path, restart: Callab
     assert name_of(claim(tmp_path)) == "demo-002"
 
 
-def test_a_restarted_job_that_had_no_run_makes_one(tmp_path: Path, restart: Callable[[str, int], None]) -> None:
-    """It failed before it had one: the newest is another job's."""
+def test_restarted_job_without_a_run_creates_one(tmp_path: Path, restart: Callable[[str, int], None]) -> None:
+    """The job failed before it created a run, so the newest run belongs to another job."""
     restart("another", 0)
     claim(tmp_path)
     restart("mine", 1)
@@ -88,18 +88,18 @@ def test_a_restarted_job_that_had_no_run_makes_one(tmp_path: Path, restart: Call
     assert (name_of(found), found.first_save_number) == ("demo-002", None)
 
 
-def test_a_restart_is_no_leave_to_overwrite(tmp_path: Path, restart: Callable[[str, int], None]) -> None:
+def test_restarted_job_does_not_overwrite_another_run(tmp_path: Path, restart: Callable[[str, int], None]) -> None:
     restart("mine", 1)
     a_run(tmp_path / "named")
-    with pytest.raises(ConfigError, match="already holds a run, which is not overwritten"):
+    with pytest.raises(ConfigError, match="already contains a run, which is never overwritten"):
         claim(tmp_path, run_name="named", resume="never")
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "thesis.tex").write_text("")
-    with pytest.raises(ConfigError, match="holds no run"):
+    with pytest.raises(ConfigError, match="does not contain a run"):
         claim(tmp_path, run_name="thesis")
 
 
-def test_a_job_of_its_own_name_may_be_restarted(tmp_path: Path, restart: Callable[[str, int], None]) -> None:
+def test_restarted_job_reuses_its_named_run(tmp_path: Path, restart: Callable[[str, int], None]) -> None:
     restart("mine", 0)
     first = claim(tmp_path, run_name="named", resume="never")
     (first.run.path / "training_config.yaml").write_text("{}")
@@ -108,15 +108,15 @@ def test_a_job_of_its_own_name_may_be_restarted(tmp_path: Path, restart: Callabl
     assert claim(tmp_path, run_name="named", resume="never").first_save_number == 1
 
 
-def test_a_second_run_of_a_command_in_one_allocation_is_another_run(
+def test_second_start_in_one_slurm_allocation_creates_a_new_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     assert [name_of(claim(tmp_path)) for _ in range(2)] == ["demo-001", "demo-002"]
 
 
-def test_one_surviving_agent_is_enough(tmp_path: Path) -> None:
-    """A node was replaced."""
+def test_job_is_recognized_by_one_surviving_agent(tmp_path: Path) -> None:
+    """One of two nodes was replaced."""
     before, now, other = (
         JobIdentity(agents=agents, slurm_job=None, slurm_restarts=0, nonce=1)
         for agents in ({(1, 2, 3), (4, 5, 6)}, {(4, 5, 6), (7, 8, 9)}, {(7, 8, 9)})
@@ -126,7 +126,7 @@ def test_one_surviving_agent_is_enough(tmp_path: Path) -> None:
     assert not now.continues(None)
 
 
-def test_a_directory_that_not_all_nodes_see_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_directory_that_is_not_shared_by_all_nodes_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_lock, "_SHARED_SECONDS", 0.2)
     monkeypatch.setattr(JobIdentity, "write", lambda *_: None)
     with pytest.raises(ConfigError, match="is not the same directory on every node"):
@@ -134,27 +134,27 @@ def test_a_directory_that_not_all_nodes_see_is_refused(tmp_path: Path, monkeypat
 
 
 @pytest.mark.parametrize("resume", ["auto", 40])
-def test_a_named_run_is_taken_to_resume(tmp_path: Path, resume: object) -> None:
+def test_named_run_is_reused_to_resume(tmp_path: Path, resume: object) -> None:
     path = a_run(tmp_path / "mine")
     assert claim(tmp_path, run_name="mine", resume=resume).run.path == path
 
 
-def test_a_run_is_not_overwritten(tmp_path: Path) -> None:
+def test_existing_run_is_not_overwritten(tmp_path: Path) -> None:
     a_run(tmp_path / "mine")
-    with pytest.raises(ConfigError, match="already holds a run, which is not overwritten"):
+    with pytest.raises(ConfigError, match="already contains a run, which is never overwritten"):
         claim(tmp_path, run_name="mine", resume="never")
-    with pytest.raises(ConfigError, match="already holds a run"):
+    with pytest.raises(ConfigError, match="already contains a run"):
         claim(tmp_path, run_name="mine", resume=str(tmp_path / "other" / "checkpoints" / "step_4"))
 
 
-def test_a_directory_of_something_else_is_left_alone(tmp_path: Path) -> None:
+def test_directory_with_other_files_fails(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("")
-    with pytest.raises(ConfigError, match="is not empty and holds no run"):
+    with pytest.raises(ConfigError, match="is not empty and does not contain a run"):
         claim(tmp_path, run_name="mine")
 
 
-def test_two_jobs_do_not_share_a_run(tmp_path: Path) -> None:
+def test_second_job_on_a_locked_run_fails(tmp_path: Path) -> None:
     claim(tmp_path, run_name="mine")
     code = f"""from pathlib import Path
 from tests.unit.runs.test_run_lock import claim
@@ -163,7 +163,7 @@ claim(Path({str(tmp_path)!r}), run_name="mine")"""
     assert "is in use by another job" in done.stderr
 
 
-def test_where_nothing_can_be_written_the_directory_is_named(tmp_path: Path) -> None:
+def test_error_names_a_directory_that_is_not_writable(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(
         ConfigError, match=r"checkpointing\.runs_dir: cannot write to .*file \((File exists|Not a directory)\)"
@@ -171,7 +171,7 @@ def test_where_nothing_can_be_written_the_directory_is_named(tmp_path: Path) -> 
         claim(tmp_path / "file", run_name="mine")
 
 
-def test_a_directory_whose_claim_met_a_full_disk_is_taken_again(tmp_path: Path) -> None:
+def test_directory_left_by_a_full_disk_is_reused(tmp_path: Path) -> None:
     run = tmp_path / "mine"
     run.mkdir()
     (run / ".lock").touch()

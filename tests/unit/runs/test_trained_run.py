@@ -1,4 +1,4 @@
-"""A trained model from a checkpoint: what it began with, how it is judged, and which step it is of."""
+"""Loading a trained model: its initial weights, its evaluation head, and its step."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ ALONE = Process(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"))
 
 
 def write_run(path: Path, meta: str = "", init_from: Path | None = None) -> Path:
-    """A run that has taken no step: its checkpoint holds the weights that it began with."""
+    """Write a run without any step, whose checkpoint contains the initial weights."""
     shape = {**SHAPE, "activation_hidden_dim": 96, "max_seq_len": 64, "norm_eps": 1e-3}
     if init_from is not None:
         shape["init_from"] = str(init_from)
@@ -36,14 +36,14 @@ def write_run(path: Path, meta: str = "", init_from: Path | None = None) -> Path
     return path
 
 
-def test_the_untrained_weights_are_those_that_training_began_with(tmp_path: Path) -> None:
+def test_untrained_weights_equal_the_initial_weights_of_training(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", init_from=write_checkpoint(tmp_path / "source"))
     model = load_trained_model(run, [], ALONE).model
     assert model.untrained.keys() == model.theta.keys()
     assert all(torch.equal(part, model.theta[name]) for name, part in model.untrained.items())
 
 
-def test_a_head_of_held_out_tasks_is_taken(tmp_path: Path) -> None:
+def test_evaluation_head_override_replaces_the_trained_head(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", "learner: multitask, head: vocab, vocab_head_layers: 1")
     assert load_trained_model(run, [], ALONE).model.learner.config.head == "vocab"
     trained = load_trained_model(run, ["evaluation.head=prototype"], ALONE)
@@ -51,7 +51,7 @@ def test_a_head_of_held_out_tasks_is_taken(tmp_path: Path) -> None:
     assert trained.config.meta.head == "vocab"
 
 
-def test_a_trained_head_has_a_fixed_number_of_classes(tmp_path: Path) -> None:
+def test_trained_linear_head_has_a_fixed_number_of_classes(tmp_path: Path) -> None:
     model = load_trained_model(write_run(tmp_path / "run", "head: linear"), [], ALONE).model
     check_n_way(model.learner, model.theta, 5)
     with pytest.raises(TaskError, match=r"got 20 classes with meta.head: linear, which was trained for 5"):
@@ -60,9 +60,9 @@ def test_a_trained_head_has_a_fixed_number_of_classes(tmp_path: Path) -> None:
     check_n_way(judged.learner, judged.theta, 20)
 
 
-def test_a_renamed_checkpoint_says_what_it_lacks(tmp_path: Path) -> None:
+def test_renamed_checkpoint_without_training_state_fails(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     assert load_trained_model(run, [], ALONE).step == 6
     best = (run / "checkpoints" / "step_6").rename(run / "checkpoints" / "best")
-    with pytest.raises(CheckpointError, match=r"got the name 'best', .*; name it step_<N>"):
+    with pytest.raises(CheckpointError, match=r"cannot find the step .* 'best' is not .*; name it step_<N>"):
         load_trained_model(best, [], ALONE)

@@ -14,7 +14,7 @@ from pico_ds.tasks.smlmt import SMLMT
 
 WORDS = ["apple", "bridge", "castle", "dragon", "engine", "forest", "garden", "hammer", "island", "jacket"]
 WORDS += ["kettle", "ladder", "magnet", "needle", "orange"]
-#: entries of the tokenizer: few enough that most words take several tokens
+#: a small vocabulary, so that most words have several tokens
 VOCAB_SIZE = 330
 
 

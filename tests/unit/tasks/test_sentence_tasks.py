@@ -1,4 +1,4 @@
-"""Tasks of a user's own sentences, and what is said of those that cannot be used."""
+"""Tasks over sentences that a user provides, and the errors for invalid sentences."""
 
 import json
 import re
@@ -37,7 +37,7 @@ def by_label() -> list[dict[str, str]]:
     return [{"text": f"case {number} of {label} news", "label": label} for label in "abcd" for number in range(4)]
 
 
-def test_every_occurrence_is_masked_and_no_other_class_is_there(tokenizer: TextTokenizer) -> None:
+def test_every_occurrence_is_masked_and_no_other_class_is_present(tokenizer: TextTokenizer) -> None:
     tasks = SMLMT.from_sentences(by_word(), tokenizer, CONFIG)
     texts = {record["text"] for record in by_word()}
     for index in range(30):
@@ -61,7 +61,7 @@ def test_every_occurrence_is_masked_and_no_other_class_is_there(tokenizer: TextT
 
 
 @pytest.mark.parametrize("readout", READOUTS)
-def test_a_sentence_is_laid_out_like_a_context_of_the_corpus(
+def test_a_sentence_is_encoded_like_a_context_of_the_corpus(
     readout: Readout, tokenizer: TextTokenizer, make_tasks: MakeTasks
 ) -> None:
     config = SmlmtConfig(n_way=2, k_shot=2, q_query=1, context_tokens=16, min_word_freq=1, readout=readout)
@@ -99,7 +99,7 @@ def test_a_long_sentence_is_cut_around_its_word(tokenizer: TextTokenizer) -> Non
     assert (first[0], place) == (tokenizer.end_of_text_id, 0)
 
 
-def test_labels_are_told_by_whole_sentences(tokenizer: TextTokenizer) -> None:
+def test_a_label_task_appends_a_mask_to_the_whole_sentence(tokenizer: TextTokenizer) -> None:
     tasks = SMLMT.from_sentences(by_label(), tokenizer, CONFIG)
     episode = tasks.sample(3, 1)
     for text, label in zip(rows(episode.query, tokenizer), episode.query.labels.tolist(), strict=True):
@@ -107,7 +107,7 @@ def test_labels_are_told_by_whole_sentences(tokenizer: TextTokenizer) -> None:
     assert (episode.query.readout_index == episode.query.lengths - 1).all()
 
 
-def test_tasks_of_sentences_are_a_function_of_seed_step_and_index(tokenizer: TextTokenizer) -> None:
+def test_a_sentence_task_is_a_pure_function_of_seed_step_and_index(tokenizer: TextTokenizer) -> None:
     first, again = (SMLMT.from_sentences(by_word(), tokenizer, CONFIG, seed=3) for _ in range(2))
     other = SMLMT.from_sentences(by_word(), tokenizer, CONFIG, seed=4)
     assert torch.equal(first.sample(5, 6).support.input_ids, again.sample(5, 6).support.input_ids)
@@ -116,7 +116,7 @@ def test_tasks_of_sentences_are_a_function_of_seed_step_and_index(tokenizer: Tex
     assert pairs.sample(5, 6).words == first.sample(5, 6).words
 
 
-def test_a_ratio_of_the_tasks_is_injected(tokenizer: TextTokenizer, make_tasks: MakeTasks) -> None:
+def test_the_configured_share_of_tasks_is_injected(tokenizer: TextTokenizer, make_tasks: MakeTasks) -> None:
     config = CONFIG.model_copy(update={"context_tokens": 16})
     common = make_tasks(numbered_corpus(0), config)
     injected = SMLMT.from_sentences(by_word(), tokenizer, config)
@@ -125,10 +125,10 @@ def test_a_ratio_of_the_tasks_is_injected(tokenizer: TextTokenizer, make_tasks: 
     assert own == [mixed.is_injected(0, index) for index in range(300)]
     assert sum(own) / 300 == pytest.approx(0.3, abs=0.08)
     place = own.index(False)
-    assert mixed.sample(0, place).words == common.sample(0, place).words, "the other tasks are those of the corpus"
+    assert mixed.sample(0, place).words == common.sample(0, place).words, "all other tasks come from the corpus"
 
 
-def test_what_stands_there_twice_is_one_sentence(tmp_path: Path, tokenizer: TextTokenizer) -> None:
+def test_duplicate_sentences_are_merged(tmp_path: Path, tokenizer: TextTokenizer) -> None:
     path = tmp_path / "own.jsonl"
     path.write_text("\n".join(json.dumps(record) for record in by_word() * 2) + "\n\n")
     assert len(read_sentences(path)) == len(by_word())
@@ -145,9 +145,9 @@ def test_what_stands_there_twice_is_one_sentence(tmp_path: Path, tokenizer: Text
         (['{"txet": "a", "word": "b"}'], r"own.jsonl:1: unknown key 'txet'; did you mean 'text'\?"),
         (['{"text": "a zebra"}'], "own.jsonl:1: has neither word nor label; expected exactly one"),
         (['{"text": "a zebra", "word": "zebra", "label": "x"}'], "own.jsonl:1: has word and label"),
-        (['{"text": "a zebra", "word": 3}'], "own.jsonl:1: word: got 3; expected a string"),
-        (['{"text": " ", "word": "zebra"}'], "own.jsonl:1: text: got ' '; expected a string that is not empty"),
-        (['{"text": "zebras run", "word": "zebra"}'], "own.jsonl:1: the word 'zebra' does not stand in the text"),
+        (['{"text": "a zebra", "word": 3}'], "own.jsonl:1: word: got 3; expected a non-empty string"),
+        (['{"text": " ", "word": "zebra"}'], "own.jsonl:1: text: got ' '; expected a non-empty string"),
+        (['{"text": "zebras run", "word": "zebra"}'], "own.jsonl:1: the word 'zebra' is not in the text"),
         (
             ['{"text": "a", "label": "x"}', '{"text": "b c", "word": "c"}'],
             "own.jsonl:2: has 'word', but .*'label'",
@@ -156,13 +156,13 @@ def test_what_stands_there_twice_is_one_sentence(tmp_path: Path, tokenizer: Text
             ['{"text": "a", "label": "x"}', '{"text": "a", "label": "y"}'],
             r"1 texts have several labels(.|\n)*'x' at \S+own.jsonl:1, 'y' at \S+own.jsonl:2",
         ),
-        ([""], "own.jsonl: holds no sentence"),
+        ([""], "own.jsonl: has no sentences"),
         (['{"text": "a", "label": "x"}', "[" * 100_000], "own.jsonl:2: nested too deeply"),
-        (['{"text": "a \\ud800 b", "label": "x"}'], r"own.jsonl:1: text: holds '\\ud800', half of a character"),
-        (['{"text": "a b", "label": "x\\udfff"}'], r"own.jsonl:1: label: holds '\\udfff', half of a character"),
+        (['{"text": "a \\ud800 b", "label": "x"}'], r"own.jsonl:1: text: contains '\\ud800', half of a character"),
+        (['{"text": "a b", "label": "x\\udfff"}'], r"own.jsonl:1: label: contains '\\udfff', half of a character"),
     ],
 )
-def test_bad_sentences_are_named_by_line(tmp_path: Path, lines: list[str], message: str) -> None:
+def test_an_error_names_the_line_of_a_bad_sentence(tmp_path: Path, lines: list[str], message: str) -> None:
     path = tmp_path / "own.jsonl"
     path.write_text("\n".join(lines))
     with pytest.raises(TaskError, match=message):
@@ -171,7 +171,7 @@ def test_bad_sentences_are_named_by_line(tmp_path: Path, lines: list[str], messa
         read_sentences(tmp_path / "none.jsonl")
 
 
-def test_letters_and_signs_of_any_kind_are_words(tokenizer: TextTokenizer) -> None:
+def test_words_may_contain_symbols_spaces_and_special_letters(tokenizer: TextTokenizer) -> None:
     words = ["c++", "straße", "\u017fun", "new york", "(x)"]
     records = [
         {"text": f"{n} here {word} was, and {word.upper()} sun {n}", "word": word} for word in words for n in range(3)
@@ -183,14 +183,14 @@ def test_letters_and_signs_of_any_kind_are_words(tokenizer: TextTokenizer) -> No
         assert (episode.support.input_ids == tokenizer.mask_id).any(-1).all()
 
 
-def test_words_that_stand_in_each_others_sentences_are_said(tokenizer: TextTokenizer) -> None:
+def test_words_in_each_others_sentences_fail(tokenizer: TextTokenizer) -> None:
     tangled = [{"text": f"{' '.join(ANIMALS)} {n}", "word": word} for word in ANIMALS for n in range(3)]
     tasks = SMLMT.from_sentences(tangled, tokenizer, CONFIG)
-    with pytest.raises(TaskError, match="the sentences given: no 3 words with 3 sentences free of each other"):
+    with pytest.raises(TaskError, match="the sentences given: 1000 random samples found no 3 words with 3 sentences"):
         tasks.sample(0, 0)
 
 
-def test_lines_end_at_line_feeds_alone(tmp_path: Path) -> None:
+def test_only_line_feeds_separate_lines(tmp_path: Path) -> None:
     path = tmp_path / "own.jsonl"
     records = [{"text": f"one\u2028two\x85three {n}", "label": "x"} for n in range(2)]
     content = "\n".join(json.dumps(record, ensure_ascii=False) for record in records)
@@ -199,13 +199,13 @@ def test_lines_end_at_line_feeds_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("token", ["[MASK]", "[PAD]", "<|endoftext|>"])
-def test_special_tokens_in_a_text_are_refused(token: str, tokenizer: TextTokenizer) -> None:
+def test_special_tokens_in_a_sentence_fail(token: str, tokenizer: TextTokenizer) -> None:
     for records in ([{"text": f"a {token} b", "label": "x"}], [{"text": f"a zebra {token}", "word": "zebra"}]):
-        with pytest.raises(TaskError, match=rf"sentence 1: holds '{re.escape(token)}', which is a special token"):
+        with pytest.raises(TaskError, match=rf"sentence 1: contains '{re.escape(token)}', which is a special token"):
             SMLMT.from_sentences(records, tokenizer, CONFIG)
 
 
-def test_sentences_that_are_the_same_once_they_are_cut_are_one(tokenizer: TextTokenizer) -> None:
+def test_sentences_that_are_equal_after_cutting_are_merged(tokenizer: TextTokenizer) -> None:
     long = " and so on without an end" * 10
     same = [{"text": f"case of {label}{long} {n}", "label": label} for label in "abc" for n in range(3)]
     with pytest.raises(TaskError, match=r"0 classes have .* = 3 different .*a 1, b 1, c 1"):
@@ -213,16 +213,16 @@ def test_sentences_that_are_the_same_once_they_are_cut_are_one(tokenizer: TextTo
     clash = [{"text": f"{long} {label}", "label": label} for label in "ab"]
     with pytest.raises(
         TaskError,
-        match=r"1 texts have several labels \(the same text once it is cut to smlmt.context_tokens = 40(.|\n)*"
+        match=r"1 texts have several labels \(equal texts after they are cut to smlmt.context_tokens = 40(.|\n)*"
         r"'a' at sentence 1, 'b' at sentence 2",
     ):
         SMLMT.from_sentences(clash, tokenizer, CONFIG)
-    # words that stand in the same place are what tasks are about
+    # different words in the same sentence are not a conflict: tasks distinguish exactly these
     words = [{"text": f"the {word} ran {n}", "word": word} for word in ANIMALS for n in range(3)]
     assert SMLMT.from_sentences(words, tokenizer, CONFIG).sample(0, 0).n_way == 3
 
 
-def test_a_capital_letter_that_has_two_in_lower_case_is_found(tokenizer: TextTokenizer) -> None:
+def test_a_capital_letter_with_a_two_character_lower_case_is_found(tokenizer: TextTokenizer) -> None:
     words = ["\u0130stanbul", "ankara", "izmir"]
     records = [{"text": f"{n} here is {word} \u0130STANBUL {n}", "word": word} for word in words[:1] for n in range(3)]
     records += [{"text": f"{n} here is {word} {n}", "word": word} for word in words[1:] for n in range(3)]
@@ -239,13 +239,13 @@ def test_a_capital_letter_that_has_two_in_lower_case_is_found(tokenizer: TextTok
         assert not any("stanbul" in text for text in rows(tasks.sample(0, index).query, tokenizer))
 
 
-def test_a_letter_with_another_vowel_sign_is_another_word(tokenizer: TextTokenizer) -> None:
-    """The vowel signs of Indic scripts are marks: they belong to the word, although they are no letters."""
-    with pytest.raises(TaskError, match="does not stand in the text"):
+def test_a_letter_with_another_vowel_sign_is_a_different_word(tokenizer: TextTokenizer) -> None:
+    """The vowel signs of Indic scripts are marks, not letters, but they belong to the word."""
+    with pytest.raises(TaskError, match="is not in the text"):
         SMLMT.from_sentences([{"text": "राम की माँ", "word": "क"}], tokenizer, CONFIG)
 
 
-def test_all_conflicts_are_named_at_once_or_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_all_label_conflicts_are_listed_or_dropped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "own.jsonl"
     rows = [{"text": f"text {number}", "label": "a"} for number in range(5)]
     rows += [{"text": f"text {number}", "label": "b"} for number in range(3)]

@@ -1,4 +1,4 @@
-"""Every rule of SMLMT, on random corpora, checked on the decoded text."""
+"""The rules of SMLMT, checked on the decoded text of random corpora."""
 
 import re
 from collections import Counter
@@ -60,7 +60,7 @@ configs = st.fixed_dictionaries(
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(corpus_seed=st.integers(0, 10**6), step=st.integers(0, 10**9), index=st.integers(0, 10**4), values=configs)
-def test_every_rule_of_a_task(
+def test_a_task_satisfies_every_rule(
     corpus_seed: int, step: int, index: int, values: dict[str, Any], make_tasks: MakeTasks, tokenizer: TextTokenizer
 ) -> None:
     config = SmlmtConfig(min_word_freq=3, validation_word_fraction=0.1, test_word_fraction=0.1, **values)
@@ -69,7 +69,7 @@ def test_every_rule_of_a_task(
         tasks = make_tasks(documents, config, seed=corpus_seed)
         episode = tasks.sample(step, index)
     except TaskError:
-        return  # the corpus is too small for these settings, which is said, not worked around
+        return  # the corpus is too small for these settings
 
     n_way, words = config.n_way, episode.words
     assert len(set(words)) == n_way
@@ -101,12 +101,12 @@ def test_every_rule_of_a_task(
                 text = text.removeprefix(separator)
             elif config.readout == "mask":
                 assert int(real[readout]) == tokenizer.mask_id
-            # unmasking gives the corpus back
+            # unmasking restores the text of the corpus
             original = re.escape(text.lower()).replace(re.escape("[mask]"), rf"\s?{word}")
             found = re.compile(original)
             assert any(found.search(document + separator) for document in lower), (text, word)
             numbers.append(set(re.findall(r"(?<!\d)\d+(?!\d)", " ".join(text.split()[1:-1]))))
-    # no two contexts of a task share a piece of the corpus
+    # no two contexts of a task overlap in the corpus
     for i, mine in enumerate(numbers):
         for theirs in numbers[:i]:
             assert not mine & theirs
@@ -116,7 +116,7 @@ def test_a_task_is_a_pure_function_of_seed_step_and_index(make_tasks: MakeTasks)
     config = SmlmtConfig(n_way=3, k_shot=2, q_query=2, min_word_freq=3)
     documents = numbered_corpus(0)
     one, other = make_tasks(documents, config), make_tasks(documents, config)
-    other.sample(9, 9)  # sampling leaves nothing behind
+    other.sample(9, 9)  # sampling has no state
     for step, index in ((0, 0), (5, 1), (0, 0)):
         a, b = one.sample(step, index), other.sample(step, index)
         assert a.words == b.words
@@ -136,7 +136,7 @@ def test_labels_are_a_random_permutation(make_tasks: MakeTasks) -> None:
     assert all(labels == {0, 1, 2} for labels in labels_of.values())
 
 
-def test_readouts_change_the_layout_and_not_the_task(make_tasks: MakeTasks, tokenizer: TextTokenizer) -> None:
+def test_readouts_change_the_encoding_but_not_the_task(make_tasks: MakeTasks, tokenizer: TextTokenizer) -> None:
     documents = numbered_corpus(1)
     texts = {}
     for readout in READOUTS:
@@ -159,33 +159,33 @@ def test_splits_are_disjoint_and_words_outside_the_range_are_never_classes(make_
     assert ids["rareword"] not in set.union(*pools)
 
 
-def test_too_few_words_is_a_clear_error(make_tasks: MakeTasks) -> None:
+def test_too_few_words_fail_with_the_setting(make_tasks: MakeTasks) -> None:
     with pytest.raises(TaskError, match=r"smlmt.n_way: got 50, but only \d+ train words"):
         make_tasks(numbered_corpus(0), SmlmtConfig(n_way=50, k_shot=1, q_query=1, min_word_freq=1))
 
 
-def test_words_of_too_many_tokens_for_a_context_are_a_clear_error(make_tasks: MakeTasks) -> None:
+def test_words_with_too_many_tokens_for_a_context_fail(make_tasks: MakeTasks) -> None:
     documents = [" ".join(["zzxxqqkkvv vvxxkkqqzz"] * 20)]
     with pytest.raises(TaskError, match=r"only 0 train words have.*at most 4 tokens"):
         make_tasks(documents, all_words(n_way=2, k_shot=1, q_query=1, context_tokens=8))
 
 
-def test_words_that_always_stand_together_are_a_clear_error_not_a_loop(make_tasks: MakeTasks) -> None:
+def test_words_that_always_occur_together_fail_instead_of_looping(make_tasks: MakeTasks) -> None:
     documents = [" ".join(f"apple bridge {i}." for i in range(200))]
     config = SmlmtConfig(
         n_way=2, k_shot=1, q_query=1, min_word_freq=3, validation_word_fraction=0, test_word_fraction=0
     )
     tasks: SMLMT = make_tasks(documents, config)
-    with pytest.raises(TaskError, match="contexts free of each other"):
+    with pytest.raises(TaskError, match="contexts each that contain none of the other words"):
         tasks.sample(0, 0)
 
 
-#: words of different numbers of tokens
+#: words with different numbers of tokens
 LONG_WORDS = ["apple", "castle", "kettle", "magnetism", "hammerhead", "orangeness"]
 
 
 def words_apart(gap: int, repeats: int, n_documents: int = 8) -> list[str]:
-    """Each word several times in a row, with random signs between the words."""
+    """Each word several times in a row, with random punctuation between the words."""
     rng = np.random.default_rng(0)
     signs = lambda: " ".join(rng.choice([*",;:!?"], gap))  # noqa: E731
     return [
@@ -200,7 +200,7 @@ def all_words(**settings: Any) -> SmlmtConfig:
 
 @pytest.mark.parametrize("readout", READOUTS)
 @pytest.mark.parametrize("context_tokens", [15, 16])
-def test_the_shape_of_a_context_does_not_tell_how_many_tokens_its_word_has(
+def test_the_shape_of_a_context_does_not_reveal_the_token_count_of_its_word(
     make_tasks: MakeTasks, tokenizer: TextTokenizer, readout: Readout, context_tokens: int
 ) -> None:
     config = all_words(n_way=3, k_shot=2, q_query=2, context_tokens=context_tokens, readout=readout)
@@ -219,7 +219,7 @@ def test_the_shape_of_a_context_does_not_tell_how_many_tokens_its_word_has(
         ):
             separator = row.index(tokenizer.end_of_text_id) if tokenizer.end_of_text_id in row else -1
             shapes[episode.words[label]].add((length, place, separator))
-    # one shape, and another for the first word of a document, which has nothing before it
+    # all contexts have one shape, except those of the first word of a document, which has no left context
     assert set.intersection(*shapes.values())
     assert len(set.union(*shapes.values())) <= 2, shapes
 
@@ -248,14 +248,14 @@ def test_no_two_contexts_of_a_task_are_equal(make_tasks: MakeTasks) -> None:
 
 
 @pytest.mark.parametrize("documents", ["same", "different"])
-def test_words_are_sampled_uniformly_if_contexts_must_come_from_certain_documents(
+def test_words_are_sampled_uniformly_if_documents_are_restricted(
     make_tasks: MakeTasks, tokenizer: TextTokenizer, documents: Documents
 ) -> None:
-    """Words in few documents, and in many, are classes equally often."""
+    """Words in few documents are classes as often as words in many documents."""
     rng = np.random.default_rng(0)
     texts = []
     for number in range(40):
-        # half of the words stand in two documents each
+        # half of the words occur in only two documents
         there = [word for place, word in enumerate(WORDS) if place < 8 or number % 20 == place]
         texts.append(" ".join(f"{word} {' '.join(rng.choice([*',;:!?'], 30))}" for word in rng.permutation(there * 8)))
     config = all_words(n_way=3, k_shot=3, q_query=3, context_tokens=8, max_word_freq=10_000)

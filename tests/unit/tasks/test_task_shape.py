@@ -1,4 +1,4 @@
-"""Shapes and classes of tasks: ranges, curriculum, and how words are drawn."""
+"""Shapes and classes of tasks: ranges, curriculum, and sampling of words."""
 
 from collections import Counter
 
@@ -14,7 +14,7 @@ from tests.unit.tasks.conftest import WORDS, MakeTasks
 from tests.unit.tasks.test_smlmt import numbered_corpus
 
 
-def test_every_task_draws_its_shape_from_the_ranges() -> None:
+def test_every_task_samples_its_shape_from_the_ranges() -> None:
     shapes = TaskShapes(SmlmtConfig(n_way=[2, 4], k_shot=[1, 3], q_query=2), seed=0)
     drawn = Counter(
         (shapes.at(step, index).n_way, shapes.at(step, index).k_shot) for step in range(60) for index in range(30)
@@ -28,7 +28,7 @@ def test_every_task_draws_its_shape_from_the_ranges() -> None:
     assert shapes.contexts(3, 5) == (sum(s.n_way * s.k_shot for s in five), sum(s.n_way * 2 for s in five))
 
 
-def test_a_curriculum_opens_the_ranges_from_the_easy_end() -> None:
+def test_a_curriculum_widens_the_ranges_from_the_easiest_shape() -> None:
     config = SmlmtConfig(n_way=[2, 10], k_shot=[1, 5], warmup_steps=100, curriculum_steps=200)
     shapes = TaskShapes(config, seed=0)
 
@@ -41,7 +41,7 @@ def test_a_curriculum_opens_the_ranges_from_the_easy_end() -> None:
     assert seen(300) == seen(5000) == (set(range(2, 11)), {1, 2, 3, 4, 5})
 
 
-def test_tasks_have_the_shapes_that_are_counted(make_tasks: MakeTasks) -> None:
+def test_tasks_have_the_sampled_shapes(make_tasks: MakeTasks) -> None:
     config = SmlmtConfig(n_way=[2, 4], k_shot=[1, 3], q_query=2, min_word_freq=3)
     tasks = make_tasks(numbered_corpus(0), config)
     for index in range(20):
@@ -58,7 +58,7 @@ def test_word_tokens_spell_the_words(make_tasks: MakeTasks, tokenizer) -> None:
 
 
 def skewed_corpus() -> list[str]:
-    """Of two kinds of words, each in the company of its own kind; the first of each is the most frequent."""
+    """Two groups of words with different neighbors. In each group the word frequency decreases."""
     rng = np.random.default_rng(0)
     beasts, tools = WORDS[:8], WORDS[8:15]
     documents = []
@@ -79,7 +79,7 @@ def tasks_of(make_tasks: MakeTasks, **changes: object) -> SMLMT:
     return make_tasks(skewed_corpus(), SmlmtConfig.model_validate({**common, **held_out, **changes}))
 
 
-def test_words_are_drawn_in_proportion_to_their_occurrences(make_tasks: MakeTasks) -> None:
+def test_frequency_sampling_is_proportional_to_occurrences(make_tasks: MakeTasks) -> None:
     tasks = tasks_of(make_tasks, class_sampling="frequency")
     rng = np.random.default_rng(0)
     first = Counter(int(tasks._choice.draw(rng, 1, progress=1.0)[0]) for _ in range(4000))
@@ -88,10 +88,10 @@ def test_words_are_drawn_in_proportion_to_their_occurrences(make_tasks: MakeTask
         assert first[word] / 4000 == pytest.approx(count / sum(counts.values()), abs=0.025)
     assert max(counts.values()) > 5 * min(counts.values())
     early = Counter(int(tasks._choice.draw(rng, 1, progress=0.0)[0]) for _ in range(4000))
-    assert max(early.values()) < 1.5 * min(early.values()), "the curriculum begins with words that are drawn alike"
+    assert max(early.values()) < 1.5 * min(early.values()), "the curriculum begins with uniform sampling"
 
 
-def test_a_cluster_is_of_words_that_keep_the_same_company(make_tasks: MakeTasks) -> None:
+def test_a_cluster_has_words_with_similar_neighbors(make_tasks: MakeTasks) -> None:
     by_chance, near = ([], [])
     for kind, found in (("uniform", by_chance), ("cluster", near)):
         tasks = tasks_of(make_tasks, class_sampling=kind, cluster_size=4)
@@ -108,7 +108,7 @@ def test_a_cluster_is_of_words_that_keep_the_same_company(make_tasks: MakeTasks)
     assert len(places) == 3, "labels are in random order"
 
 
-def test_difficulty_is_checked(make_tasks: MakeTasks) -> None:
+def test_invalid_shape_and_class_settings_fail(make_tasks: MakeTasks) -> None:
     for text, message in [
         ("n_way: [4, 2]", r"smlmt.n_way: got \[4, 2\]; write the least before the most"),
         ("k_shot: [1]", r"smlmt.k_shot: got \[1\]"),
@@ -120,7 +120,7 @@ def test_difficulty_is_checked(make_tasks: MakeTasks) -> None:
             parse_config(f"smlmt: {{{text}}}")
     with pytest.raises(ConfigError, match=r"smlmt.n_way: got \[2, 3\] with meta.head: linear"):
         parse_config("{smlmt: {n_way: [2, 3]}, meta: {head: linear}}")
-    with pytest.raises(TaskError, match="cluster_size: got 30, but there are only"):
+    with pytest.raises(TaskError, match="cluster_size: got 30, but the text has only"):
         make_tasks(
             numbered_corpus(0), SmlmtConfig(n_way=3, k_shot=1, q_query=1, min_word_freq=3, class_sampling="cluster")
         )

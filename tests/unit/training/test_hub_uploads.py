@@ -1,4 +1,4 @@
-"""Pushes that fail, and a hub that does not answer: training goes on, and ends."""
+"""Training continues and ends even if pushes fail or the hub does not answer."""
 
 import logging
 import threading
@@ -29,7 +29,7 @@ ALONE = Process(0, 1, 0, torch.device("cpu"))
 
 
 class FakeRepository:
-    """Meets each commit with an error, None, or an event that it waits for."""
+    """For each commit: raises an error, waits for an event, or (None) succeeds."""
 
     repo_id = "lab/pico"
 
@@ -50,7 +50,7 @@ class FakeRepository:
 
 
 class Run:
-    """The end of a run of 4 steps, whose checkpoint stands."""
+    """The end of a run of 4 steps with a checkpoint."""
 
     def __init__(
         self, directory: Path, repository: FakeRepository, should_continue: Callable[[], bool] = lambda: True
@@ -79,7 +79,7 @@ class Run:
 
 
 @pytest.mark.parametrize("error", [RuntimeError(f"xet: {TOKEN}"), HubError("refused")])
-def test_what_was_not_pushed_is_made_up_for_at_the_end(
+def test_failed_push_is_retried_at_the_end(
     tmp_path: Path, error: Exception, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logger, "propagate", True)
@@ -88,7 +88,7 @@ def test_what_was_not_pushed_is_made_up_for_at_the_end(
     run = Run(tmp_path, repository)
     run.save()
     run.end()
-    assert "warning: step 4 was not pushed to the hub, and training goes on: " in caplog.text
+    assert "warning: step 4 was not pushed to the hub, training continues: " in caplog.text
     assert str(error).split(":")[0] in caplog.text
     assert TOKEN not in caplog.text
     ((message, files),) = repository.commits
@@ -100,7 +100,7 @@ def test_what_was_not_pushed_is_made_up_for_at_the_end(
     assert not run.pushes.in_flight
 
 
-def test_a_model_that_is_there_is_not_pushed_again(tmp_path: Path) -> None:
+def test_model_is_pushed_only_once(tmp_path: Path) -> None:
     repository = FakeRepository()
     run = Run(tmp_path, repository)
     run.save()
@@ -109,7 +109,7 @@ def test_a_model_that_is_there_is_not_pushed_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stopped", [True, False])
-def test_a_hub_that_does_not_answer_keeps_nobody(
+def test_unresponsive_hub_does_not_block_the_end_of_training(
     tmp_path: Path, stopped: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hub_uploads, "_WAIT_SECONDS", 0.05)
@@ -122,6 +122,6 @@ def test_a_hub_that_does_not_answer_keeps_nobody(
     run.end()
     assert time.monotonic() - started < 5
     assert run.trainer.stopping == stopped
-    # nor the end of the program
+    # only daemon threads do not delay the exit of the process
     assert all(thread.daemon for thread in threading.enumerate() if thread.name == "hub")
     answer.set()

@@ -1,4 +1,4 @@
-"""Batches made ahead are the batches of the step."""
+"""Prefetched batches equal batches that are made directly."""
 
 import threading
 from typing import Any
@@ -39,8 +39,8 @@ def feed(rank: int, world_size: int, tasks: Any) -> Prefetcher:
 
 
 @pytest.mark.parametrize(("rank", "world_size"), [(0, 1), (1, 2), (2, 3)])
-def test_every_batch_is_that_of_its_step(rank: int, world_size: int) -> None:
-    """Taken in turn, made ahead, or asked for out of turn, as after a resume."""
+def test_prefetched_batch_equals_directly_made_batch(rank: int, world_size: int) -> None:
+    """This covers prefetched batches and batches requested out of order, as after a resume."""
     in_turn, tasks = feed(rank, world_size, Tasks()), Tasks()
     position = 0
     for step in range(12):
@@ -61,7 +61,7 @@ def test_every_batch_is_that_of_its_step(rank: int, world_size: int) -> None:
                     assert torch.equal(episode.query.labels, one.query.labels)
 
 
-def test_the_next_batch_is_made_in_the_background() -> None:
+def test_tasks_are_sampled_in_the_background_thread() -> None:
     tasks = Tasks()
     taken = feed(0, 1, tasks)
     position = 0
@@ -72,15 +72,15 @@ def test_the_next_batch_is_made_in_the_background() -> None:
     assert all(name.startswith("feed") for name in tasks.threads)
 
 
-def test_an_error_ahead_is_raised_when_its_step_comes() -> None:
+def test_prefetch_error_is_raised_at_its_step() -> None:
     class Failing(Tasks):
         def sample(self, step: int, index: int) -> Any:
-            raise OSError("the disk of the data is gone")
+            raise OSError("the data disk failed")
 
     taken, position = feed(0, 1, Failing()), 0
     first_meta = next(step for step in range(12) if step_kind(step, CONFIG) == "meta")
     for step in range(first_meta):
         taken.take(step, position)
         position += 5
-    with pytest.raises(OSError, match="the disk of the data is gone"):
+    with pytest.raises(OSError, match="the data disk failed"):
         taken.take(first_meta, position)

@@ -1,4 +1,4 @@
-"""The table and the hints at the end of a run."""
+"""The report at the end of a run: results table and suggested commands."""
 
 import shlex
 from pathlib import Path
@@ -20,15 +20,15 @@ def printed(capsys: pytest.CaptureFixture[str], config: RunConfig, run: str, wor
     return capsys.readouterr().out
 
 
-def test_hints_are_printed_as_they_must_be_typed(capsys: pytest.CaptureFixture[str]) -> None:
-    """Brackets are markup to rich, and a shell splits at spaces."""
+def test_commands_are_quoted_for_the_shell(capsys: pytest.CaptureFixture[str]) -> None:
+    """Rich would interpret the brackets as markup, and a shell would split at the space."""
     output = printed(capsys, RunConfig(), "runs/my run[/x]")
     assert "'evaluation.readouts=[pre, fimpre, fim]'" in output
     (hint,) = [line for line in output.splitlines() if "compare.py" in line]
     assert "runs/my run[/x]" in shlex.split(hint)
 
 
-def test_the_first_row_names_where_the_weights_come_from(capsys: pytest.CaptureFixture[str]) -> None:
+def test_first_row_names_the_source_of_the_initial_weights(capsys: pytest.CaptureFixture[str]) -> None:
     assert "untrained" in printed(capsys, RunConfig(), "runs/a")
     given = RunConfig().model_copy(update={"model": RunConfig().model.model_copy(update={"init_from": "somewhere"})})
     output = printed(capsys, given, "runs/a")
@@ -36,7 +36,7 @@ def test_the_first_row_names_where_the_weights_come_from(capsys: pytest.CaptureF
     assert "untrained" not in output
 
 
-def test_hints_keep_what_the_run_overrode(capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands_use_the_resolved_configuration_of_the_run(capsys: pytest.CaptureFixture[str]) -> None:
     lines = printed(capsys, RunConfig(), "runs/a b").splitlines()
     (hint,) = [line for line in lines if "another seed" in line]
     command = shlex.split(hint)[2:]

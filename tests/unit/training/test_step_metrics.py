@@ -20,7 +20,7 @@ def step(kind: StepKind, seconds: float, tokens: int, tasks: int = 0, **values: 
     return StepMetrics(kind, reduced, 0.5, tokens, tasks, seconds=seconds)
 
 
-def test_window_means_and_throughput_by_hand() -> None:
+def test_window_averages_metrics_and_computes_throughput() -> None:
     window = Window()
     window.add(step("ar", 2.0, 100, loss=4.0))
     window.add(step("meta", 3.0, 50, tasks=6, accuracy=0.5))
@@ -31,12 +31,12 @@ def test_window_means_and_throughput_by_hand() -> None:
     assert summary["seconds_per_step"] == pytest.approx(6.0 / 3)
     assert summary["lr"] == 0.5
     assert summary["tokens_per_second"] == pytest.approx(250 / 6.0)
-    # tasks are counted against the time of meta steps alone
+    # the task throughput counts only the time of meta steps
     assert summary["tasks_per_second"] == pytest.approx(6 / 3.0)
 
 
-def test_utilization_and_data_wait_by_hand() -> None:
-    """300 TFLOP in 2 s on devices that could do 500 TFLOP/s together: 0.3."""
+def test_window_computes_flops_utilization_and_data_wait() -> None:
+    """300 TFLOP in 2 s on devices with a total peak of 500 TFLOP/s give a utilization of 0.3."""
     window = Window()
     for seconds, flops, waited in ((0.5, 1e14, 0.1), (1.5, 2e14, 0.3)):
         window.add(replace(step("ar", seconds, 1), flops=flops, data_wait_seconds=waited))
@@ -45,7 +45,7 @@ def test_utilization_and_data_wait_by_hand() -> None:
     assert "model_flops_utilization" not in window.summary()
 
 
-def test_values_that_are_not_finite_are_left_out_of_means() -> None:
+def test_means_exclude_values_that_are_not_finite() -> None:
     window = Window()
     window.add(step("ar", 1.0, 1, loss=math.nan))
     assert window.summary()["loss"] is None
@@ -53,7 +53,7 @@ def test_values_that_are_not_finite_are_left_out_of_means() -> None:
     assert window.summary()["loss"] == 2.0
 
 
-def test_contributions_and_what_hosts_tell_travel_together() -> None:
+def test_reduction_returns_metrics_and_host_values() -> None:
     contributions = {"a": torch.tensor(1.5), "b": torch.tensor(2.0)}
     reduced = ReducedMetrics(contributions, {"stop": 1.0, "seconds": 0.25}, ALONE)
     assert bool(reduced.finite)
@@ -64,7 +64,7 @@ def test_contributions_and_what_hosts_tell_travel_together() -> None:
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_host_and_device_agree_on_what_is_not_finite(bad: float) -> None:
+def test_host_and_device_agree_that_a_metric_is_not_finite(bad: float) -> None:
     reduced = ReducedMetrics({"a": torch.tensor(0.0), "b": torch.tensor(bad)}, {"seconds": 0.1}, ALONE)
     assert not bool(reduced.finite)
     reduced.copy_to_host(torch.tensor(1.0))
@@ -75,8 +75,8 @@ def test_host_and_device_agree_on_what_is_not_finite(bad: float) -> None:
     assert not good.applied
 
 
-def test_an_open_window_survives_json() -> None:
-    """NaN is not JSON: what is not finite is counted and left out."""
+def test_window_survives_a_json_round_trip() -> None:
+    """A window contains no NaN, which JSON cannot represent, but keeps the name of the metric."""
     window = Window()
     window.add(step("ar", 2.0, 100, loss=4.0, other=math.nan))
     restored = Window(**json.loads(json.dumps(asdict(window))))
@@ -86,7 +86,7 @@ def test_an_open_window_survives_json() -> None:
     assert restored.summary()["other"] is None
 
 
-def test_step_kinds_follow_warmup_and_ratio() -> None:
+def test_step_kinds_follow_warmup_and_hybrid_ratio() -> None:
     config = parse_config("smlmt: {warmup_steps: 10, hybrid_ratio: 0.3}")
     kinds = [step_kind(s, config) for s in range(2010)]
     assert set(kinds[:10]) == {"ar"}

@@ -1,4 +1,4 @@
-"""The host runs one step ahead of the device, and what it decides it decides on all ranks alike."""
+"""The host runs one step ahead of the device, and all ranks make the same decisions."""
 
 import math
 from dataclasses import dataclass, field
@@ -42,7 +42,7 @@ class FakeStep:
 
 @dataclass
 class Recorder(Callback):
-    """Raises a flag at a step, and records what is known at the end of each."""
+    """Raises a flag at a step, and records what the trainer knows at the end of each step."""
 
     stop_at: int = -1
     known: list[tuple[int, int, frozenset[str]]] = field(default_factory=list)
@@ -60,7 +60,7 @@ class Recorder(Callback):
 
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Numbers of the steps, in the order in which the host waited for them."""
+    """Return the step numbers in the order in which the host waits for them."""
     made: list[ReducedMetrics] = []
     read: list[int] = []
     copy_to_host, wait = ReducedMetrics.copy_to_host, ReducedMetrics.wait
@@ -86,29 +86,29 @@ def make(losses: dict[int, float], recorder: Recorder, *overrides: str) -> tuple
     return Trainer(config, cast(MetaEngine, engine), cast(TrainStep, FakeStep(losses)), [recorder]), engine
 
 
-def test_the_host_waits_for_the_step_before_alone(reads: list[int]) -> None:
+def test_host_waits_only_for_the_previous_step(reads: list[int]) -> None:
     recorder = Recorder()
     trainer, _ = make({}, recorder, "monitoring.log_every_n_steps=4")
     seen = []
     for _ in range(6):
         trainer.take_step()
         seen.append(list(reads))
-    # at the fourth step a line is logged
+    # the fourth step ends a log window, so the host waits for it
     assert seen == [[], [1], [1, 2], [1, 2, 3, 4], [1, 2, 3, 4], [1, 2, 3, 4, 5]]
     trainer.synchronize()
     trainer.synchronize()
-    assert reads == [1, 2, 3, 4, 5, 6], "no step is waited for twice"
+    assert reads == [1, 2, 3, 4, 5, 6], "the host waits for each step once"
 
 
-def test_a_long_step_is_waited_for_at_once(reads: list[int]) -> None:
+def test_host_waits_at_once_after_a_long_step(reads: list[int]) -> None:
     trainer, _ = make({}, Recorder(), "monitoring.log_every_n_steps=100")
     trainer.take_step().seconds += 5.0
-    trainer.take_step()  # at its end the first is settled
-    trainer.take_step()  # tells the other ranks how long that took
+    trainer.take_step()  # at its end, the result of the first step is known
+    trainer.take_step()  # sends the duration of the first step to the other ranks
     assert reads == [1, 2]
-    trainer.take_step()  # at its end every rank knows
+    trainer.take_step()  # at its end, every rank knows that the step was long
     assert reads == [1, 2, 3, 4]
-    trainer.take_step()  # the second was short
+    trainer.take_step()  # the second step was short
     trainer.take_step()
     assert reads == [1, 2, 3, 4, 5]
 
@@ -134,8 +134,8 @@ def test_flags_and_skipped_steps_are_known_one_step_later() -> None:
 
 
 @pytest.mark.parametrize(("first", "raised_after"), [(1, 4), (4, 6)])
-def test_too_many_skipped_steps_in_a_row_end_training(first: int, raised_after: int) -> None:
-    """In the middle one step later; at the end of the run, before anybody takes it for a good one."""
+def test_too_many_consecutive_skipped_steps_end_training(first: int, raised_after: int) -> None:
+    """Training fails one step later, or at the last step before its result is accepted."""
     recorder = Recorder()
     trainer, _ = make({first: math.inf, first + 1: math.nan}, recorder)
     with pytest.raises(TrainingError, match=rf"2 outer steps in a row \(the last is step {first + 2}\)"):

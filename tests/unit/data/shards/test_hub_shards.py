@@ -1,4 +1,4 @@
-"""Shards of a hub that misbehaves."""
+"""Shards from a hub that fails in various ways."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,7 +26,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDataset
     monkeypatch.setattr(hub_requests, "RETRY_SECONDS", (0.01, 0.01, 0.01))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    # the library repeats what fails as well, with waits of its own
+    # the library also retries failed requests, with its own delays
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)
     huggingface_hub.close_session()
     write_shards(tmp_path)
@@ -48,16 +48,16 @@ def open_hub(tmp_path: Path, **others: Any) -> ShardCorpus:
     return corpus
 
 
-def test_each_shard_is_fetched_once_when_it_is_needed(hub: FakeDatasetHub, tmp_path: Path) -> None:
+def test_each_shard_is_fetched_once_on_demand(hub: FakeDatasetHub, tmp_path: Path) -> None:
     corpus = open_hub(tmp_path)
-    # the held-out one alone is looked at before training
+    # only the held-out shard is read before training
     assert hub.downloads == [FILES[2]]
     rows = corpus.training_rows(LENGTH, seed=0)
     first = rows.take(0, 5)
     assert len(hub.downloads) == 2
     everything = np.concatenate([first, rows.take(5, 65)])
     assert sorted_rows(everything) == sorted_rows(rows_in(*(tmp_path / name for name in FILES[:2])))
-    # a second process of the node finds them there
+    # a second process on the node uses the cached shards
     again = open_hub(tmp_path).training_rows(LENGTH, seed=0).take(0, 70)
     assert np.array_equal(again, everything)
     assert sorted(hub.downloads) == FILES
@@ -65,7 +65,7 @@ def test_each_shard_is_fetched_once_when_it_is_needed(hub: FakeDatasetHub, tmp_p
 
 
 @pytest.mark.parametrize("troubles", [[500], [503, 500, 502], ["cut"], ["cut", "cut", 500], ["slow"]])
-def test_what_fails_is_tried_again(hub: FakeDatasetHub, tmp_path: Path, troubles: list[int | str]) -> None:
+def test_failed_downloads_are_retried(hub: FakeDatasetHub, tmp_path: Path, troubles: list[int | str]) -> None:
     corpus = open_hub(tmp_path)
     for name in FILES[:2]:
         hub.troubles[name] = list(troubles)
@@ -74,7 +74,7 @@ def test_what_fails_is_tried_again(hub: FakeDatasetHub, tmp_path: Path, troubles
     assert not any(hub.troubles.values())
 
 
-def test_a_fetch_ahead_that_fails_is_tried_again_when_it_is_needed(
+def test_a_failed_prefetch_is_retried_on_demand(
     hub: FakeDatasetHub, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     corpus = open_hub(tmp_path, prefetch_shards=1)
@@ -85,15 +85,15 @@ def test_a_fetch_ahead_that_fails_is_tried_again_when_it_is_needed(
         rows.take(0, 5)
     for ahead in [*corpus.cache._ahead.values()]:
         ahead.join()
-    assert "fetched ahead in vain" in caplog.text
+    assert "could not fetch a shard in advance" in caplog.text
     assert len(rows.take(0, 70)) == 70
 
 
-def test_what_a_hub_refuses_is_said(hub: FakeDatasetHub, tmp_path: Path) -> None:
+def test_hub_errors_are_explained(hub: FakeDatasetHub, tmp_path: Path) -> None:
     said = {
-        (403, "GatedRepo"): r"data\.dataset: lab/tokens is gated: ask for access on its page, then set \$HF_TOKEN",
-        (401, "RepoNotFound"): r"lab/tokens is no dataset of the hub, or a private one",
-        (404, "RepoNotFound"): r"lab/tokens is no dataset of the hub, or a private one",
+        (403, "GatedRepo"): r"data\.dataset: lab/tokens is gated: request access on its page, then set \$HF_TOKEN",
+        (401, "RepoNotFound"): r"lab/tokens is not a dataset on the hub, or is private",
+        (404, "RepoNotFound"): r"lab/tokens is not a dataset on the hub, or is private",
         (404, "RevisionNotFound"): r"lab/tokens has no revision 'main': check data\.revision",
         (500, "Other"): r"lab/tokens cannot be read from the hub: .*500",
     }
@@ -106,17 +106,17 @@ def test_what_a_hub_refuses_is_said(hub: FakeDatasetHub, tmp_path: Path) -> None
         DataError, match=r"data\.dataset_files: no file of lab/tokens matches 'x/\*'; it has README.md, "
     ):
         open_hub(tmp_path, dataset_files="x/*")
-    with pytest.raises(DataError, match=r"data\.dataset: a b is no name of a dataset"):
+    with pytest.raises(DataError, match=r"data\.dataset: a b is not a valid dataset name"):
         open_hub(tmp_path, dataset="a b")
 
 
-def test_a_hub_that_is_not_there_is_said(hub: FakeDatasetHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_hub_is_explained(hub: FakeDatasetHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(DataError, match=r"lab/tokens cannot be read from the hub: .*refused"):
         open_hub(tmp_path)
 
 
-def test_another_commit_is_another_corpus(hub: FakeDatasetHub, tmp_path: Path) -> None:
+def test_another_commit_has_another_identity_and_cache(hub: FakeDatasetHub, tmp_path: Path) -> None:
     one = open_hub(tmp_path)
     hub.commit = "1" * 40
     other = open_hub(tmp_path)

@@ -1,4 +1,4 @@
-"""Raw text to shards: every token once, in order, whatever the number of processes and of interruptions."""
+"""Raw text to shards: every token once, in order, for any number of processes and interruptions."""
 
 import json
 import logging
@@ -17,7 +17,7 @@ from pico_ds.data.shards.shard_writing import ShardWriter
 from pico_ds.data.text.tokenizer import load_tokenizer, train_tokenizer
 from pico_ds.errors import DataError
 
-#: long, short, empty and odd ones
+#: long, short, empty and unusual texts
 TEXTS = ["a b c " * 200, "x", "", "  ", "nul \x00 byte", "é ü 你好 🦓", "half \ud83e", "b a " * 30, "tail"] * 5
 
 
@@ -56,7 +56,7 @@ def job(corpus: Path, tokenizer: Path, out: Path, **others: int) -> Preparation:
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_every_token_is_there_in_order(corpus: Path, tokenizer: Path, tmp_path: Path, workers: int) -> None:
+def test_shards_contain_every_token_in_order(corpus: Path, tokenizer: Path, tmp_path: Path, workers: int) -> None:
     preparation = job(corpus, tokenizer, tmp_path / "out", workers=workers)
     assert preparation.run(lambda _: None)
     expected = expected_tokens(tokenizer)
@@ -71,8 +71,8 @@ def test_every_token_is_there_in_order(corpus: Path, tokenizer: Path, tmp_path: 
     assert not job(corpus, tokenizer, tmp_path / "out").run(lambda _: None)
 
 
-def test_what_was_interrupted_goes_on(corpus: Path, tokenizer: Path, tmp_path: Path) -> None:
-    """Interrupted after every document in turn; shards are the very files of a job that was not."""
+def test_an_interrupted_job_resumes(corpus: Path, tokenizer: Path, tmp_path: Path) -> None:
+    """The rows are equal to those of an uninterrupted job, for interruptions after different documents."""
     job(corpus, tokenizer, tmp_path / "whole").run(lambda _: None)
     tokens = _documents(tokenizer)
     for stop in (0, 1, 4, 7, 8, 20, 34):
@@ -97,7 +97,7 @@ class InterruptError(Exception):
     pass
 
 
-def test_a_job_that_is_killed_while_shards_are_named_goes_on(corpus: Path, tokenizer: Path, tmp_path: Path) -> None:
+def test_a_job_that_was_interrupted_after_two_shards_resumes(corpus: Path, tokenizer: Path, tmp_path: Path) -> None:
     job(corpus, tokenizer, tmp_path / "whole").run(lambda _: None)
     out = tmp_path / "out"
     preparation = job(corpus, tokenizer, out)
@@ -113,16 +113,16 @@ def test_a_job_that_is_killed_while_shards_are_named_goes_on(corpus: Path, token
     assert np.array_equal(rows_of(out), rows_of(tmp_path / "whole"))
 
 
-def test_another_job_does_not_mix_its_shards_in(corpus: Path, tokenizer: Path, tmp_path: Path) -> None:
+def test_a_job_with_other_settings_or_files_fails(corpus: Path, tokenizer: Path, tmp_path: Path) -> None:
     job(corpus, tokenizer, tmp_path / "out").run(lambda _: None)
     with pytest.raises(DataError, match=r"holds shards of another job: row_tokens was 17, now 9"):
         job(corpus, tokenizer, tmp_path / "out", sequence_length=8).run(lambda _: None)
     corpus.write_text(corpus.read_text() + '{"text": "more"}\n')
-    with pytest.raises(DataError, match="another job: the files are others, or were changed"):
+    with pytest.raises(DataError, match="another job: the files are different or were changed"):
         job(corpus, tokenizer, tmp_path / "out").run(lambda _: None)
 
 
-def test_bytes_that_are_no_text_are_counted_once_a_file(
+def test_invalid_utf_8_is_reported_once_per_file(
     tokenizer: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "latin.jsonl"
@@ -133,29 +133,29 @@ def test_bytes_that_are_no_text_are_counted_once_a_file(
     assert "latin.jsonl: 2 lines are not UTF-8 (the first is line 2)" in caplog.text
 
 
-def test_no_text_and_no_json_are_said(tokenizer: Path, tmp_path: Path) -> None:
+def test_files_without_text_or_with_invalid_json_fail(tokenizer: Path, tmp_path: Path) -> None:
     path = tmp_path / "bad.jsonl"
     path.write_text('{"text": "  "}\n')
-    with pytest.raises(DataError, match="no document with any text"):
+    with pytest.raises(DataError, match="no document has any text"):
         job(path, tokenizer, tmp_path / "empty").run(lambda _: None)
     path.write_text('{"text": "a"}\n{"text": \n')
     with pytest.raises(DataError, match=r"bad\.jsonl, line 2: not valid JSON"):
         job(path, tokenizer, tmp_path / "bad").run(lambda _: None)
     path.write_text('{"input_ids": [1, 2]}\n')
-    with pytest.raises(DataError, match="hold token ids already"):
+    with pytest.raises(DataError, match="already hold token ids"):
         job(path, tokenizer, tmp_path / "ids").run(lambda _: None)
 
 
-def test_a_source_is_read_from_where_it_stopped(corpus: Path) -> None:
+def test_a_source_can_skip_documents(corpus: Path) -> None:
     source: Source = local_source([str(corpus)], "text", "file")
     every: Iterator[str] = source.read(0)
     assert [*every][7:] == [*source.read(7)]
 
 
-def test_results_do_not_pile_up_before_a_slow_disk(
+def test_reading_is_limited_to_a_few_batches_before_writing(
     tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Text is read no further ahead of what is written than a few batches; a job that ends early ends at once."""
+    """A slow disk must not let results fill the memory. A job that is closed early stops immediately."""
     monkeypatch.setattr(shard_preparation, "_BATCH_DOCUMENTS", 1)
     read = 0
 

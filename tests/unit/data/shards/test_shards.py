@@ -1,4 +1,4 @@
-"""Shards on disk: what is read, in which order, how much is kept, and what is refused."""
+"""Local shards: the rows and their order, the size of the cache, and errors for invalid shards."""
 
 import logging
 from collections.abc import Callable
@@ -52,7 +52,7 @@ def sorted_rows(rows: Any) -> list[list[int]]:
     return sorted(np.asarray(rows).tolist())
 
 
-def test_an_epoch_has_every_training_row_once_and_the_last_shard_is_held_out(shards: tuple[list[Path], Path]) -> None:
+def test_an_epoch_has_every_training_row_once_and_excludes_the_last_shard(shards: tuple[list[Path], Path]) -> None:
     paths, tokenizer = shards
     corpus = opened(config_of(tokenizer, *paths))
     rows = corpus.training_rows(LENGTH, seed=3)
@@ -65,7 +65,7 @@ def test_an_epoch_has_every_training_row_once_and_the_last_shard_is_held_out(sha
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 5])
-def test_a_position_means_the_same_row_on_any_number_of_ranks(shards: tuple[list[Path], Path], world_size: int) -> None:
+def test_a_position_has_the_same_row_for_any_world_size(shards: tuple[list[Path], Path], world_size: int) -> None:
     """Read in steps of 7 rows that cross the bounds of shards and epochs."""
     paths, tokenizer = shards
     corpus = opened(config_of(tokenizer, *paths))
@@ -76,7 +76,7 @@ def test_a_position_means_the_same_row_on_any_number_of_ranks(shards: tuple[list
             assert torch.equal(rows.take(first, 7, rank, world_size), whole[first : first + 7][rank::world_size])
 
 
-def test_a_resume_goes_on_mid_shard_without_opening_those_before(shards: tuple[list[Path], Path]) -> None:
+def test_resuming_in_a_shard_does_not_open_earlier_shards(shards: tuple[list[Path], Path]) -> None:
     paths, tokenizer = shards
     corpus = opened(config_of(tokenizer, *paths))
     whole = corpus.training_rows(LENGTH, seed=0)
@@ -87,14 +87,14 @@ def test_a_resume_goes_on_mid_shard_without_opening_those_before(shards: tuple[l
         resumed = corpus.training_rows(LENGTH, seed=0)
         resumed.load_state_dict(state)
         assert torch.equal(resumed.take(position, 9, 1, 2), expected[position : position + 9][1::2])
-        # the shard of the position, and the next one where the rows end there
+        # the shard of the position, and the next one if the rows reach it
         assert len(resumed._starts) <= 3
-    # a position before the recorded one is found from the beginning
+    # a position before the checkpoint's shard is found from the beginning
     resumed.load_state_dict(whole.state_dict(200))
     assert torch.equal(resumed.take(5, 4), expected[5:9])
 
 
-def test_a_state_is_that_of_its_position_though_later_rows_were_read_ahead(shards: tuple[list[Path], Path]) -> None:
+def test_the_state_of_a_position_ignores_rows_read_in_advance(shards: tuple[list[Path], Path]) -> None:
     paths, tokenizer = shards
     rows = opened(config_of(tokenizer, *paths)).training_rows(LENGTH, seed=0)
     rows.take(60, 40)
@@ -102,7 +102,7 @@ def test_a_state_is_that_of_its_position_though_later_rows_were_read_ahead(shard
     assert rows.state_dict(95)["turn"] == 2
 
 
-def test_long_rows_hold_several_that_share_a_token(tmp_path: Path) -> None:
+def test_long_rows_are_split_into_rows_that_share_a_token(tmp_path: Path) -> None:
     paths, tokenizer = write_shards(tmp_path, width=65)
     corpus = opened(config_of(tokenizer, *paths))
     read = corpus.training_rows(LENGTH, seed=0).take(0, 140).numpy()
@@ -111,7 +111,7 @@ def test_long_rows_hold_several_that_share_a_token(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["int16", "uint16", "int32", "int64", "large_list", "fixed_size_list"])
-def test_every_integer_list_is_read(tmp_path: Path, kind: str) -> None:
+def test_every_list_of_integers_type_is_read(tmp_path: Path, kind: str) -> None:
     paths, tokenizer = write_shards(tmp_path)
     expected = rows_in(paths[0])
     types = {"large_list": pa.large_list(pa.int64()), "fixed_size_list": pa.list_(pa.int32(), 33)}
@@ -122,7 +122,7 @@ def test_every_integer_list_is_read(tmp_path: Path, kind: str) -> None:
     assert rows.dtype == np.uint16
 
 
-def test_empty_shards_are_passed_over(tmp_path: Path) -> None:
+def test_empty_shards_are_skipped(tmp_path: Path) -> None:
     paths, tokenizer = write_shards(tmp_path, n_shards=5)
     for empty in (paths[1], paths[3]):
         write_shard(empty, [])
@@ -152,20 +152,20 @@ def changed(row: int, place: int, token: int | None) -> Damage:
     [
         (
             lambda rows: [*rows[:5].tolist(), rows[5, :20].tolist()],
-            r"0-of-00003\.parquet, row 5: 20 tokens, where .* 33",
+            r"0-of-00003\.parquet, row 5: 20 tokens, but .* 33",
         ),
         (lambda rows: [*rows[:5].tolist(), None], r"row 5: 0 tokens"),
-        (lambda rows: rows[:, :30], r"row 0: 30 tokens; rows must hold data\.sequence_length \+ 1 = 33"),
+        (lambda rows: rows[:, :30], r"row 0: 30 tokens; rows must have data\.sequence_length \+ 1 = 33"),
         (lambda _: [[]], r"row 0: 0 tokens"),
         (changed(17, 4, 9999), r"row 17: token 9,999 at position 4, but the tokenizer has 511"),
         (changed(3, 32, -1), r"row 3: token -1 at position 32"),
         (changed(2, 1, None), r"row 2: no token at position 1"),
     ],
 )
-def test_rows_that_cannot_be_used_are_named(shards: tuple[list[Path], Path], damage: Damage, message: str) -> None:
+def test_an_error_names_the_invalid_row(shards: tuple[list[Path], Path], damage: Damage, message: str) -> None:
     paths, tokenizer = shards
     write_shard(paths[0], damage(rows_in(paths[0])))
-    # found before training where all is looked at, else when the shard is opened
+    # `full` finds the row before training; otherwise opening the shard does
     with pytest.raises(DataError, match=message):
         open_corpus(config_of(tokenizer, *paths, validate="full"))
     corpus = opened(config_of(tokenizer, *paths))
@@ -173,7 +173,7 @@ def test_rows_that_cannot_be_used_are_named(shards: tuple[list[Path], Path], dam
         corpus.training_rows(LENGTH, seed=0).take(0, 70)
 
 
-def test_files_that_are_no_token_shards_are_refused_before_training(shards: tuple[list[Path], Path]) -> None:
+def test_files_that_are_not_token_shards_fail_before_training(shards: tuple[list[Path], Path]) -> None:
     paths, tokenizer = shards
     pq.write_table(pa.table({"text": ["a"]}), paths[0])
     with pytest.raises(DataError, match=r"has the columns text, but token shards have 'input_ids'"):
@@ -190,14 +190,14 @@ def test_files_that_are_no_token_shards_are_refused_before_training(shards: tupl
         open_corpus(config_of(tokenizer, paths[1]))
 
 
-def test_nothing_is_looked_at_that_is_not_asked_for(shards: tuple[list[Path], Path]) -> None:
+def test_no_shard_is_read_without_validation(shards: tuple[list[Path], Path]) -> None:
     paths, tokenizer = shards
     pq.write_table(pa.table({"text": ["a"]}), paths[0])
     corpus = opened(config_of(tokenizer, *paths, validate="off"))
     assert not [*corpus.directory.glob("*.npy")]
 
 
-def test_what_was_validated_is_not_read_again(
+def test_validated_shards_are_not_validated_again(
     shards: tuple[list[Path], Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     paths, tokenizer = shards
@@ -214,8 +214,8 @@ def test_what_was_validated_is_not_read_again(
     assert not [*corpus.directory.glob("*.npy")]
 
 
-def test_the_disk_holds_no_more_than_it_may(tmp_path: Path) -> None:
-    """Six shards of 40 rows, 2,640 bytes and a header each, in room for two and a half."""
+def test_the_cache_stays_within_its_size_limit(tmp_path: Path) -> None:
+    """Read six shards of 40 rows (2,640 bytes and a header each) with a limit of two and a half shards."""
     paths, tokenizer = write_shards(tmp_path, n_shards=7, rows_per_shard=[40])
     limit = 2.5 * (40 * 33 * 2 + 128)
     corpus = opened(config_of(tokenizer, *paths, cache_gib=limit / 2**30, prefetch_shards=1))
@@ -231,18 +231,18 @@ def test_the_disk_holds_no_more_than_it_may(tmp_path: Path) -> None:
     assert not [*corpus.directory.glob(".0*")]
 
 
-def test_a_shard_that_another_process_removed_is_made_again(shards: tuple[list[Path], Path]) -> None:
+def test_a_shard_that_another_process_removed_is_restored(shards: tuple[list[Path], Path]) -> None:
     paths, tokenizer = shards
     corpus = opened(config_of(tokenizer, *paths))
     first = corpus.cache.open(0)
     kept = np.array(first.rows)
     (corpus.directory / "00000.npy").unlink()
-    # what is open stays readable
+    # an open shard stays readable
     assert np.array_equal(first.rows, kept)
     assert np.array_equal(corpus.cache.open(0).rows, kept)
 
 
-def test_equal_shards_elsewhere_are_the_same_corpus(tmp_path: Path) -> None:
+def test_equal_shards_in_another_directory_have_the_same_identity(tmp_path: Path) -> None:
     corpora = []
     for name in ("one", "other"):
         (tmp_path / name).mkdir()
@@ -263,6 +263,6 @@ def test_equal_shards_elsewhere_are_the_same_corpus(tmp_path: Path) -> None:
         ("{source: files, paths: [a], dataset: a/b}", r"data\.dataset: got 'a/b' with data\.source: files"),
     ],
 )
-def test_what_does_not_go_together_is_said(text: str, message: str) -> None:
+def test_inconsistent_data_settings_fail(text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         parse_config(f"data: {text}")

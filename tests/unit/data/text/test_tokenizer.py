@@ -1,4 +1,4 @@
-"""Tokenizers of others: holes in a vocabulary, special tokens in a text, and one that replaces another at its place."""
+"""Imported tokenizers: gaps in the vocabulary, special tokens in texts, and a tokenizer that was replaced."""
 
 import json
 import logging
@@ -51,7 +51,7 @@ def files_config(tmp_path: Path, *paths: Path, tokenizer: Path | None = None) ->
 
 
 def word_tokenizer(corpus: Path, first_id: int, directory: Path) -> dict[str, int]:
-    """Save a tokenizer of whole words whose ids begin behind a hole; returns its vocabulary."""
+    """Save a tokenizer of whole words whose ids begin after a gap, and return its vocabulary."""
     words = sorted({word for text in texts_of(corpus) for word in text.replace(".", " .").split()})
     vocabulary = {"<eos>": 0, "<unk>": 1, **{word: first_id + number for number, word in enumerate(words)}}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
@@ -60,26 +60,26 @@ def word_tokenizer(corpus: Path, first_id: int, directory: Path) -> dict[str, in
     return vocabulary
 
 
-def test_the_size_of_a_vocabulary_with_a_hole_is_its_largest_id_and_one_more(corpus: Path, tmp_path: Path) -> None:
+def test_the_size_of_a_vocabulary_with_a_gap_is_its_largest_id_plus_one(corpus: Path, tmp_path: Path) -> None:
     vocabulary = word_tokenizer(corpus, 1000, tmp_path / "holes")
     opened = open_text_corpus(files_config(tmp_path, corpus, tokenizer=tmp_path / "holes"))
     tokenizer = opened.tokenizer
     assert tokenizer.vocab_size == max(vocabulary.values()) + 1 > tokenizer.backend.get_vocab_size()
     assert opened.train.tokens.max() < tokenizer.vocab_size
     ids = [tokenizer.mask_id, tokenizer.pad_id, tokenizer.end_of_text_id, *vocabulary.values()]
-    assert len(set(ids)) == len(vocabulary) + 2, "no id has two meanings"
+    assert len(set(ids)) == len(vocabulary) + 2, "every id has one meaning"
 
 
-def test_a_mask_token_never_takes_the_id_of_a_word(corpus: Path, tmp_path: Path) -> None:
-    """The library numbers a new token by the count of entries, which with a hole is the id of another."""
+def test_a_new_mask_token_never_gets_the_id_of_a_word(corpus: Path, tmp_path: Path) -> None:
+    """The id of a new token is the number of entries, which a word may already have if there is a gap."""
     word_tokenizer(corpus, 3, tmp_path / "holes")
     with pytest.raises(
-        DataError, match=r"a new '\[MASK\]' would get the id \d+, which is that of '\w+'; give it a mask"
+        DataError, match=r"a new '\[MASK\]' would get the id \d+, which already belongs to '\w+'; add a mask"
     ):
         import_tokenizer(str(tmp_path / "holes"), tmp_path / "imported")
 
 
-def test_special_tokens_in_a_text_are_text(
+def test_special_tokens_in_a_text_are_encoded_as_text(
     corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logging.getLogger("pico_ds"), "propagate", True)
@@ -95,7 +95,7 @@ def test_special_tokens_in_a_text_are_text(
     tokens = [*opened.train.tokens.tolist(), *opened.validation.tokens.tolist()]
     assert tokens.count(tokenizer.end_of_text_id) == len(ends) == 41
     assert not {tokenizer.mask_id, tokenizer.pad_id} & set(tokens)
-    said = "the texts hold special tokens of the tokenizer ('[MASK]' 1 times"
+    said = "the texts contain special tokens of the tokenizer ('[MASK]' 1 times"
     assert sum(said in record.getMessage() for record in caplog.records) == 1
 
     caplog.clear()
@@ -110,8 +110,8 @@ def test_special_tokens_in_a_text_are_text(
     assert sum(said in record.getMessage() for record in caplog.records) == 1
 
 
-def test_special_tokens_that_are_entries_of_the_model_are_text_too(tmp_path: Path) -> None:
-    """As in exports of XLM-R and T5: the model itself finds them."""
+def test_special_tokens_that_are_model_entries_are_encoded_as_text(tmp_path: Path) -> None:
+    """Exports of XLM-R and T5 have such entries, which the model itself matches in a text."""
     pieces = [("<unk>", 0.0), ("</s>", 0.0), ("<mask>", 0.0), *((piece, -2.0) for piece in "\u2581<>/abkms")]
     backend = Tokenizer(models.Unigram(pieces, unk_id=0))
     backend.pre_tokenizer, backend.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
@@ -136,7 +136,7 @@ def replace_tokenizer(directory: Path, texts: list[str]) -> None:
     train_tokenizer(texts, 300, directory)
 
 
-def test_a_tokenizer_that_replaces_another_is_used(corpus: Path, tmp_path: Path) -> None:
+def test_a_replaced_tokenizer_is_used_for_text(corpus: Path, tmp_path: Path) -> None:
     train_tokenizer(texts_of(corpus), 400, tmp_path / "tokenizer")
     config = files_config(tmp_path, corpus, tokenizer=tmp_path / "tokenizer")
     before = open_text_corpus(config)
@@ -149,7 +149,7 @@ def test_a_tokenizer_that_replaces_another_is_used(corpus: Path, tmp_path: Path)
     assert len(after.train.tokens) > len(before.train.tokens)
 
 
-def test_a_tokenizer_of_shards_that_replaces_another_is_used(tmp_path: Path) -> None:
+def test_a_replaced_tokenizer_is_used_for_shards(tmp_path: Path) -> None:
     paths, tokenizer = write_shards(tmp_path)
     config = DataConfig(
         source="shards",
@@ -167,20 +167,20 @@ def test_a_tokenizer_of_shards_that_replaces_another_is_used(tmp_path: Path) -> 
     assert before.identity()["tokenizer"] != after.identity()["tokenizer"]
 
 
-def test_shards_of_another_tokenizer_are_not_taken_for_done(corpus: Path, tmp_path: Path) -> None:
+def test_shards_of_a_replaced_tokenizer_are_not_complete(corpus: Path, tmp_path: Path) -> None:
     train_tokenizer(texts_of(corpus), 400, tmp_path / "tokenizer")
     job = prepare(corpus, tmp_path / "tokenizer", tmp_path / "out")
     assert job.run(lambda _: None)
-    assert not job.run(lambda _: None), "all shards are there"
+    assert not job.run(lambda _: None), "all shards exist"
     replace_tokenizer(tmp_path / "tokenizer", texts_of(corpus))
     with pytest.raises(DataError, match=r"holds shards of another job: tokenizer_sha256 was '\w+', now '\w+'"):
         job.run(lambda _: None)
-    assert load_tokenizer(tmp_path / "out" / "tokenizer").vocab_size == 403, "that of the shards stays"
+    assert load_tokenizer(tmp_path / "out" / "tokenizer").vocab_size == 403, "the tokenizer of the shards is kept"
     assert not (tmp_path / "out" / "tokenizer.partial").exists()
 
 
-def test_a_job_without_a_shard_takes_the_tokenizer_of_the_new_command(corpus: Path, tmp_path: Path) -> None:
-    """The first start was interrupted before its first shard; the manifest must name the tokenizer that is used."""
+def test_a_job_without_a_shard_uses_the_tokenizer_of_the_new_command(corpus: Path, tmp_path: Path) -> None:
+    """The first start was interrupted before its first shard. The manifest must describe the tokenizer in use."""
     train_tokenizer(texts_of(corpus), 400, tmp_path / "first")
     train_tokenizer(texts_of(corpus), 300, tmp_path / "second")
     (tmp_path / "out").mkdir()
@@ -189,7 +189,7 @@ def test_a_job_without_a_shard_takes_the_tokenizer_of_the_new_command(corpus: Pa
     assert load_tokenizer(tmp_path / "out" / "tokenizer").vocab_size == 303
 
 
-def test_a_finished_job_of_an_earlier_version_is_known(corpus: Path, tmp_path: Path) -> None:
+def test_a_finished_job_of_an_earlier_version_is_recognized(corpus: Path, tmp_path: Path) -> None:
     train_tokenizer(texts_of(corpus), 400, tmp_path / "tokenizer")
     job = prepare(corpus, tmp_path / "tokenizer", tmp_path / "out")
     job.run(lambda _: None)
@@ -199,11 +199,11 @@ def test_a_finished_job_of_an_earlier_version_is_known(corpus: Path, tmp_path: P
     assert not job.run(lambda _: None)
     with corpus.open("a") as file:
         file.write(json.dumps({"text": "one more"}) + "\n")
-    with pytest.raises(DataError, match="another job: the files are others, or were changed"):
+    with pytest.raises(DataError, match="another job: the files are different or were changed"):
         prepare(corpus, tmp_path / "tokenizer", tmp_path / "out").run(lambda _: None)
 
 
-def test_files_of_one_name_in_two_folders_are_two(tmp_path: Path) -> None:
+def test_files_with_equal_names_in_two_directories_are_different(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         write_text_corpus(tmp_path / name / "corpus.jsonl", 5)
@@ -213,7 +213,7 @@ def test_files_of_one_name_in_two_folders_are_two(tmp_path: Path) -> None:
     assert len(both.identity["files"]) == 2
 
 
-def test_long_runs_are_cut_and_nothing_is_lost() -> None:
+def test_long_runs_are_cut_without_losing_text() -> None:
     text = "word " * 10 + "a" * 1000 + " " * 700 + "tail" + "\n" * 300
     parts = [*_without_long_runs(text)]
     assert "".join(parts) == text
@@ -222,8 +222,8 @@ def test_long_runs_are_cut_and_nothing_is_lost() -> None:
 
 
 @pytest.mark.parametrize("run", ["a" * 400_000, "".join(random.Random(0).choices("acgt", k=400_000)), " " * 400_000])
-def test_a_long_run_takes_a_few_times_as_long_as_text(run: str, tmp_path: Path) -> None:
-    """Without the cut it takes thousands of times as long."""
+def test_training_time_on_a_long_run_is_similar_to_text(run: str, tmp_path: Path) -> None:
+    """Without cutting the run, training takes thousands of times as long."""
     words = ["".join(random.Random(n).choices("abcdefghij", k=6)) for n in range(3000)]
     text = " ".join(random.Random(0).choices(words, k=57_000))[: len(run)]
 

@@ -9,7 +9,7 @@ from tests.unit.tasks.conftest import stream_of
 TEXT = 'Apple apple, APPLE! self-apple "apple" apple7 7apple snapple apple\napple don\'t U.S. end.'
 
 
-def test_runs_of_letters_are_found_from_token_ids_alone(tokenizer: TextTokenizer) -> None:
+def test_runs_of_letters_are_found_from_token_ids(tokenizer: TextTokenizer) -> None:
     stream = stream_of([TEXT], tokenizer)
     tokens = stream.tokens.astype(np.int64)
     runs = find_word_runs(tokens, TokenClasses.of(tokenizer))
@@ -21,7 +21,7 @@ def test_runs_of_letters_are_found_from_token_ids_alone(tokenizer: TextTokenizer
         "U", "S", "end",
     ]  # fmt: skip
     whole = [text for text, alone in zip(texts, runs.whole, strict=True) if alone]
-    # glued to a hyphen, a digit, an apostrophe or an inner dot, a run is no whole word
+    # a run next to a hyphen, a digit, an apostrophe or an inner dot is not a whole word
     assert whole == ["Apple", "apple", "APPLE", "apple", "snapple", "apple", "apple", "end"]
 
 
@@ -35,11 +35,11 @@ def test_words_are_merged_by_text_and_counted_in_training_documents_only(tokeniz
     assert counts["castle"] == 0
     runs = find_word_runs(train.tokens.astype(np.int64), classes)
     words = lexicon.look_up(runs.hashes)
-    # a glued run is known as the word too, so that it gets masked
+    # a run that is not a whole word is known too, so that it is masked
     assert [lexicon.words[word] for word in words if word >= 0].count("apple") == 9
 
 
-def test_every_word_belongs_to_one_split_in_about_the_asked_shares() -> None:
+def test_words_are_split_in_the_configured_fractions() -> None:
     config = SmlmtConfig(validation_word_fraction=0.2, test_word_fraction=0.1)
     splits = [word_split(f"word{i}", config, 0) for i in range(3000)]
     assert abs(splits.count("validation") / 3000 - 0.2) < 0.03

@@ -1,4 +1,4 @@
-"""The index of a pool against that of whole words, and tasks that are made of pools."""
+"""The pool index agrees with the corpus index, and tasks are built from pools."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from pico_ds.tasks.smlmt import SMLMT
 from pico_ds.tasks.task_builder import TaskBuilder
 from tests.shards import write_shards
 
-#: glue of all kinds, line breaks, full stops, numbers, words of several tokens and letters beyond ASCII
+#: joined words, line breaks, full stops, numbers, words of several tokens and non-ASCII letters
 SENTENCES = [
     "The cat sat; the well-fed cat's dog (a dog) ran.",
     "U.S. cats run 20th street. Dogs! Cat\ncat dog\n\nDog",
@@ -44,8 +44,8 @@ def tokens_of(tokenizer: TextTokenizer, width: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("context", ["window", "sentence"])
-def test_one_row_is_indexed_as_a_stream_is(tokenizer: TextTokenizer, context: str) -> None:
-    """Words of one token: the same places, contexts and words around them."""
+def test_a_row_is_indexed_like_a_stream(tokenizer: TextTokenizer, context: str) -> None:
+    """Single-token words have the same positions and contexts in both indexes."""
     tokens = tokens_of(tokenizer, 1)
     classes = TokenClasses.of(tokenizer)
     config = SmlmtConfig.model_validate({"min_word_freq": 1, "max_word_freq": 10**6, "context": context})
@@ -63,7 +63,7 @@ def test_one_row_is_indexed_as_a_stream_is(tokenizer: TextTokenizer, context: st
         if text in lexicon.words:
             occurrences = np.arange(*whole.occurrences(lexicon.words.index(text)).indices(len(whole.positions)))
             theirs = whole.positions[occurrences]
-            # what a word of several tokens, or the last token of a row, cannot be told from
+            # the pool index does not contain words of several tokens or the last token of a row
             following = np.minimum(theirs + 1, len(tokens) - 1)
             one = (classes.token_flags(tokens[None], at_edges=False)[0, following] & CONTINUES_RUN) == 0
             kept = one & (theirs < len(tokens) - 1)
@@ -81,8 +81,8 @@ def test_one_row_is_indexed_as_a_stream_is(tokenizer: TextTokenizer, context: st
     assert np.array_equal(named, np.array(lexicon.words)[theirs_at[single]])
 
 
-def test_rows_are_apart(tokenizer: TextTokenizer) -> None:
-    """No context crosses the end of a row; a word that a row begins or ends with may be a part of one."""
+def test_contexts_and_words_do_not_cross_rows(tokenizer: TextTokenizer) -> None:
+    """A word at the edge of a row is not indexed, because it may be part of a longer word."""
     cat, run = tokenizer.encode([" cat"])[0], tokenizer.encode([" run"])[0]
     bare = tokenizer.encode(["cat"])[0]
     assert len(cat) == len(run) == len(bare) == 1
@@ -96,7 +96,7 @@ def test_rows_are_apart(tokenizer: TextTokenizer) -> None:
     assert {*zip(starts.tolist(), ends.tolist(), strict=True)} == {(0, 4), (4, 8)}
 
 
-def test_disjoint_contexts_are_counted_as_in_a_stream(tokenizer: TextTokenizer) -> None:
+def test_disjoint_contexts_match_a_greedy_count(tokenizer: TextTokenizer) -> None:
     tokens = tokens_of(tokenizer, 50)
     words = TokenWords.of(TokenClasses.of(tokenizer))
     index = TokenIndex(tokens.reshape(-1, 50), words, SmlmtConfig(min_word_freq=1, context_tokens=8))
@@ -121,7 +121,7 @@ def run_config(directory: Path, *overrides: str) -> RunConfig:
     )
 
 
-def test_tasks_follow_the_pools_and_are_a_function_of_their_place(tmp_path: Path) -> None:
+def test_tasks_follow_the_pools_and_depend_only_on_step_and_index(tmp_path: Path) -> None:
     config = run_config(tmp_path)
     builder = TaskBuilder(config, open_corpus(config.data))
     tasks = builder.training()
@@ -135,11 +135,11 @@ def test_tasks_follow_the_pools_and_are_a_function_of_their_place(tmp_path: Path
             assert mine.words == theirs.words
             assert np.array_equal(mine.support.input_ids, theirs.support.input_ids)
     assert not np.array_equal(pools[0].index.tokens, pools[1].index.tokens)
-    # the memory of pools gone by is given back
+    # earlier pools are dropped to free their memory
     assert set(tasks._pools) <= {2, 3}
 
 
-def test_held_out_tasks_are_of_held_out_words_and_shards(tmp_path: Path) -> None:
+def test_held_out_tasks_use_held_out_words_and_shards(tmp_path: Path) -> None:
     config = run_config(tmp_path)
     builder = TaskBuilder(config, open_corpus(config.data))
     by_split = {split: builder.held_out(split) for split in ("validation", "test")}  # type: ignore[arg-type]
@@ -153,7 +153,7 @@ def test_held_out_tasks_are_of_held_out_words_and_shards(tmp_path: Path) -> None
         assert tasks.index is builder.texts.held_out.index
 
 
-def test_no_word_of_a_task_stands_in_its_contexts(tmp_path: Path) -> None:
+def test_no_word_of_a_task_is_visible_in_its_contexts(tmp_path: Path) -> None:
     config = run_config(tmp_path)
     corpus = open_corpus(config.data)
     tasks, tokenizer = TaskBuilder(config, corpus).training(), corpus.tokenizer
@@ -167,14 +167,14 @@ def test_no_word_of_a_task_stands_in_its_contexts(tmp_path: Path) -> None:
                 assert not words & set(episode.words)
 
 
-def test_a_pool_that_is_too_small_is_said(tmp_path: Path) -> None:
+def test_a_pool_that_is_too_small_fails(tmp_path: Path) -> None:
     config = run_config(tmp_path, "smlmt.pool_rows=2")
     with pytest.raises(TaskError, match=r"smlmt\.n_way: got 3, but only \d train words"):
         TaskBuilder(config, open_corpus(config.data)).training()
 
 
 def test_a_context_that_spells_a_class_word_with_several_tokens_is_not_used(tokenizer: TextTokenizer) -> None:
-    """Masking knows the words of one token only, so a word in capitals would stay in the clear."""
+    """Masking only finds words of one token, so a word in capitals would stay visible."""
     assert len(tokenizer.encode([" CAT"])[0]) > 1
     rng = np.random.default_rng(0)
     texts = [" ".join(rng.choice(["cat", "dog", "run", "CAT", "DOG", "(,", ";", ":", "!", "?"], 400)) for _ in range(8)]
@@ -206,4 +206,4 @@ def test_a_context_that_spells_a_class_word_with_several_tokens_is_not_used(toke
                 words_shown = tokenizer.decode(ids).lower()
                 assert not any(f" {word} " in words_shown.replace("[mask]", " ") for word in episode.words)
                 shown += "CAT" in tokenizer.decode(ids) or "DOG" in tokenizer.decode(ids)
-    assert shown > 0, "other words may be spelled so"
+    assert shown > 0, "words of other classes may be spelled with several tokens"

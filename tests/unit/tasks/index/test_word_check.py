@@ -1,4 +1,4 @@
-"""Words from token ids against Unicode's segmentation of the text, for every family of tokenizers and many scripts."""
+"""Words from token ids equal those of Unicode segmentation, for every tokenizer family and many scripts."""
 
 import random
 from dataclasses import replace
@@ -16,14 +16,14 @@ from tests.tokenizer_families import FAMILIES, SCRIPTS, UNSPACED, make_tokenizer
 
 
 def documents(text: str) -> list[str]:
-    """Texts of the same words in other orders."""
+    """Texts with the words of `text` in random order."""
     chosen, words = random.Random(0), text.split(" ")
     return [" ".join(chosen.choices(words, k=60)) for _ in range(20)]
 
 
 @pytest.mark.parametrize("family", ["own", "byte level", "unigram"])
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_words_from_token_ids_are_the_words_of_the_text(family: str, script: str, tmp_path: Path) -> None:
+def test_words_from_token_ids_are_those_of_the_text(family: str, script: str, tmp_path: Path) -> None:
     texts = documents(SCRIPTS[script])
     tokenizer = make_tokenizer(family, texts, 450, tmp_path)
     counts = count_words(tokenizer, TokenClasses.of(tokenizer), texts)
@@ -33,8 +33,8 @@ def test_words_from_token_ids_are_the_words_of_the_text(family: str, script: str
 
 
 @pytest.mark.parametrize("script", [script for script in SCRIPTS if script != "English"])
-def test_words_of_bytes_are_the_words_of_the_text(script: str, tmp_path: Path) -> None:
-    """Trained on English, a tokenizer writes other scripts in parts of characters."""
+def test_words_from_byte_tokens_are_those_of_the_text(script: str, tmp_path: Path) -> None:
+    """A tokenizer that was trained on English splits other scripts into parts of characters."""
     texts = documents(SCRIPTS[script])
     for family in ("own", "byte fallback"):
         tokenizer = make_tokenizer(family, documents(SCRIPTS["English"]), 450, tmp_path / family)
@@ -45,10 +45,10 @@ def test_words_of_bytes_are_the_words_of_the_text(script: str, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_words_beside_curly_quotes_are_found(family: str, tmp_path: Path) -> None:
+def test_words_next_to_curly_quotes_are_found(family: str, tmp_path: Path) -> None:
     plain = "the people and their country’s “fair words”—however long—are “free” to all of them"
     texts = documents(plain)
-    # this family alone lets entries hold several words; it learns them without what stands between, which become bytes
+    # only in this family can an entry span several words; train it without dashes, so that these become bytes
     learned = [text.replace("—", " ") for text in texts] if family == "byte fallback" else texts
     tokenizer = make_tokenizer(family, learned, 400, tmp_path)
     counts = count_words(tokenizer, TokenClasses.of(tokenizer), texts)
@@ -58,7 +58,7 @@ def test_words_beside_curly_quotes_are_found(family: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("script", UNSPACED)
-def test_runs_of_scripts_without_spaces_are_measured(script: str, tmp_path: Path) -> None:
+def test_runs_of_scripts_without_spaces_are_counted(script: str, tmp_path: Path) -> None:
     tokenizer = make_tokenizer("own", documents(UNSPACED[script]), 450, tmp_path)
     counts = count_words(tokenizer, TokenClasses.of(tokenizer), documents(UNSPACED[script]))
     assert counts.words == counts.false == 0
@@ -71,7 +71,7 @@ def tokens_of(texts: list[str], tokenizer: TextTokenizer) -> npt.NDArray[np.int6
 
 
 @pytest.mark.parametrize("script", UNSPACED)
-def test_text_without_spaces_is_an_error_that_names_the_way_out(script: str, tmp_path: Path) -> None:
+def test_text_without_spaces_fails_with_a_solution(script: str, tmp_path: Path) -> None:
     letters = UNSPACED[script].replace(" ", "")
     unspaced = [letters[i:] for i in range(30)]
     spaced = ["\u200b".join(text[i : i + 3] for i in range(0, len(text), 3)) for text in unspaced]
@@ -83,19 +83,19 @@ def test_text_without_spaces_is_an_error_that_names_the_way_out(script: str, tmp
     assert counts.unspaced_run <= 8
 
 
-def test_some_letters_without_spaces_are_no_error(tmp_path: Path) -> None:
+def test_a_few_letters_without_spaces_are_accepted(tmp_path: Path) -> None:
     texts = [f"{SCRIPTS['English']} {UNSPACED['Chinese'].replace(' ', '')[:40]}" for _ in range(9)]
     tokenizer = make_tokenizer("own", texts, 450, tmp_path)
     assert check_words(tokenizer, TokenClasses.of(tokenizer), tokens_of(texts, tokenizer)).words > 50
 
 
-def test_a_tokenizer_whose_words_are_not_found_is_an_error_with_its_name(tmp_path: Path) -> None:
+def test_a_tokenizer_whose_words_are_not_found_fails_with_its_type(tmp_path: Path) -> None:
     texts = documents(SCRIPTS["English"])
     tokenizer = make_tokenizer("unigram", texts, 450, tmp_path)
     classes = TokenClasses.of(tokenizer)
     tokens = tokens_of(texts, tokenizer)
     assert check_words(tokenizer, classes, tokens).found > 500
-    # as if no entry began a word, and as if every entry were one
+    # simulate a tokenizer in which no entry has letters, and one in which every entry is a whole word
     blind = replace(classes, _bits=np.zeros_like(classes._bits))
     with pytest.raises(TaskError, match=r"data.tokenizer: a Unigram tokenizer with .* entries: only 0.0% of the words"):
         check_words(tokenizer, blind, tokens)
@@ -105,13 +105,13 @@ def test_a_tokenizer_whose_words_are_not_found_is_an_error_with_its_name(tmp_pat
 
 
 @pytest.mark.parametrize("family", ["unigram", "word piece"])
-def test_a_tokenizer_that_does_not_know_the_text_is_an_error(family: str, tmp_path: Path) -> None:
+def test_a_tokenizer_with_too_many_unknown_tokens_fails(family: str, tmp_path: Path) -> None:
     tokenizer = make_tokenizer(family, documents(SCRIPTS["English"]), 450, tmp_path)
-    with pytest.raises(TaskError, match=r"data.tokenizer: a (Unigram|WordPiece) .* stand for unknown text"):
+    with pytest.raises(TaskError, match=r"data.tokenizer: a (Unigram|WordPiece) .* are the unknown token"):
         check_words(tokenizer, TokenClasses.of(tokenizer), tokens_of(documents(SCRIPTS["Hindi"]), tokenizer))
 
 
-def test_a_short_corpus_is_not_judged(tmp_path: Path) -> None:
+def test_a_short_corpus_is_not_checked(tmp_path: Path) -> None:
     texts = documents(SCRIPTS["English"])
     tokenizer = make_tokenizer("own", texts, 450, tmp_path)
     classes = TokenClasses.of(tokenizer)
