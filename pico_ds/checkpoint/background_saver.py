@@ -163,10 +163,10 @@ class CheckpointSaver:
         self._pending = []
 
     def raise_failure(self) -> None:
-        """Say what failed.
+        """Raise the error of the failed save.
 
         Raises:
-            CheckpointError: always.
+            Exception: the error of this rank's background thread; CheckpointError if the save failed on another rank.
         """
         for future in self._pending:
             if future.done() and (error := future.exception()) is not None:

@@ -72,7 +72,7 @@ class HubShards:
 
         assert config.dataset is not None
         self._dataset, api = config.dataset, HfApi()
-        with _host_flags(self._dataset, config.revision):
+        with _hub_errors_as_data_errors(self._dataset, config.revision):
             found = request_with_retries(lambda: api.dataset_info(self._dataset, revision=config.revision))
         every = sorted(file.rfilename for file in found.siblings or [])
         self._files = [name for name in every if fnmatch(name, config.dataset_files)]
@@ -98,7 +98,7 @@ class HubShards:
         """
         from huggingface_hub import hf_hub_download
 
-        with _host_flags(self._dataset, self._commit):
+        with _hub_errors_as_data_errors(self._dataset, self._commit):
             return Path(
                 request_with_retries(
                     lambda: hf_hub_download(
@@ -112,7 +112,7 @@ class HubShards:
             )
 
 
-class _host_flags:  # noqa: N801  lowercase because it is used as a context manager
+class _hub_errors_as_data_errors:  # noqa: N801  lowercase because it is used as a context manager
     """Context manager that turns hub errors into `DataError`."""
 
     def __init__(self, dataset: str, revision: str) -> None:

@@ -76,7 +76,8 @@ def _from_hub(config: PerplexityConfig, source: str) -> Iterator[tuple[str, Docu
         for number, row in enumerate(rows.select_columns([column, config.domain_column] if has_domains else [column])):
             document = _document(row[column], f"{source}, {name}, row {number}: {column}")
             if document is not None:
-                yield str(row[config.domain_column]) if has_domains else name, document
+                domain = row[config.domain_column] if has_domains else None
+                yield name if domain is None else str(domain), document
 
 
 def _document(value: Any, where: str) -> Document | None:

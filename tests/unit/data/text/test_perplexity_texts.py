@@ -65,6 +65,13 @@ def test_every_subset_of_a_dataset_is_a_domain(tmp_path: Path) -> None:
         read(tmp_path / "set", split="test")
 
 
+def test_a_row_without_a_domain_belongs_to_its_subset(tmp_path: Path) -> None:
+    jsonl(tmp_path / "val.jsonl", [{"text": "one", "source": "news"}, {"text": "two", "source": None}])
+    config = [{"config_name": "all", "data_files": [{"split": "val", "path": "val.jsonl"}]}]
+    (tmp_path / "README.md").write_text(f"---\nconfigs: {json.dumps(config)}\n---\n")
+    assert read(tmp_path) == [("news", "one"), ("all", "two")]
+
+
 @pytest.mark.parametrize(
     ("content", "name", "message"),
     [
