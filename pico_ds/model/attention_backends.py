@@ -29,7 +29,7 @@ _SDPA = {
     "sdpa_efficient": SDPBackend.EFFICIENT_ATTENTION,
     "math": SDPBackend.MATH,
 }
-#: Under vmap, torch does not detect that a gradient will be needed, so these kernels skip what their backward pass needs.
+#: under vmap, torch does not detect that a gradient will be needed; these kernels then save nothing for backward
 _NOT_UNDER_VMAP = {"cudnn", "sdpa_efficient"}
 #: last cuDNN release that accesses memory out of bounds unless the length is a multiple of 128 (pytorch issue 169849)
 _CUDNN_WRONG_UNTIL, _CUDNN_RIGHT_LENGTHS = 91500, 128

@@ -137,5 +137,6 @@ def _directory_of(init_from: str) -> Path:
         return Path(snapshot_download(init_from, allow_patterns=["*.safetensors", "*.json"]))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise ConfigError(
-            f"model.init_from: {init_from} is neither a directory nor a model on the Hub that can be downloaded ({error})"
+            f"model.init_from: {init_from} is neither a directory nor a model on the Hub that can be downloaded "
+            f"({error})"
         ) from error

@@ -84,35 +84,35 @@ def test_rows_beyond_the_source_stay_as_they_are(llama: LlamaForCausalLM, tmp_pa
     assert torch.equal(decoder.embedding_proj.weight[97:], torch.nn.Embedding(100, 32).weight[97:])
 
 
-def test_a_constant_that_went_through_fp32_is_the_same(tmp_path: Path) -> None:
+def test_a_constant_rounded_to_fp32_matches(tmp_path: Path) -> None:
     """As in models that were GGUF files."""
     model = make_llama(tmp_path, rms_norm_eps=9.999999747378752e-06)
     assert_same_logits(decoder_of(tmp_path), model)
 
 
-def test_another_shape_is_said_with_every_key_to_change(llama: LlamaForCausalLM, tmp_path: Path) -> None:
+def test_shape_error_lists_every_key_to_change(llama: LlamaForCausalLM, tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         decoder_of(tmp_path, d_model=64, n_layers=3, norm_eps=1e-6)
     message = str(caught.value)
-    assert "write model.d_model: 32 (got 64), model.n_layers: 2 (got 3), model.norm_eps: 1e-05 (got 1e-06)" in message
+    assert "set model.d_model: 32 (got 64), model.n_layers: 2 (got 3), model.norm_eps: 1e-05 (got 1e-06)" in message
     with pytest.raises(ConfigError, match=r"model\.vocab_size: 97, or more \(got 96\)"):
         decoder_of(tmp_path, vocab_size=96)
 
 
-def test_what_cannot_be_represented_is_said(tmp_path: Path) -> None:
+def test_unsupported_architectures_are_named(tmp_path: Path) -> None:
     make_llama(tmp_path, attention_bias=True)
-    with pytest.raises(ConfigError, match="has attention_bias, which a Pico decoder does not have"):
+    with pytest.raises(ConfigError, match="has attention_bias, which a Pico decoder does not support"):
         decoder_of(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
-    with pytest.raises(ConfigError, match="is a model of type 'gpt2'; pico_decoder and llama"):
+    with pytest.raises(ConfigError, match="has model_type 'gpt2'; the supported types are pico_decoder and llama"):
         decoder_of(tmp_path)
 
 
-def test_a_place_that_is_none_is_said(tmp_path: Path) -> None:
+def test_missing_models_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"config\.json: cannot be read \(No such file or directory\)"):
         decoder_of(tmp_path)
-    with pytest.raises(ConfigError, match="is neither a directory nor a model of the hub that can be fetched"):
+    with pytest.raises(ConfigError, match="is neither a directory nor a model on the Hub that can be downloaded"):
         decoder_of(tmp_path / "no" / "such" / "place")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": 97}))
-    with pytest.raises(ConfigError, match="weights are taken only from safetensors"):
+    with pytest.raises(ConfigError, match="weights must be in safetensors files"):
         decoder_of(tmp_path)
