@@ -29,7 +29,8 @@ from tests.shared_runs import SharedRuns
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
 SCRIPTS = sorted((REPOSITORY / "scripts").glob("*.py"))
 #: first words of the commands that run nothing of ours
-OTHERS_COMMANDS = {"source", "pip", "hf", "cd", "export", "mkdir", "ssh", "scancel", "squeue", "xxh128sum"}
+OTHERS_COMMANDS = {"source", "pip", "hf", "cd", "export", "mkdir", "pre-commit"}
+OTHERS_COMMANDS |= {"ssh", "scancel", "squeue", "xxh128sum"}
 _FENCE = re.compile(r"^[ ]*```(\w*)\n(.*?)^[ ]*```$", flags=re.DOTALL | re.MULTILINE)
 
 

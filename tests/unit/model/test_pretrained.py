@@ -95,7 +95,7 @@ def test_shape_error_lists_every_key_to_change(llama: LlamaForCausalLM, tmp_path
         decoder_of(tmp_path, d_model=64, n_layers=3, norm_eps=1e-6)
     message = str(caught.value)
     assert "set model.d_model: 32 (got 64), model.n_layers: 2 (got 3), model.norm_eps: 1e-05 (got 1e-06)" in message
-    with pytest.raises(ConfigError, match=r"model\.vocab_size: 97, or more \(got 96\)"):
+    with pytest.raises(ConfigError, match=r"model\.vocab_size: at least 97 \(got 96\)"):
         decoder_of(tmp_path, vocab_size=96)
 
 
