@@ -1,11 +1,11 @@
-"""Numbers on the command line."""
+"""Argument types for the command line."""
 
 import argparse
 from collections.abc import Callable
 
 
 def at_least(least: int) -> Callable[[str], int]:
-    """An `argparse` type: an integer that is no less."""
+    """Return an `argparse` type for integers that are at least `least`."""
 
     def parse(text: str) -> int:
         try:
@@ -13,15 +13,15 @@ def at_least(least: int) -> Callable[[str], int]:
         except ValueError:
             value = least - 1
         if value < least:
-            raise argparse.ArgumentTypeError(f"got {text!r}; write an integer, {least} or more")
+            raise argparse.ArgumentTypeError(f"got {text!r}; give an integer of at least {least}")
         return value
 
     return parse
 
 
 def task_shape(text: str) -> tuple[int, int]:
-    """An `argparse` type: `5x1` is 5-way 1-shot."""
+    """Argument type for shapes of tasks: `5x1` is 5-way 1-shot."""
     n_way, cross, k_shot = text.partition("x")
     if not (cross and n_way.isdigit() and k_shot.isdigit() and int(n_way) > 1 and int(k_shot) > 0):
-        raise argparse.ArgumentTypeError(f"got {text!r}; write N-way x K-shot, such as 5x1")
+        raise argparse.ArgumentTypeError(f"got {text!r}; give N-way x K-shot, such as 5x1")
     return int(n_way), int(k_shot)

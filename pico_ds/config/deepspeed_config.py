@@ -166,5 +166,5 @@ def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     keys = [key for key, _ in pairs]
     for key in keys:
         if keys.count(key) > 1:
-            raise ConfigError(f"key {key!r} stands twice in the DeepSpeed configuration; keep one of them")
+            raise ConfigError(f"key {key!r} appears twice in the DeepSpeed configuration; keep one of them")
     return dict(pairs)

@@ -1,4 +1,4 @@
-"""From YAML and command-line overrides to a RunConfig, with errors that say how to mend them."""
+"""Loads a RunConfig from YAML and command-line overrides, with errors that say how to fix them."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,11 +15,11 @@ from pico_ds.config.validation import check_combinations
 from pico_ds.config.yaml_parsing import dump_yaml, parse_yaml
 from pico_ds.errors import ConfigError
 
-#: of a file that is read
+#: limit for a configuration file
 _MOST_BYTES = 2**20
-#: of a value in a message
+#: limit for a value in a message [characters]
 _LONGEST_VALUE = 200
-#: what pydantic puts behind a key that may be of several types
+#: what pydantic appends to the path of a key with several types
 _TYPE_TAG = re.compile(r"^(int|float|str|none)$|^literal\[|^list\[|^constrained-")
 
 
@@ -28,22 +28,24 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
     Raises:
         ConfigError: a file that cannot be read, a duplicate, unknown, moved or mistyped key, a value out of range,
-            or a combination of values that cannot work. All problems found are named at once.
+            or a combination of values that cannot work. The message lists all problems.
     """
     return parse_config(read_text(Path(path)), overrides, name=str(path))
 
 
 def read_text(path: Path) -> str:
-    """The text of a configuration.
+    """Return the text of a configuration file.
 
     Raises:
-        ConfigError: it cannot be read, is not UTF-8, or is longer than any configuration.
+        ConfigError: the file cannot be read, is not UTF-8, or is too large.
     """
     try:
         with path.open("rb") as file:
             content = file.read(_MOST_BYTES + 1)
         if len(content) > _MOST_BYTES:
-            raise ConfigError(f"{path} has more than {_MOST_BYTES // 2**20} MiB; give a configuration")
+            raise ConfigError(
+                f"{path} has more than {_MOST_BYTES // 2**20} MiB, which is too large for a configuration"
+            )
         return content.decode("utf-8")
     except OSError as error:
         raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
@@ -52,13 +54,13 @@ def read_text(path: Path) -> str:
 
 
 def parse_config(text: str, overrides: Sequence[str] = (), name: str = "<text>") -> RunConfig:
-    """`load_config` for a YAML text; `name` stands for it in messages."""
+    """Like `load_config`, for a YAML text. Messages call the text `name`."""
     tree = parse_yaml(text, name, RunConfig)
     if tree is None:
         tree = {}
     if not isinstance(tree, dict):
         raise ConfigError(
-            f"{name} must hold a mapping of sections ({_listed(RunConfig.model_fields)}), got {_shortened(tree)}"
+            f"{name} must be a mapping of sections ({_listed(RunConfig.model_fields)}), got {_shortened(tree)}"
         )
     for override in overrides:
         _apply_override(tree, override)
@@ -76,7 +78,7 @@ def parse_config(text: str, overrides: Sequence[str] = (), name: str = "<text>")
 
 
 def dump_config(config: RunConfig) -> str:
-    """The resolved configuration as YAML; `parse_config` of it gives an equal configuration."""
+    """Return the complete configuration as YAML, which `parse_config` reads as an equal configuration."""
     return dump_yaml(config.model_dump())
 
 
@@ -85,9 +87,9 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
     dotted, equals, value = override.partition("=")
     if not equals or not dotted:
         raise ConfigError(f"override {said} must have the form section.key=value, e.g. training.max_steps=20")
-    # what begins with # is a comment
+    # YAML treats text after # as a comment
     if not value.strip() or value.lstrip().startswith("#"):
-        raise ConfigError(f"override {said} has no value; write {dotted}=null for no value, or quote the value")
+        raise ConfigError(f"override {said} has no value; use {dotted}=null for no value, or quote the value")
     *sections, key = dotted.split(".")
     branch = tree
     for section in sections:
@@ -101,7 +103,7 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
 
 
 def _declared_type(sections: Sequence[str], key: str) -> Any:
-    """The type that the schema declares for a key; None if there is no such key."""
+    """Return the type that the schema declares for a key, or None if the key does not exist."""
     section: Any = RunConfig
     for name in (*sections, key):
         fields = getattr(section, "model_fields", {})
@@ -130,7 +132,7 @@ def _explain_unknown(dotted: str, value: Any, section: type[BaseModel]) -> Itera
     advices = [(leaf, advice_for(leaf)) for leaf in leaves]
     if any(advice for _, advice in advices):
         for leaf, advice in advices:
-            yield f"{leaf}: a key of pico-train or pico-maml: {advice}" if advice else _suggest(leaf, section)
+            yield f"{leaf}: this key is from pico-train or pico-maml: {advice}" if advice else _suggest(leaf, section)
     else:
         yield _suggest(dotted, section)
 
@@ -159,7 +161,7 @@ def _suggest(dotted: str, section: type[BaseModel]) -> str:
 
 
 def all_keys(section: type[BaseModel] = RunConfig, path: tuple[str, ...] = ()) -> Iterator[str]:
-    """Every dotted key, sections included, in the order of the schema."""
+    """Yield every dotted key, including sections, in the order of the schema."""
     for key, field in section.model_fields.items():
         yield ".".join((*path, key))
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
@@ -167,7 +169,7 @@ def all_keys(section: type[BaseModel] = RunConfig, path: tuple[str, ...] = ()) -
 
 
 def _explain(details: Sequence[ErrorDetails]) -> Iterator[str]:
-    """A message for each key; what may be of several types fails once for each of them."""
+    """Yield one message per key. Pydantic reports a key with several types once per type."""
     by_key: dict[tuple[int | str, ...], list[ErrorDetails]] = {}
     for detail in details:
         path = tuple(part for part in detail["loc"] if isinstance(part, int) or not _TYPE_TAG.search(part))
@@ -195,7 +197,7 @@ def _meaning(names: Sequence[str]) -> str | None:
 
 
 def _shortened(value: Any) -> str:
-    """As Python writes it, in a length that a terminal takes."""
+    """Return the repr of a value, shortened for a terminal."""
     text = repr(value)
     return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]} ..."
 

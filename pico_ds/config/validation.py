@@ -1,4 +1,4 @@
-"""Values that are each allowed but cannot go together."""
+"""Checks for combinations of values that are valid alone but conflict."""
 
 from collections.abc import Iterator
 
@@ -7,16 +7,16 @@ from pico_ds.config.schema import RunConfig
 
 #: tokens that a layout adds to a context: the separator of `fim`, or the leading end-of-text of `pre`
 LAYOUT_EXTRA_TOKENS = 1
-#: the longest name that common file systems take [bytes]
+#: longest name that common file systems support [bytes]
 _LONGEST_NAME = 255
-#: a thousand times the largest model that is meant
+#: a thousand times the largest model that the trainer is built for
 _MOST_PARAMETERS = 10**12
-#: of a step of all ranks
+#: per step, over all ranks
 _MOST_TOKENS = 2**32
 
 
 def check_combinations(config: RunConfig) -> Iterator[str]:
-    """Yield a message for every combination that cannot work."""
+    """Yield a message for each conflict."""
     yield from _check_sizes(config)
     yield from _check_model(config)
     yield from _check_data(config)
@@ -32,7 +32,7 @@ def check_combinations(config: RunConfig) -> Iterator[str]:
 
 
 def _check_sizes(config: RunConfig) -> Iterator[str]:
-    """Products of sizes, which are looked at before anything is made of them."""
+    """Limit products of sizes before anything is allocated."""
     model, training, smlmt, meta = config.model, config.training, config.smlmt, config.meta
     widths = 4 * model.d_model + 3 * model.activation_hidden_dim
     n_parameters = model.n_layers * model.d_model * widths + 2 * (model.vocab_size or 0) * model.d_model
@@ -75,16 +75,16 @@ def _check_sizes(config: RunConfig) -> Iterator[str]:
     }
     for keys, (size, most, unit) in sizes.items():
         if size > most:
-            yield f"{keys}: together {size:,} {unit}; at most {most:,} are possible; lower one of them"
+            yield f"{keys}: {size:,} {unit}; the limit is {most:,}; lower one of the values"
     if smlmt.k_shots[1] + smlmt.q_query > smlmt.max_word_freq:
         yield (
-            f"smlmt.k_shot: got {smlmt.k_shot}, which with smlmt.q_query = {smlmt.q_query} is more than "
-            f"smlmt.max_word_freq = {smlmt.max_word_freq} occurrences of a word; lower it, or raise max_word_freq"
+            f"smlmt.k_shot: got {smlmt.k_shot}, which with smlmt.q_query = {smlmt.q_query} exceeds "
+            f"smlmt.max_word_freq = {smlmt.max_word_freq}; lower k_shot, or raise max_word_freq"
         )
 
 
 def warn_of(config: RunConfig) -> Iterator[str]:
-    """Yield a message for every combination that works but is probably not meant."""
+    """Yield a warning for each combination that works but is probably a mistake."""
     training, smlmt = config.training, config.smlmt
     if training.lr_warmup_steps > training.max_steps:
         yield (
@@ -94,7 +94,7 @@ def warn_of(config: RunConfig) -> Iterator[str]:
     if config.meta_ratio > 0 and smlmt.warmup_steps >= training.max_steps:
         yield (
             f"smlmt.warmup_steps = {smlmt.warmup_steps} is not less than training.max_steps = {training.max_steps}: "
-            "no task will be trained on"
+            "the run will have no meta steps"
         )
 
 
@@ -102,13 +102,13 @@ def _check_model(config: RunConfig) -> Iterator[str]:
     model = config.model
     if model.d_model % model.attention_n_heads:
         yield (
-            f"model.d_model: got {model.d_model}, which model.attention_n_heads = {model.attention_n_heads} "
-            "does not divide; choose a multiple of the number of heads"
+            f"model.d_model: got {model.d_model}, which is not a multiple of "
+            f"model.attention_n_heads = {model.attention_n_heads}; choose a multiple of the number of heads"
         )
     elif (model.d_model // model.attention_n_heads) % 2:
         yield (
             f"model.d_model: {model.d_model} / model.attention_n_heads {model.attention_n_heads} gives a head_dim of "
-            f"{model.d_model // model.attention_n_heads}, which is odd; rotary embeddings turn pairs, so make it even"
+            f"{model.d_model // model.attention_n_heads}, which is odd; rotary embeddings need an even head_dim"
         )
     if model.attention_n_heads % model.attention_n_kv_heads:
         yield (
@@ -123,22 +123,22 @@ def _check_data(config: RunConfig) -> Iterator[str]:
         yield f"data.paths: got an empty list; data.source: {data.source} needs at least one path or glob"
     if data.source in ("sotu", "hub") and data.paths:
         yield (
-            f"data.paths: got {data.paths!r} with data.source: {data.source}; write data.source: files (or shards, "
-            "for token rows) to read them"
+            f"data.paths: got {data.paths!r} with data.source: {data.source}; set data.source to files (or to "
+            "shards, for token rows) to read them"
         )
     if data.source == "hub" and data.dataset is None:
         yield "data.dataset: got null; data.source: hub needs the id of a dataset, such as pico-lm/pretokenized-dolma"
     if data.source != "hub" and data.dataset is not None:
-        yield f"data.dataset: got {data.dataset!r} with data.source: {data.source}; write data.source: hub to read it"
+        yield f"data.dataset: got {data.dataset!r} with data.source: {data.source}; set data.source to hub to read it"
     if data.source in ("shards", "hub") and data.tokenizer is None:
         yield (
-            f"data.tokenizer: got null; data.source: {data.source} is tokenized already: name the tokenizer that made "
-            "it (directory or hub id)"
+            f"data.tokenizer: got null; data.source: {data.source} is already tokenized; set this to the tokenizer "
+            "that was used (directory or hub id)"
         )
     if data.sequence_length > model.max_seq_len:
         yield (
             f"data.sequence_length: got {data.sequence_length}, more than model.max_seq_len = {model.max_seq_len}; "
-            "lower the one or raise the other"
+            "lower sequence_length or raise max_seq_len"
         )
 
 
@@ -152,20 +152,20 @@ def _check_tasks(config: RunConfig) -> Iterator[str]:
         )
     for name, (least, most) in (("n_way", smlmt.n_ways), ("k_shot", smlmt.k_shots)):
         if least > most:
-            yield f"smlmt.{name}: got {[least, most]}; write the least before the most"
+            yield f"smlmt.{name}: got {[least, most]}; write the minimum before the maximum"
     if smlmt.n_ways[0] < 2:
         yield f"smlmt.n_way: got {smlmt.n_way}; a task has at least 2 classes"
     if smlmt.n_ways[0] < smlmt.n_ways[1] and config.meta.head == "linear":
-        yield f"smlmt.n_way: got {smlmt.n_way} with meta.head: linear, which has a fixed number of classes"
+        yield f"smlmt.n_way: got {smlmt.n_way} with meta.head: linear, which needs a fixed number of classes"
     if smlmt.class_sampling == "cluster" and smlmt.cluster_size < smlmt.n_ways[1] - 1:
         yield (
-            f"smlmt.cluster_size: got {smlmt.cluster_size}, fewer than the other {smlmt.n_ways[1] - 1} classes of a "
+            f"smlmt.cluster_size: got {smlmt.cluster_size}, less than the {smlmt.n_ways[1] - 1} other classes of a "
             "task; raise it"
         )
     if smlmt.min_word_freq > smlmt.max_word_freq:
         yield (
             f"smlmt.min_word_freq: got {smlmt.min_word_freq}, more than smlmt.max_word_freq = {smlmt.max_word_freq}; "
-            "no word would be left"
+            "no word meets both limits"
         )
     held_out = smlmt.validation_word_fraction + smlmt.test_word_fraction
     if held_out >= 1:
@@ -188,13 +188,13 @@ def _check_learner(config: RunConfig) -> Iterator[str]:
     meta = config.meta
     learner = meta.learner
     if learner == "anil" and meta.adapt not in ("all", "head"):
-        yield f"meta.adapt: got {meta.adapt!r} with meta.learner: anil, which adapts the head alone; leave it out"
+        yield f"meta.adapt: got {meta.adapt!r} with meta.learner: anil, which adapts only the head; remove the key"
     if learner == "boil" and meta.adapt == "head":
-        yield "meta.adapt: got 'head' with meta.learner: boil, which adapts all but the head; leave it out"
+        yield "meta.adapt: got 'head' with meta.learner: boil, which adapts all weights except the head; remove the key"
     if learner == "reptile" and meta.inner_steps < 2:
         yield (
-            f"meta.inner_steps: got {meta.inner_steps} with meta.learner: reptile, which takes support and query by "
-            "turns; make it at least 2"
+            f"meta.inner_steps: got {meta.inner_steps} with meta.learner: reptile, which alternates between support "
+            "and query set; use at least 2"
         )
     if learner == "meta_sgd":
         for name in ("inner_lr", "head_inner_lr"):
@@ -202,26 +202,30 @@ def _check_learner(config: RunConfig) -> Iterator[str]:
                 yield f"meta.{name}: got 0 with meta.learner: meta_sgd, which learns its logarithm; make it positive"
     if learner in ("protonet", "masked_word") and meta.head != "prototype":
         yield (
-            f"meta.head: got {meta.head!r} with meta.learner: {learner}, which trains none (masked_word), or is that "
-            "head (protonet); leave it out, or write meta.learner: multitask"
+            f"meta.head: got {meta.head!r} with meta.learner: {learner}, which has no head (masked_word) or always "
+            "the prototype head (protonet); remove the key, or use meta.learner: multitask"
         )
     if learner == "multitask" and meta.head in ("prototype", "linear"):
-        reason = "that is meta.learner: protonet" if meta.head == "prototype" else "each task has labels of its own"
-        yield f"meta.head: got {meta.head!r} with meta.learner: multitask; {reason}; write vocab or generated"
+        reason = (
+            "that combination is meta.learner: protonet"
+            if meta.head == "prototype"
+            else "the labels of one task mean nothing in another"
+        )
+        yield f"meta.head: got {meta.head!r} with meta.learner: multitask; {reason}; use vocab or generated"
 
 
 def _check_speed(config: RunConfig) -> Iterator[str]:
     together = config.meta.tasks_per_batch
     if config.training.compile == "block" and together not in ("auto", 1):
         yield (
-            f"meta.tasks_per_batch: got {together} with training.compile: block; tasks are computed together by the "
-            "whole network: write training.compile: model or none, or leave tasks_per_batch out"
+            f"meta.tasks_per_batch: got {together} with training.compile: block; batched tasks need the "
+            "whole model; use training.compile: model or none, or remove tasks_per_batch"
         )
     checkpointing = config.training.activation_checkpointing
     if checkpointing != "none" and config.training.compile != "model" and together not in ("auto", 1):
         yield (
-            f"meta.tasks_per_batch: got {together} with training.activation_checkpointing: {checkpointing}; that works "
-            "for tasks one by one, or with training.compile: model"
+            f"meta.tasks_per_batch: got {together} with training.activation_checkpointing: {checkpointing}; that needs "
+            "tasks_per_batch: 1, or training.compile: model"
         )
 
 
@@ -230,7 +234,7 @@ def _check_checkpointing(config: RunConfig) -> Iterator[str]:
     if settings.keep_every_n_steps is not None and settings.keep_last_n is None:
         yield (
             f"checkpointing.keep_every_n_steps: got {settings.keep_every_n_steps} without checkpointing.keep_last_n, "
-            "so that every checkpoint is kept; set keep_last_n, or leave this out"
+            "so every checkpoint is kept anyway; set keep_last_n, or remove this key"
         )
     if (
         isinstance(settings.resume, str)
@@ -247,14 +251,14 @@ def _check_learning_dynamics(config: RunConfig) -> Iterator[str]:
     index, length = config.learning_dynamics.sequence_idx, config.data.sequence_length
     if not -length <= index < length:
         yield (
-            f"learning_dynamics.sequence_idx: got {index}, but a row has data.sequence_length = {length} tokens; take "
+            f"learning_dynamics.sequence_idx: got {index}, but a row has data.sequence_length = {length} tokens; use "
             f"{-length} to {length - 1}"
         )
 
     settings = config.learning_dynamics
     if settings.save_every_n_steps is not None and not settings.layer_suffixes:
         yield (
-            "learning_dynamics.layer_suffixes: got an empty list, so a snapshot would hold nothing; name modules, or "
+            "learning_dynamics.layer_suffixes: got an empty list, so snapshots would be empty; list modules, or "
             "set learning_dynamics.save_every_n_steps to null"
         )
 
@@ -262,9 +266,9 @@ def _check_learning_dynamics(config: RunConfig) -> Iterator[str]:
 def _check_evaluation(config: RunConfig) -> Iterator[str]:
     readouts = config.evaluation.readouts
     if readouts == []:
-        yield "evaluation.readouts: got an empty list; name a readout, or write null for smlmt.readout"
+        yield "evaluation.readouts: got an empty list; list a readout, or use null for smlmt.readout"
     elif readouts is not None and len(set(readouts)) < len(readouts):
-        yield f"evaluation.readouts: got {readouts}; name each readout once"
+        yield f"evaluation.readouts: got {readouts}; list each readout once"
 
 
 def _check_monitoring(config: RunConfig) -> Iterator[str]:
@@ -278,11 +282,11 @@ def _check_names(config: RunConfig) -> Iterator[str]:
     if name is None or not name.strip():
         return
     if set(name) & set("/\\") or name in {".", ".."}:
-        yield f"checkpointing.run_name: got {name!r}; a name is one directory, without slashes"
+        yield f"checkpointing.run_name: got {name!r}; the name must be a single directory, without slashes"
     elif not name.isprintable():
-        yield f"checkpointing.run_name: got {name!r}; a name has printable characters only"
+        yield f"checkpointing.run_name: got {name!r}; the name must be printable"
     elif (length := len(name.encode())) > _LONGEST_NAME:
-        yield f"checkpointing.run_name: got a name of {length} bytes; a file system takes at most {_LONGEST_NAME}"
+        yield f"checkpointing.run_name: got a name of {length} bytes; the limit of file systems is {_LONGEST_NAME}"
 
 
 def _check_empty(section: Section, prefix: str) -> Iterator[str]:
@@ -292,6 +296,6 @@ def _check_empty(section: Section, prefix: str) -> Iterator[str]:
         if isinstance(value, Section):
             yield from _check_empty(value, f"{key}.")
         elif isinstance(value, str) and not value.strip():
-            yield f"{key}: got {value!r}; write a value, or leave the key out"
+            yield f"{key}: got {value!r}; set a value, or remove the key"
         elif isinstance(value, list) and any(isinstance(one, str) and not one.strip() for one in value):
-            yield f"{key}: got {value!r}, which holds an empty text; leave the empty text out"
+            yield f"{key}: got {value!r}, which contains an empty string; remove it"

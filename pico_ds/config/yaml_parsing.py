@@ -1,4 +1,4 @@
-"""YAML as configurations use it: the core schema of YAML 1.2, where a scalar becomes what its key declares.
+"""Reads and writes configurations in YAML 1.2 (core schema), converting each scalar to the type of its key.
 
 PyYAML reads YAML 1.1, in which `off` is a boolean, `010` is 8, `1:30` is 90, and `1e5` is text. YAML 1.2 (chapter 10.3)
 has none of these.
@@ -17,11 +17,11 @@ from pico_ds.errors import ConfigError
 _TAG = "tag:yaml.org,2002:"
 _LONGEST_INTEGER = 40
 _DEEPEST = 200
-#: of a configuration, aliases unfolded
+#: limit for a configuration, with aliases expanded
 _MOST_VALUES = 100_000
-#: may be grouped, as in Python
+#: digits may be grouped with underscores, as in Python
 _DIGITS = "[0-9]+(?:_[0-9]+)*"
-#: tag -> what it looks like, and the characters that it may begin with; tried in this order
+#: tag -> pattern, and the possible first characters; tried in this order
 _SCALARS = {
     "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
@@ -43,11 +43,11 @@ class _UniqueKeys(yaml.SafeLoader):
             line = key_node.start_mark.line + 1
             if not isinstance(key, str | int | float | bool | None):
                 raise ConfigError(
-                    f"the key at line {line} of {key_node.start_mark.name} is {key!r}; keys are plain names"
+                    f"the key at line {line} of {key_node.start_mark.name} is {key!r}; keys must be plain names"
                 )
             if key in seen:
                 raise ConfigError(
-                    f"key {key!r} stands twice, at line {seen[key]} and at line {line} of {key_node.start_mark.name}; "
+                    f"key {key!r} appears twice, at line {seen[key]} and at line {line} of {key_node.start_mark.name}; "
                     "keep one of them"
                 )
             seen[key] = line
@@ -61,7 +61,7 @@ class _Loader(_UniqueKeys):
 
 
 class _OldLoader(_UniqueKeys):
-    """YAML 1.1, as pico-train and pico-maml read it; but a date is text, and `3e-4` a number."""
+    """YAML 1.1, for files of pico-train and pico-maml, except that a date is text and `3e-4` is a number."""
 
     yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {  # type: ignore[misc]
         first: [(tag, pattern) for tag, pattern in resolvers if tag != f"{_TAG}timestamp"]
@@ -83,8 +83,8 @@ def _short_integer(loader: yaml.SafeLoader, node: Any) -> str:
     text = str(loader.construct_scalar(node))
     if len(text) > _LONGEST_INTEGER:
         raise ConfigError(
-            f"{node.start_mark.name}: the integer at line {node.start_mark.line + 1} has {len(text)} characters; at "
-            f"most {_LONGEST_INTEGER} are read"
+            f"{node.start_mark.name}: the integer at line {node.start_mark.line + 1} has {len(text)} characters; the "
+            f"limit is {_LONGEST_INTEGER}"
         )
     return text
 
@@ -103,7 +103,7 @@ def _construct_float(loader: yaml.SafeLoader, node: Any) -> float:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes text that either version of YAML would read as something else."""
+    """Quotes text that either version of YAML would not read as text."""
 
 
 for _name, (_pattern, _first) in _SCALARS.items():
@@ -116,19 +116,19 @@ _Loader.add_constructor(f"{_TAG}float", _construct_float)
 
 
 def parse_yaml(text: str, name: str, declared: Any = None, is_yaml_1_1: bool = False) -> Any:
-    """The content of a YAML text.
+    """Return the content of a YAML text.
 
     Args:
-        name: of the text, for messages.
-        declared: type of the content, such as a section of the configuration. A number is text where text is declared,
-            and a whole number in any notation is an integer where an integer is declared.
-        is_yaml_1_1: `yes`, `off` and the like are booleans.
+        name: name of the text in messages.
+        declared: type of the content, such as a section of the configuration. A number becomes text if the type is
+            text, and a whole number in any notation becomes an integer if the type is an integer.
+        is_yaml_1_1: whether `yes`, `off` and similar words are booleans.
 
     Raises:
-        ConfigError: a text that is not YAML, or a key that stands twice.
+        ConfigError: the text is not valid YAML, or has a duplicate key.
     """
     if _depth(text) > _DEEPEST:
-        # before it is scanned, which takes the square of the depth
+        # checked first, because the time to scan grows with the square of the depth
         raise ConfigError(f"{name} is nested too deeply: more than {_DEEPEST} brackets are open at once")
     loader = None
     try:
@@ -142,7 +142,7 @@ def parse_yaml(text: str, name: str, declared: Any = None, is_yaml_1_1: bool = F
     except ConfigError:
         raise
     except (yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-        # the last five come of tags that do not go with their value, such as !!int [1]
+        # the last five come from tags that do not fit their value, such as !!int [1]
         raise ConfigError(f"{name} is not valid YAML: {error}") from error
     except RecursionError:
         raise ConfigError(f"{name} is nested too deeply") from None
@@ -152,7 +152,7 @@ def parse_yaml(text: str, name: str, declared: Any = None, is_yaml_1_1: bool = F
 
 
 def _depth(text: str) -> int:
-    """Most brackets that are open at once, as if none of them stood in quotes."""
+    """Return the maximum number of open brackets, ignoring quotes."""
     depth = deepest = 0
     for bracket in re.finditer(r"[\[\]{}]", text):
         depth = depth + 1 if bracket.group() in "[{" else max(0, depth - 1)
@@ -163,7 +163,7 @@ def _depth(text: str) -> int:
 def _check_aliases(root: yaml.Node, name: str) -> None:
     """
     Raises:
-        ConfigError: an alias inside of what it stands for, or aliases that unfold to more than anybody could write.
+        ConfigError: an alias refers to itself, or aliases expand to too many values.
     """
     sizes: dict[int, int] = {}
     open_nodes: set[int] = set()
@@ -171,7 +171,7 @@ def _check_aliases(root: yaml.Node, name: str) -> None:
     def size_of(node: yaml.Node) -> int:
         if id(node) in open_nodes:
             line = node.start_mark.line + 1
-            raise ConfigError(f"{name}: the value at line {line} contains itself, by an alias; write it out")
+            raise ConfigError(f"{name}: the value at line {line} contains itself through an alias; write the value out")
         if id(node) not in sizes:
             open_nodes.add(id(node))
             parts = node.value if isinstance(node, yaml.CollectionNode) else []
@@ -181,16 +181,16 @@ def _check_aliases(root: yaml.Node, name: str) -> None:
         return sizes[id(node)]
 
     if (size := size_of(root)) > _MOST_VALUES:
-        raise ConfigError(f"{name}: its aliases unfold to {size:.3g} values; at most {_MOST_VALUES:,} are read")
+        raise ConfigError(f"{name}: its aliases expand to {size:.3g} values; the limit is {_MOST_VALUES:,}")
 
 
 def dump_yaml(content: Any) -> str:
-    """A YAML text that `parse_yaml` reads as the same content."""
+    """Return a YAML text that `parse_yaml` reads as the same content."""
     return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def _declared(node: yaml.Node, declared: Any) -> yaml.Node:
-    """The node with numbers as its declared type wants them; a copy, because an alias may be declared otherwise."""
+    """Return a copy of the node with numbers converted to the declared type; an alias may have several."""
     changed: Any = copy(node)
     types = [*_alternatives(declared)]
     if isinstance(node, yaml.MappingNode) and isinstance(declared, type) and issubclass(declared, BaseModel):
@@ -211,7 +211,7 @@ def _declared(node: yaml.Node, declared: Any) -> yaml.Node:
 
 
 def _alternatives(declared: Any) -> list[Any]:
-    """The types that a declared type is a union of, without their constraints."""
+    """Return the members of a union type, without their constraints."""
     origin = get_origin(declared)
     if origin is Annotated:
         return _alternatives(get_args(declared)[0])

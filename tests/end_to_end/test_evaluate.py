@@ -163,8 +163,8 @@ def test_injected_sentences_are_seen_in_the_tasks(directory: Path, where: list[s
         (["few-shot", "RUN", "--data", "own.jsonl", "--ner", "a"], "error: --ner cannot be combined with --data; run"),
         (["perplexity", "RUN"], "error: --data is not given, and the run's evaluation.perplexity.data is null"),
         (["few-shot", "RUN", "--shapes", "5"], "got '5'; write N-way x K-shot, such as 5x1"),
-        (["few-shot", "RUN", "--tasks", "0"], "argument --tasks: got '0'; write an integer, 1 or more"),
-        (["few-shot", "RUN", "--steps", "-1"], "argument --steps: got '-1'; write an integer, 0 or more"),
+        (["few-shot", "RUN", "--tasks", "0"], "argument --tasks: got '0'; give an integer of at least 1"),
+        (["few-shot", "RUN", "--steps", "-1"], "argument --steps: got '-1'; give an integer of at least 0"),
         (["few-shot", "RUN", "--shapes", "2x999"], "error: no shape could be evaluated"),
     ],
 )

@@ -216,7 +216,7 @@ def test_the_first_pico_maml_is_known_by_its_keys() -> None:
         ("training: {fabric: {num_devices: auto}}", "training.fabric.num_devices: got 'auto', expected a positive"),
         ("smlmt: {hidden_dims: [96, 128]}", "are all of one width"),
         ("model: {d_model: 100}", "old.yaml, migrated: model.d_model: got 100"),
-        ("model: {d_model: 96, d_model: 96}", "stands twice"),
+        ("model: {d_model: 96, d_model: 96}", "appears twice"),
     ],
 )
 def test_what_has_no_counterpart_is_an_error(text: str, expected: str) -> None:

@@ -70,7 +70,7 @@ def test_stage_0_with_bf16_is_refused() -> None:
         ("[]", "must hold a JSON object"),
         ("{}", "zero_optimization.stage must be 0, 1, 2 or 3"),
         ('{"zero_optimization": {"stage": 5}}', "must be 0, 1, 2 or 3"),
-        ('{"zero_optimization": {"stage": 1, "stage": 2}}', "stands twice"),
+        ('{"zero_optimization": {"stage": 1, "stage": 2}}', "appears twice"),
     ],
 )
 def test_a_bad_file_is_a_clear_error(text: str, expected: str, tmp_path: Path) -> None:

@@ -45,22 +45,22 @@ def test_dump_and_parse_round_trip() -> None:
         ("training: {precision: fp16}", ["training.precision", "'fp16'", "'fp32' or 'bf16'"]),
         ("smlmt: {hybrid_ratio: 1.5}", ["smlmt.hybrid_ratio", "1.5", "less than or equal to 1"]),
         ("meta: 3", ["meta: got 3", "expected a section", "inner_lr"]),
-        ("a: 1\na: 2", ["key 'a' stands twice", "line 1", "line 2"]),
+        ("a: 1\na: 2", ["key 'a' appears twice", "line 1", "line 2"]),
         ("smlmt:\n  n_way: 4\n  n_way: 5", ["'n_way'", "line 2", "line 3"]),
-        ("- 1", ["must hold a mapping"]),
+        ("- 1", ["must be a mapping"]),
         ("a: [", ["not valid YAML"]),
         ("model: {d_model: 100}", ["model.d_model: got 100", "attention_n_heads = 12"]),
         ("model: {d_model: 36}", ["head_dim of 3", "odd"]),
         ("model: {attention_n_kv_heads: 5}", ["model.attention_n_kv_heads: got 5"]),
         ("data: {sequence_length: 4096}", ["data.sequence_length: got 4096", "model.max_seq_len = 2048"]),
         ("data: {source: files}", ["data.paths", "at least one"]),
-        ("data: {paths: [x]}", ["data.paths", "data.source: files"]),
+        ("data: {paths: [x]}", ["data.paths", "set data.source to files"]),
         ("smlmt: {context_tokens: 2048}", ["smlmt.context_tokens: got 2048", "max_seq_len"]),
         ("smlmt: {min_word_freq: 9, max_word_freq: 8}", ["smlmt.min_word_freq: got 9"]),
         ("smlmt: {test_word_fraction: 0.95}", ["leaves no word for training"]),
         ("smlmt: {validation_word_fraction: 0}", ["evaluation.word_split", "validation_word_fraction is 0"]),
         ("checkpointing: {run_name: a/b}", ["checkpointing.run_name", "without slashes"]),
-        ("checkpointing: {run_name: ..}", ["checkpointing.run_name", "one directory"]),
+        ("checkpointing: {run_name: ..}", ["checkpointing.run_name", "single directory"]),
         ("{[1]: 2}", ["<text>", "key"]),
     ],
 )
@@ -83,14 +83,14 @@ def test_all_mistakes_are_named_at_once() -> None:
         ("training: {fabric: {precision: bf16-mixed}}", "write training.precision: bf16"),
         (
             "training: {fabric: {num_devices: 4, num_nodes: 2}}",
-            "training.fabric.num_nodes: a key of pico-train or pico-maml",
+            "training.fabric.num_nodes: this key is from pico-train or pico-maml",
         ),
         ("training: {fabric: {strategy: x}}", "Lightning Fabric is gone"),
         ("training: {optimization: {lr: 1e-3}}", "write training.lr"),
-        ("checkpointing: {auto_resume: true}", "checkpointing.auto_resume: a key of pico-train or pico-maml"),
+        ("checkpointing: {auto_resume: true}", "checkpointing.auto_resume: this key is from pico-train or pico-maml"),
         (
             "checkpointing: {training: {auto_resume: true}}",
-            "checkpointing.training.auto_resume: a key of pico-train or pico-maml",
+            "checkpointing.training.auto_resume: this key is from pico-train or pico-maml",
         ),
         ("checkpointing: {hf_checkpoint: {repo_id: x}}", "write checkpointing.hub.repo_id"),
         ("smlmt: {inner_lr: 0.1}", "write meta.inner_lr"),
@@ -118,7 +118,7 @@ def test_runs_shorter_than_their_warmups_are_warned_of() -> None:
     config = parse_config("training: {max_steps: 20, lr_warmup_steps: 30}\nsmlmt: {warmup_steps: 20}")
     warnings = " ".join(warn_of(config))
     assert "training.lr_warmup_steps = 30" in warnings
-    assert "no task will be trained on" in warnings
+    assert "the run will have no meta steps" in warnings
     assert list(warn_of(RunConfig())) == []
 
 

@@ -110,10 +110,10 @@ def test_a_cluster_has_words_with_similar_neighbors(make_tasks: MakeTasks) -> No
 
 def test_invalid_shape_and_class_settings_fail(make_tasks: MakeTasks) -> None:
     for text, message in [
-        ("n_way: [4, 2]", r"smlmt.n_way: got \[4, 2\]; write the least before the most"),
+        ("n_way: [4, 2]", r"smlmt.n_way: got \[4, 2\]; write the minimum before the maximum"),
         ("k_shot: [1]", r"smlmt.k_shot: got \[1\]"),
         ("n_way: [1, 3]", "at least 2 classes"),
-        ("class_sampling: cluster, cluster_size: 3", "smlmt.cluster_size: got 3, fewer than the other 4 classes"),
+        ("class_sampling: cluster, cluster_size: 3", "smlmt.cluster_size: got 3, less than the 4 other classes"),
         ("inject: {ratoi: 0.5}", "smlmt.inject.ratoi: unknown key; did you mean smlmt.inject.ratio"),
     ]:
         with pytest.raises(ConfigError, match=message):
