@@ -59,7 +59,7 @@ class Cluster:
 #: field of a Cluster -> origin of its default
 SOURCES = {
     "peak_tflops": "H100 SXM data sheet, dense bf16",
-    "utilization": "measured: 936M parameters on one H100, 8 x 2048 tokens, whole graph compiled; 55 to 56 % for tasks",
+    "utilization": "a prototype, not this code: 936M parameters on one H100, 8 x 2048 tokens; 55 to 56 % for tasks",
     "memory_gb_per_second": "H100 SXM data sheet: 3350; as in docs/performance.md",
     "gpus_per_node": "DGX H100",
     "node_gb_per_second": "assumed: bus bandwidth of a ring over NVLink; nccl-tests with in-switch reduction reach 460",
