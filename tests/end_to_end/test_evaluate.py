@@ -126,11 +126,10 @@ def test_texts_that_cannot_be_reached_end_a_run_before_it_begins(where: list[str
     assert not (directory / "never").exists()
 
 
-def test_a_report_is_written(trained: Path, directory: Path) -> None:
+def test_report_shows_the_layers_of_a_run(trained: Path, directory: Path) -> None:
     output = script("report", str(trained), "--out", str(directory / "report"))
     page = Path(output.strip().splitlines()[-1])
-    assert page.exists()
-    assert "displacement_meta.png" in {image.name for image in page.parent.glob("*.png")}
+    assert "meta: distance that the inner loop moves each layer" in page.read_text()
 
 
 AUDIT = ("number of masks", "injected", "words unknown to masking")
@@ -162,13 +161,13 @@ def test_injected_sentences_are_seen_in_the_tasks(directory: Path, where: list[s
         ),
         (["few-shot", "RUN", "--data", "own.jsonl", "--ner", "a"], "error: --ner cannot be combined with --data; run"),
         (["perplexity", "RUN"], "error: --data is not given, and the run's evaluation.perplexity.data is null"),
-        (["few-shot", "RUN", "--shapes", "5"], "got '5'; write N-way x K-shot, such as 5x1"),
+        (["few-shot", "RUN", "--shapes", "5"], "got '5'; give N-way x K-shot, such as 5x1"),
         (["few-shot", "RUN", "--tasks", "0"], "argument --tasks: got '0'; give an integer of at least 1"),
         (["few-shot", "RUN", "--steps", "-1"], "argument --steps: got '-1'; give an integer of at least 0"),
         (["few-shot", "RUN", "--shapes", "2x999"], "error: no shape could be evaluated"),
     ],
 )
-def test_mistakes_are_said(trained: Path, arguments: list[str], message: str) -> None:
+def test_mistakes_end_with_one_message(trained: Path, arguments: list[str], message: str) -> None:
     given = [argument.replace("RUN", str(trained)) for argument in arguments]
     output = script("evaluate", *given, check=False)
     assert message.replace("RUN", str(trained)) in output

@@ -1,0 +1,49 @@
+"""The diffs of docs/extending.md, applied to a copy of the package."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.launching import REPOSITORY, environment
+
+TRAIN = """
+import pico_ds
+from transformers import AutoModelForCausalLM
+
+config = pico_ds.load_config("configs/demo.yaml", [
+    "data.source=python_reference", "meta.head=cosine", "model.activation=gelu", "checkpointing.run_name=extended",
+    "data.tokenizer_vocab_size=600", "model.n_layers=1", "meta.tasks_per_step=1", "smlmt.min_word_freq=20",
+    "smlmt.warmup_steps=0", "smlmt.hybrid_ratio=1", "training.max_steps=2", "evaluation.n_tasks=2",
+    "evaluation.n_rows=2", "monitoring.wandb.mode=disabled",
+])
+run = pico_ds.train(config)
+path = f"runs/extended/checkpoints/step_{run.step}"
+exported = AutoModelForCausalLM.from_pretrained(path, trust_remote_code=True)
+print("trained", run.step, run.config.meta.head, exported.config.activation)
+"""
+
+
+@pytest.mark.slow
+def test_diffs_apply_and_train_together(tmp_path: Path) -> None:
+    # about 10 CPU seconds: one process trains two steps
+    for folder in ("pico_ds", "configs"):
+        shutil.copytree(REPOSITORY / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    diffs = re.findall(
+        r"^```diff\n(.*?)^```$", (REPOSITORY / "docs" / "extending.md").read_text(), re.DOTALL | re.MULTILINE
+    )
+    assert len(diffs) == 3
+    for diff in diffs:
+        subprocess.run(["git", "apply", "-"], input=diff, text=True, check=True, cwd=tmp_path)
+    variables = {"PYTHONPATH": str(tmp_path), "HF_MODULES_CACHE": str(tmp_path / "modules")}
+    done = subprocess.run(
+        [sys.executable, "-c", TRAIN],
+        cwd=tmp_path,
+        env={**environment(), **variables, "PICO_DS_CACHE": str(tmp_path / "cache")},
+        capture_output=True,
+        text=True,
+    )
+    assert "trained 2 cosine gelu" in done.stdout, done.stderr
