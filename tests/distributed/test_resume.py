@@ -17,7 +17,7 @@ def saves(tmp_path_factory: pytest.TempPathFactory) -> Saves:
 
 
 @pytest.mark.parametrize("world", WORLDS)
-def test_same_world_and_stage_go_on_bit_identically(saves: Saves, world: int) -> None:
+def test_resume_at_the_same_world_size_and_stage_is_bit_identical(saves: Saves, world: int) -> None:
     """fp32 under all stages and offloads, bf16 under stages 1 to 3; master weights and moments exact."""
     for result in saves[1][world]:
         assert len(result) == len(CONFIGS) + 3
@@ -25,7 +25,7 @@ def test_same_world_and_stage_go_on_bit_identically(saves: Saves, world: int) ->
 
 
 @pytest.mark.parametrize("world", WORLDS)
-def test_any_world_and_stage_go_on_as_one_plain_loop(saves: Saves, world: int) -> None:
+def test_resume_at_any_world_size_and_stage_matches_a_plain_loop(saves: Saves, world: int) -> None:
     for result in run_ranks(resume_all, world, str(saves[0])):
         assert len(result) == len(WORLDS) * len(CONFIGS)
         assert all(error <= 1e-6 for error in result.values()), result

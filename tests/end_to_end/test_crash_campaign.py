@@ -13,6 +13,6 @@ from tests.launching import Launcher, real, warm
     [(warm, 2), pytest.param(warm, 6, marks=pytest.mark.slow), pytest.param(real, 3, marks=pytest.mark.slow)],
     ids=["warm", "more", "real"],
 )
-def test_nothing_is_lost_by_a_few_kills(launcher: Launcher, kills: int, tmp_path: Path) -> None:
+def test_few_kills_lose_no_checkpoint(launcher: Launcher, kills: int, tmp_path: Path) -> None:
     counts = run_campaign(kills=kills, seed=1, directory=tmp_path, max_steps=60, launcher=launcher)
     assert counts["runs brought to their end, bit-identical"] >= 1

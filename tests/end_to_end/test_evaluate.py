@@ -119,7 +119,7 @@ def test_perplexity_is_the_same_in_training_and_on_two_ranks(trained: Path, wher
     assert found["perplexity"] in [record.get("eval/perplexity") for record in logged]
 
 
-def test_texts_that_cannot_be_reached_end_a_run_before_it_begins(where: list[str], directory: Path) -> None:
+def test_unreachable_texts_fail_before_training(where: list[str], directory: Path) -> None:
     settings = ["evaluation.perplexity.data=nobody/nothing", f"checkpointing.runs_dir={directory}"]
     output = script("train", "--config", TINY, *where, *settings, "checkpointing.run_name=never", check=False)
     assert "error: evaluation.perplexity.data: 'nobody/nothing' is not a local file" in output

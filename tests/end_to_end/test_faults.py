@@ -113,7 +113,7 @@ def test_a_rank_that_hangs_is_found_under_every_stage(
     assert f"first      rank 1, after 5 steps: no progress for {HANG_SECONDS} s" in summary_of(place / name, output)
 
 
-def test_a_hang_that_holds_the_interpreter_lock_is_found(
+def test_watchdog_finds_a_hang_that_holds_the_interpreter_lock(
     arguments: Callable[..., list[str]], place: Path, fault: Callable[[str], None]
 ) -> None:
     """In native code: no thread of that rank can run Python any more."""

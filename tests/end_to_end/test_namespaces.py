@@ -12,7 +12,7 @@ HANG_SECONDS = 5
 
 
 @pytest.mark.slow
-def test_a_job_goes_on_without_a_node_and_then_with_it(tmp_path: Path) -> None:
+def test_job_resumes_without_a_node_and_then_with_it(tmp_path: Path) -> None:
     """One of three nodes loses its power, which nobody is told, and comes back."""
     if (missing := why_no_namespaces()) is not None:
         pytest.skip(missing)

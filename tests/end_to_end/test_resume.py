@@ -253,7 +253,7 @@ def test_old_checkpoints_go_as_configured(arguments: Callable[..., list[str]], p
     assert index["progress"]["step"] == 8
 
 
-def test_a_run_goes_on_when_what_it_began_with_is_gone(arguments: Callable[..., list[str]], place: Path) -> None:
+def test_run_resumes_after_its_initial_model_is_removed(arguments: Callable[..., list[str]], place: Path) -> None:
     """The untrained model is judged first; neither a resume nor the end reads `model.init_from` again."""
     source = place / "source"
     shape = {"d_model": 24, "n_layers": 2, "attention_n_heads": 4, "attention_n_kv_heads": 2}

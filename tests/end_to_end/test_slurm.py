@@ -127,7 +127,7 @@ def test_torchrun_meets_at_the_first_node_and_is_given_the_arguments(stub: Slurm
     assert not stub.requeued
 
 
-def test_variables_change_what_is_started(stub: Slurm) -> None:
+def test_environment_variables_reach_the_started_process(stub: Slurm) -> None:
     assert stub.run(MIN_NODES="1", RANKS_PER_NODE="4", MAX_RESTARTS="9", SLURM_RESTART_COUNT="2") == 0
     for part in ("--nnodes 1:2", "--nproc_per_node 4", "--max-restarts 9", "--rdzv_id 20123-2"):
         assert part in stub.notes.read_text()
@@ -176,7 +176,7 @@ def test_outside_of_slurm_it_says_so(stub: Slurm) -> None:
     assert "SLURM_JOB_NODELIST is not set: start this by sbatch" in stub.output
 
 
-def test_a_job_that_nears_its_limit_saves_is_queued_again_and_goes_on(slurm: Slurm) -> None:
+def test_job_near_its_time_limit_saves_requeues_and_resumes(slurm: Slurm) -> None:
     """With torchrun, and two ranks that train."""
     corpus = write_text_corpus(slurm.place / "corpus.jsonl")
     # no run_name: the job that is queued again finds its own run

@@ -141,7 +141,7 @@ def test_layers_that_are_not_there_are_an_error_at_the_start(arguments: Callable
     assert "take -32 to 31" in warm.python(*arguments("bad", *EVERY, index), check=False)
 
 
-def test_the_export_is_what_pico_analyze_reads(directory: Path, one_rank: Path) -> None:
+def test_export_is_readable_by_pico_analyze(directory: Path, one_rank: Path) -> None:
     out = directory / "for-pico-analyze"
     script = ["scripts/export.py", "snapshots", str(one_rank), str(out), "--format", "pico-analyze"]
     warm.python(*script)
@@ -167,7 +167,7 @@ def test_the_export_is_what_pico_analyze_reads(directory: Path, one_rank: Path) 
     assert f"error: {out} already exists" in warm.python(*script, check=False)
 
 
-def test_an_export_that_fails_leaves_nothing(directory: Path, one_rank: Path) -> None:
+def test_failed_export_leaves_no_files(directory: Path, one_rank: Path) -> None:
     damaged, out = directory / "damaged", directory / "never-exported"
     shutil.copytree(one_rank, damaged)
     shutil.rmtree(snapshot(damaged, 2) / "val_data")

@@ -67,7 +67,7 @@ def test_forward_and_gradients(name: str, dtype: torch.dtype, heads: int, kv_hea
         assert (got.double() - wanted).abs().max() <= tolerance * max(1.0, float(wanted.detach().abs().max()))
 
 
-def test_keys_are_repeated_where_a_kernel_wants_that(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keys_are_repeated_for_kernels_without_grouped_heads(monkeypatch: pytest.MonkeyPatch) -> None:
     sdpa = torch.nn.functional.scaled_dot_product_attention
 
     def without_groups(*tensors: Tensor, is_causal: bool, enable_gqa: bool) -> Tensor:
@@ -82,7 +82,9 @@ def test_keys_are_repeated_where_a_kernel_wants_that(monkeypatch: pytest.MonkeyP
     torch.testing.assert_close(attend(queries, keys, values, 0), wanted.float())
 
 
-def test_auto_takes_the_first_that_works(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_auto_selects_the_first_kernel_that_works(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level("INFO", logger="pico_ds")
     name, _ = choose_attention("auto", torch.device("cpu"), torch.float32, 4, 2, 16, [9])
     assert name == "sdpa_flash"

@@ -88,9 +88,7 @@ def test_gradients_equal_the_eager_ones_through_inductor(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("mode", ["block", "model"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_nothing_is_compiled_again_after_the_first_steps(
-    theta: Parameters, mode: CompileMode, dtype: torch.dtype
-) -> None:
+def test_no_recompilation_after_the_first_steps(theta: Parameters, mode: CompileMode, dtype: torch.dtype) -> None:
     network = network_of(mode, dtype=dtype)
 
     def step(seed: int, measure: bool) -> None:

@@ -88,7 +88,7 @@ def test_flash_attention_2(saved: Path) -> None:
 
 
 @pytest.mark.skipif(importlib.util.find_spec("flash_attn") is not None, reason="flash-attn is installed")
-def test_flash_attention_2_is_an_error_only_where_its_package_is_missing(saved: Path) -> None:
+def test_flash_attention_2_fails_only_without_its_package(saved: Path) -> None:
     with pytest.raises(ImportError, match="FlashAttention2"):
         load(saved, attn_implementation="flash_attention_2")
 
@@ -136,7 +136,7 @@ def test_hidden_states_and_attentions(saved: Path) -> None:
     assert model(**batch(), return_dict=False)[0].shape == output.logits.shape
 
 
-def test_attentions_of_a_fused_kernel_are_refused(saved: Path) -> None:
+def test_output_attentions_fails_for_a_fused_kernel(saved: Path) -> None:
     with pytest.raises(ValueError, match='attn_implementation="eager"'):
         load(saved)(**batch(), output_attentions=True)
 

@@ -181,7 +181,7 @@ def test_tasks_together_are_tasks_one_by_one(learner: str, head: str) -> None:
 
 
 @pytest.mark.parametrize(("learner", "head"), PAIRS)
-def test_what_only_metrics_need_changes_no_gradient(learner: str, head: str) -> None:
+def test_metrics_do_not_change_gradients(learner: str, head: str) -> None:
     meta = config(learner, head)
     _, network, theta = make(meta)
     measured, plain = (
@@ -236,7 +236,7 @@ def test_dropout_is_keyed_by_task_and_pass_and_keeps_the_mean() -> None:
     assert torch.equal(both[1], others[1])
 
 
-def test_nothing_is_dropped_in_evaluation() -> None:
+def test_no_dropout_in_evaluation() -> None:
     meta = config("anil", "vocab", vocab_head_dropout=0.5)
     _, network, theta = make(meta)
     without = meta.model_copy(update={"vocab_head_dropout": 0.0})
@@ -276,13 +276,13 @@ def test_a_word_of_one_token_has_the_score_of_its_row() -> None:
         ("learner: mamll", "meta.learner: got 'mamll'.*'fomaml'"),
     ],
 )
-def test_what_cannot_go_together_is_refused(text: str, message: str) -> None:
+def test_conflicting_settings_are_rejected(text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         parse_config(f"meta: {{{text}}}")
 
 
 @pytest.mark.parametrize("learner", [name for name, found in LEARNERS.items() if not issubclass(found, FOMAML)])
-def test_losses_after_every_step_are_refused_where_there_are_none(learner: str) -> None:
+def test_multi_step_loss_is_rejected_without_an_inner_loop(learner: str) -> None:
     with pytest.raises(ConfigError, match=f"meta.multi_step_loss: got true with meta.learner: {learner}, which has no"):
         make(MetaConfig.model_validate({"learner": learner, "multi_step_loss": True}))
 

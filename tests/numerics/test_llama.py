@@ -46,7 +46,7 @@ def test_logits_are_those_of_the_checkpoint(checkpoint: Path, exported: Path) ->
     assert torch.equal(*generated)
 
 
-def test_nothing_of_the_package_is_needed_and_special_tokens_stay(exported: Path) -> None:
+def test_llama_export_needs_no_package_and_keeps_special_tokens(exported: Path) -> None:
     assert not list(exported.glob("*.py"))
     config = json.loads((exported / "config.json").read_text())
     assert "auto_map" not in config
@@ -97,7 +97,7 @@ def test_the_layout_of_pico_train(checkpoint: Path, tmp_path: Path) -> None:
     assert torch.equal(decoder.layers[1].swiglu.w_2.weight, wanted.layers[1].swiglu.w_2.weight)
 
 
-def test_mistakes_are_said(checkpoint: Path, exported: Path, tmp_path: Path) -> None:
+def test_mistakes_have_clear_messages(checkpoint: Path, exported: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is there already"):
         export_model(checkpoint, exported, LLAMA)
     with pytest.raises(CheckpointError, match=r"config\.json: cannot be read"):

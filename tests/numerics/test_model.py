@@ -177,6 +177,6 @@ def test_save_and_load_are_bit_identical(hf_model: PicoDecoderHF, tmp_path: Path
     assert torch.equal(loaded(ids).logits, hf_model(ids).logits)
 
 
-def test_inputs_embeds_are_refused(hf_model: PicoDecoderHF) -> None:
+def test_inputs_embeds_are_rejected(hf_model: PicoDecoderHF) -> None:
     with pytest.raises(ValueError, match="takes input_ids"):
         hf_model(inputs_embeds=torch.zeros(1, 2, 48))

@@ -193,7 +193,7 @@ def test_one_contribution_stays_as_it_came_and_more_are_summed_in_fp32() -> None
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("inner_steps", [0, 1, 2, 3])
 @pytest.mark.parametrize("adapt", ["all", "head", "last_1_blocks"])
-def test_what_only_metrics_need_changes_no_gradient(dtype: torch.dtype, inner_steps: int, adapt: str) -> None:
+def test_metrics_do_not_change_gradients(dtype: torch.dtype, inner_steps: int, adapt: str) -> None:
     meta = MetaConfig(inner_steps=inner_steps, inner_lr=0.05, adapt=adapt)
     module, _ = make(meta)
     network = FunctionalModel(build_model_skeleton(SHAPE, meta, N_WAY, vocab_size=61), dtype, meta.feature_squared_norm)
@@ -253,7 +253,7 @@ def test_the_outer_gradient_is_of_all_weights_whichever_are_adapted(
     assert moved == {name for name in adapted.fast if adapts(name.removeprefix("decoder."))}
 
 
-def test_head_alone_computes_the_features_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_adapting_only_the_head_computes_features_once(monkeypatch: pytest.MonkeyPatch) -> None:
     meta = MetaConfig(inner_steps=10, adapt="head")
     module, network = make(meta)
     theta = {name: weight.detach() for name, weight in module.named_parameters()}

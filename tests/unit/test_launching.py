@@ -134,7 +134,7 @@ def test_a_command_that_takes_too_long_is_killed(script: Path) -> None:
 
 
 @pytest.mark.slow  # a server of its own: 6 s of CPU time
-def test_nothing_is_left_when_the_tests_are_killed(script: Path) -> None:
+def test_no_process_remains_after_pytest_is_killed(script: Path) -> None:
     code = f"""
         from tests.launching import warm
         process = warm.start({write(script, SLEEP)!r})

@@ -30,7 +30,7 @@ def seconds_each(clock: Clock, seconds: float, count: int) -> None:
         clock.now += seconds
 
 
-def test_short_work_shows_nothing(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+def test_short_work_shows_no_progress(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     seconds_each(clock, 0.4, 10)
     assert capsys.readouterr().err == ""
 

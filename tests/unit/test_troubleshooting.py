@@ -56,7 +56,7 @@ def test_a_message_of_ours_is_in_the_sources(message: str) -> None:
     assert any(pattern.search(source) for source in sources()), "no source says so any more: amend the page"
 
 
-def test_every_message_is_followed_by_what_to_do() -> None:
+def test_every_message_has_an_explanation() -> None:
     assert len(OURS) > 50
     assert len(quoted(SECTIONS[OTHERS_SECTION])) > 10
     assert len(set(quoted(PAGE))) == len(quoted(PAGE))

@@ -66,7 +66,7 @@ def test_a_half_written_index_is_found(checkpoint: Path, keep: int) -> None:
 @pytest.mark.parametrize(
     "name", ["../../outside", "/etc/passwd", "training_state/../../x", "a\\..\\b", "", "."], ids=repr
 )
-def test_a_path_that_leads_out_is_refused(checkpoint: Path, name: str) -> None:
+def test_path_out_of_the_checkpoint_is_rejected(checkpoint: Path, name: str) -> None:
     def escape(content: dict[str, Any]) -> None:
         content["files"][name] = content["files"]["config.json"]
 
@@ -75,7 +75,7 @@ def test_a_path_that_leads_out_is_refused(checkpoint: Path, name: str) -> None:
         Index.read(checkpoint)
 
 
-def test_a_link_that_leads_out_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+def test_symlink_out_of_the_checkpoint_is_rejected(checkpoint: Path, tmp_path: Path) -> None:
     shard = checkpoint / STATE_DIRECTORY / "shard_1.safetensors"
     shard.rename(tmp_path / "outside.safetensors")
     shard.symlink_to(tmp_path / "outside.safetensors")
@@ -100,13 +100,13 @@ def test_gaps_and_overlaps_are_found(checkpoint: Path, change: Callable[[Any], N
         Index.read(checkpoint)
 
 
-def test_a_newer_format_is_refused_by_its_number(checkpoint: Path) -> None:
+def test_newer_format_version_is_rejected(checkpoint: Path) -> None:
     rewrite(checkpoint, lambda content: content.update(format_version=FORMAT_VERSION + 1, step={"new": "shape"}))
     with pytest.raises(CheckpointError, match="has format version 2, this pico_ds reads up to 1"):
         Index.read(checkpoint)
 
 
-def test_a_key_that_is_not_known_is_left_alone(checkpoint: Path) -> None:
+def test_unknown_keys_of_an_index_are_ignored(checkpoint: Path) -> None:
     rewrite(checkpoint, lambda content: content.update(note="from a later release of the same format"))
     assert Index.read(checkpoint).step == 4
 
@@ -114,7 +114,7 @@ def test_a_key_that_is_not_known_is_left_alone(checkpoint: Path) -> None:
 @pytest.mark.parametrize(
     "change", [{"step": "4"}, {"format": "another"}, {"files": []}, {"hash": "md5"}, {"chunk_bytes": 1}]
 )
-def test_what_is_no_index_is_refused(checkpoint: Path, change: dict[str, Any]) -> None:
+def test_invalid_index_is_rejected(checkpoint: Path, change: dict[str, Any]) -> None:
     rewrite(checkpoint, lambda content: content.update(change))
     with pytest.raises(CheckpointError, match=r"index\.json"):
         Index.read(checkpoint)
@@ -132,7 +132,7 @@ def test_what_is_no_index_is_refused(checkpoint: Path, change: dict[str, Any]) -
         ),
     ],
 )
-def test_hostile_shapes_are_refused_before_memory_is_asked_for(
+def test_hostile_shapes_are_rejected_before_allocation(
     checkpoint: Path, change: Callable[[dict[str, Any]], None]
 ) -> None:
     rewrite(checkpoint, change)

@@ -40,7 +40,7 @@ def test_a_save_whose_other_shard_never_comes_is_not_published(store: Checkpoint
     assert [path.name for path in store.cut_off()] == [".step_4.7.partial"]
 
 
-def test_what_changes_after_the_copy_is_not_saved(store: CheckpointStore) -> None:
+def test_changes_after_the_copy_are_not_saved(store: CheckpointStore) -> None:
     saver = a_saver(store, rank=0, world_size=1)
     saver.start(an_index(4, 1))
     saver.pre_optim_step()
@@ -67,7 +67,7 @@ def test_a_failure_in_the_background_surfaces(store: CheckpointStore) -> None:
     assert store.steps() == []
 
 
-def test_what_could_not_be_copied_is_not_written(store: CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_copy_is_not_written(store: CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> torch.Tensor:
         raise RuntimeError("the device is gone")
 
@@ -92,7 +92,7 @@ def test_a_full_disk_beside_the_shards_is_named(store: CheckpointStore) -> None:
         saver.finish()
 
 
-def test_a_failure_on_another_rank_is_said(store: CheckpointStore) -> None:
+def test_save_fails_if_another_rank_failed(store: CheckpointStore) -> None:
     with pytest.raises(CheckpointError, match="another rank says why"):
         a_saver(store, rank=0, world_size=1).raise_failure()
 
@@ -123,7 +123,7 @@ def retain(store: CheckpointStore, newest: int, protected: Collection[int] = (),
     store.retain(Index.read(store.path(newest)), config, launch=7, protected=protected)
 
 
-def test_nothing_is_removed_unless_asked(store: CheckpointStore) -> None:
+def test_no_checkpoint_is_removed_by_default(store: CheckpointStore) -> None:
     for step in (1, 2, 3):
         save(store, step)
     store.staging(9, 5).mkdir()
@@ -143,14 +143,14 @@ def test_the_newest_and_the_multiples_stay_resumable(store: CheckpointStore) -> 
     assert Index.read(store.path(3)).step == 3
 
 
-def test_whole_checkpoints_go_where_weights_are_not_kept(store: CheckpointStore) -> None:
+def test_old_checkpoints_are_removed_completely_without_keep_weights(store: CheckpointStore) -> None:
     for step in (1, 2, 3):
         save(store, step)
     retain(store, 3, keep_last_n=1, keep_weights=False)
     assert names(store) == {"step_3", "latest"}
 
 
-def test_what_was_cut_off_goes_with_what_is_not_kept(store: CheckpointStore) -> None:
+def test_interrupted_saves_are_removed_with_old_checkpoints(store: CheckpointStore) -> None:
     save(store, 1)
     for launch in (5, 7):
         store.staging(9, launch).mkdir()
@@ -160,7 +160,7 @@ def test_what_was_cut_off_goes_with_what_is_not_kept(store: CheckpointStore) -> 
     assert names(store) == {"step_1", "latest", store.staging(9, 7).name}
 
 
-def test_a_save_after_going_back_removes_its_own_line_alone(store: CheckpointStore) -> None:
+def test_save_after_an_earlier_resume_removes_only_its_own_branch(store: CheckpointStore) -> None:
     """Steps 10 to 40; resumed from 10, then 20 anew: what was given up is not removed, nor counted."""
     for step in (10, 20, 30, 40):
         save(store, step)
@@ -183,7 +183,7 @@ def test_a_damaged_checkpoint_that_was_skipped_does_not_push_out_a_sound_one(sto
     assert shard.read_bytes() == b"broken"
 
 
-def test_what_the_run_was_resumed_from_stays(store: CheckpointStore) -> None:
+def test_checkpoint_that_the_run_resumed_from_is_kept(store: CheckpointStore) -> None:
     for step in (2, 4, 6):
         save(store, step)
     retain(store, 6, keep_last_n=1, protected={1})
@@ -290,7 +290,7 @@ def test_a_snapshot_is_handed_over_after_a_crash_between_the_renames(store: Chec
     assert names(store) == {"step_2", "latest"}
 
 
-def test_a_snapshot_takes_the_place_of_one_whose_replacement_was_cut_off(store: CheckpointStore) -> None:
+def test_snapshot_replaces_an_interrupted_replacement(store: CheckpointStore) -> None:
     put_snapshot(store, 2, "old").rename(store.directory / ".step_2.learning_dynamics.removed")
     staging = store.snapshot_staging(2, launch=5)
     staging.mkdir()

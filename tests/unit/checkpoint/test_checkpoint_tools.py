@@ -24,7 +24,7 @@ from tests.unit.checkpoint.test_checkpoint_index import rewrite
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 5])
-def test_every_range_is_what_was_saved_whatever_ranks_wrote_it(store: CheckpointStore, world_size: int) -> None:
+def test_every_range_reads_back_regardless_of_the_ranks_that_wrote_it(store: CheckpointStore, world_size: int) -> None:
     checkpoint, values = save(store, 4, world_size), values_of()
     with StateReader(checkpoint) as reader:
         for kind in STATE_KINDS:
@@ -86,7 +86,7 @@ def test_consolidate_writes_whole_fp32_weights(store: CheckpointStore, tmp_path:
         consolidate(checkpoint, out)
 
 
-def test_consolidate_of_a_damaged_checkpoint_leaves_nothing(store: CheckpointStore, tmp_path: Path) -> None:
+def test_consolidate_of_a_damaged_checkpoint_leaves_no_files(store: CheckpointStore, tmp_path: Path) -> None:
     checkpoint = save(store, 4)
     shard = checkpoint / SHARDS[1]
     shard.write_bytes(shard.read_bytes()[:-5] + b"xxxxx")
@@ -95,7 +95,7 @@ def test_consolidate_of_a_damaged_checkpoint_leaves_nothing(store: CheckpointSto
     assert list(tmp_path.iterdir()) == [store.directory]
 
 
-def test_a_path_stands_for_one_checkpoint_or_all_of_a_run(store: CheckpointStore, tmp_path: Path) -> None:
+def test_path_may_be_a_checkpoint_or_a_run(store: CheckpointStore, tmp_path: Path) -> None:
     two, ten = save(store, 2), save(store, 10)
     assert find_checkpoints(two) == [two]
     assert find_checkpoints(store.directory) == find_checkpoints(tmp_path) == [two, ten]
@@ -113,7 +113,7 @@ class Planted:
         return (Path.touch, (self.trace,))
 
 
-def test_nothing_that_was_planted_is_run(store: CheckpointStore, tmp_path: Path) -> None:
+def test_planted_code_is_never_run(store: CheckpointStore, tmp_path: Path) -> None:
     """Neither a pickle under any name, nor modeling code; only the refusal or the sound content remains."""
     checkpoint, trace = save(store, 4), tmp_path / "trace"
     payload = pickle.dumps(Planted(trace))

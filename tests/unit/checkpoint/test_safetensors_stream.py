@@ -38,7 +38,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, FileRecord,
     return path, record, tensors
 
 
-def test_the_library_reads_what_is_written(written: tuple[Path, FileRecord, dict[str, torch.Tensor]]) -> None:
+def test_safetensors_reads_our_files(written: tuple[Path, FileRecord, dict[str, torch.Tensor]]) -> None:
     path, _, tensors = written
     loaded = load_file(path)
     assert loaded.keys() == tensors.keys()
@@ -47,7 +47,7 @@ def test_the_library_reads_what_is_written(written: tuple[Path, FileRecord, dict
         assert file.metadata() == {"step": "3"}
 
 
-def test_what_the_library_writes_is_read(tmp_path: Path) -> None:
+def test_reader_accepts_files_of_the_safetensors_library(tmp_path: Path) -> None:
     path = tmp_path / "b.safetensors"
     tensors = {"x": torch.randn(4, 3), "y": torch.randn(2)}
     save_file(tensors, path, {"k": "v"})
@@ -129,7 +129,7 @@ def test_a_truncated_or_missing_file_is_named(
 @pytest.mark.parametrize(
     "content", [b"", b"1234", b"\xff" * 16, (5).to_bytes(8, "little") + b"nope!", b"\x02" + b"\0" * 7 + b"[]"]
 )
-def test_what_is_no_safetensors_file_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_file_that_is_not_safetensors_is_rejected(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "d.safetensors"
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match=r"d\.safetensors"):
@@ -148,14 +148,14 @@ def test_what_is_no_safetensors_file_is_refused(tmp_path: Path, content: bytes) 
         '{"a":' * 100_000,
     ],
 )
-def test_a_hostile_header_is_refused(tmp_path: Path, header: str) -> None:
+def test_reader_rejects_a_hostile_header(tmp_path: Path, header: str) -> None:
     path = tmp_path / "h.safetensors"
     path.write_bytes(len(header).to_bytes(8, "little") + header.encode())
     with pytest.raises(CheckpointError, match=r"h\.safetensors: is not a safetensors file"):
         read_header(VerifiedFile(path, synced_file_record(path)))
 
 
-def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+def test_pipe_is_rejected_without_waiting(tmp_path: Path) -> None:
     path = tmp_path / "p.safetensors"
     os.mkfifo(path)
     with pytest.raises(CheckpointError, match=r"p\.safetensors: cannot be read"):

@@ -219,7 +219,7 @@ def test_the_first_pico_maml_is_known_by_its_keys() -> None:
         ("model: {d_model: 96, d_model: 96}", "appears twice"),
     ],
 )
-def test_what_has_no_counterpart_is_an_error(text: str, expected: str) -> None:
+def test_migration_fails_for_keys_without_a_counterpart(text: str, expected: str) -> None:
     with pytest.raises(ConfigError) as caught:
         migrate(text, "old.yaml")
     assert expected in str(caught.value)

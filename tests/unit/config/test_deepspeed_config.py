@@ -47,7 +47,7 @@ def test_the_norm_is_taken_once(zero: dict, expected: bool | None) -> None:
         ({"nonsense": 1}, ["unknown top-level key 'nonsense'", "allowed:"]),
     ],
 )
-def test_a_json_that_decides_what_the_yaml_decides_is_refused(extra: dict, expected: list[str]) -> None:
+def test_deepspeed_json_must_not_set_keys_of_the_yaml(extra: dict, expected: list[str]) -> None:
     with pytest.raises(ConfigError) as caught:
         resolve_deepspeed_config({**ZERO1, **extra}, CONFIG, world_size=4)
     for part in expected:
@@ -58,7 +58,7 @@ def test_a_json_that_agrees_with_the_yaml_is_accepted() -> None:
     resolve_deepspeed_config({**ZERO1, "gradient_clipping": 0.7, "bf16": {"enabled": True}}, CONFIG, world_size=4)
 
 
-def test_stage_0_with_bf16_is_refused() -> None:
+def test_stage_0_with_bf16_is_rejected() -> None:
     with pytest.raises(ConfigError, match="use stage 1"):
         resolve_deepspeed_config({"zero_optimization": {"stage": 0}}, CONFIG, world_size=1)
 
@@ -111,7 +111,7 @@ def test_offload_is_recognised(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_deepspeed_says_late_is_said_at_once(content: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_late_deepspeed_errors_are_reported_at_once(content: dict[str, Any], message: str, tmp_path: Path) -> None:
     (tmp_path / "zero.json").write_text(json.dumps(content))
     with pytest.raises(ConfigError) as caught:
         load_deepspeed_config(tmp_path / "zero.json")

@@ -100,7 +100,7 @@ def test_all_mistakes_are_named_at_once() -> None:
         ("evaluation: {paloma: {batch_size: 32}}", "write evaluation.perplexity.data"),
     ],
 )
-def test_keys_of_the_predecessors_say_where_they_went(text: str, expected: str) -> None:
+def test_keys_of_pico_train_and_pico_maml_name_their_successor(text: str, expected: str) -> None:
     assert expected in error_of(text)
 
 

@@ -22,7 +22,7 @@ def sections(section: type[BaseModel] = RunConfig) -> Iterator[type[BaseModel]]:
             yield from sections(field.annotation)
 
 
-def test_the_page_is_what_the_schema_gives() -> None:
+def test_configuration_page_matches_the_schema() -> None:
     page = (REPOSITORY / "docs" / "configuration.md").read_text()
     assert page == reference(), f"the schema is another; renew the page: {COMMAND}"
 
@@ -42,7 +42,7 @@ def test_every_key_has_a_row_under_its_section() -> None:
 
 
 @pytest.mark.parametrize("section", sections(), ids=lambda section: section.__name__)
-def test_every_field_and_section_says_what_it_means(section: type[BaseModel]) -> None:
+def test_every_field_and_section_has_a_description(section: type[BaseModel]) -> None:
     assert section.__doc__
     for name, field in section.model_fields.items():
         assert field.description, name

@@ -75,7 +75,7 @@ def test_text_is_written_so_that_every_version_reads_text(value: str) -> None:
         ("learning_dynamics.layer_suffixes=[1, 2.50]", ["1", "2.50"]),
     ],
 )
-def test_a_value_becomes_what_its_key_declares(override: str, value: Any) -> None:
+def test_value_is_converted_to_the_type_of_its_key(override: str, value: Any) -> None:
     key = override.partition("=")[0]
     section, name = key.split(".")
     in_a_file = override.replace(".", ": {", 1).replace("=", ": ", 1) + "}"
@@ -123,13 +123,13 @@ def test_a_value_becomes_what_its_key_declares(override: str, value: Any) -> Non
         ("training.seed=!!bool maybe", "is not valid YAML"),
     ],
 )
-def test_a_value_that_cannot_be_is_an_error(override: str, message: str) -> None:
+def test_invalid_value_is_an_error(override: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_config("", [override])
     assert message in str(caught.value)
 
 
-def test_an_alias_is_what_each_of_its_keys_declares() -> None:
+def test_alias_is_converted_for_each_of_its_keys() -> None:
     config = parse_config("checkpointing: {run_name: &value 42}\ntraining: {seed: *value}")
     assert (config.checkpointing.run_name, config.training.seed) == ("42", 42)
 
@@ -192,7 +192,7 @@ def test_sizes_are_checked_before_anything_is_made(overrides: list[str], message
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe", b"A=\0"])
-def test_a_file_of_variables_that_cannot_be_read_is_named(content: bytes, tmp_path: Path) -> None:
+def test_unreadable_dotenv_file_is_named(content: bytes, tmp_path: Path) -> None:
     (tmp_path / ".env").write_bytes(content)
     with pytest.raises(ConfigError, match=re.escape(str(tmp_path / ".env"))):
         load_environment(tmp_path / ".env")

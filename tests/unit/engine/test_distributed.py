@@ -14,7 +14,7 @@ from tests.launching import REPOSITORY
 PRINT = "from pico_ds.engine.distributed import host_digest; print(host_digest())"
 
 
-def test_nodes_of_one_name_are_told_apart() -> None:
+def test_nodes_with_the_same_hostname_are_distinguished() -> None:
     """Containers of one image: the process ids of one mean nothing in the other."""
     assert host_digest() == host_digest()
     other = subprocess.run(

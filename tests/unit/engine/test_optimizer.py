@@ -38,7 +38,7 @@ def test_norms_biases_and_embeddings_are_not_decayed() -> None:
     assert len(decay) == len(list(module.parameters()))
 
 
-def test_initial_weights_depend_on_the_seed_alone() -> None:
+def test_initial_weights_depend_only_on_the_seed() -> None:
     models = [build_meta_model(SHAPE, MetaConfig(), n_way=3, vocab_size=61, seed=seed) for seed in (0, 0, 1)]
     first, again, other = (torch.cat([w.flatten() for w in model.parameters()]) for model in models)
     assert torch.equal(first, again)

@@ -76,7 +76,7 @@ def test_a_wrong_token_is_said_at_once_and_not_shown(hub: FakeHub, monkeypatch: 
         assert token not in str(refused.value) + str(unpushed.value)
 
 
-def test_no_token_and_a_bad_name_are_said(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_token_and_bad_name_are_reported(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="Repo id must"):
         make(repo_id="a b").prepare()
     monkeypatch.setenv("HF_TOKEN", "hf_thétoken")
@@ -89,7 +89,7 @@ def test_no_token_and_a_bad_name_are_said(hub: FakeHub, monkeypatch: pytest.Monk
         make().prepare()
 
 
-def test_a_hub_that_is_not_there_is_said(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreachable_hub_is_reported(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(ConfigError, match=r"checkpointing\.hub\.repo_id: lab/pico: .*refused"):
         make().prepare()

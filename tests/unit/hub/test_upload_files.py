@@ -63,7 +63,7 @@ def test_no_directory_of_the_machine_is_pushed() -> None:
     assert public.checkpointing.runs_dir == "runs"
 
 
-def test_an_imported_tokenizer_does_not_say_where_it_was(tmp_path: Path) -> None:
+def test_imported_tokenizer_contains_no_local_path(tmp_path: Path) -> None:
     train_tokenizer(["a few words to learn from"], 300, tmp_path / "secret-place")
     import_tokenizer(str(tmp_path / "secret-place"), tmp_path / "imported")
     for path in (tmp_path / "imported").iterdir():

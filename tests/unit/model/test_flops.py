@@ -46,7 +46,7 @@ def not_counted(rows: int, length: int) -> int:
     return rows * length * (norms + 2 * SHAPE.n_layers * length * SHAPE.d_model)
 
 
-def test_rows_are_what_a_counter_counts(network: FunctionalModel, theta: dict[str, torch.Tensor]) -> None:
+def test_row_flops_match_a_flop_counter(network: FunctionalModel, theta: dict[str, torch.Tensor]) -> None:
     rows = torch.randint(0, VOCAB, (4, 17))
     with FlopCounterMode(display=False) as counter:
         add_language_model_gradient(network, theta, rows, GradientSum(theta), 1.0, micro_batch_size=4)
@@ -56,7 +56,7 @@ def test_rows_are_what_a_counter_counts(network: FunctionalModel, theta: dict[st
 
 @pytest.mark.parametrize(("adapt", "inner_steps"), [("all", 0), ("all", 1), ("all", 3), ("head", 5)])
 @pytest.mark.parametrize("head", ["prototype", "linear"])
-def test_tasks_are_what_a_counter_counts(
+def test_task_flops_match_a_flop_counter(
     network: FunctionalModel, theta: dict[str, torch.Tensor], adapt: str, inner_steps: int, head: str
 ) -> None:
     meta = MetaConfig(head=head, inner_steps=inner_steps, adapt=adapt)

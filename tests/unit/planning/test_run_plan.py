@@ -78,7 +78,7 @@ def test_one_rank_communicates_nothing_and_stages_what_they_must() -> None:
     assert sum(plan_of("zero0", 8, "training.precision=fp32").communication.values()) == 4 * N
 
 
-def test_the_activation_estimate_is_what_autograd_saves() -> None:
+def test_activation_estimate_matches_autograd() -> None:
     """The trace on the meta device against the same forward pass on real tensors."""
     config = parse_config("model: {d_model: 48, n_layers: 3, attention_n_heads: 4, attention_n_kv_heads: 2}")
     skeleton = build_model_skeleton(config.model, config.meta, 5, vocab_size=97)
@@ -122,7 +122,7 @@ def peak_bytes(work: Callable[[], object]) -> int:
 @pytest.mark.parametrize(
     ("kind", "recompute"), [("meta", "none"), ("ar", "none"), ("ar", "block"), ("ar", "selective")]
 )
-def test_the_plan_of_a_step_is_what_the_step_allocates(precision: str, kind: str, recompute: Recompute) -> None:
+def test_planned_memory_matches_the_allocations_of_a_step(precision: str, kind: str, recompute: Recompute) -> None:
     """Everything but the weights that the engine holds, and the optimizer."""
     ratio = 1.0 if kind == "meta" else 0.0
     # where little is kept, so much that the update of the sum is not the peak
