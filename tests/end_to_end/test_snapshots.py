@@ -138,7 +138,7 @@ def test_layers_that_are_not_there_are_an_error_at_the_start(arguments: Callable
     output = warm.python(*arguments("bad", *EVERY, suffixes), check=False)
     assert "learning_dynamics.layer_suffixes: no module ends in 'attention.v_porj'" in output
     index = "learning_dynamics.sequence_idx=32"
-    assert "take -32 to 31" in warm.python(*arguments("bad", *EVERY, index), check=False)
+    assert "use -32 to 31" in warm.python(*arguments("bad", *EVERY, index), check=False)
 
 
 def test_export_is_readable_by_pico_analyze(directory: Path, one_rank: Path) -> None:

@@ -272,7 +272,7 @@ def test_a_word_of_one_token_has_the_score_of_its_row() -> None:
         ("learner: reptile", "meta.inner_steps: got 1 with meta.learner: reptile.*at least 2"),
         ("learner: meta_sgd, inner_lr: 0.0", "meta.inner_lr: got 0"),
         ("learner: protonet, head: linear", "meta.head: got 'linear' with meta.learner: protonet"),
-        ("learner: multitask", "meta.head: got 'prototype'.*that is meta.learner: protonet"),
+        ("learner: multitask", "meta.head: got 'prototype'.*that combination is meta.learner: protonet"),
         ("learner: mamll", "meta.learner: got 'mamll'.*'fomaml'"),
     ],
 )

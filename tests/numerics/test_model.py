@@ -178,5 +178,5 @@ def test_save_and_load_are_bit_identical(hf_model: PicoDecoderHF, tmp_path: Path
 
 
 def test_inputs_embeds_are_rejected(hf_model: PicoDecoderHF) -> None:
-    with pytest.raises(ValueError, match="takes input_ids"):
+    with pytest.raises(ValueError, match="needs input_ids"):
         hf_model(inputs_embeds=torch.zeros(1, 2, 48))
