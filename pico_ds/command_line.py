@@ -1,4 +1,4 @@
-"""How a script ends: with one sentence for every error that a user can mend."""
+"""How a script ends: an error that a user can fix prints one sentence instead of a traceback."""
 
 import io
 import os
@@ -14,17 +14,17 @@ from pico_ds.errors import PicoError, describe_os_error
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-#: of a command that Ctrl-C ended, as shells have it
+#: exit code after Ctrl-C, as in shells
 INTERRUPTED_EXIT_CODE = 130
-#: longer than a launcher needs to end the other ranks of a node after the first one failed
+#: longer than a launcher needs to end the other ranks of a node after the first rank failed [s]
 _FIRST_RANK_SECONDS = 10.0
 
 
 def exit_code_of(main: Callable[[], int]) -> int:
-    """Run the main function of a script; errors are printed as one sentence, without a traceback.
+    """Run the main function of a script and return its exit code. Errors print one sentence, without a traceback.
 
     Returns:
-        what `main` returns; 1 after an error, 130 after Ctrl-C.
+        the result of `main`; 1 after an error, 130 after Ctrl-C.
     """
     _survive_lost_output()
     threading.excepthook = _print_thread_error
@@ -39,15 +39,15 @@ def exit_code_of(main: Callable[[], int]) -> int:
         return INTERRUPTED_EXIT_CODE
     print(f"error: {message}", file=sys.stderr)
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        print("torchrun adds a traceback of its own below; the error is the line above", file=sys.stderr)
+        print("ignore the traceback of torchrun below; the error is in the line above", file=sys.stderr)
     return 1
 
 
 @contextmanager
 def report_once_per_node() -> Iterator[None]:
-    """Let the first rank of a node report an error that all its ranks meet, such as one of the configuration.
+    """Let only the first rank of a node report an error that all its ranks have, such as a configuration error.
 
-    The launcher ends the other ranks when the first one fails. A rank that alone has an error reports it after a wait.
+    The other ranks wait before they raise the error. If the first rank fails, the launcher ends them during the wait.
     """
     try:
         yield
@@ -58,7 +58,7 @@ def report_once_per_node() -> Iterator[None]:
 
 
 def _print_thread_error(failed: threading.ExceptHookArgs) -> None:
-    """One sentence for a disk that is full below a library's thread; a traceback for all else."""
+    """Print one sentence if a library's thread fails on a file, for example on a full disk; otherwise a traceback."""
     if isinstance(failed.exc_value, OSError):
         print(f"error: {describe_os_error(failed.exc_value)}", file=sys.stderr)
     else:
@@ -66,14 +66,14 @@ def _print_thread_error(failed: threading.ExceptHookArgs) -> None:
 
 
 def _survive_lost_output() -> None:
-    """Make standard output and standard error drop what cannot be written.
+    """Make standard output and standard error drop text that cannot be written.
 
-    A connection that ended, a launcher that died and a full disk below `> train.log` make every write fail, which must
-    not end a run.
+    Every write fails after a closed connection, after the launcher died, or if `> train.log` is on a full disk. That
+    must not end a run.
     """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        # closed by the caller, or replaced by something that is no file
+        # the caller closed it, or replaced it by an object that is not a file
         if type(stream) is not io.TextIOWrapper:
             continue
         stream.flush()

@@ -1,4 +1,4 @@
-"""Output to a terminal that shows every text as it is."""
+"""Consoles that print text unchanged."""
 
 from typing import Any
 
@@ -6,10 +6,10 @@ from rich.console import Console
 
 
 def make_console(**settings: Any) -> Console:
-    """A console that reads no markup and no emoji codes, so that `[kqv]` and `:key:` in a user's text are printed.
+    """Return a console without markup and emoji codes, so that `[kqv]` and `:key:` in a user's text are printed.
 
     Args:
-        settings: those of `rich.console.Console`.
+        settings: arguments of `rich.console.Console`.
     """
     if "file" in settings:
         # in a notebook, rich displays the output of every console, even if it goes to a file

@@ -1,19 +1,19 @@
-"""The errors that a user can cause, and the message for errors of the file system."""
+"""Errors that a user can fix, and messages for errors of the file system."""
 
 import errno
 from pathlib import Path
 
-#: errors of a disk that is full, or of a user who has no more room on it
+#: error numbers of a full disk or an exhausted quota
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 
 
 class PicoError(Exception):
-    """An error whose message says what was got, what is allowed, and what to do. Commands print only the message."""
+    """Base of errors that a user can fix. Commands print only the message, without a traceback."""
 
 
 class ConfigError(PicoError, ValueError):
-    """A configuration is invalid. The message gives the value, what is allowed, and how to fix it."""
+    """A configuration is invalid. The message names the value, what is allowed, and the fix."""
 
 
 class DataError(PicoError, ValueError):
@@ -37,12 +37,12 @@ class TrainingError(PicoError, RuntimeError):
 
 
 def describe_os_error(error: OSError, path: Path | None = None) -> str:
-    """What went wrong with a file that cannot be read or written, and what to do.
+    """Return what went wrong when a file was read or written, and what to do.
 
     Args:
-        path: what the program read or wrote; used if the error names no file.
+        path: file that was read or written; used if the error does not name one.
     """
-    # of a copy, the first name is that of the source
+    # for a copy, `filename` is the source
     name = error.filename2 or error.filename or path or "a file or connection"
     if error.errno in FULL:
         advice = "free space"

@@ -1,4 +1,4 @@
-"""Small files that are there whole or not at all, and files that grow, whatever happens to the machine."""
+"""Writes small files atomically, and appends to files that survive a full disk."""
 
 import os
 import threading
@@ -8,10 +8,10 @@ from pathlib import Path
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a file beside its place and rename it, so that neither a reader nor a crash ever sees a part.
+    """Replace a file atomically: write a temporary file and rename it. No reader and no crash sees a partial file.
 
     Raises:
-        OSError: it cannot be written; the error names the file.
+        OSError: the file cannot be written; the error names the file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
@@ -21,10 +21,10 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def write_durably(path: Path, content: bytes) -> None:
-    """Write a small file and bring it to the disk.
+    """Write a small file and sync it to the disk.
 
     Raises:
-        OSError: it cannot be written; the error names the file.
+        OSError: the file cannot be written; the error names the file.
     """
     with naming(path), path.open("wb", buffering=0) as file:
         while content:
@@ -33,7 +33,7 @@ def write_durably(path: Path, content: bytes) -> None:
 
 
 def may_exist(path: Path) -> bool:
-    """Whether something is there, or may be: a name that cannot be looked at, such as one on a stale mount, counts."""
+    """Return whether a path exists or its state is unknown, for example on a stale mount."""
     try:
         path.lstat()
     except (FileNotFoundError, NotADirectoryError):
@@ -45,7 +45,7 @@ def may_exist(path: Path) -> bool:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Give an error of the file system the name of the file, which the system leaves out where a file is open."""
+    """Add the path to errors of the file system, because errors on an open file do not name it."""
     try:
         yield
     except OSError as error:
@@ -55,7 +55,7 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def sync_directory(directory: Path) -> None:
-    """Bring the names in a directory to the disk."""
+    """Sync the entries of a directory to the disk."""
     handle = os.open(directory, os.O_RDONLY)
     try:
         with naming(directory):
@@ -65,12 +65,12 @@ def sync_directory(directory: Path) -> None:
 
 
 class PatientFile:
-    """A text file that is appended to. What cannot be written waits in memory until it can; any thread may append."""
+    """An append-only text file. Text that cannot be written stays in memory until it can. Thread-safe."""
 
     def __init__(self, path: Path, on_problem: Callable[[OSError], None]) -> None:
         """
         Args:
-            on_problem: called with the first error after a write that succeeded.
+            on_problem: called with the first error after a successful write.
 
         Raises:
             OSError: the file cannot be opened.
@@ -83,7 +83,7 @@ class PatientFile:
         self._lock = threading.RLock()
 
     def append(self, text: str) -> None:
-        """Write a text after what is there, and after what waits."""
+        """Append a text. An error is not raised; it goes to `on_problem`."""
         with self._lock:
             self._waiting += text.encode(errors="backslashreplace")
             try:
@@ -94,10 +94,10 @@ class PatientFile:
                     self._on_problem(error)
 
     def sync(self) -> None:
-        """Bring all of it to the disk.
+        """Write all text and sync the file to the disk.
 
         Raises:
-            OSError: some of it still waits, or the disk fails; the error names the file.
+            OSError: some text cannot be written, or the sync fails; the error names the file.
         """
         with self._lock:
             self._write()
@@ -108,7 +108,7 @@ class PatientFile:
         """Close the file.
 
         Returns:
-            the bytes that could not be written, and are lost.
+            the number of bytes that could not be written and are lost.
         """
         with self._lock:
             with suppress(OSError):

@@ -1,6 +1,6 @@
-"""How far work has come that takes more than a few seconds: a bar on a terminal, plain lines elsewhere.
+"""Shows the progress of work that takes more than a few seconds: a bar in a terminal, plain lines elsewhere.
 
-Work that is done sooner shows nothing.
+Shorter work shows nothing.
 """
 
 import sys
@@ -16,18 +16,19 @@ from pico_ds.console import make_console
 
 Item = TypeVar("Item")
 
-#: nothing is shown before this time [s]
+#: progress is shown only after this time [s]
 _SILENT_SECONDS = 5.0
-#: between two lines, and between two moves of a bar [s]
+#: time between two lines, and between two updates of a bar [s]
 _LINE_SECONDS, _BAR_SECONDS = 10.0, 0.2
+#: share of the work below which the remaining time is not estimated
 _LEAST_SHARE = 0.01
 
 
 class Work:
-    """Something that is under way.
+    """Work in progress.
 
     Attributes:
-        done: parts that are done.
+        done: number of completed parts.
     """
 
     def __init__(self, what: str, total: float | None) -> None:
@@ -38,10 +39,10 @@ class Work:
         self.bar: TaskID | None = None
 
     def advance(self, count: float = 1, note: str = "") -> None:
-        """Some parts more are done; any thread may say so.
+        """Count `count` more parts as done. Thread-safe.
 
         Args:
-            note: what stands behind the numbers from now on.
+            note: text shown after the numbers from now on.
         """
         self.done += count
         self.note = note or self.note
@@ -52,18 +53,17 @@ class Work:
             _display.show(self)
 
     def line(self) -> str:
-        """How far it has come, in words."""
+        """Return the progress as a line of text."""
         seconds = time.monotonic() - self.started
         if not self.total:
             return f"{self.what}: {self.done:,.0f} done in {seconds:.0f} s{self.note and '; ' + self.note}"
         share = min(1.0, self.done / self.total)
-        # an estimate from less is no better than none
         left = f", about {seconds * (1 - share) / share:.0f} s left" if share >= _LEAST_SHARE else ""
         return f"{self.what}: {share:.0%} of {self.total:,.0f}, {seconds:.0f} s{left}{self.note and '; ' + self.note}"
 
 
 class _Display:
-    """Where progress of this process is shown."""
+    """Shows the progress of all work of this process."""
 
     def __init__(self) -> None:
         self._print: Callable[[str], None] | None = None
@@ -115,19 +115,20 @@ def redirect_progress(is_quiet: bool, print_line: Callable[[str], None] | None =
     """Choose where the progress of this process is shown.
 
     Args:
-        is_quiet: show nothing, as on all ranks but the first.
-        print_line: gets plain lines, such as a logger; else a terminal gets a bar, and another output plain lines.
+        is_quiet: show nothing, as on all ranks except the first.
+        print_line: receives plain lines, for example a logger. If it is None, stderr shows a bar in a terminal and
+            plain lines otherwise.
     """
     _display.redirect(is_quiet, print_line)
 
 
 @contextmanager
 def progress(what: str, total: float | None = None) -> Iterator[Work]:
-    """Show how far a block has come, by its calls of `Work.advance`.
+    """Show the progress of a block, which calls `Work.advance`.
 
     Args:
-        what: is done, such as "reading sentences".
-        total: number of parts; None if nobody knows.
+        what: name of the work, such as "reading sentences".
+        total: number of parts; None if unknown.
     """
     work = Work(what, total)
     try:
@@ -137,7 +138,7 @@ def progress(what: str, total: float | None = None) -> Iterator[Work]:
 
 
 def track(items: Iterable[Item], what: str, total: int | None = None) -> Iterator[Item]:
-    """The items, one part of the work each; arguments as of `progress`."""
+    """Yield the items and count each as one part of the work. For the arguments, see `progress`."""
     with progress(what, total) as work:
         for item in items:
             yield item

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Print docs/configuration.md, made from the schema.
+"""Print docs/configuration.md, which is generated from the schema.
 
 python scripts/config_reference.py > docs/configuration.md
 """

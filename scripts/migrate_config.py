@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""Turn a configuration of pico-train or pico-maml into one of ours, which is written to the standard output.
+"""Convert a configuration of pico-train or pico-maml, and print the new one to standard output.
 
     python scripts/migrate_config.py old.yaml > new.yaml
 
-Beside each key stands where its value comes from. What is left out, and why, stands at the top and on stderr.
-docs/migrating.md has the whole table; `--table` prints it.
+A comment beside each key names the source of its value. The top of the new file, and stderr, list the keys that are
+left out, and why. docs/migrating.md has the table of all keys; `--table` prints it.
 """
 
 import argparse
@@ -20,8 +20,8 @@ from pico_ds.config.loading import read_text
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("old", type=Path, nargs="?", help="YAML of a pico-train or pico-maml run")
-    what.add_argument("--table", action="store_true", help="print what becomes of every key, as Markdown")
+    what.add_argument("old", type=Path, nargs="?", help="YAML configuration of a pico-train or pico-maml run")
+    what.add_argument("--table", action="store_true", help="print what replaces each key, as a Markdown table")
     return parser.parse_args()
 
 

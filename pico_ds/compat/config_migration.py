@@ -1,4 +1,4 @@
-"""From a configuration of pico-train or pico-maml to one of ours, key by key (`moved_keys`)."""
+"""Converts a configuration of pico-train or pico-maml to one of pico_ds, key by key (`legacy_keys`)."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -18,26 +18,31 @@ _DATASET, _BATCH = "data.dataset.name", "data.dataloader.batch_size"
 _ACCUMULATION = "training.optimization.gradient_accumulation_steps"
 _DEVICES, _NODES = ("training.fabric.num_devices", "training.fabric.devices"), "training.fabric.num_nodes"
 _SAVING = "checkpointing.save_every_n_steps"
-#: pico-maml's default names modules that its model does not have
+#: pico-maml's default names modules that its model does not have; these are the modules that are meant
 _LAYERS = {f"feed_forward.w_{number}": f"swiglu.w_{number}" for number in range(3)}
 
-#: tokens of a row of pico-lm/pretokenized-dolma that are predicted
+#: number of predicted tokens in a row of pico-lm/pretokenized-dolma
 _ROW_TOKENS = 2048
 
-#: what both have in their code
+#: values that both predecessors hard-code
 _FIXED: dict[str, Any] = {
     "training.final_lr_ratio": 0.0,
     "training.weight_decay": 0.01,
     "training.adam_beta2": 0.999,
     "training.max_grad_norm": 0.0,
 }
-#: pico-maml's recipe, which it has in its code (docs/learners.md)
+#: pico-maml's recipe, which is hard-coded there (docs/learners.md)
 _RECIPE: dict[str, Any] = {"meta.learner": "anil", "meta.head": "vocab", "smlmt.readout": "mask"}
 
 
 @dataclass(frozen=True)
 class Migration:
-    """Attributes: text: the new YAML, with its origin beside each key; notes: what was left out, and why."""
+    """A converted configuration.
+
+    Attributes:
+        text: the new YAML, with the source of each value as a comment.
+        notes: which keys were left out and why, and other remarks.
+    """
 
     text: str
     config: RunConfig
@@ -45,21 +50,21 @@ class Migration:
 
 
 def migrate(text: str, name: str = "<text>") -> Migration:
-    """Turn the YAML of a pico-train or pico-maml run into ours.
+    """Convert the YAML of a pico-train or pico-maml run.
 
     Raises:
-        ConfigError: no YAML, a configuration of ours, a value without a counterpart, or a result that our own loader
-            refuses.
+        ConfigError: the text is not YAML, is already a configuration of pico_ds, or has a value without a counterpart;
+            or the result is not a valid configuration.
     """
     tree = parse_yaml(text, name, is_yaml_1_1=True)
     if not isinstance(tree, dict):
-        raise ConfigError(f"{name} must hold the sections of a pico-train or pico-maml configuration, got {tree!r}")
+        raise ConfigError(f"{name} must contain the sections of a pico-train or pico-maml configuration, got {tree!r}")
     leaves = {key: value for key, value in _leaves(tree) if value is not None or key.count(".")}
     ours = [key for key in leaves if key in {*all_keys()} - {*KEPT_KEYS} and moved(key) is None]
     if ours:
         raise ConfigError(
-            f"{name}: {ours[0]} is a key of pico_ds and of neither pico-train nor pico-maml; this file is a "
-            "configuration of ours already, or a mixture: take such keys out, and write them into the result"
+            f"{name}: {ours[0]} is a key of pico_ds and not of pico-train or pico-maml; the file is already a "
+            "configuration of pico_ds, or a mixture; remove such keys, and add them to the result"
         )
     old = Predecessor(leaves, "pico-maml" if _is_pico_maml(leaves) else "pico-train")
     try:
@@ -86,12 +91,12 @@ def _leaves(tree: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]
 
 
 def _written(old: Predecessor) -> list[Written]:
-    """What the new configuration says, each key once; what is reckoned from several keys goes before what is copied."""
+    """Return the entries of the new configuration, each key once. Computed values take precedence over copied ones."""
     found: dict[str, Written] = {}
     for entry in (*_model(old), *_data(old), *_tasks(old), *_saving(old), *_judging(old)):
         found.setdefault(entry.key, entry)
     for key, value in (old.leaves | old.unwritten()).items():
-        # "" stands for none in pico-train
+        # "" means unset in pico-train
         if value is None or value == "":
             continue
         entry_of = MOVED_KEYS.get(key)
@@ -104,7 +109,7 @@ def _written(old: Predecessor) -> list[Written]:
                 raise ConfigError(f"{key}: {error}") from None
             found.setdefault(entry_of.to[0], old.entry(entry_of.to[0], converted, key))
     for key, value in _FIXED.items():
-        found.setdefault(key, old.entry(key, value, why=f"in {old.name}'s code"))
+        found.setdefault(key, old.entry(key, value, why=f"hard-coded in {old.name}"))
     order = [*all_keys()]
     return sorted(found.values(), key=lambda entry: order.index(entry.key))
 
@@ -114,7 +119,7 @@ def _model(old: Predecessor) -> Iterator[Written]:
     yield old.entry("model.vocab_size", old.first(*sizes), *sizes)
     groups = "model.attention_n_kv_heads"
     if old[groups] is None:
-        yield old.entry(groups, old["model.attention_n_heads"], groups, why="null: as many as query heads")
+        yield old.entry(groups, old["model.attention_n_heads"], groups, why="null means as many as query heads")
 
 
 def _data(old: Predecessor) -> Iterator[Written]:
@@ -137,7 +142,7 @@ def _tasks(old: Predecessor) -> Iterator[Written]:
         yield old.entry("evaluation.n_tasks", 0, why="pico-train has no tasks")
         return
     if not any(key.startswith("smlmt") for key in old.leaves):
-        yield old.entry("smlmt.hybrid_ratio", 1.0, why="the first pico-maml, whose steps are all on tasks")
+        yield old.entry("smlmt.hybrid_ratio", 1.0, why="in the first pico-maml all steps are meta steps")
         return
     ratio = ("smlmt.hybrid_ratio", "smlmt.probability")
     chosen = old.first(*ratio) if old["smlmt.enabled"] else 0.0
@@ -145,11 +150,11 @@ def _tasks(old: Predecessor) -> Iterator[Written]:
     if old["smlmt.learn_inner_lr"]:
         yield old.entry("meta.learner", "meta_sgd", "smlmt.learn_inner_lr")
     for key, value in _RECIPE.items():
-        yield old.entry(key, value, why="in pico-maml's code")
-    # the head alone is adapted
+        yield old.entry(key, value, why="hard-coded in pico-maml")
+    # pico-maml adapts only the head
     yield old.entry("meta.head_inner_lr", old["smlmt.inner_lr"], "smlmt.inner_lr")
     together = _ranks(old) * old.number(_ACCUMULATION)
-    yield old.entry("meta.tasks_per_step", together, why="one task of every micro-batch")
+    yield old.entry("meta.tasks_per_step", together, why="one task per micro-batch and device")
     if "smlmt.max_length" in old.leaves:
         longest = min(old.number("smlmt.max_length"), old.number("model.max_seq_len") - 1)
         yield old.entry("smlmt.context", "sentence", "smlmt.max_length")
@@ -157,7 +162,7 @@ def _tasks(old: Predecessor) -> Iterator[Written]:
     widths = old["smlmt.hidden_dims"]
     if widths is not None:
         if not isinstance(widths, list) or len({*map(str, widths)}) != 1:
-            raise ConfigError(f"smlmt.hidden_dims: got {widths!r}; the hidden layers here are all of one width")
+            raise ConfigError(f"smlmt.hidden_dims: got {widths!r}; here all hidden layers have one width")
         yield old.entry("meta.vocab_head_layers", len(widths) + 1, "smlmt.hidden_dims")
         yield old.entry("meta.vocab_head_width", widths[0], "smlmt.hidden_dims")
 
@@ -166,14 +171,14 @@ def _saving(old: Predecessor) -> Iterator[Written]:
     names = ("checkpointing.hf_checkpoint.repo_id", "checkpointing.save_checkpoint_repo_id")
     pushes = "checkpointing.save_to_hf"
     repository = next((old.leaves[name] for name in names if old.leaves.get(name)), None)
-    # the first pico-maml pushed wherever a repository was named
+    # the first pico-maml pushed whenever a repository was set
     implied = names[1] in old.leaves and pushes not in old.leaves
     if repository is not None and (old[pushes] or implied):
         yield old.entry("checkpointing.hub.repo_id", repository, pushes, *names)
         run_name = old["checkpointing.run_name"]
         if run_name is not None:
             yield old.entry("checkpointing.hub.revision", run_name, why="the branch that the run pushed to")
-    # the one that was heeded, then the one that is written more often
+    # first the key that was used, then the key that is set more often but was ignored
     resumes = [key for key in ("checkpointing.training.auto_resume", "checkpointing.auto_resume") if key in old.leaves]
     if resumes:
         yield old.entry("checkpointing.resume", "auto" if old.leaves[resumes[0]] else "never", resumes[0])
@@ -195,7 +200,7 @@ def _judging(old: Predecessor) -> Iterator[Written]:
 
 
 def _notes(old: Predecessor, written: list[Written]) -> Iterator[str]:
-    """What became of every old key that no new one comes from, and what else should be known."""
+    """Yield a note for each old key that no new key uses, and other remarks."""
     used = {source for entry in written for source in entry.sources}
     values = {entry.key: entry.value for entry in written}
     for key, value in old.leaves.items():
@@ -205,29 +210,31 @@ def _notes(old: Predecessor, written: list[Written]) -> Iterator[str]:
         if entry_of is not None:
             yield f"{key}: {value!r} is left out: {entry_of.advice}"
         elif key in KEPT_KEYS:
-            yield f"{key}: {value!r} is left out: it is empty, or another key decides it"
+            yield f"{key}: {value!r} is left out: it is empty, or another key sets the value"
         else:
-            yield f"{key}: {value!r} is left out: no key of pico-train or pico-maml that is known here"
+            yield f"{key}: {value!r} is left out: it is not a known key of pico-train or pico-maml"
     rows, micro_batches = old.number(_BATCH), _ranks(old) * old.number(_ACCUMULATION)
     if rows % micro_batches:
         yield (
-            f"training.global_batch_size: {old.name} rounded down to whole micro-batches and took "
-            f"{rows // micro_batches * micro_batches} rows; {rows} are taken here"
+            f"training.global_batch_size: {old.name} rounded down to whole micro-batches and used "
+            f"{rows // micro_batches * micro_batches} rows; pico_ds uses {rows}"
         )
     if "checkpointing.hub.repo_id" in values:
-        yield "checkpointing.hub.private: a repository that is made is private; write false for a public one"
+        yield "checkpointing.hub.private: a new repository is private; write false for a public one"
     if str(old["training.fabric.precision"]).startswith("16"):
-        yield "training.precision: fp16 is not trained in; bf16 is taken, which needs no scaling of the loss"
+        yield "training.precision: fp16 is not supported; bf16 is used, which needs no loss scaling"
     if "smlmt.readout" in values:
         yield (
-            "smlmt.readout: mask is pico-maml's, and sees what stands before the word alone; fim is the setting that "
-            "learns (docs/learners.md)"
+            "smlmt.readout: mask is pico-maml's readout, which sees only the text before the word; fim is the readout "
+            "that learns (docs/learners.md)"
         )
 
 
 def _text(old: Predecessor, written: list[Written], notes: tuple[str, ...], name: str) -> str:
-    lines = [f"# From {PurePosixPath(name).name}, a configuration of {old.name}."]
-    lines += [f"# Its devices: torchrun --nnodes {old.number(_NODES)} --nproc_per_node {old.number(*_DEVICES)}"]
+    lines = [f"# Converted from {PurePosixPath(name).name}, a configuration of {old.name}."]
+    lines += [
+        f"# Devices of the old run: torchrun --nnodes {old.number(_NODES)} --nproc_per_node {old.number(*_DEVICES)}"
+    ]
     lines += [f"# - {' '.join(note.split())}" for note in notes]
     open_sections: tuple[str, ...] = ()
     for entry in written:

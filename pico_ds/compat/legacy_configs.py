@@ -1,11 +1,11 @@
-"""What a configuration of pico-train or pico-maml means: what is written, and what these programs take elsewhere."""
+"""Configurations of pico-train and pico-maml, with the defaults of these programs."""
 
 from dataclasses import dataclass
 from typing import Any
 
 from pico_ds.errors import ConfigError
 
-#: what pico-train takes where a key is not written
+#: pico-train's defaults
 PICO_TRAIN: dict[str, Any] = {
     "model.d_model": 768,
     "model.n_layers": 12,
@@ -34,7 +34,7 @@ PICO_TRAIN: dict[str, Any] = {
     "monitoring.logging.log_every_n_steps": 100,
     "monitoring.save_to_wandb": False,
 }
-#: the same of pico-maml, where it is another
+#: pico-maml's defaults
 PICO_MAML: dict[str, Any] = PICO_TRAIN | {
     "model.max_seq_len": 4096,
     "training.fabric.num_devices": 4,
@@ -47,7 +47,7 @@ PICO_MAML: dict[str, Any] = PICO_TRAIN | {
 
 @dataclass(frozen=True)
 class Written:
-    """A key of the new configuration, and the old ones that it comes from."""
+    """A key of the new configuration, and the old keys that its value comes from."""
 
     key: str
     value: Any
@@ -56,7 +56,7 @@ class Written:
 
 
 class Predecessor:
-    """The old configuration: what is written, and where nothing is, the predecessor's default."""
+    """An old configuration. Keys that are not set have the predecessor's default."""
 
     def __init__(self, leaves: dict[str, Any], name: str) -> None:
         self.leaves = leaves
@@ -67,12 +67,16 @@ class Predecessor:
         return self.leaves.get(key, self._defaults.get(key))
 
     def first(self, *keys: str) -> Any:
-        """The value of the first key that is written, else of the first that has a default."""
+        """Return the value of the first key that is set, else the default of the first key that has one."""
         written = [self.leaves[key] for key in keys if key in self.leaves]
         return next(iter([*written, *(self._defaults[key] for key in keys if key in self._defaults)]), None)
 
     def number(self, *keys: str) -> int:
-        """The same of what must be a positive integer, for it is reckoned with."""
+        """Like `first`, for a value that must be a positive integer.
+
+        Raises:
+            ConfigError: the value is not a positive integer.
+        """
         value = self.first(*keys)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             name = next((key for key in keys if key in self.leaves), keys[0])
@@ -80,11 +84,11 @@ class Predecessor:
         return value
 
     def entry(self, key: str, value: Any, *sources: str, why: str = "") -> Written:
-        """A key of ours; the comment names those of its sources that are written, and why where that is not enough."""
+        """Return an entry of the new configuration. Its comment names `why` and those of its sources that are set."""
         written = tuple(source for source in sources if source in self.leaves)
         named = ", ".join(written) if written or why else f"{self.name}'s default"
         return Written(key, value, written, "; ".join(filter(None, (why, named))))
 
     def unwritten(self) -> dict[str, Any]:
-        """The defaults of keys that are not written."""
+        """Return the defaults of all keys that are not set."""
         return {key: value for key, value in self._defaults.items() if key not in self.leaves}

@@ -1,4 +1,4 @@
-"""Configuration: schema, loading, and DeepSpeed's part."""
+"""The configuration of a run: its schema, how it is loaded, and DeepSpeed's configuration."""
 
 from pico_ds.config.field_types import Readout
 from pico_ds.config.loading import dump_config, load_config, parse_config

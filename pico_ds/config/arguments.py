@@ -20,7 +20,7 @@ def at_least(least: int) -> Callable[[str], int]:
 
 
 def task_shape(text: str) -> tuple[int, int]:
-    """Argument type for shapes of tasks: `5x1` is 5-way 1-shot."""
+    """Parse `5x1` as 5-way 1-shot; an `argparse` type."""
     n_way, cross, k_shot = text.partition("x")
     if not (cross and n_way.isdigit() and k_shot.isdigit() and int(n_way) > 1 and int(k_shot) > 0):
         raise argparse.ArgumentTypeError(f"got {text!r}; give N-way x K-shot, such as 5x1")

@@ -1,4 +1,4 @@
-"""DeepSpeed's JSON: only what is DeepSpeed's own; the rest comes from the YAML."""
+"""DeepSpeed's JSON: it contains only DeepSpeed's own settings. All others come from the YAML."""
 
 import json
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from typing import Any
 from pico_ds.config.schema import RunConfig
 from pico_ds.errors import ConfigError
 
-#: top-level keys that a file of ds_configs/ may set
+#: top-level keys that a DeepSpeed JSON may set
 OWN_KEYS = frozenset(
     {
         "zero_optimization",
@@ -31,10 +31,10 @@ _AIO = {
 
 
 def load_deepspeed_config(path: str | Path) -> dict[str, Any]:
-    """Read a file of ds_configs/.
+    """Read and check a DeepSpeed JSON.
 
     Raises:
-        ConfigError: a file that cannot be read, is no JSON object, or holds an unknown stage.
+        ConfigError: the file cannot be read, is not a JSON object, or has an invalid setting.
     """
     path = Path(path)
     try:
@@ -50,7 +50,7 @@ def load_deepspeed_config(path: str | Path) -> dict[str, Any]:
     except RecursionError:
         raise ConfigError(f"{path} is nested too deeply") from None
     if not isinstance(content, dict):
-        raise ConfigError(f"{path} must hold a JSON object, got {type(content).__name__}")
+        raise ConfigError(f"{path} must contain a JSON object, got {type(content).__name__}")
     zero = content.get("zero_optimization")
     if not isinstance(zero, dict) or type(zero.get("stage")) is not int or zero["stage"] not in (0, 1, 2, 3):
         raise ConfigError(f"{path}: zero_optimization.stage must be 0, 1, 2 or 3, got {zero!r}")
@@ -60,7 +60,7 @@ def load_deepspeed_config(path: str | Path) -> dict[str, Any]:
 
 
 def _problems(content: dict[str, Any]) -> Iterator[str]:
-    """What DeepSpeed itself would say late, or never."""
+    """Yield problems that DeepSpeed itself reports late or never."""
     for name in ("offload_optimizer", "offload_param"):
         offload = content["zero_optimization"].get(name)
         if offload is None:
@@ -69,10 +69,10 @@ def _problems(content: dict[str, Any]) -> Iterator[str]:
         if not isinstance(offload, dict):
             yield f'{key}: got {offload!r}; write an object with a device, such as {{"device": "cpu"}}'
         elif offload.get("device", "none") == "nvme" and not isinstance(offload.get("nvme_path"), str):
-            yield f"{key}.nvme_path: got {offload.get('nvme_path')!r}; device nvme needs a directory of a local disk"
+            yield f"{key}.nvme_path: got {offload.get('nvme_path')!r}; device nvme needs a directory on a local disk"
     for name in ("cpu_offload", "cpu_offload_param", "cpu_offload_use_pin_memory"):
         if content["zero_optimization"].get(name) is not None:
-            yield f"zero_optimization.{name}: is no key of DeepSpeed any more; write offload_optimizer or offload_param"
+            yield f"zero_optimization.{name}: is no longer a key of DeepSpeed; write offload_optimizer or offload_param"
     kind = content.get("communication_data_type")
     if kind not in (None, "fp32", "fp16", "bf16"):
         yield f"communication_data_type: got {kind!r}; write fp32, fp16 or bf16, or leave it out"
@@ -90,12 +90,12 @@ def _problems(content: dict[str, Any]) -> Iterator[str]:
 
 
 def zero_stage(deepspeed_json: dict[str, Any]) -> int:
-    """The ZeRO stage of a configuration that `load_deepspeed_config` accepted."""
+    """Return the ZeRO stage of a configuration from `load_deepspeed_config`."""
     return int(deepspeed_json["zero_optimization"]["stage"])
 
 
 def offloads(deepspeed_json: dict[str, Any]) -> bool:
-    """Whether master weights and moments live in host memory."""
+    """Return whether master weights and optimizer moments are offloaded from the device."""
     offload = deepspeed_json["zero_optimization"].get("offload_optimizer") or {}
     return bool(offload.get("device", "none") != "none")
 
@@ -103,14 +103,17 @@ def offloads(deepspeed_json: dict[str, Any]) -> bool:
 def resolve_deepspeed_config(
     deepspeed_json: dict[str, Any], config: RunConfig, world_size: int, name: str = "the DeepSpeed configuration"
 ) -> dict[str, Any]:
-    """The complete dictionary for `deepspeed.initialize`.
+    """Return the complete configuration for `deepspeed.initialize`.
 
-    One engine step is one outer step: gradients are accumulated by the outer loop, so DeepSpeed sees one micro-batch.
-    The engine clips, and decides about gradients that are not finite, without DeepSpeed (`MetaEngine.apply_gradient`):
-    DeepSpeed's way passes over the gradient in fp64 and waits for the device.
+    One engine step is one outer step. The outer loop accumulates gradients, so DeepSpeed sees one micro-batch.
+    `MetaEngine.apply_gradient` clips gradients and skips non-finite ones instead of DeepSpeed, which would read the
+    gradient in fp64 and wait for the device.
+
+    Args:
+        name: name of the JSON in messages.
 
     Raises:
-        ConfigError: an unknown top-level key, a key that the YAML decides with another value, or stage 0 with bf16.
+        ConfigError: a top-level key is unknown, a key contradicts the YAML, or stage 0 is combined with bf16.
     """
     bf16 = config.training.precision == "bf16"
     from_yaml: dict[str, Any] = {
@@ -144,8 +147,8 @@ def resolve_deepspeed_config(
             raise ConfigError(f"{name}: unknown top-level key {key!r}; {hint}")
     if bf16 and zero_stage(deepspeed_json) == 0:
         raise ConfigError(
-            f"training.precision: bf16 with ZeRO stage 0 ({name}) trains wrongly in DeepSpeed (it takes an optimizer "
-            "step while it initialises); use stage 1 (ds_configs/zero1.json), which costs no more memory"
+            f"training.precision: bf16 with ZeRO stage 0 ({name}) trains wrongly in DeepSpeed (it makes an optimizer "
+            "step during initialisation); use stage 1 (ds_configs/zero1.json), which needs no more memory"
         )
     zero = dict(deepspeed_json["zero_optimization"])
     if zero["stage"] in (1, 2) and not offloads(deepspeed_json):

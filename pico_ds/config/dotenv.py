@@ -1,4 +1,4 @@
-"""Variables of the environment that a user keeps in a file."""
+"""Environment variables from a `.env` file."""
 
 from pathlib import Path
 
@@ -6,10 +6,10 @@ from pico_ds.errors import ConfigError
 
 
 def load_environment(path: Path) -> None:
-    """Set the variables of a `.env` file that are not set already; does nothing if there is no such file.
+    """Set the variables of a `.env` file that are not set yet. Does nothing if the file does not exist.
 
     Raises:
-        ConfigError: the file cannot be read, or holds what no variable can.
+        ConfigError: the file cannot be read, or a name or value in it is not allowed.
     """
     from dotenv import load_dotenv
 
@@ -18,6 +18,8 @@ def load_environment(path: Path) -> None:
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}; make it readable, or remove it") from error
     except UnicodeError as error:
-        raise ConfigError(f"{path} is not UTF-8: {error}; write it anew, or remove it") from error
+        raise ConfigError(f"{path} is not UTF-8: {error}; save it as UTF-8, or remove it") from error
     except ValueError as error:
-        raise ConfigError(f"{path} holds what no variable can: {error}; mend it, or remove it") from error
+        raise ConfigError(
+            f"{path} has a name or value that environment variables cannot have: {error}; correct it, or remove it"
+        ) from error

@@ -1,26 +1,26 @@
-"""Types that the sections of the configuration are made of."""
+"""Types of the configuration fields."""
 
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 Precision = Literal["fp32", "bf16"]
-#: each is a module of pico_ds.meta.learners
+#: each name is a module of pico_ds.meta.learners
 LearnerName = Literal["fomaml", "anil", "boil", "reptile", "meta_sgd", "protonet", "multitask", "masked_word", "ar"]
 Readout = Literal["fim", "pre", "fimpre", "mask", "last", "mean"]
 
-#: a number of things: beyond any use, and far from where sums of sizes overflow
+#: largest count: more than anybody needs, and small enough that sums of sizes do not overflow
 _MOST = 10**9
 PositiveInt = Annotated[int, Field(ge=1, le=_MOST)]
 NonNegativeInt = Annotated[int, Field(ge=0, le=_MOST)]
 IntRange = Annotated[list[PositiveInt], Field(min_length=2, max_length=2)]
-#: what keys of randomness take
+#: range that the keyed random functions accept
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
-#: layers, which are built one by one even to plan a run
+#: bounded, because layers are built one by one even to plan a run
 LayerCount = Annotated[int, Field(ge=1, le=1000)]
-#: a dimension of a weight
+#: dimension of a weight
 Width = Annotated[int, Field(ge=1, le=2**24)]
-#: a year
+#: at most a year
 Seconds = Annotated[float, Field(gt=0, le=31_536_000, allow_inf_nan=False)]
 PositiveFloat = Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
@@ -29,6 +29,6 @@ OpenFraction = Annotated[float, Field(gt=0, lt=1)]
 
 
 class Section(BaseModel):
-    """Frozen, strict about types, and closed to unknown keys."""
+    """A section of the configuration: frozen, with strict types and without unknown keys."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", use_attribute_docstrings=True)

@@ -1,6 +1,6 @@
-"""Where the keys of pico-train and pico-maml configurations went.
+"""What replaces each key of pico-train and pico-maml configurations.
 
-Quoted by errors, followed by `migrate`, and the table of docs/migrating.md.
+Errors quote this table, `migrate` applies it, and docs/migrating.md shows it.
 """
 
 from collections.abc import Callable
@@ -12,13 +12,13 @@ from pico_ds.errors import ConfigError
 
 @dataclass(frozen=True)
 class Moved:
-    """What became of a key."""
+    """What replaces a key of a predecessor."""
 
-    #: what to do instead of writing it
+    #: advice for users who set the key
     advice: str
-    #: keys here that take its value, or that it has a say in
+    #: our keys that depend on its value
     to: tuple[str, ...] = ()
-    #: from its value to that of the one key of `to`; None where it takes more than the value (`migrate`)
+    #: converts its value to that of the only key of `to`; None if `migrate` needs more than the value
     convert: Callable[[Any], Any] | None = None
 
 
@@ -45,7 +45,7 @@ def _gone(reason: str) -> Moved:
 def _one_of(choices: dict[Any, Any]) -> Callable[[Any], Any]:
     def convert(value: Any) -> Any:
         if value not in choices:
-            raise ConfigError(f"got {value!r}, which has no counterpart; known are {', '.join(map(str, choices))}")
+            raise ConfigError(f"got {value!r}, which has no counterpart; allowed: {', '.join(map(str, choices))}")
         return choices[value]
 
     return convert
@@ -57,55 +57,55 @@ _SCHEDULES = {"linear_with_warmup": "linear", "linear": "linear", "cosine": "cos
 
 
 def _most_occurrences(value: int) -> int:
-    """Below zero is no limit there."""
+    """Convert `smlmt.max_token_freq`, where a negative number means no limit."""
     return value if value >= 0 else 10**9
 
 
 _DEVICES = _with(
-    "devices are the launcher's: `deepspeed --num_gpus N` or `torchrun --nproc_per_node N`",
+    "set the devices in the launcher: `deepspeed --num_gpus N` or `torchrun --nproc_per_node N`",
     "training.micro_batch_size",
     "meta.tasks_per_step",
 )
-_RESUME = _to("checkpointing.resume", ": auto (never, a step, a path)", _one_of({True: "auto", False: "never"}))
+_RESUME = _to("checkpointing.resume", ": auto (or never, a step, a path)", _one_of({True: "auto", False: "never"}))
 _REPOSITORY = _with("write checkpointing.hub.repo_id", "checkpointing.hub.repo_id")
 _RATIO = _with("write smlmt.hybrid_ratio", "smlmt.hybrid_ratio")
-_FABRIC_FILES = _gone("Lightning Fabric is gone; leave the key out")
+_FABRIC_FILES = _gone("Lightning Fabric is not used; leave the key out")
 _INNER_LR = "write meta.inner_lr (decoder) and meta.head_inner_lr (head)"
 
-#: dotted key of a predecessor -> what became of it. A key that ends in `.*` stands for everything else under it.
+#: dotted key of a predecessor -> what replaces it. A key that ends in `.*` covers all other keys of its section.
 MOVED_KEYS: dict[str, Moved] = {
     "training.fabric.num_nodes": _with(
-        "nodes are the launcher's: `torchrun --nnodes N` or a DeepSpeed hostfile", *_DEVICES.to
+        "set the nodes in the launcher: `torchrun --nnodes N` or a DeepSpeed hostfile", *_DEVICES.to
     ),
     "training.fabric.num_devices": _DEVICES,
     "training.fabric.devices": _DEVICES,
     "training.fabric.precision": _to("training.precision", ": bf16 (or fp32)", _one_of(_PRECISIONS)),
     "training.fabric.accelerator": _gone("the accelerator is detected; leave the key out"),
     "training.fabric.*": _gone(
-        "Lightning Fabric is gone; DeepSpeed's settings are in the file given by --deepspeed_config"
+        "Lightning Fabric is not used; DeepSpeed's settings are in the file given by --deepspeed_config"
     ),
     "training.optimization.lr": _to("training.lr"),
     "training.optimization.optimizer": _gone("the optimizer is AdamW; leave the key out"),
     "training.optimization.lr_scheduler": _to(
-        "training.lr_schedule", ": linear (cosine, constant)", _one_of(_SCHEDULES)
+        "training.lr_schedule", ": linear (or cosine, constant)", _one_of(_SCHEDULES)
     ),
     "training.optimization.lr_warmup_steps": _to("training.lr_warmup_steps"),
     "training.optimization.gradient_accumulation_steps": _with(
-        "global_batch_size and micro_batch_size of training imply it", *_DEVICES.to
+        "leave it out: it follows from training.global_batch_size and training.micro_batch_size", *_DEVICES.to
     ),
     "training.optimization.gradient_checkpointing": _to(
         "training.activation_checkpointing", ": block", _one_of({True: "block", False: "none"})
     ),
-    "training.optimization.*": _gone("these keys stand directly under training"),
+    "training.optimization.*": _gone("write these keys directly under training"),
     "training.inner_learning_rate": _to("meta.inner_lr"),
     "training.num_inner_steps": _to("meta.inner_steps"),
-    "training.meta_batch_size": _to("meta.tasks_per_step", " (tasks over all ranks)"),
-    "training.num_tasks": _gone("leave it out: every step draws new tasks"),
+    "training.meta_batch_size": _to("meta.tasks_per_step", " (number of tasks over all ranks)"),
+    "training.num_tasks": _gone("leave it out: every step samples new tasks"),
     "checkpointing.auto_resume": _RESUME,
     "checkpointing.training.auto_resume": _RESUME,
     "checkpointing.training.*": _gone("leave it out: optimizer and weights are saved together"),
     "checkpointing.save_to_hf": _with(
-        "every save is in HF format; checkpointing.hub.repo_id pushes them", "checkpointing.hub.repo_id"
+        "every checkpoint is in HF format; write checkpointing.hub.repo_id to push them", "checkpointing.hub.repo_id"
     ),
     "checkpointing.save_checkpoint_repo_id": _REPOSITORY,
     "checkpointing.hf_collection_slug": _gone("leave it out: add the repository to the collection on the hub"),
@@ -114,43 +114,47 @@ MOVED_KEYS: dict[str, Moved] = {
         "leave it out: add the repository to the collection on the hub"
     ),
     "checkpointing.hf_checkpoint.*": _gone("write checkpointing.hub.repo_id"),
-    "checkpointing.checkpoints_dir": _gone("checkpoints are kept in <runs_dir>/<run_name>/checkpoints"),
-    "checkpointing.logs_dir": _gone("logs are kept in <runs_dir>/<run_name>/logs"),
+    "checkpointing.checkpoints_dir": _gone("leave it out: checkpoints are in <runs_dir>/<run_name>/checkpoints"),
+    "checkpointing.logs_dir": _gone("leave it out: logs are in <runs_dir>/<run_name>/logs"),
     "checkpointing.fabric_checkpoint_dir": _FABRIC_FILES,
     "checkpointing.fabric_checkpoint_filename": _FABRIC_FILES,
     "checkpointing.learning_dynamics_dir": _gone("the directory is fixed; leave the key out"),
     "checkpointing.learning_dynamics.layer_suffixes": _with(
-        "write learning_dynamics.layer_suffixes, and learning_dynamics.save_every_n_steps: null takes none",
+        "write learning_dynamics.layer_suffixes; learning_dynamics.save_every_n_steps: null takes no snapshots",
         "learning_dynamics.layer_suffixes",
         "learning_dynamics.save_every_n_steps",
     ),
     "checkpointing.learning_dynamics.sequence_idx": _to("learning_dynamics.sequence_idx"),
     "checkpointing.learning_dynamics.batch_size": _to("learning_dynamics.n_rows"),
-    "checkpointing.learning_dynamics.eval_data": _gone("leave it out: rows of the validation set are taken"),
-    "checkpointing.learning_dynamics.*": _gone("learning_dynamics is a section of its own"),
+    "checkpointing.learning_dynamics.eval_data": _gone("leave it out: rows of the validation set are used"),
+    "checkpointing.learning_dynamics.*": _gone("write these keys under learning_dynamics, a section at the top level"),
     "checkpointing.evaluation.load_checkpoint_path": _gone("run scripts/evaluate.py on the checkpoint"),
-    "checkpointing.evaluation.*": _gone("evaluation results are kept in <runs_dir>/<run_name>/eval_results"),
+    "checkpointing.evaluation.*": _gone("leave it out: evaluation results are in <runs_dir>/<run_name>/eval_results"),
     "data.dataset.name": _with("write data.source: hub and data.dataset", "data.source", "data.dataset"),
     "data.dataset.*": _gone("write data.source: hub and data.dataset"),
     "data.dataloader.batch_size": _with(
-        "write training.global_batch_size (rows over all ranks)",
+        "write training.global_batch_size (number of rows over all ranks)",
         "training.global_batch_size",
         "training.micro_batch_size",
     ),
     "data.dataloader.*": _gone("write training.global_batch_size and training.micro_batch_size"),
     "data.tokenizer.name": _to("data.tokenizer", ": <directory or hub id>"),
     "data.tokenizer.vocab_size": _with("write model.vocab_size", "model.vocab_size"),
-    "model.model_type": _gone("there is one model, the Pico decoder; leave the key out"),
-    "model.batch_size": _gone("leave it out: rows are training.global_batch_size and training.micro_batch_size"),
-    "smlmt.enabled": _with("write smlmt.hybrid_ratio (0 turns the tasks off)", "smlmt.hybrid_ratio"),
+    "model.model_type": _gone("the only model is the Pico decoder; leave the key out"),
+    "model.batch_size": _gone(
+        "leave it out: training.global_batch_size and training.micro_batch_size set the number of rows"
+    ),
+    "smlmt.enabled": _with("write smlmt.hybrid_ratio (0 disables tasks)", "smlmt.hybrid_ratio"),
     "smlmt.probability": _RATIO,
     "smlmt.num_classes": _to("smlmt.n_way"),
     "smlmt.support_per_class": _to("smlmt.k_shot"),
     "smlmt.query_per_class": _to("smlmt.q_query"),
     "smlmt.support_size": _to("smlmt.k_shot"),
-    "smlmt.sentences": _gone("write them into a file, and its name in smlmt.inject.path"),
-    "smlmt.vocabulary": _gone("words are those of smlmt.min_word_freq to max_word_freq, or of smlmt.inject.path"),
-    "smlmt.smlmt_weight": _gone("leave it out: smlmt.hybrid_ratio says how many steps are on tasks"),
+    "smlmt.sentences": _gone("write the sentences into a file, and its path in smlmt.inject.path"),
+    "smlmt.vocabulary": _gone(
+        "smlmt.min_word_freq and max_word_freq select the words, or the file of smlmt.inject.path names them"
+    ),
+    "smlmt.smlmt_weight": _gone("leave it out: smlmt.hybrid_ratio sets the share of meta steps"),
     "smlmt.learn_inner_lr": _with("write meta.learner: meta_sgd", "meta.learner"),
     "smlmt.inner_lr": _with(_INNER_LR, "meta.inner_lr", "meta.head_inner_lr"),
     "smlmt.inner_steps": _to("meta.inner_steps"),
@@ -160,7 +164,7 @@ MOVED_KEYS: dict[str, Moved] = {
     "smlmt.classifier_head.num_layers": _of_the_vocab_head("meta.vocab_head_layers"),
     "smlmt.classifier_head.hidden_dim": _of_the_vocab_head("meta.vocab_head_width"),
     "smlmt.classifier_head.dropout": _of_the_vocab_head("meta.vocab_head_dropout", float),
-    "smlmt.classifier_head.init_method": _gone("the vocab head's weights are Xavier's; leave the key out"),
+    "smlmt.classifier_head.init_method": _gone("the vocab head always has Xavier initialisation; leave the key out"),
     "smlmt.classifier_head.*": _gone("write meta.head: vocab (or prototype, linear, generated)"),
     "smlmt.hidden_dims": _with(
         "write meta.head: vocab, meta.vocab_head_layers and meta.vocab_head_width",
@@ -168,7 +172,7 @@ MOVED_KEYS: dict[str, Moved] = {
         "meta.vocab_head_width",
     ),
     "smlmt.dropout": _of_the_vocab_head("meta.vocab_head_dropout", float),
-    "smlmt.weight_decay": _gone("write training.weight_decay, which is that of the decoder as well"),
+    "smlmt.weight_decay": _gone("write training.weight_decay, which applies to the decoder too"),
     "evaluation.metrics": _with(
         "see evaluation.n_rows (validation loss), n_tasks (few-shot accuracy) and perplexity.data",
         "evaluation.every_n_steps",
@@ -178,27 +182,30 @@ MOVED_KEYS: dict[str, Moved] = {
     "evaluation.paloma.dataset_split": _with("write evaluation.perplexity.split", "evaluation.perplexity.split"),
     "evaluation.paloma.max_length": _with("write evaluation.perplexity.max_length", "evaluation.perplexity.max_length"),
     "evaluation.paloma.*": _gone(
-        "write evaluation.perplexity.data: pico-lm/pretokenized-paloma-tinsy; rows are judged "
-        "training.micro_batch_size at a time"
+        "write evaluation.perplexity.data: pico-lm/pretokenized-paloma-tinsy; the batch is training.micro_batch_size"
     ),
     "evaluation.universal_ner.*": _gone("run scripts/evaluate.py few-shot RUN --ner FILE"),
     "monitoring.logging.log_level": _gone("leave the key out"),
     "monitoring.logging.log_every_n_steps": _to("monitoring.log_every_n_steps"),
     "monitoring.save_to_wandb": _to(
         "monitoring.wandb.mode",
-        ": auto (online, offline, disabled)",
+        ": auto (or online, offline, disabled)",
         _one_of({True: "auto", False: "disabled"}),
     ),
-    "monitoring.save_to_picolabs": _gone("Pico Labs is not reported to; logs/metrics.jsonl has every figure"),
-    "monitoring.pico_report.*": _gone("Pico Labs is not reported to; logs/metrics.jsonl has every figure"),
+    "monitoring.save_to_picolabs": _gone(
+        "leave it out: nothing is reported to Pico Labs; logs/metrics.jsonl has all metrics"
+    ),
+    "monitoring.pico_report.*": _gone(
+        "leave it out: nothing is reported to Pico Labs; logs/metrics.jsonl has all metrics"
+    ),
     "monitoring.experiment_tracker.framework": _to(
-        "monitoring.wandb.mode", ": auto (online, offline, disabled)", _one_of({"wandb": "auto", "": "disabled"})
+        "monitoring.wandb.mode", ": auto (or online, offline, disabled)", _one_of({"wandb": "auto", "": "disabled"})
     ),
     "monitoring.experiment_tracker.wandb_project": _to("monitoring.wandb.project"),
     "monitoring.experiment_tracker.wandb_entity": _to("monitoring.wandb.entity"),
 }
 
-#: keys that both predecessors, or pico-maml, have under the same name and with the same meaning
+#: keys of both predecessors, or of pico-maml, whose name and meaning are unchanged
 KEPT_KEYS: tuple[str, ...] = (
     "model.d_model",
     "model.n_layers",
@@ -222,9 +229,9 @@ KEPT_KEYS: tuple[str, ...] = (
 
 
 def moved(dotted_key: str) -> Moved | None:
-    """What became of a predecessor's key, or None where it was never known.
+    """Return what replaces a predecessor's key, or None if no predecessor has the key.
 
-    A section of a predecessor (`training.fabric`) gets what stands for everything under it.
+    A section such as `training.fabric` returns the entry that covers all its keys.
     """
     if dotted_key in MOVED_KEYS:
         return MOVED_KEYS[dotted_key]
@@ -237,14 +244,14 @@ def moved(dotted_key: str) -> Moved | None:
 
 
 def advice_for(dotted_key: str) -> str | None:
-    """What to do instead of a predecessor's key, or None where the key was never known."""
+    """Return the advice for a predecessor's key, or None if no predecessor has the key."""
     found = moved(dotted_key)
     return None if found is None else found.advice
 
 
 def table_of_keys() -> str:
-    """Every key of the predecessors and what to do with it, as a table of Markdown."""
-    rows = [f"| `{key}` | the same |" for key in KEPT_KEYS]
-    # <...> would be HTML
+    """Return a Markdown table of all keys of the predecessors and what replaces each."""
+    rows = [f"| `{key}` | unchanged |" for key in KEPT_KEYS]
+    # Markdown would read <...> as HTML
     rows += [f"| `{key}` | {entry.advice.replace('<', chr(92) + '<')} |" for key, entry in MOVED_KEYS.items()]
     return "\n".join(["| key of pico-train or pico-maml | here |", "|---|---|", *sorted(rows)]) + "\n"

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from pico_ds.config.schema import RunConfig
 from pico_ds.errors import ConfigError
 
-#: what renews the page; its test says so
+#: command that updates the page; the test of the page prints it
 COMMAND = "python scripts/config_reference.py > docs/configuration.md"
 
 _HEAD = f"""# Configuration
@@ -102,12 +102,12 @@ def _sections(section: type[BaseModel], path: str) -> Iterator[tuple[str, str, l
 
 
 def _default(value: Any) -> str:
-    """As YAML writes it."""
+    """Return a default value as YAML writes it."""
     return value if isinstance(value, str) else json.dumps(value).replace('"', "")
 
 
 def _values(schema: dict[str, Any]) -> str:
-    """What a JSON schema allows, in words."""
+    """Return in words what a JSON schema allows."""
     if "anyOf" in schema:
         return " or ".join(map(_values, schema["anyOf"]))
     if "enum" in schema:
@@ -132,7 +132,7 @@ def _number(value: float) -> str:
 
 
 def _prose(text: str) -> str:
-    """Of a docstring: on one line, with what Markdown would take for its own escaped outside of code."""
+    """Return a docstring on one line, with Markdown characters escaped outside of code."""
     parts = " ".join(text.split()).split("`")
     parts[::2] = [re.sub(r"([<*|])", r"\\\1", part) for part in parts[::2]]
     return "`".join(parts)

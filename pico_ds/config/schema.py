@@ -1,7 +1,7 @@
 """The configuration of a run: one frozen section per part of the program.
 
-Every default lives here and nowhere else. The docstring under a field gives its meaning and unit; the
-configuration errors quote it.
+All defaults are defined here and in `task_schema`. The docstring under a field gives its meaning and unit. Error
+messages and docs/configuration.md quote it.
 """
 
 import warnings
@@ -26,7 +26,7 @@ from pico_ds.config.field_types import (
 )
 from pico_ds.config.task_schema import MetaConfig, SmlmtConfig
 
-# data.validate hides a method of pydantic that is deprecated, and that nothing calls
+# data.validate shadows a deprecated method of pydantic that nothing calls
 warnings.filterwarnings("ignore", message='Field name "validate" in "DataConfig" shadows')
 
 
@@ -38,13 +38,13 @@ class ModelConfig(Section):
     n_layers: LayerCount = 12
     """number of decoder blocks"""
     attention_n_heads: Width = 12
-    """query heads per block"""
+    """number of query heads per block"""
     attention_n_kv_heads: Width = 4
-    """key/value heads per block (grouped-query attention); divides attention_n_heads"""
+    """number of key/value heads per block (grouped-query attention); must divide attention_n_heads"""
     activation_hidden_dim: Width = 384
     """width of the SwiGLU hidden layer"""
     vocab_size: Width | None = None
-    """rows of the embedding; null uses the size of the tokenizer"""
+    """number of rows of the embedding; null uses the size of the tokenizer"""
     max_seq_len: Width = 2048
     """longest sequence that the model supports [tokens]"""
     norm_eps: PositiveFloat = 1e-6
@@ -54,8 +54,8 @@ class ModelConfig(Section):
     attention: Literal[
         "auto", "cudnn", "flash_attn_3", "flash_attn_4", "flash_attn", "sdpa_flash", "sdpa_efficient", "math"
     ] = "auto"
-    """attention kernel; auto selects the fastest one that supports the device, the type and the head width. cudnn,
-    sdpa_* and math are part of torch; flash_attn* are separate packages"""
+    """attention kernel; auto selects the fastest one that supports the device, data type and head width. cudnn, sdpa_*
+    and math are part of torch; flash_attn* are separate packages"""
     init_from: str | None = None
     """directory or hub id of a Pico or LLAMA model that provides the initial weights; null initialises them at
     random"""
@@ -79,7 +79,8 @@ class DataConfig(Section):
     dataset_files: str = "data/train-*.parquet"
     """glob of the files in data.dataset that are shards"""
     revision: str = "main"
-    """branch, tag or commit of data.dataset; a resumed run requires the commit that it started with"""
+    """branch, tag or commit of data.dataset; a resumed run fails if this is no longer the commit that it started
+    with"""
     validation_shards: PositiveInt = 1
     """number of shards at the end that are held out completely, if data.source is shards or hub"""
     prefetch_shards: NonNegativeInt = 2
@@ -93,13 +94,13 @@ class DataConfig(Section):
     text_column: str = "text"
     """field of .jsonl and column of .parquet that contains the text of a document"""
     txt_documents: Literal["file", "paragraph"] = "file"
-    """unit that is one document of a .txt file: the whole file, or a paragraph between blank lines"""
+    """what counts as one document of a .txt file: the whole file, or each paragraph (a block between blank lines)"""
     tokenizer: str | None = None
     """directory or hub id of a tokenizer; null trains a byte-level BPE on the training documents"""
     tokenizer_vocab_size: PositiveInt = 4096
     """entries of the BPE that is trained if data.tokenizer is null, without special tokens [tokens]"""
     sequence_length: PositiveInt = 128
-    """tokens predicted per row of autoregressive training [tokens]"""
+    """number of tokens that each row of autoregressive training predicts [tokens]"""
     validation_fraction: OpenFraction = 0.1
     """share of the documents that are held out for validation"""
     split_seed: Seed = 0
@@ -112,12 +113,12 @@ class TrainingConfig(Section):
     """The outer loop."""
 
     max_steps: PositiveInt = 1000
-    """outer steps"""
+    """number of outer steps, autoregressive and meta steps together"""
     precision: Precision = "fp32"
-    """type of the computation; master weights, optimizer moments and fast weights are always fp32"""
+    """data type of the computation; master weights, optimizer moments and fast weights are always fp32"""
     compile: Literal["auto", "none", "block", "model"] = "auto"
-    """torch.compile of the model: model compiles it as a whole, block compiles one block, which takes less time; auto
-    is model on a GPU and none on a CPU"""
+    """torch.compile of the model: model compiles it as a whole, block compiles each block, which takes less time to
+    compile; auto is model on a GPU and none on a CPU"""
     activation_checkpointing: Literal["none", "block", "selective"] = "none"
     """activations that are recomputed in the backward pass to save memory: of every block (block, saves most) or of the
     feed-forward layers only (selective)"""
@@ -135,22 +136,22 @@ class TrainingConfig(Section):
     lr_warmup_steps: NonNegativeInt = 0
     """outer steps during which the learning rate rises linearly; the first has lr / lr_warmup_steps"""
     final_lr_ratio: Fraction = 0.1
-    """learning rate at max_steps, as a share of training.lr"""
+    """learning rate at max_steps, as a share of training.lr; ignored if lr_schedule is constant"""
     weight_decay: NonNegativeFloat = 0.1
     """decoupled weight decay; not applied to norms, biases, embeddings and learned inner learning rates"""
     adam_beta1: OpenFraction = 0.9
-    """decay of AdamW's first moment"""
+    """decay rate of AdamW's first moment"""
     adam_beta2: OpenFraction = 0.95
-    """decay of AdamW's second moment"""
+    """decay rate of AdamW's second moment"""
     adam_eps: PositiveFloat = 1e-8
     """epsilon of AdamW"""
     max_grad_norm: NonNegativeFloat = 1.0
-    """maximum norm of the outer gradient; 0 disables clipping"""
+    """norm to which the outer gradient is clipped; 0 disables clipping"""
     max_consecutive_skipped_steps: PositiveInt = 10
     """the run stops after this many steps in a row with a loss or gradient that is not finite"""
     hang_timeout_seconds: Seconds = 1800.0
-    """a rank without progress for this long writes its stacks and ends the job; must be longer than the longest step
-    [s]"""
+    """a rank without progress for this long prints its stack traces and ends the job; must be longer than the longest
+    step [s]"""
 
 
 class HubConfig(Section):
@@ -168,7 +169,7 @@ class HubConfig(Section):
 
 
 class CheckpointingConfig(Section):
-    """Where a run is kept."""
+    """Checkpoints and the directory of the run."""
 
     runs_dir: str = "runs"
     """parent directory of all runs"""
@@ -181,13 +182,13 @@ class CheckpointingConfig(Section):
     keep_every_n_steps: PositiveInt | None = None
     """checkpoints at multiples of this step are kept in addition to the newest keep_last_n; null keeps no others"""
     keep_weights: bool = True
-    """whether a checkpoint that is not kept only loses its training state and remains as weights; false removes it
+    """true: a checkpoint beyond keep_last_n loses only its training state and keeps its weights. false: it is removed
     completely"""
     resume: NonNegativeInt | str = "auto"
     """auto: resume from the newest valid checkpoint of the run, if there is one. never: start a new run. A step of this
     run, or the path of a checkpoint of any run: resume from it"""
     requeue_exit_code: Annotated[int, Field(ge=0, le=255)] = 0
-    """exit code after a save at SIGTERM or SIGUSR1"""
+    """exit code after a checkpoint was saved because of SIGTERM or SIGUSR1"""
     hub: HubConfig = HubConfig()
     """uploads to the Hugging Face hub"""
 
@@ -196,16 +197,17 @@ class LearningDynamicsConfig(Section):
     """Snapshots of activations, weights and gradients, and scalars by layer."""
 
     save_every_n_steps: PositiveInt | None = None
-    """outer steps between snapshots, which include step 0; null saves none"""
+    """outer steps between snapshots, with a first one at step 0; null takes no snapshots"""
     n_rows: PositiveInt = 8
-    """rows for activations and gradients: the first rows of the validation set, and the next rows of training"""
+    """rows per split on which activations and gradients are recorded: the first of the validation set, and the next of
+    training"""
     sequence_idx: Annotated[int, Field(ge=-(2**24), le=2**24)] = -1
     """token position whose activations are saved; negative values count from the end of the row, so -1 is the last
     token"""
     n_tasks: NonNegativeInt = 4
     """number of fixed tasks of held-out words for which adaptation is recorded; 0 records none"""
     adaptation_steps: NonNegativeInt = 5
-    """inner steps that are recorded"""
+    """number of inner steps that are recorded"""
 
     log_every_n_steps: PositiveInt | None = None
     """outer steps between records of weight norms and fast-weight displacement of each layer in metrics.jsonl, under
@@ -215,7 +217,7 @@ class LearningDynamicsConfig(Section):
 
 
 class PerplexityConfig(Section):
-    """Texts that perplexity is computed on, with every evaluation."""
+    """Texts on which every evaluation computes perplexity."""
 
     data: str | None = None
     """a local file or glob (.txt, .jsonl, .parquet), or a dataset on the hub such as pico-lm/pretokenized-paloma-tinsy;
@@ -233,22 +235,23 @@ class PerplexityConfig(Section):
 
 
 class EvaluationConfig(Section):
-    """Validation loss, and few-shot accuracy on words never used as classes in training."""
+    """Validation loss, and few-shot accuracy on words that are never classes in training."""
 
     every_n_steps: PositiveInt | None = None
-    """outer steps between evaluations; null evaluates the untrained model, after the warm-up and at the end"""
+    """outer steps between evaluations. The untrained model, the model after the warm-up and the final model are always
+    evaluated; null evaluates only these"""
     n_tasks: NonNegativeInt = 200
     """number of few-shot tasks; 0 disables few-shot evaluation"""
     adaptation_steps: NonNegativeInt = 5
-    """inner SGD steps between the accuracy before and the accuracy after adaptation"""
+    """number of inner SGD steps; accuracy is measured before and after them"""
     word_split: Literal["validation", "test"] = "validation"
-    """held-out words of the evaluation tasks, always in held-out documents"""
+    """held-out words that are the classes of the evaluation tasks; contexts always come from held-out documents"""
     head: Literal["prototype"] | None = None
     """prototype: evaluate with the prototype head, whichever head was trained; null uses meta.head"""
     readouts: list[Readout] | None = None
     """readouts to evaluate; null evaluates only smlmt.readout"""
     n_rows: NonNegativeInt = 256
-    """rows of the validation loss; 0 disables it"""
+    """number of rows of the validation loss; 0 disables it"""
     perplexity: PerplexityConfig = PerplexityConfig()
     """perplexity on given texts"""
 
@@ -257,7 +260,7 @@ class WandbConfig(Section):
     """Weights & Biases."""
 
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
-    """auto: online if WANDB_API_KEY is set, otherwise offline"""
+    """auto is online if WANDB_API_KEY is set, otherwise offline; disabled writes nothing"""
     project: str = "pico_ds"
     """project that the run belongs to"""
     entity: str | None = None
@@ -265,7 +268,7 @@ class WandbConfig(Section):
 
 
 class MonitoringConfig(Section):
-    """What is said while training."""
+    """What is logged during training."""
 
     log_every_n_steps: PositiveInt = 10
     """outer steps between lines of logs/metrics.jsonl"""
@@ -274,37 +277,37 @@ class MonitoringConfig(Section):
     wandb: WandbConfig = WandbConfig()
     """Weights & Biases"""
     tensorboard: bool = False
-    """also write event files for TensorBoard to logs/tensorboard; requires the package tensorboard"""
+    """whether to write event files for TensorBoard to logs/tensorboard; requires the package tensorboard"""
 
 
 class RunConfig(Section):
-    """A whole run."""
+    """The configuration of a run."""
 
     model: ModelConfig = ModelConfig()
     """shape of the decoder"""
     data: DataConfig = DataConfig()
-    """corpus"""
+    """corpus, tokenizer and rows"""
     smlmt: SmlmtConfig = SmlmtConfig()
     """tasks"""
     meta: MetaConfig = MetaConfig()
-    """inner loop"""
+    """learner and inner loop"""
     training: TrainingConfig = TrainingConfig()
     """outer loop"""
     checkpointing: CheckpointingConfig = CheckpointingConfig()
-    """files of the run"""
+    """checkpoints and the directory of the run"""
     learning_dynamics: LearningDynamicsConfig = LearningDynamicsConfig()
-    """records by layer"""
+    """snapshots and records by layer"""
     evaluation: EvaluationConfig = EvaluationConfig()
-    """validation"""
+    """evaluation during training"""
     monitoring: MonitoringConfig = MonitoringConfig()
     """logs"""
 
     @property
     def evaluation_meta(self) -> MetaConfig:
-        """How held-out tasks are learned from: as in training, by the head of `evaluation.head`."""
+        """The section `meta` for held-out tasks: that of training, with the head of `evaluation.head` if it is set."""
         return self.meta if self.evaluation.head is None else self.meta.model_copy(update={"head": "prototype"})
 
     @property
     def meta_ratio(self) -> float:
-        """Probability that an outer step after the warm-up is a meta step."""
+        """Probability that an outer step after the warm-up is a meta step; 0 if `meta.learner` is `ar`."""
         return 0.0 if self.meta.learner == "ar" else self.smlmt.hybrid_ratio

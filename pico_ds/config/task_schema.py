@@ -1,4 +1,4 @@
-"""The sections about tasks: what they are, and how they are learned from."""
+"""The configuration sections of tasks and of learners."""
 
 from typing import Annotated, Literal
 
@@ -20,12 +20,12 @@ from pico_ds.config.field_types import (
 
 
 class InjectConfig(Section):
-    """Sentences of your own among the training tasks."""
+    """Your own sentences as training tasks."""
 
     path: str | None = None
-    """JSONL file with `text` and `word`, or with `text` and `label`; null uses no sentences of your own"""
+    """JSONL file with `text` and `word`, or with `text` and `label`; null uses none"""
     ratio: Fraction = 0.5
-    """share of the training tasks that are built from them"""
+    """share of the training tasks that are built from these sentences"""
 
 
 class SmlmtConfig(Section):
@@ -40,18 +40,18 @@ class SmlmtConfig(Section):
     hybrid_ratio: Fraction = 0.5
     """probability that an outer step after the warm-up is a meta step; 0 trains only autoregressively"""
     warmup_steps: NonNegativeInt = 0
-    """outer steps at the start that are all autoregressive"""
+    """number of outer steps at the start of training that are all autoregressive"""
     context: Literal["window", "sentence"] = "window"
     """window: context_tokens tokens around the word. sentence: the sentence of the word, cut to context_tokens"""
     context_tokens: Annotated[int, Field(ge=4, le=2**24)] = 16
-    """length of a window, or maximum length of a sentence [tokens]"""
+    """length of a window; a longer sentence is cut to it [tokens]"""
     readout: Readout = "fim"
     """position at which features are read. fim rotates the context to `suffix <sep> prefix [MASK]` and reads at the
-    final [MASK]; pre and fimpre read one position earlier, without and with rotation; mask, last and mean do not
-    rotate"""
+    final [MASK]; fimpre rotates and reads one position earlier. The others do not rotate: mask reads at the [MASK], pre
+    one position earlier, last at the last token, and mean averages over all tokens"""
     min_word_freq: PositiveInt = 50
     """minimum number of occurrences of a class word in the training documents, or in the pool of rows (smlmt.pool_rows)
-    if there is one"""
+    if data.source is shards or hub"""
     max_word_freq: PositiveInt = 10000
     """maximum number of occurrences of a class word, counted in the same way"""
     validation_word_fraction: Fraction = 0.1
@@ -62,32 +62,34 @@ class SmlmtConfig(Section):
     """how the words of a training task are sampled: uniformly, in proportion to their frequency, or from a cluster of
     words that occur in similar contexts and are hard to tell apart"""
     cluster_size: PositiveInt = 30
-    """number of nearest neighbours of the first word from which the other words are sampled, if class_sampling is
+    """number of nearest neighbors of the first word from which the other words are sampled, if class_sampling is
     cluster"""
     curriculum_steps: NonNegativeInt = 0
     """outer steps after the warm-up during which training tasks become harder: n_way rises from its minimum, k_shot
-    falls from its maximum, and classes change from uniform to class_sampling; 0 disables the curriculum"""
+    falls from its maximum, and classes change from uniform to class_sampling; 0 trains at full difficulty from the
+    start"""
     pool_rows: PositiveInt = 4096
-    """rows of a shard from which tasks are built at a time, if data.source is shards or hub; limits the memory of a
-    rank"""
+    """number of rows of a shard in one pool, from which tasks are built, if data.source is shards or hub; bounds the
+    memory of a rank"""
     pool_steps: PositiveInt = 1000
-    """outer steps after the warm-up that use one pool of rows, before the pool of the next shard"""
+    """number of outer steps, counted from the end of the warm-up, for which tasks come from one pool before the pool of
+    the next shard is used"""
     inject: InjectConfig = InjectConfig()
-    """sentences of your own"""
+    """your own sentences as training tasks"""
 
     @property
     def n_ways(self) -> tuple[int, int]:
-        """The least and the most classes of a task."""
+        """Minimum and maximum number of classes of a task."""
         return _as_range(self.n_way)
 
     @property
     def k_shots(self) -> tuple[int, int]:
-        """The least and the most support contexts of a class."""
+        """Minimum and maximum number of support contexts of a class."""
         return _as_range(self.k_shot)
 
     @property
     def has_ranges(self) -> bool:
-        """Whether tasks differ in shape."""
+        """Whether tasks have different shapes."""
         return self.n_ways[0] < self.n_ways[1] or self.k_shots[0] < self.k_shots[1]
 
 
@@ -96,48 +98,51 @@ def _as_range(value: int | list[int]) -> tuple[int, int]:
 
 
 class MetaConfig(Section):
-    """How tasks are learned from (docs/learners.md)."""
+    """How the model learns from tasks (docs/learners.md)."""
 
     learner: LearnerName = "fomaml"
-    """fomaml: first-order MAML. anil, boil: FOMAML that adapts only the head, or only the body. reptile. meta_sgd:
-    FOMAML with learned inner learning rates. protonet, multitask: the query loss without an inner loop. masked_word:
-    predict the vocabulary at the readout of the tasks' contexts. ar: no meta steps"""
+    """learning algorithm. fomaml: first-order MAML. anil, boil: FOMAML that adapts only the head, or only the body.
+    reptile: moves the weights towards the adapted weights. meta_sgd: FOMAML with learned inner learning rates.
+    protonet, multitask: the query loss without an inner loop. masked_word: predicts the masked words of the tasks over
+    the whole vocabulary. ar: no meta steps"""
     head: Literal["prototype", "linear", "generated", "vocab"] = "prototype"
     """prototype: initialised from the support features of each task (ProtoMAML). linear: meta-learned weights.
     generated: computed from the support features by a network (LEOPARD). vocab: an MLP to the vocabulary, restricted to
     the words of the task (pico-maml)"""
     adapt: str = "all"
     """decoder weights that the inner loop changes in addition to the head: all, head (none of them), last_<k>_blocks,
-    or a regular expression for their names. The outer loop trains all weights; with meta.learner: reptile a meta step
-    trains only the adapted weights and the weights on which the initial head depends"""
+    or a regular expression that matches their names. The outer loop trains all weights; with meta.learner: reptile a
+    meta step trains only the adapted weights and the weights on which the initial head depends"""
     inner_lr: NonNegativeFloat = 0.02
     """SGD learning rate of the decoder's weights in the inner loop"""
     head_inner_lr: NonNegativeFloat = 1.0
     """SGD learning rate of the head's weights in the inner loop"""
     inner_steps: Annotated[int, Field(ge=0, le=10**6)] = 1
-    """SGD steps on the support set; 0 trains only the initialisation of the head (a prototypical network); ignored by
-    learners without an inner loop"""
+    """SGD steps on the support set; 0 trains only the initialisation of the head (a prototypical network if meta.head
+    is prototype); ignored in training by learners without an inner loop"""
     inner_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """momentum of the inner SGD"""
     inner_max_grad_norm: NonNegativeFloat = 0.0
-    """maximum norm of the inner gradients of a task, over all weights; 0 disables clipping"""
+    """norm, over all adapted weights, to which the inner gradient of a task is clipped; 0 disables clipping"""
     multi_step_loss: bool = False
-    """whether the query loss after every inner step counts, instead of only the last (MAML++)"""
+    """whether the outer loss includes the query loss after every inner step (MAML++), not only after the last"""
     multi_step_loss_annealing_steps: NonNegativeInt = 0
     """outer steps after the warm-up during which the weights of these losses shift from equal to only the last; 0 keeps
     them equal"""
     learned_rates: Literal["tensor", "layer"] = "tensor"
-    """unit that has its own learned inner learning rate with meta.learner: meta_sgd; the head always has its own"""
+    """what has its own learned inner learning rate if meta.learner is meta_sgd: every tensor, or every layer. The head
+    always has its own rate"""
     vocab_head_layers: LayerCount = 4
-    """linear layers of the vocab head, including the layer to the vocabulary"""
+    """number of linear layers of the vocab head, including the layer to the vocabulary"""
     vocab_head_width: Width = 128
     """width of the vocab head's hidden layers"""
     vocab_head_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """dropout probability of the vocab head's hidden units in training"""
     tasks_per_step: Annotated[int, Field(ge=1, le=10**6)] = 8
-    """tasks of one outer step, over ALL ranks"""
+    """number of tasks in one meta step, over ALL ranks"""
     tasks_per_batch: PositiveInt | Literal["auto"] = "auto"
-    """tasks of a rank that are computed together, each with its own weights; memory grows in proportion. auto: on a GPU
-    as many as fit into 8 GiB, on a CPU one"""
+    """number of tasks that a rank computes together, each with its own fast weights; memory grows in proportion. auto:
+    as many as fit into 8 GiB, but 1 if tasks have fast weights and training runs on a CPU, with training.compile: block
+    or with training.activation_checkpointing"""
     feature_squared_norm: PositiveFloat = 4.0
     """squared norm to which features are scaled before the head"""

@@ -1,4 +1,4 @@
-"""Checks for combinations of values that are valid alone but conflict."""
+"""Checks for values that are each valid but conflict with each other."""
 
 from collections.abc import Iterator
 
@@ -9,7 +9,7 @@ from pico_ds.config.schema import RunConfig
 LAYOUT_EXTRA_TOKENS = 1
 #: longest name that common file systems support [bytes]
 _LONGEST_NAME = 255
-#: a thousand times the largest model that the trainer is built for
+#: a thousand times the largest intended model
 _MOST_PARAMETERS = 10**12
 #: per step, over all ranks
 _MOST_TOKENS = 2**32
@@ -32,7 +32,7 @@ def check_combinations(config: RunConfig) -> Iterator[str]:
 
 
 def _check_sizes(config: RunConfig) -> Iterator[str]:
-    """Limit products of sizes before anything is allocated."""
+    """Yield a message for each product of sizes that is too large, before anything is allocated."""
     model, training, smlmt, meta = config.model, config.training, config.smlmt, config.meta
     widths = 4 * model.d_model + 3 * model.activation_hidden_dim
     n_parameters = model.n_layers * model.d_model * widths + 2 * (model.vocab_size or 0) * model.d_model

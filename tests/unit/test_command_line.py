@@ -1,4 +1,4 @@
-"""Scripts end with one sentence, whatever befalls them."""
+"""A script that fails prints one sentence."""
 
 import os
 import subprocess
@@ -19,7 +19,7 @@ def hook(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threading, "excepthook", threading.excepthook)
 
 
-def test_an_error_is_one_sentence(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_error_prints_one_sentence(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     def fails() -> int:
         raise ConfigError("model.d_model: got 7, write 8")
 
@@ -35,7 +35,7 @@ def test_an_error_is_one_sentence(capsys: pytest.CaptureFixture[str], tmp_path: 
     )
 
 
-def test_a_fault_of_the_program_keeps_its_traceback() -> None:
+def test_bug_keeps_its_traceback() -> None:
     def fails() -> int:
         raise AssertionError("a bug")
 
@@ -43,7 +43,7 @@ def test_a_fault_of_the_program_keeps_its_traceback() -> None:
         exit_code_of(fails)
 
 
-def test_an_interrupt_ends_with_the_code_of_shells(capsys: pytest.CaptureFixture[str]) -> None:
+def test_interrupt_exits_with_130(capsys: pytest.CaptureFixture[str]) -> None:
     def interrupted() -> int:
         raise KeyboardInterrupt
 
@@ -51,14 +51,14 @@ def test_an_interrupt_ends_with_the_code_of_shells(capsys: pytest.CaptureFixture
     assert capsys.readouterr().err == "interrupted\n"
 
 
-def test_every_script_ends_this_way() -> None:
+def test_every_script_uses_exit_code_of() -> None:
     for script in (REPOSITORY / "scripts").glob("*.py"):
         assert "sys.exit(exit_code_of(main))" in script.read_text(), script.name
 
 
 @pytest.mark.parametrize("lost", ["pipe", "disk"])
 def test_output_that_cannot_be_written_is_dropped(lost: str, tmp_path: Path) -> None:
-    """The reader of a pipe has gone, or the disk below a redirected output is full."""
+    """The reader of a pipe has exited, or the disk of redirected output is full."""
     code = (
         "import sys; from pico_ds.console import make_console; from pico_ds.command_line import exit_code_of; "
         "exit_code_of(lambda: (print('x' * 100_000), make_console().print('y'), print('z', file=sys.stderr))); "

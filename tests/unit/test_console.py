@@ -1,4 +1,4 @@
-"""A user's text is printed as it is."""
+"""Consoles print a user's text unchanged."""
 
 import io
 import re
@@ -10,11 +10,11 @@ from rich.table import Table
 from pico_ds.console import make_console
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-#: markup, the end of markup that never began, and an emoji code
+#: markup, a closing tag without an opening tag, and an emoji code
 TEXT = "[kqv]_proj runs[/x] :key:"
 
 
-def test_brackets_and_colons_are_printed_wherever_they_stand() -> None:
+def test_brackets_and_colons_are_printed_unchanged() -> None:
     table = Table(TEXT, title=TEXT, caption=TEXT)
     table.add_row(TEXT)
     file = io.StringIO()
@@ -22,7 +22,7 @@ def test_brackets_and_colons_are_printed_wherever_they_stand() -> None:
     assert file.getvalue().count(TEXT) == 6
 
 
-def test_every_console_is_made_by_one_function() -> None:
+def test_every_console_is_created_by_make_console() -> None:
     sources = [*(REPOSITORY / "pico_ds").rglob("*.py"), *(REPOSITORY / "scripts").glob("*.py")]
     found = [path.name for path in sources if re.search(r"(?<![\w.])Console\(", path.read_text())]
     assert found == ["console.py"]

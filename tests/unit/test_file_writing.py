@@ -1,4 +1,4 @@
-"""Files on a full disk. Each test mounts a file system of 16 KiB, which needs root."""
+"""Files on a full disk. The tests mount a file system of 16 KiB, which needs root."""
 
 import errno
 import os
@@ -26,7 +26,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def fill(disk: Path) -> Callable[[], None]:
-    """Use up all room; returns what gives it back."""
+    """Fill the disk. Returns a function that frees the space again."""
     path = disk / "filler"
     with path.open("wb", buffering=0) as file:
         while True:
@@ -36,7 +36,7 @@ def fill(disk: Path) -> Callable[[], None]:
                 return path.unlink
 
 
-def test_a_patient_file_loses_and_repeats_nothing(disk: Path) -> None:
+def test_patient_file_loses_and_repeats_no_text_on_a_full_disk(disk: Path) -> None:
     problems: list[OSError] = []
     file = PatientFile(disk / "log", problems.append)
     file.append("first\n")
@@ -60,7 +60,7 @@ def test_a_patient_file_loses_and_repeats_nothing(disk: Path) -> None:
     assert file.close() > 0
 
 
-def test_metrics_wait_with_one_warning(
+def test_metrics_are_written_after_a_full_disk_with_one_warning(
     disk: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logger, "propagate", True)
@@ -74,7 +74,7 @@ def test_metrics_wait_with_one_warning(
     assert (disk / "logs" / "metrics.jsonl").read_text().count("\n") == 399
 
 
-def test_a_run_says_how_it_ended_on_a_full_disk(disk: Path) -> None:
+def test_run_status_is_updated_on_a_full_disk(disk: Path) -> None:
     run = RunDirectory(disk)
     RunStatus.say(run, "running")
     fill(disk)
@@ -85,7 +85,7 @@ def test_a_run_says_how_it_ended_on_a_full_disk(disk: Path) -> None:
     assert "Traceback" not in run.status.read_text()
 
 
-def test_an_evaluation_waits_for_room(
+def test_evaluation_result_is_written_when_space_is_free_again(
     disk: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Result:
@@ -106,14 +106,14 @@ def test_an_evaluation_waits_for_room(
     assert (disk / "eval_results" / "step_3.json").stat().st_size == 5000
 
 
-def test_an_error_names_the_file(disk: Path) -> None:
+def test_write_error_names_the_file(disk: Path) -> None:
     fill(disk)
     with pytest.raises(OSError) as caught:
         replace_text(disk / "status.json", "x" * 5000)
     assert caught.value.filename == str(disk / ".status.json.partial")
 
 
-def test_what_cannot_be_looked_at_may_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_path_with_unknown_state_may_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not may_exist(tmp_path / "none")
     (tmp_path / "circle").symlink_to("circle")
     assert may_exist(tmp_path / "circle")

@@ -1,4 +1,4 @@
-"""Whatever a user writes ends in a configuration with a plan, in data, or in one sentence, in under 10 seconds.
+"""Any input of a user gives a valid result or an error of one sentence, within 10 seconds.
 
 The slow tier tries 5,000 examples of each kind (about 10 minutes), the default tier 60 (about 20 seconds).
 """
@@ -72,7 +72,7 @@ def tree_of(changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def check(function: Callable[[], Any]) -> Any:
-    """Call a function, which may raise one sentence, or a few in a list."""
+    """Call a function. It may raise a PicoError with a short message."""
     try:
         return function()
     except PicoError as error:
@@ -84,7 +84,7 @@ def check(function: Callable[[], Any]) -> Any:
 
 
 def run(property_: Callable[..., None], n_examples: int, *strategies: Any) -> None:
-    """Try a property of drawn values; a second of the same kind would not have the same examples."""
+    """Check a property for `n_examples` generated values, which are equal in every run."""
     limits = settings(
         max_examples=n_examples,
         deadline=10_000,
@@ -101,7 +101,7 @@ def plan_of(config: RunConfig) -> None:
 
 
 @pytest.mark.parametrize("n_examples", COUNTS)
-def test_any_value_in_any_key(n_examples: int) -> None:
+def test_any_value_of_any_key_is_planned_or_a_clear_error(n_examples: int) -> None:
     def property_(changes: dict[str, Any]) -> None:
         try:
             text = yaml.safe_dump(tree_of({"model.n_layers": 1, **changes}), allow_unicode=True)
@@ -115,8 +115,8 @@ def test_any_value_in_any_key(n_examples: int) -> None:
 
 
 @pytest.mark.parametrize("n_examples", COUNTS)
-def test_any_number_that_the_schema_allows(n_examples: int) -> None:
-    """Values of the right type, most of which pass the first checks."""
+def test_any_number_in_the_schema_is_planned_or_a_clear_error(n_examples: int) -> None:
+    """Values have the right type, so most of them pass the first checks."""
 
     def numbers(section: type[BaseModel], path: str = "") -> list[str]:
         found = []
@@ -137,7 +137,7 @@ def test_any_number_that_the_schema_allows(n_examples: int) -> None:
 
 
 @pytest.mark.parametrize("n_examples", COUNTS)
-def test_any_override(n_examples: int) -> None:
+def test_any_override_is_parsed_or_a_clear_error(n_examples: int) -> None:
     def property_(key: str, value: str) -> None:
         check(lambda: parse_config("", [f"{key}={value}"]))
 
@@ -160,7 +160,7 @@ YAML_TEXTS = [
 
 
 def damaged(examples: list[bytes]) -> st.SearchStrategy[bytes]:
-    """Any bytes, or a good file with a part replaced, repeated or cut off."""
+    """Generate any bytes, or a valid file with a part replaced or removed."""
 
     def change(example: bytes, place: float, length: int, part: bytes) -> bytes:
         start = int(place * len(example))
@@ -199,7 +199,7 @@ SENTENCES = [
     b'{"text": "one", "word": "one"}\n',
 ]
 PARQUET = [parquet(text=["a man", None, "a plan"]), parquet(input_ids=[[1, 2], [3]]), parquet(other=[1.5])]
-# the name of a column is not UTF-8
+# a column name is not UTF-8
 PARQUET.append(PARQUET[1].replace(b"element", b"\x80lement"))
 
 
@@ -229,7 +229,7 @@ READERS: dict[str, tuple[str, list[bytes], Callable[[Path], Any]]] = {
 
 @pytest.mark.parametrize("n_examples", COUNTS)
 @pytest.mark.parametrize("kind", READERS)
-def test_any_bytes_in_any_file(kind: str, n_examples: int, tmp_path: Path) -> None:
+def test_any_file_content_is_read_or_a_clear_error(kind: str, n_examples: int, tmp_path: Path) -> None:
     name, examples, read = READERS[kind]
 
     def property_(content: bytes) -> None:

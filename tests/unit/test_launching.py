@@ -1,4 +1,4 @@
-"""The warm launcher: a forked command behaves as a started one."""
+"""The warm launcher: a forked command behaves like a new process."""
 
 import os
 import signal
@@ -24,7 +24,7 @@ def write(script: Path, code: str) -> str:
     return str(script)
 
 
-def test_a_command_gets_its_arguments_environment_and_directory(script: Path, tmp_path: Path) -> None:
+def test_command_gets_its_arguments_environment_and_directory(script: Path, tmp_path: Path) -> None:
     code = """
         import os, sys
         print(sys.argv[1:], os.environ["MINE"], os.getcwd(), sys.path[0], __name__, sys.stdin.read() == "")
@@ -48,19 +48,19 @@ def test_a_command_gets_its_arguments_environment_and_directory(script: Path, tm
         ("raise KeyboardInterrupt", -2, "KeyboardInterrupt"),
     ],
 )
-def test_exit_codes_and_output_are_those_of_python(script: Path, code: str, exit_code: int, last_line: str) -> None:
+def test_exit_codes_and_output_match_python(script: Path, code: str, exit_code: int, last_line: str) -> None:
     process = warm.start(write(script, code))
     output, _ = process.communicate(timeout=30)
     assert process.returncode == exit_code
     assert output.strip().split("\n")[-1] == last_line
 
 
-def test_a_module_is_run_by_its_name(tmp_path: Path) -> None:
+def test_module_runs_by_name(tmp_path: Path) -> None:
     (tmp_path / "named.py").write_text("import sys; print(__name__, sys.argv[1:])")
     assert warm.python("-m", "named", "x", directory=tmp_path) == "__main__ ['x']\n"
 
 
-def test_everything_is_imported_before_a_command_and_cuda_is_not_initialised(script: Path) -> None:
+def test_libraries_are_preloaded_without_initialising_cuda(script: Path) -> None:
     code = """
         import sys
         assert {"torch", "deepspeed", "transformers", "datasets", "pico_ds.training.run_training"} <= sys.modules.keys()
@@ -73,13 +73,13 @@ def test_everything_is_imported_before_a_command_and_cuda_is_not_initialised(scr
     warm.python(write(script, code))
 
 
-def test_processes_draw_different_random_numbers(script: Path) -> None:
+def test_forked_processes_have_different_random_numbers(script: Path) -> None:
     code = "import random, numpy, uuid; print(random.random(), numpy.random.rand(), uuid.uuid4())"
     drawn = [warm.python(write(script, code)).split() for _ in range(2)]
     assert all(one != other for one, other in zip(*drawn, strict=True))
 
 
-def test_ranks_get_what_torchrun_gives_them(script: Path) -> None:
+def test_ranks_get_the_environment_of_torchrun(script: Path) -> None:
     code = """
         import os
         names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR")
@@ -90,7 +90,7 @@ def test_ranks_get_what_torchrun_gives_them(script: Path) -> None:
         assert {"0 0 2 2 127.0.0.1", "1 1 2 2 127.0.0.1"} <= set(found)
 
 
-def test_a_rank_that_fails_ends_the_others(script: Path) -> None:
+def test_failed_rank_ends_the_other_ranks(script: Path) -> None:
     code = """
         import os, sys, time
         if os.environ["RANK"] == "1":
@@ -108,13 +108,13 @@ SLEEP = "import time; print('ready', flush=True); time.sleep(60)"
 
 
 def descendants_of(process: Process, ready: int = 1) -> list[psutil.Process]:
-    """What runs below a process when as many programs are ready."""
+    """Return the descendants of a process after `ready` programs have reported that they are ready."""
     assert process.stdout is not None
     assert [process.stdout.readline() for _ in range(ready)] == ["ready\n"] * ready
     return psutil.Process(process.pid).children(recursive=True)
 
 
-def test_a_signal_reaches_the_process_and_kill_reaches_its_ranks(script: Path) -> None:
+def test_signal_reaches_the_process_and_kill_reaches_its_ranks(script: Path) -> None:
     process = warm.start(write(script, SLEEP))
     descendants_of(process)
     process.send_signal(signal.SIGTERM)
@@ -128,12 +128,12 @@ def test_a_signal_reaches_the_process_and_kill_reaches_its_ranks(script: Path) -
     assert not psutil.wait_procs(ranks, timeout=20)[1]
 
 
-def test_a_command_that_takes_too_long_is_killed(script: Path) -> None:
+def test_command_is_killed_after_its_timeout(script: Path) -> None:
     with pytest.raises(subprocess.TimeoutExpired):
         warm.python(write(script, SLEEP), timeout_seconds=0.5)
 
 
-@pytest.mark.slow  # a server of its own: 6 s of CPU time
+@pytest.mark.slow  # starts another server, which takes 6 s of CPU time
 def test_no_process_remains_after_pytest_is_killed(script: Path) -> None:
     code = f"""
         from tests.launching import warm

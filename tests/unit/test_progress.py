@@ -1,4 +1,4 @@
-"""Long work says how far it has come, and short work nothing."""
+"""Long work shows its progress, and short work shows nothing."""
 
 import io
 import sys
@@ -43,14 +43,14 @@ def test_long_work_prints_a_line_every_ten_seconds(clock: Clock, capsys: pytest.
     assert len(lines) == 4
 
 
-def test_a_note_and_work_of_unknown_length(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+def test_line_shows_the_note_and_the_count_without_a_total(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     with progress("reading") as work:
         clock.now += 6
         work.advance(1234, note="file a")
     assert capsys.readouterr().err == "reading: 1,234 done in 6 s; file a\n"
 
 
-def test_other_ranks_show_nothing_and_a_logger_gets_lines(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+def test_quiet_ranks_show_nothing_and_a_logger_gets_lines(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     lines: list[str] = []
     redirect_progress(is_quiet=False, print_line=lines.append)
     seconds_each(clock, 6.0, 1)
@@ -60,7 +60,7 @@ def test_other_ranks_show_nothing_and_a_logger_gets_lines(clock: Clock, capsys: 
     assert capsys.readouterr().err == ""
 
 
-def test_a_terminal_gets_a_bar_that_goes_away(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_terminal_shows_a_bar_and_removes_it(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
             return True

@@ -1,4 +1,4 @@
-"""docs/troubleshooting.md quotes messages that the sources still have."""
+"""Messages that docs/troubleshooting.md quotes exist in the source code."""
 
 import ast
 import re
@@ -9,10 +9,10 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGE = (REPOSITORY / "docs" / "troubleshooting.md").read_text()
-#: messages of other programs stand in a section of their own, or are these
+#: messages of other programs: those of this section, and these
 OTHERS_SECTION = "torchrun, NCCL, DeepSpeed and others"
 OTHERS = ("torch.OutOfMemoryError: CUDA out of memory", "DefaultCPUAllocator: can't allocate memory")
-#: what stands for a value, in the page and in what is read of the sources
+#: placeholder of a value, in the page and in `text_of`
 VALUE = re.compile(r"<[^>]*>")
 
 
@@ -31,9 +31,9 @@ OURS = [
 
 
 def text_of(node: ast.expr) -> str:
-    """A string with <> for each value; adjacent strings are one already."""
+    """Return the text of a string expression, with <> for each value."""
     if isinstance(node, ast.Constant):
-        # %s, %d, %.3e: of logging
+        # %s, %d, %.3e are placeholders of logging
         return re.sub(r"%[\d.]*[sdeg]", "<>", node.value) if isinstance(node.value, str) else ""
     if isinstance(node, ast.JoinedStr):
         return "".join(text_of(part) for part in node.values)
@@ -42,18 +42,20 @@ def text_of(node: ast.expr) -> str:
 
 @cache
 def sources() -> tuple[str, ...]:
-    """Every string of the program."""
+    """Return all strings of the source code."""
     files = [*(REPOSITORY / "pico_ds").rglob("*.py"), *(REPOSITORY / "scripts").rglob("*.py")]
     nodes = (node for file in files for node in ast.walk(ast.parse(file.read_text())))
     return tuple(text for node in nodes if isinstance(node, ast.expr) if len(text := text_of(node)) > 10)
 
 
 @pytest.mark.parametrize("message", OURS)
-def test_a_message_of_ours_is_in_the_sources(message: str) -> None:
+def test_quoted_message_is_in_the_source_code(message: str) -> None:
     parts = VALUE.split(message)
-    assert max(map(len, parts)) > 8, "quote more of it, or it is found anywhere"
+    assert max(map(len, parts)) > 8, "the quote is too short to identify the message"
     pattern = re.compile(".*".join(map(re.escape, parts)), flags=re.DOTALL)
-    assert any(pattern.search(source) for source in sources()), "no source says so any more: amend the page"
+    assert any(pattern.search(source) for source in sources()), (
+        "the source code no longer has this message; correct the page"
+    )
 
 
 def test_every_message_has_an_explanation() -> None:
@@ -65,6 +67,6 @@ def test_every_message_has_an_explanation() -> None:
             assert re.match("[^>#]", after), message
 
 
-def test_a_message_that_nobody_gives_is_found_out() -> None:
+def test_missing_message_is_detected() -> None:
     assert not any("the flux capacitor is empty" in source for source in sources())
     assert any("a checkpoint could not be saved" in source for source in sources())

@@ -1,4 +1,4 @@
-"""Configurations of pico-train and pico-maml become ours, and no key of theirs is lost without a word."""
+"""Migration of pico-train and pico-maml configurations. No key is dropped silently."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ from pico_ds.config.loading import all_keys
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 
-#: every field of the dataclasses of pico-train's src/config
+#: all fields of the dataclasses in pico-train's src/config
 PICO_TRAIN_KEYS = """
 model: model_type d_model n_layers vocab_size batch_size max_seq_len attention_n_heads attention_n_kv_heads
 model: activation_hidden_dim norm_eps position_emb_theta
@@ -38,7 +38,7 @@ monitoring: save_to_wandb save_to_picolabs
 monitoring.wandb: project entity
 monitoring.pico_report: lab_hash auto_commit
 """
-#: what the versions of pico-maml have beside them, in dataclasses or in files of configs/
+#: additional keys of the versions of pico-maml, in dataclasses or in files of configs/
 PICO_MAML_KEYS = """
 checkpointing: save_checkpoint_repo_id hf_collection_slug auto_resume
 checkpointing.evaluation: load_checkpoint_path
@@ -60,7 +60,7 @@ def keys_of(listing: str) -> list[str]:
     return [f"{section}.{key}" for section, keys in lines for key in keys.split()]
 
 
-#: pico-train's demo, cut
+#: pico-train's demo, shortened
 PICO_TRAIN_YAML = """
 data: {dataloader: {batch_size: 32}}
 checkpointing:
@@ -80,7 +80,7 @@ training:
   optimization: {lr: 1e-3, lr_warmup_steps: 30, gradient_accumulation_steps: 2}
   fabric: {num_devices: 4}
 """
-#: pico-maml's, with the keys of its last version
+#: a configuration with the keys of the last version of pico-maml
 PICO_MAML_YAML = """
 checkpointing: {run_name: maml-2, save_to_hf: false, auto_resume: false, learning_dynamics: {layer_suffixes: []}}
 model: {d_model: 96, activation_hidden_dim: 384, max_seq_len: 512}
@@ -100,7 +100,7 @@ smlmt:
   classifier_head: {num_layers: 3, hidden_dim: 64, dropout: 0, init_method: xavier}
 data: {dataset: {name: pico-lm/pretokenized-dolma, split: train}, dataloader: {batch_size: 250}}
 """
-#: the same of an earlier one
+#: a configuration with the keys of an earlier version of pico-maml
 EARLY_YAML = """
 checkpointing: {save_checkpoint_repo_id: lab/maml, learning_dynamics: {layer_suffixes: [feed_forward.w_2]}}
 smlmt:
@@ -117,14 +117,14 @@ monitoring: {experiment_tracker: {framework: wandb, wandb_project: pico}}
 
 
 @pytest.mark.parametrize("key", [*keys_of(PICO_TRAIN_KEYS), *keys_of(PICO_MAML_KEYS)])
-def test_every_key_of_the_predecessors_is_known(key: str) -> None:
+def test_every_legacy_key_is_known(key: str) -> None:
     entry = moved(key)
     assert (entry is None) == (key in KEPT_KEYS)
-    # one that passes on its value, or says why not, without guessing at the key
+    # the entry is for this key or for its section
     assert key in KEPT_KEYS or key in MOVED_KEYS or key.rsplit(".", 1)[0] + ".*" in MOVED_KEYS
 
 
-def test_the_table_leads_to_keys_that_exist_and_names_none_that_no_predecessor_has() -> None:
+def test_table_maps_existing_legacy_keys_to_existing_keys() -> None:
     ours = {*all_keys()}
     assert {*KEPT_KEYS} <= ours
     theirs = {*keys_of(PICO_TRAIN_KEYS), *keys_of(PICO_MAML_KEYS)}
@@ -135,12 +135,12 @@ def test_the_table_leads_to_keys_that_exist_and_names_none_that_no_predecessor_h
     assert {*PICO_TRAIN, *PICO_MAML} <= theirs
 
 
-def test_the_page_has_the_table() -> None:
+def test_migration_page_contains_the_table() -> None:
     page = (REPOSITORY / "docs" / "migrating.md").read_text()
-    assert table_of_keys() in page, "the table is another: python scripts/migrate_config.py --table"
+    assert table_of_keys() in page, "the table is out of date; update it with: python scripts/migrate_config.py --table"
 
 
-def test_pico_trains_keys_are_converted() -> None:
+def test_pico_train_config_is_converted() -> None:
     migration = migrate(PICO_TRAIN_YAML, "old.yaml")
     config = migration.config
     training, checkpointing = config.training, config.checkpointing
@@ -153,13 +153,13 @@ def test_pico_trains_keys_are_converted() -> None:
     assert config.evaluation.perplexity.data == "pico-lm/pretokenized-paloma-tinsy"
     assert (config.monitoring.wandb.mode, config.monitoring.wandb.project) == ("auto", "demo")
     assert config.monitoring.wandb.entity is None
-    # not written there, so that its default counts and not ours
+    # the old file does not set these, so the defaults of pico-train apply
     assert (config.model.n_layers, config.model.vocab_size, config.data.sequence_length) == (12, 50304, 2048)
-    assert "# Its devices: torchrun --nnodes 1 --nproc_per_node 4" in migration.text
+    assert "# Devices of the old run: torchrun --nnodes 1 --nproc_per_node 4" in migration.text
     assert "  lr: 0.001  # training.optimization.lr\n" in migration.text
 
 
-def test_pico_mamls_keys_are_converted() -> None:
+def test_pico_maml_config_is_converted() -> None:
     migration = migrate(PICO_MAML_YAML, "old.yaml")
     config = migration.config
     meta, smlmt = config.meta, config.smlmt
@@ -172,13 +172,13 @@ def test_pico_mamls_keys_are_converted() -> None:
     assert (config.data.sequence_length, config.model.max_seq_len) == (512, 512)
     assert config.checkpointing.resume == "never"
     assert config.learning_dynamics.save_every_n_steps is None
-    assert any("took 224 rows; 250 are taken here" in note for note in migration.notes)
-    # what is left out is named, at the top of the file as well
+    assert any("used 224 rows; pico_ds uses 250" in note for note in migration.notes)
+    # keys that are left out are named, also at the top of the file
     assert any(note.startswith("smlmt.classifier_head.init_method: 'xavier' is left out") for note in migration.notes)
     assert all(f"# - {note}" in migration.text for note in migration.notes)
 
 
-def test_keys_of_an_early_pico_maml_are_converted() -> None:
+def test_early_pico_maml_config_is_converted() -> None:
     config = migrate(EARLY_YAML).config
     assert (config.smlmt.n_way, config.smlmt.k_shot, config.smlmt.q_query) == (3, 10, 5)
     assert (config.smlmt.hybrid_ratio, config.smlmt.context, config.smlmt.context_tokens) == (0.2, "sentence", 64)
@@ -188,7 +188,7 @@ def test_keys_of_an_early_pico_maml_are_converted() -> None:
 
 
 @pytest.mark.parametrize("text", [PICO_TRAIN_YAML, PICO_MAML_YAML, EARLY_YAML])
-def test_every_key_of_a_file_is_used_or_named(text: str) -> None:
+def test_every_key_of_a_file_is_used_or_listed_in_a_note(text: str) -> None:
     migration = migrate(text)
     body = "\n".join(line for line in migration.text.splitlines() if not line.startswith("#"))
     for section, content in yaml.safe_load(text).items():
@@ -200,7 +200,7 @@ def test_every_key_of_a_file_is_used_or_named(text: str) -> None:
     assert parse_config(migration.text) == migration.config
 
 
-def test_the_first_pico_maml_is_known_by_its_keys() -> None:
+def test_first_pico_maml_is_recognised_by_its_keys() -> None:
     config = migrate("training: {inner_learning_rate: 0.01, num_inner_steps: 5, meta_batch_size: 4}").config
     assert (config.meta.inner_lr, config.meta.inner_steps, config.meta.tasks_per_step) == (0.01, 5, 4)
     assert (config.meta.learner, config.smlmt.hybrid_ratio) == ("fomaml", 1.0)
@@ -210,11 +210,11 @@ def test_the_first_pico_maml_is_known_by_its_keys() -> None:
     ("text", "expected"),
     [
         ("training: {lr: 1e-3}", "training.lr is a key of pico_ds"),
-        ("3", "must hold the sections"),
+        ("3", "must contain the sections"),
         ("training: {fabric: {precision: 64-true}}", "training.fabric.precision: got '64-true'"),
-        ("training: {optimization: {lr_scheduler: wsd}}", "known are linear_with_warmup"),
+        ("training: {optimization: {lr_scheduler: wsd}}", "allowed: linear_with_warmup"),
         ("training: {fabric: {num_devices: auto}}", "training.fabric.num_devices: got 'auto', expected a positive"),
-        ("smlmt: {hidden_dims: [96, 128]}", "are all of one width"),
+        ("smlmt: {hidden_dims: [96, 128]}", "all hidden layers have one width"),
         ("model: {d_model: 100}", "old.yaml, migrated: model.d_model: got 100"),
         ("model: {d_model: 96, d_model: 96}", "appears twice"),
     ],
@@ -226,19 +226,19 @@ def test_migration_fails_for_keys_without_a_counterpart(text: str, expected: str
 
 
 @pytest.mark.parametrize("no", ["false", "no", "off", "No"])
-def test_a_boolean_of_yaml_1_1_stays_one(no: str) -> None:
-    """Else a file that says `save_to_hf: no` would push to a hub."""
+def test_yaml_1_1_booleans_stay_booleans(no: str) -> None:
+    """Otherwise a file with `save_to_hf: no` would push to the hub."""
     smlmt = f"{{enabled: {no}, hybrid_ratio: 0.6, learn_inner_lr: {no}}}"
     hub = f"{{save_to_hf: {no}, hf_checkpoint: {{repo_id: a/b}}}}"
     config = migrate(f"smlmt: {smlmt}\ncheckpointing: {hub}").config
     assert (config.smlmt.hybrid_ratio, config.meta.learner, config.checkpointing.hub.repo_id) == (0.0, "anil", None)
 
 
-def test_an_unknown_key_is_named() -> None:
-    assert any("model.dd: 3 is left out: no key of" in note for note in migrate("model: {dd: 3}").notes)
+def test_unknown_key_is_listed_in_a_note() -> None:
+    assert any("model.dd: 3 is left out: it is not a known key of" in note for note in migrate("model: {dd: 3}").notes)
 
 
-def test_the_script_writes_a_file_that_loads(tmp_path: Path) -> None:
+def test_migration_script_prints_a_valid_config(tmp_path: Path) -> None:
     (tmp_path / "old.yaml").write_text(PICO_MAML_YAML)
     command = [sys.executable, str(REPOSITORY / "scripts" / "migrate_config.py")]
     done = subprocess.run([*command, str(tmp_path / "old.yaml")], capture_output=True, text=True, check=True)

@@ -11,7 +11,7 @@ CONFIG = parse_config("training: {precision: bf16, max_grad_norm: 0.7}")
 ZERO1 = {"zero_optimization": {"stage": 1}}
 
 
-def test_the_yaml_decides_batch_precision_and_clipping() -> None:
+def test_batch_precision_and_clipping_come_from_the_yaml() -> None:
     settings = resolve_deepspeed_config(ZERO1, CONFIG, world_size=4)
     assert settings["gradient_clipping"] == 0.0, "the engine clips"
     assert settings["bf16"] == {"enabled": True, "check_grad_overflow": False}
@@ -24,16 +24,16 @@ def test_the_yaml_decides_batch_precision_and_clipping() -> None:
     ("zero", "expected"),
     [
         ({"stage": 2}, False),
-        # where DeepSpeed takes the norm whether it is wanted or not
+        # DeepSpeed always computes the norm here
         ({"stage": 0}, None),
         ({"stage": 3}, None),
         ({"stage": 2, "offload_optimizer": {"device": "cpu"}}, None),
     ],
 )
-def test_the_norm_is_taken_once(zero: dict, expected: bool | None) -> None:
+def test_gradient_norm_is_computed_once(zero: dict, expected: bool | None) -> None:
     settings = resolve_deepspeed_config({"zero_optimization": zero}, parse_config(""), world_size=1)
     assert settings["zero_optimization"].get("compute_grad_norm") is expected
-    assert "compute_grad_norm" not in zero, "what was given is not changed"
+    assert "compute_grad_norm" not in zero, "the argument is not modified"
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_deepspeed_json_must_not_set_keys_of_the_yaml(extra: dict, expected: lis
         assert part in str(caught.value)
 
 
-def test_a_json_that_agrees_with_the_yaml_is_accepted() -> None:
+def test_deepspeed_json_may_repeat_values_of_the_yaml() -> None:
     resolve_deepspeed_config({**ZERO1, "gradient_clipping": 0.7, "bf16": {"enabled": True}}, CONFIG, world_size=4)
 
 
@@ -67,20 +67,20 @@ def test_stage_0_with_bf16_is_rejected() -> None:
     ("text", "expected"),
     [
         ("{", "not valid JSON"),
-        ("[]", "must hold a JSON object"),
+        ("[]", "must contain a JSON object"),
         ("{}", "zero_optimization.stage must be 0, 1, 2 or 3"),
         ('{"zero_optimization": {"stage": 5}}', "must be 0, 1, 2 or 3"),
         ('{"zero_optimization": {"stage": 1, "stage": 2}}', "appears twice"),
     ],
 )
-def test_a_bad_file_is_a_clear_error(text: str, expected: str, tmp_path: Path) -> None:
+def test_invalid_deepspeed_json_is_a_clear_error(text: str, expected: str, tmp_path: Path) -> None:
     path = tmp_path / "bad.json"
     path.write_text(text)
     with pytest.raises(ConfigError, match=expected.replace(".", r"\.")):
         load_deepspeed_config(path)
 
 
-def test_offload_is_recognised(tmp_path: Path) -> None:
+def test_optimizer_offload_is_detected(tmp_path: Path) -> None:
     path = tmp_path / "offload.json"
     path.write_text(json.dumps({"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}))
     assert offloads(load_deepspeed_config(path))
@@ -93,11 +93,11 @@ def test_offload_is_recognised(tmp_path: Path) -> None:
         ({"zero_optimization": {"stage": True}}, "zero_optimization.stage must be 0, 1, 2 or 3"),
         (
             {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "nvme"}}},
-            "zero_optimization.offload_optimizer.nvme_path: got None; device nvme needs a directory of a local disk",
+            "zero_optimization.offload_optimizer.nvme_path: got None; device nvme needs a directory on a local disk",
         ),
         (
             {"zero_optimization": {"stage": 2, "cpu_offload": True}},
-            "zero_optimization.cpu_offload: is no key of DeepSpeed",
+            "zero_optimization.cpu_offload: is no longer a key of DeepSpeed",
         ),
         (
             {"zero_optimization": {"stage": 2, "offload_param": "cpu"}},

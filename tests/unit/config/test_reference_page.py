@@ -1,4 +1,4 @@
-"""docs/configuration.md is what the schema gives."""
+"""docs/configuration.md is generated from the schema."""
 
 import subprocess
 import sys
@@ -24,10 +24,10 @@ def sections(section: type[BaseModel] = RunConfig) -> Iterator[type[BaseModel]]:
 
 def test_configuration_page_matches_the_schema() -> None:
     page = (REPOSITORY / "docs" / "configuration.md").read_text()
-    assert page == reference(), f"the schema is another; renew the page: {COMMAND}"
+    assert page == reference(), f"the page is out of date; update it with: {COMMAND}"
 
 
-def test_the_command_that_the_page_names_prints_it() -> None:
+def test_command_named_in_the_page_prints_the_page() -> None:
     script, page = COMMAND.removeprefix("python ").split(" > ")
     done = subprocess.run([sys.executable, REPOSITORY / script], capture_output=True, text=True, check=True)
     assert done.stdout == (REPOSITORY / page).read_text()
@@ -60,5 +60,5 @@ def test_every_field_and_section_has_a_description(section: type[BaseModel]) -> 
         "| `keep_weights` | boolean | `true` |",
     ],
 )
-def test_values_are_written_in_words(row: str) -> None:
+def test_allowed_values_are_described_in_words(row: str) -> None:
     assert row in reference()

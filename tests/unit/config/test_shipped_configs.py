@@ -1,4 +1,4 @@
-"""The files of configs/ and ds_configs/, and the promise that every field is read."""
+"""The files of configs/ and ds_configs/ are valid, and every field of the schema is used."""
 
 import ast
 from itertools import product
@@ -24,7 +24,7 @@ SIZES = {
 }
 
 
-def test_the_promised_files_are_there() -> None:
+def test_all_documented_configs_exist() -> None:
     assert {path.name for path in DS_CONFIGS} == {
         f"{name}.json" for name in ("zero0", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload")
     }
@@ -33,28 +33,28 @@ def test_the_promised_files_are_there() -> None:
 
 
 @pytest.mark.parametrize(("config", "ds_config"), product(CONFIGS, DS_CONFIGS), ids=lambda path: path.stem)
-def test_every_config_goes_with_every_ds_config(config: Path, ds_config: Path) -> None:
+def test_every_config_works_with_every_deepspeed_config(config: Path, ds_config: Path) -> None:
     content = load_deepspeed_config(ds_config)
-    # stage 0 is for fp32 alone
+    # stage 0 needs fp32
     overrides = ["training.precision=fp32"] if zero_stage(content) == 0 else []
     settings = resolve_deepspeed_config(content, load_config(config, overrides), world_size=8)
     assert settings["train_batch_size"] == 8
 
 
 @pytest.mark.parametrize(("size", "kind"), product(SIZES, ("pico", "pico-maml")))
-def test_parameter_counts(size: str, kind: str) -> None:
+def test_shipped_models_have_the_documented_parameter_counts(size: str, kind: str) -> None:
     config = load_config(REPOSITORY / "configs" / f"{kind}-{size}.yaml")
     assert config.model.vocab_size is not None
     assert parameter_count(config.model, config.model.vocab_size) == SIZES[size]
 
 
-def test_the_maml_configs_keep_pico_mamls_recipe() -> None:
+def test_maml_configs_have_pico_mamls_task_shape_and_inner_steps() -> None:
     for size in SIZES:
         config = load_config(REPOSITORY / "configs" / f"pico-maml-{size}.yaml")
         assert (config.smlmt.n_way, config.smlmt.k_shot, config.meta.inner_steps) == (32, 4, 10)
 
 
-def test_the_parity_config_is_pico_mamls() -> None:
+def test_parity_config_has_pico_mamls_settings() -> None:
     config = load_config(REPOSITORY / "configs" / "pico-maml-parity.yaml")
     meta, smlmt, training = config.meta, config.smlmt, config.training
     assert (meta.learner, meta.head, smlmt.readout) == ("anil", "vocab", "mask")
@@ -75,7 +75,7 @@ def fields(section: type[BaseModel]) -> set[str]:
 def test_every_declared_field_is_read_somewhere() -> None:
     read: set[str] = set()
     for path in (REPOSITORY / "pico_ds").rglob("*.py"):
-        # sections read some fields for all others, as `RunConfig.meta_ratio` reads smlmt.hybrid_ratio
+        # properties of sections count as readers, for example `RunConfig.meta_ratio` of smlmt.hybrid_ratio
         if path.parent.name == "config" and path.name == "validation.py":
             continue
         for node in ast.walk(ast.parse(path.read_text())):
@@ -84,7 +84,7 @@ def test_every_declared_field_is_read_somewhere() -> None:
     assert fields(RunConfig) - read == set()
 
 
-def test_every_field_is_documented() -> None:
+def test_every_field_has_a_description() -> None:
     def undocumented(section: type[BaseModel], path: str) -> list[str]:
         missing = []
         for name, field in section.model_fields.items():

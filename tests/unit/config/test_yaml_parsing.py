@@ -1,4 +1,4 @@
-"""YAML 1.2, and numbers that are names."""
+"""YAML 1.2, and conversion of scalars to the type of their key."""
 
 import math
 import re
@@ -45,7 +45,7 @@ from pico_ds.config.yaml_parsing import dump_yaml, parse_yaml
         ("'12'", "12"),
     ],
 )
-def test_a_scalar_is_that_of_yaml_1_2(text: str, value: Any) -> None:
+def test_scalars_are_read_as_yaml_1_2(text: str, value: Any) -> None:
     found = parse_yaml(f"a: {text}", "x")["a"]
     assert (type(found), found) == (type(value), value)
 
@@ -53,7 +53,7 @@ def test_a_scalar_is_that_of_yaml_1_2(text: str, value: Any) -> None:
 @pytest.mark.parametrize(
     "value", ["off", "yes", "010", "1e5", "1:30", "0o7", "null", "", "~", ".nan", "12", "2024-01-02", "=", "<<", "a: b"]
 )
-def test_text_is_written_so_that_every_version_reads_text(value: str) -> None:
+def test_dumped_text_is_text_in_yaml_1_1_and_1_2(value: str) -> None:
     assert parse_yaml(dump_yaml([value, {value: value}]), "x") == [value, {value: value}]
     assert yaml.safe_load(dump_yaml([value])) == [value]
 
@@ -134,7 +134,7 @@ def test_alias_is_converted_for_each_of_its_keys() -> None:
     assert (config.checkpointing.run_name, config.training.seed) == ("42", 42)
 
 
-def test_files_of_the_predecessors_are_yaml_1_1() -> None:
+def test_legacy_files_are_read_as_yaml_1_1() -> None:
     assert parse_yaml("[yes, off, 010, 3e-4, 2024-01-02]", "x", is_yaml_1_1=True) == [
         True,
         False,
@@ -144,14 +144,14 @@ def test_files_of_the_predecessors_are_yaml_1_1() -> None:
     ]
 
 
-def test_a_snapshot_of_no_module_is_an_error() -> None:
+def test_snapshots_without_modules_are_an_error() -> None:
     overrides = ["learning_dynamics.layer_suffixes=[]", "learning_dynamics.save_every_n_steps=5"]
     with pytest.raises(ConfigError, match=r"learning_dynamics.layer_suffixes: got an empty list"):
         parse_config("", overrides)
     parse_config("", overrides[:1])
 
 
-#: nine of the line before in each line
+#: each line has nine aliases of the line before
 BOMB = "x0: &x0 [1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
     f"x{line}: &x{line} [{', '.join([f'*x{line - 1}'] * 9)}]\n" for line in range(1, 12)
 )
@@ -166,7 +166,7 @@ BOMB = "x0: &x0 [1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
     ],
 )
 @pytest.mark.parametrize("is_yaml_1_1", [False, True])
-def test_aliases_do_not_run_away(text: str, message: str, is_yaml_1_1: bool) -> None:
+def test_recursive_and_exploding_aliases_are_errors(text: str, message: str, is_yaml_1_1: bool) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
         parse_yaml(text, "a text", is_yaml_1_1=is_yaml_1_1)
 
@@ -185,7 +185,7 @@ def test_aliases_do_not_run_away(text: str, message: str, is_yaml_1_1: bool) -> 
         (["smlmt.k_shot=20000"], "exceeds smlmt.max_word_freq = 10000"),
     ],
 )
-def test_sizes_are_checked_before_anything_is_made(overrides: list[str], message: str) -> None:
+def test_too_large_sizes_are_errors(overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_config("", overrides)
     assert message in str(caught.value)
