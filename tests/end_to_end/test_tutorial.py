@@ -18,8 +18,9 @@ def test_notebook_has_the_cells_of_the_page() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_tutorial_trains_above_chance_and_resumes(tmp_path: Path) -> None:
-    # about 90 CPU seconds: a Jupyter kernel trains the demo for 120 steps
+    # about 160 CPU seconds, and twice that beside other tests: a Jupyter kernel trains the demo for 120 steps
     notebook = notebook_of_page()
     execute(notebook, tmp_path)
     text = "\n".join(printed(cell) for cell in notebook.cells if cell.cell_type == "code")
