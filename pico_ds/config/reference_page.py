@@ -25,8 +25,8 @@ generated from the schema in `pico_ds/config/`, and a test fails if it is out of
 ```
 
 A run is described by a YAML file (`--config`; examples are in `configs/`) with the sections below, all of which are
-optional. Override any key on the command line with `section.key=value`; the value is YAML. `scripts/train.py
---help-keys` prints this list.
+optional. Override any key on the command line with `section.key=value`; the value is YAML. `--help-keys` prints this
+list in the terminal.
 
 ```bash
 python scripts/train.py --config configs/demo.yaml --dry-run training.max_steps=20 'smlmt.n_way=[2, 10]'

@@ -27,17 +27,28 @@ print("trained", run.step, run.config.meta.head, exported.config.activation)
 """
 
 
-@pytest.mark.slow
-def test_diffs_apply_and_train_together(tmp_path: Path) -> None:
-    # about 10 CPU seconds: one process trains two steps
-    for folder in ("pico_ds", "configs"):
-        shutil.copytree(REPOSITORY / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+def extended_copy(folder: Path) -> None:
+    """Copy the package and its configurations to `folder` and apply every diff of the guide to the copy."""
+    for name in ("pico_ds", "configs"):
+        shutil.copytree(REPOSITORY / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     diffs = re.findall(
         r"^```diff\n(.*?)^```$", (REPOSITORY / "docs" / "extending.md").read_text(), re.DOTALL | re.MULTILINE
     )
     assert len(diffs) == 3
     for diff in diffs:
-        subprocess.run(["git", "apply", "-"], input=diff, text=True, check=True, cwd=tmp_path)
+        done = subprocess.run(["git", "apply", "-"], input=diff, text=True, cwd=folder, capture_output=True)
+        assert done.returncode == 0, f"update the diffs of docs/extending.md: {done.stderr}"
+
+
+def test_diffs_apply_to_the_current_code(tmp_path: Path) -> None:
+    extended_copy(tmp_path)
+    assert '"cosine": CosineHead' in (tmp_path / "pico_ds" / "meta" / "heads.py").read_text()
+
+
+@pytest.mark.slow
+def test_diffs_apply_and_train_together(tmp_path: Path) -> None:
+    # about 10 CPU seconds: one process trains two steps
+    extended_copy(tmp_path)
     variables = {"PYTHONPATH": str(tmp_path), "HF_MODULES_CACHE": str(tmp_path / "modules")}
     done = subprocess.run(
         [sys.executable, "-c", TRAIN],

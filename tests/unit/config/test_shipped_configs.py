@@ -82,16 +82,3 @@ def test_every_declared_field_is_read_somewhere() -> None:
             if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
                 read.add(node.attr)
     assert fields(RunConfig) - read == set()
-
-
-def test_every_field_has_a_description() -> None:
-    def undocumented(section: type[BaseModel], path: str) -> list[str]:
-        missing = []
-        for name, field in section.model_fields.items():
-            if not field.description:
-                missing.append(path + name)
-            if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-                missing += undocumented(field.annotation, f"{path}{name}.")
-        return missing
-
-    assert undocumented(RunConfig, "") == []
