@@ -21,8 +21,17 @@ OWN_KEYS = frozenset(
         "dump_state",
     }
 )
-
-
+#: keys of DeepSpeed that the YAML decides -> the keys of the YAML
+_DECIDED_BY_YAML = {
+    "train_batch_size": "training.global_batch_size and meta.tasks_per_step",
+    "train_micro_batch_size_per_gpu": "training.micro_batch_size",
+    "gradient_accumulation_steps": "training.global_batch_size and training.micro_batch_size",
+    "gradient_clipping": "training.max_grad_norm",
+    "bf16": "training.precision",
+    "fp16": "training.precision",
+    "optimizer": "training.lr, weight_decay and adam_*",
+    "scheduler": "training.lr_schedule and lr_warmup_steps",
+}
 #: keys of `aio` and their types
 _AIO = {
     **dict.fromkeys(("block_size", "queue_depth", "intra_op_parallelism"), int),
@@ -38,7 +47,7 @@ def load_deepspeed_config(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_refuse_duplicates)
+        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_reject_duplicates)
     except OSError as error:
         raise ConfigError(f"cannot read the DeepSpeed configuration {path}: {error.strerror}") from error
     except UnicodeError as error:
@@ -124,21 +133,11 @@ def resolve_deepspeed_config(
         "bf16": {"enabled": bf16},
         "fp16": {"enabled": False},
     }
-    where = {
-        "train_batch_size": "training.global_batch_size and meta.tasks_per_step",
-        "train_micro_batch_size_per_gpu": "training.micro_batch_size",
-        "gradient_accumulation_steps": "training.global_batch_size and training.micro_batch_size",
-        "gradient_clipping": "training.max_grad_norm",
-        "bf16": "training.precision",
-        "fp16": "training.precision",
-        "optimizer": "training.lr, weight_decay and adam_*",
-        "scheduler": "training.lr_schedule and lr_warmup_steps",
-    }
     for key, value in deepspeed_json.items():
-        if key in where:
+        if key in _DECIDED_BY_YAML:
             if from_yaml.get(key) != value:
                 raise ConfigError(
-                    f"{name}: {key} is set to {value!r} here, but {where[key]} of the YAML decides it"
+                    f"{name}: {key} is set to {value!r} here, but {_DECIDED_BY_YAML[key]} of the YAML decides it"
                     f"{f' ({from_yaml[key]!r})' if key in from_yaml else ''}; remove it from the JSON"
                 )
         elif key not in OWN_KEYS:
@@ -165,7 +164,7 @@ def resolve_deepspeed_config(
     }
 
 
-def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _reject_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     keys = [key for key, _ in pairs]
     for key in keys:
         if keys.count(key) > 1:

@@ -17,7 +17,7 @@ from pico_ds.meta.functional_model import FunctionalModel, Parameters
 from pico_ds.meta.learners import Learner
 from pico_ds.tasks.index.class_words import WordSplit
 from pico_ds.tasks.smlmt import SMLMT, TASKS_VERSION
-from pico_ds.tasks.task_builder import judged
+from pico_ds.tasks.task_builder import evaluation_settings
 
 
 @dataclass(frozen=True)
@@ -139,5 +139,5 @@ def grid_key(config: RunConfig, split: WordSplit) -> str:
 def _digest_of_tasks(config: RunConfig, split: WordSplit, left_out: set[str]) -> str:
     corpus = config.data.model_dump(exclude={"cache_dir", "sequence_length"})
     of_training = {"readout", "hybrid_ratio", "warmup_steps", "cluster_size", "inject"}
-    tasks = judged(config.smlmt).model_dump(exclude=of_training | left_out)
+    tasks = evaluation_settings(config.smlmt).model_dump(exclude=of_training | left_out)
     return f"{digest64(repr((TASKS_VERSION, corpus, tasks, split))):016x}"

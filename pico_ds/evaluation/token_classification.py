@@ -52,7 +52,7 @@ class FineTuning:
         max_epochs, max_steps: maximum duration.
         min_steps: optimizer steps before early stopping.
         patience_epochs, patience_steps: fine-tuning stops after this long without a better F1 or loss on the dev set.
-        judge_every_steps: minimum steps between evaluations on the dev set, which happen at the ends of epochs.
+        evaluate_every_steps: minimum steps between evaluations on the dev set, which happen at the ends of epochs.
         batch_size: sentences per step.
         head_lr, body_lr: AdamW learning rates of the classifier and of the decoder.
     """
@@ -62,7 +62,7 @@ class FineTuning:
     min_steps: int = 200
     patience_epochs: int = 3
     patience_steps: int = 150
-    judge_every_steps: int = 25
+    evaluate_every_steps: int = 25
     batch_size: int = 16
     head_lr: float = 3e-3
     body_lr: float = 3e-4
@@ -145,15 +145,12 @@ def fine_tune(
         max_length: maximum sentence length [tokens]. Later words are predicted as O.
         on_step: called after every optimizer step with the steps so far as a share of the maximum.
     """
-    device, tags = decoder.embedding_proj.weight.device, splits.tags
+    tags = splits.tags
     train, dev, test = (
         encode_sentences(part, tokenizer, tags, max_length) for part in (splits.train, splits.dev, splits.test)
     )
     generator = torch.Generator().manual_seed(seed)
-    classifier = nn.Linear(decoder.embedding_proj.embedding_dim, len(tags))
-    nn.init.normal_(classifier.weight, std=0.02, generator=generator)
-    nn.init.zeros_(classifier.bias)
-    classifier.to(device)
+    classifier = _new_classifier(decoder, len(tags), generator)
     groups = [{"params": list(classifier.parameters()), "lr": settings.head_lr}]
     if mode == "full":
         decoder = copy.deepcopy(decoder).requires_grad_()
@@ -163,45 +160,75 @@ def fine_tune(
     if mode == "head":
         states.compute_once([*train, *dev, *test])
 
-    def judge(encoded: Sequence[EncodedSentence], sentences: Sequence[TaggedSentence]) -> tuple[float, float]:
-        return _judge(states, classifier, encoded, sentences, tags)
+    def score(encoded: Sequence[EncodedSentence], sentences: Sequence[TaggedSentence]) -> tuple[float, float]:
+        return _f1_and_loss(states, classifier, encoded, sentences, tags)
 
-    per_epoch = -(-len(train) // settings.batch_size)
-    most = max(settings.max_epochs * per_epoch, settings.max_steps)
-    patience = max(settings.patience_epochs * per_epoch, settings.patience_steps)
-    best, at_best, least_loss = (-1.0, -math.inf), 0.0, math.inf
-    step = judged_at = better_at = 0
-    while step < most:
+    stopping = _EarlyStopping(settings, steps_per_epoch=-(-len(train) // settings.batch_size))
+    step = scored_at = 0
+    while step < stopping.max_steps:
         for chosen in training_batches(train, settings.batch_size, generator):
-            labels = torch.cat([one.labels for one in chosen]).to(device)
+            labels = torch.cat([one.labels for one in chosen]).to(classifier.weight.device)
             loss = F.cross_entropy(classifier(states(chosen)), labels)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             step += 1
-            on_step(step / most)
-        if step - judged_at < settings.judge_every_steps and step < most:
+            on_step(min(1.0, step / stopping.max_steps))
+        if step - scored_at < settings.evaluate_every_steps and step < stopping.max_steps:
             continue
-        judged_at = step
-        score, of_dev = judge(dev, splits.dev)
-        if score > best[0] or of_dev < least_loss - _LEAST_GAIN:
-            better_at, least_loss = step, min(of_dev, least_loss)
-        if (score, -of_dev) > best:
-            best, at_best = (score, -of_dev), judge(test, splits.test)[0]
-        if step >= settings.min_steps and step - better_at >= patience:
+        scored_at = step
+        if stopping.is_best(step, *score(dev, splits.dev)):
+            test_f1 = score(test, splits.test)[0]
+        if stopping.should_stop(step):
             break
-    return FineTuned(at_best, step, at_limit=step >= most and step - better_at < patience)
+    return FineTuned(test_f1, step, at_limit=step >= stopping.max_steps and not stopping.is_out_of_patience(step))
+
+
+def _new_classifier(decoder: PicoDecoder, n_tags: int, generator: torch.Generator) -> nn.Linear:
+    """Return a linear classifier on the device of the decoder. The weights do not depend on the device."""
+    classifier = nn.Linear(decoder.embedding_proj.embedding_dim, n_tags)
+    nn.init.normal_(classifier.weight, std=0.02, generator=generator)
+    nn.init.zeros_(classifier.bias)
+    return classifier.to(decoder.embedding_proj.weight.device)
+
+
+class _EarlyStopping:
+    """Keeps the best scores on the dev set, and decides when fine-tuning stops."""
+
+    def __init__(self, settings: FineTuning, steps_per_epoch: int) -> None:
+        self.max_steps = max(settings.max_epochs * steps_per_epoch, settings.max_steps)
+        self._patience = max(settings.patience_epochs * steps_per_epoch, settings.patience_steps)
+        self._min_steps = settings.min_steps
+        self._best = (-1.0, -math.inf)
+        self._lowest_loss, self._improved_at = math.inf, 0
+
+    def is_best(self, step: int, f1: float, loss: float) -> bool:
+        """Record the scores of a step. Return whether they are the best so far: by F1, then by loss."""
+        if f1 > self._best[0] or loss < self._lowest_loss - _LEAST_GAIN:
+            self._improved_at, self._lowest_loss = step, min(loss, self._lowest_loss)
+        is_best = (f1, -loss) > self._best
+        if is_best:
+            self._best = (f1, -loss)
+        return is_best
+
+    def is_out_of_patience(self, step: int) -> bool:
+        """Return whether the last improvement is too long ago."""
+        return step - self._improved_at >= self._patience
+
+    def should_stop(self, step: int) -> bool:
+        """Return whether to stop before `max_steps`."""
+        return step >= self._min_steps and self.is_out_of_patience(step)
 
 
 @torch.no_grad()
-def _judge(
+def _f1_and_loss(
     states: WordStates,
     classifier: nn.Module,
     encoded: Sequence[EncodedSentence],
     sentences: Sequence[TaggedSentence],
     tags: Sequence[str],
 ) -> tuple[float, float]:
-    """Entity F1 and mean loss [nats per word]."""
+    """Return entity F1 and mean loss [nats per word]."""
     best: dict[int, list[int]] = {}
     losses = []
     for chosen in batches_by_length(encoded):
@@ -214,8 +241,8 @@ def _judge(
         [*(tags[place] for place in best[id(one)]), *["O"] * (len(sentence.tags) - len(one.labels))]
         for one, sentence in zip(encoded, sentences, strict=True)
     ]
-    wanted = [list(sentence.tags) for sentence in sentences]
-    f1 = float(f1_score(wanted, predicted, mode="strict", scheme=IOB2, zero_division=0))
+    expected = [list(sentence.tags) for sentence in sentences]
+    f1 = float(f1_score(expected, predicted, mode="strict", scheme=IOB2, zero_division=0))
     return f1, float(torch.cat(losses).mean())
 
 
@@ -254,7 +281,7 @@ def evaluate_ner(
 
 
 def _decoder_at(model: Model, theta: Parameters) -> PicoDecoder:
-    """A copy of the decoder with the given weights, fp32."""
+    """Return a copy of the decoder with the given weights, fp32."""
     decoder = copy.deepcopy(model.network.skeleton.decoder)
     weights = {name.removeprefix(DECODER): part.float() for name, part in theta.items() if name.startswith(DECODER)}
     # assign, because the skeleton has no storage to copy into

@@ -113,7 +113,7 @@ class FailureReport:
         # the caller raises the error that ended the run, and a full disk must not hide it
         with self._printing_problems():
             if self._process.is_main:
-                RunStatus.say(self._run, "failed", message)
+                RunStatus.write(self._run, "failed", message)
         with self._printing_problems():
             self._directory.mkdir(parents=True, exist_ok=True)
             write_durably(path, self._log(found, error).encode(errors="backslashreplace"))

@@ -53,7 +53,7 @@ tokenizer = AutoTokenizer.from_pretrained({place}trust_remote_code=True)
 
 {_results(config, results)}
 
-Accuracy of each task is in `eval_results/`, the course of training in `logs/metrics.jsonl`, snapshots of learning
+Accuracy of each task is in `eval_results/`, training metrics in `logs/metrics.jsonl`, snapshots of learning
 dynamics, where there are any, in `learning_dynamics/step_<N>/`.
 
 ## Configuration

@@ -91,7 +91,7 @@ def build_trackers(config: RunConfig, run: RunDirectory, step: int, rewritten: b
     # trackers read the lines that they lack from metrics.jsonl, up to its current end
     if monitoring.wandb.mode != "disabled":
         past = _written_lines(run.metrics)
-        trackers.append(WandbTracker(monitoring.wandb, run, config.model_dump(), past, anew=rewritten))
+        trackers.append(WandbTracker(monitoring.wandb, run, config.model_dump(), past, new_run=rewritten))
     if monitoring.tensorboard:
         trackers.append(TensorBoardTracker(run.tensorboard, _written_lines(run.metrics), step))
     return [JsonLinesTracker(run.metrics), *trackers]

@@ -32,12 +32,12 @@ class WandbTracker:
         run: RunDirectory,
         run_config: dict[str, Any],
         past: Iterator[dict[str, Any]],
-        anew: bool = False,
+        new_run: bool = False,
     ) -> None:
         """
         Args:
             past: the lines of metrics.jsonl.
-            anew: create a new wandb run, because the lines that the old one has will get different values.
+            new_run: create a new wandb run, because the lines that the old one has will get different values.
         """
         mode = config.mode
         if mode == "auto":
@@ -55,7 +55,7 @@ class WandbTracker:
                 project=config.project,
                 entity=config.entity,
                 name=run.path.name,
-                id=_run_id(run, anew),
+                id=_run_id(run, new_run),
                 # offline, wandb ignores this option with a warning
                 resume="allow" if mode == "online" else None,
                 dir=str(run.logs),
@@ -119,9 +119,9 @@ class WandbTracker:
         )
 
 
-def _run_id(run: RunDirectory, anew: bool) -> str:
-    """Return the wandb id of the last start, or a new id if there is none or if `anew` is true."""
-    if run.wandb_id.exists() and not anew:
+def _run_id(run: RunDirectory, new_run: bool) -> str:
+    """Return the wandb id of the last start, or a new id if there is none or if `new_run` is true."""
+    if run.wandb_id.exists() and not new_run:
         return run.wandb_id.read_text(encoding="utf-8").strip()
     chosen = secrets.token_hex(4)
     replace_text(run.wandb_id, chosen + "\n")

@@ -17,8 +17,6 @@ from pico_ds.engine.distributed import Process
 from pico_ds.engine.optimizer import learning_rate
 from pico_ds.engine.optimizer_state import MOMENTS, OptimizerState, StateKind
 from pico_ds.errors import CheckpointError, DataError, describe_os_error
-from pico_ds.file_writing import naming, replace_text
-from pico_ds.runs.metrics_file import parse_record
 from pico_ds.runs.run_directory import RunDirectory
 
 logger = logging.getLogger("pico_ds")
@@ -265,41 +263,3 @@ def _changes(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> 
             yield from _changes(before, now, f"{dotted}.")
         elif before != now:
             yield f"{dotted} was {before!r}, now {now!r}"
-
-
-def rewind_metrics(path: Path, step: int) -> bool:
-    """Move the lines that a run resumed from `step` will write again to metrics.superseded.jsonl.
-
-    Returns:
-        whether any record was moved.
-    """
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
-        return False
-    kept: list[str] = []
-    dropped: list[str] = []
-    damaged_count = 0
-    for line in text.splitlines(keepends=True):
-        record = parse_record(line)
-        damaged_count += record is None
-        (kept if record is not None and _stays(record, step) else dropped).append(line)
-    if dropped:
-        superseded = path.with_name("metrics.superseded.jsonl")
-        with naming(superseded), superseded.open("a", encoding="utf-8") as file:
-            file.writelines(line if line.endswith("\n") else line + "\n" for line in dropped)
-        replace_text(path, "".join(kept))
-    if damaged_count:
-        logger.warning(
-            "warning: %d line(s) of %s are not records (the last line may be truncated); they were moved to "
-            "metrics.superseded.jsonl",
-            damaged_count,
-            path,
-        )
-    return len(dropped) > damaged_count
-
-
-def _stays(record: Mapping[str, Any], step: int) -> bool:
-    # the evaluation of a step runs after its checkpoint, so a resumed run repeats it
-    is_training = "lr" in record
-    return bool(record["step"] < step or (record["step"] == step and is_training))

@@ -46,7 +46,7 @@ class RunStatus(BaseModel):
     nonce: int | None = None
 
     @classmethod
-    def say(cls, run: RunDirectory, state: State, reason: str = "") -> None:
+    def write(cls, run: RunDirectory, state: State, reason: str = "") -> None:
         """Write the status of the run of this process.
 
         Raises:

@@ -25,7 +25,7 @@ from pico_ds.model.precision import COMPUTE_DTYPE
 from pico_ds.model.weight_files import WeightFiles, WeightFilesError
 from pico_ds.tasks.sentence_files import OnConflict, read_sentences
 from pico_ds.tasks.sentence_tasks import SentenceTasks, encode_sentences
-from pico_ds.tasks.task_builder import judged
+from pico_ds.tasks.task_builder import evaluation_settings
 from pico_ds.tasks.task_shape import TaskShape
 
 
@@ -92,7 +92,9 @@ class TrainedModel:
 
         def make(shape: TaskShape, readout: Readout) -> SentenceTasks:
             seed = config.data.split_seed
-            return SentenceTasks(sentences, tokenizer, judged(smlmt, shape), seed, readout, str(path), rows(readout))
+            return SentenceTasks(
+                sentences, tokenizer, evaluation_settings(smlmt, shape), seed, readout, str(path), rows(readout)
+            )
 
         return make
 

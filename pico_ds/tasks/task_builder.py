@@ -94,7 +94,9 @@ class TaskBuilder:
             TaskError: the corpus cannot supply the tasks.
         """
         seed = self._config.data.split_seed
-        return self._smlmt(self.texts.held_out, judged(self._config.smlmt, shape), split, seed, readout, documents)
+        return self._smlmt(
+            self.texts.held_out, evaluation_settings(self._config.smlmt, shape), split, seed, readout, documents
+        )
 
     def injected_held_out_words(self, split: WordSplit) -> list[str]:
         """Return the words of a held-out split that are also classes of injected tasks."""
@@ -126,7 +128,7 @@ class TaskBuilder:
         return SMLMT(*of_text, smlmt, split, self._config.data.split_seed, seed, readout, documents)
 
 
-def judged(smlmt: SmlmtConfig, shape: TaskShape | None = None) -> SmlmtConfig:
+def evaluation_settings(smlmt: SmlmtConfig, shape: TaskShape | None = None) -> SmlmtConfig:
     """Return the settings of held-out tasks: one shape, by default the largest of training, and uniform sampling."""
     shape = shape or TaskShape(smlmt.n_ways[1], smlmt.k_shots[1], smlmt.q_query)
     return smlmt.model_copy(

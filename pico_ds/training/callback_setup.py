@@ -88,7 +88,7 @@ def _build_saver(
         logger.info("saved %s in %.1f s; training paused for %.3f s", save.path, save.seconds, save.stall_seconds)
         in_flight: set[int] = set()
         for upload in uploads:
-            upload.checkpoint_stands(save.index, save.path)
+            upload.push_checkpoint(save.index, save.path)
             in_flight |= upload.in_flight
         try:
             context.store.retain(save.index, context.config.checkpointing, context.start_id, protected | in_flight)

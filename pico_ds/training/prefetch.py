@@ -41,8 +41,8 @@ class Prefetcher:
             first_row: global position of the step's first row.
         """
         started = time.perf_counter()
-        begun = self._ahead.pop((step, first_row), None)
-        batch = self._make(step, first_row) if begun is None else begun.result()
+        future = self._ahead.pop((step, first_row), None)
+        batch = self._make(step, first_row) if future is None else future.result()
         waited = time.perf_counter() - started
         # drop a batch that was prefetched for another step, as after a resume
         self._ahead.clear()

@@ -1,37 +1,43 @@
 """Prints the report at the end of a run."""
 
+import io
 import shlex
 
 from rich.console import Console
 from rich.table import Table
 
 from pico_ds.config import RunConfig
+from pico_ds.console import make_console
 from pico_ds.evaluation.evaluator import EvaluationResult
 from pico_ds.evaluation.few_shot import Estimate
 from pico_ds.meta.initial_weights import initial_weights_name
+from pico_ds.monitoring.run_log import log_lines
 from pico_ds.runs.run_directory import RunDirectory
+from pico_ds.training.run_context import RunContext
 from pico_ds.training.training_state import TrainingState
 
 
 def print_report(
-    console: Console,
-    config: RunConfig,
-    config_name: str,
-    results: dict[int, EvaluationResult],
-    state: TrainingState,
-    run: RunDirectory,
-    train_seconds: float,
-    world_size: int = 1,
+    context: RunContext, state: TrainingState, results: dict[int, EvaluationResult], train_seconds: float
 ) -> None:
-    """Print the results of the run, the paths of its files, and commands to run next."""
-    console.print()
-    console.print(results_table(config, results))
+    """Print the results, the paths of the files, and commands to run next, to the terminal and to the log."""
+    log = io.StringIO()
+    consoles: list[Console] = [context.console, make_console(file=log, width=120)]
+    for console in consoles:
+        console.print()
+        console.print(results_table(context.config, results))
+        console.print(_files_and_commands(context, state, train_seconds), soft_wrap=True)
+    log_lines(log.getvalue())
+
+
+def _files_and_commands(context: RunContext, state: TrainingState, train_seconds: float) -> str:
+    run = context.run
     minutes, seconds = divmod(round(train_seconds), 60)
     work = f"{state.step} outer steps ({state.tasks} tasks, {state.rows} rows) in {minutes} min {seconds:02d} s"
     skipped = f", {state.skipped_steps} skipped" if state.skipped_steps else ""
-    console.print(f"{work}{skipped}")
     checkpoint = run.checkpoints / f"step_{state.step}"
     lines = [
+        f"{work}{skipped}",
         "",
         f"Files:    {run.path}/",
         f"  weights   {checkpoint}  (AutoModelForCausalLM.from_pretrained(..., trust_remote_code=True))",
@@ -39,9 +45,9 @@ def print_report(
         f"  results   {run.eval_results}",
         f"  config    {run.training_config}",
         "Next:",
-        *_next_commands(config, config_name, run, world_size),
+        *_next_commands(context.config, context.config_name, run, context.process.world_size),
     ]
-    console.print("\n".join(lines), soft_wrap=True)
+    return "\n".join(lines)
 
 
 def _next_commands(config: RunConfig, config_name: str, run: RunDirectory, world_size: int) -> list[str]:
@@ -76,8 +82,8 @@ def results_table(config: RunConfig, results: dict[int, EvaluationResult]) -> Ta
     )
     table.add_column("model")
     table.add_column("val. loss", justify="right", no_wrap=True)
-    judged = any(result.perplexity is not None for result in results.values())
-    if judged:
+    has_perplexity = any(result.perplexity is not None for result in results.values())
+    if has_perplexity:
         table.add_column("perplexity", justify="right", no_wrap=True)
     if several:
         table.add_column("readout", no_wrap=True)
@@ -85,17 +91,17 @@ def results_table(config: RunConfig, results: dict[int, EvaluationResult]) -> Ta
         table.add_column(moment, justify="right", no_wrap=True)
     if readouts:
         chance = f"{100 / smlmt.n_ways[1]:.1f}"
-        table.add_row("chance", "", *[""] * (judged + several), chance, chance)
+        table.add_row("chance", "", *[""] * (has_perplexity + several), chance, chance)
     for step in sorted(results):
         result = results[step]
         name, loss = _moment(step, config), "" if result.validation_loss is None else f"{result.validation_loss:.3f}"
-        found_perplexity = [f"{result.perplexity.total.perplexity:,.1f}" if result.perplexity else ""] * judged
+        found_perplexity = [f"{result.perplexity.total.perplexity:,.1f}" if result.perplexity else ""] * has_perplexity
         if not readouts:
             table.add_row(name, loss, *found_perplexity)
         for readout, found in result.few_shot.items():
             accuracies = [Estimate.of(values).percent() for values in (found.before, found.after)]
             table.add_row(name, loss, *found_perplexity, *[readout] * several, *accuracies)
-            name, loss, found_perplexity = "", "", [""] * judged
+            name, loss, found_perplexity = "", "", [""] * has_perplexity
     return table
 
 

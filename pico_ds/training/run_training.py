@@ -1,6 +1,5 @@
 """Runs one training run, from its configuration to its final report."""
 
-import io
 import json
 import os
 import platform
@@ -13,28 +12,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 
 from pico_ds.checkpoint.checkpoint_store import CheckpointStore
 from pico_ds.command_line import INTERRUPTED_EXIT_CODE
 from pico_ds.config import RunConfig, dump_config
 from pico_ds.config.deepspeed_config import resolve_deepspeed_config
 from pico_ds.config.validation import warn_of
-from pico_ds.console import make_console
 from pico_ds.engine.distributed import Process, is_lost_peer
 from pico_ds.engine.meta_engine import MetaEngine
 from pico_ds.engine.optimizer_state import OptimizerState
 from pico_ds.engine.zero_checks import check_zero_settings
 from pico_ds.errors import PicoError, TrainingError, describe_os_error
-from pico_ds.evaluation.evaluator import EvaluationResult
 from pico_ds.faults.failure_report import FailureReport
 from pico_ds.faults.stop_signals import StopSignals
 from pico_ds.faults.watchdog import Watchdog
 from pico_ds.file_writing import replace_text
 from pico_ds.meta.initial_weights import initial_module
-from pico_ds.monitoring.run_log import log_failure, log_lines, log_to_file, logger, start_console
+from pico_ds.monitoring.run_log import log_failure, log_to_file, logger, start_console
 from pico_ds.monitoring.trackers import Tracker, build_trackers, check_trackers
-from pico_ds.runs.resume import ResumePoint, Resumer, rewind_metrics, will_resume
+from pico_ds.runs.metrics_file import rewind_metrics
+from pico_ds.runs.resume import ResumePoint, Resumer, will_resume
 from pico_ds.runs.run_directory import RunDirectory
 from pico_ds.runs.run_lock import lock_run_directory
 from pico_ds.runs.run_status import RunStatus, State
@@ -102,13 +99,8 @@ def run_training(request: RunRequest, process: Process, signals: StopSignals) ->
     logger.info("%s: %s parameters, ZeRO stage %d", lock.run.path, f"{n_parameters:,}", engine.stage)
     environment = _environment(deepspeed_config, process)
     failures = FailureReport(lock.run, process, environment, process.from_main(int(request.started)))
-    watchdog = Watchdog(
-        config.training.hang_timeout_seconds,
-        process.rank,
-        lock.run.logs,
-        process.lost_ranks,
-        failures.write_of_watchdog,
-    )
+    timeout = config.training.hang_timeout_seconds
+    watchdog = Watchdog(timeout, process.rank, lock.run.logs, process.lost_ranks, failures.write_of_watchdog)
     try:
         with watchdog:
             context = RunContext(
@@ -196,7 +188,7 @@ def _resume_and_train(context: RunContext, failures: FailureReport) -> int:
     if trainer.stopping:
         return _end_after_stop(context)
     if context.process.is_main:
-        _print_final_report(context, trainer, evaluation.results, time.monotonic() - started)
+        print_report(context, trainer.state, evaluation.results, time.monotonic() - started)
         _write_status(context.run, "finished")
     return 0
 
@@ -206,7 +198,7 @@ def _open_run_files(context: RunContext, resume_point: ResumePoint | None) -> li
     run = context.run
     start_step = 0 if resume_point is None else resume_point.index.step
     was_rewound = rewind_metrics(run.metrics, start_step)
-    RunStatus.say(run, "running")
+    RunStatus.write(run, "running")
     log_to_file(run.train_log)
     replace_text(run.training_config, dump_config(context.config))
     replace_text(run.environment, json.dumps(context.environment, indent=1) + "\n")
@@ -248,30 +240,10 @@ def _end_after_stop(context: RunContext) -> int:
     return INTERRUPTED_EXIT_CODE if is_interrupted else context.config.checkpointing.requeue_exit_code
 
 
-def _print_final_report(
-    context: RunContext, trainer: Trainer, results: dict[int, EvaluationResult], seconds: float
-) -> None:
-    """Print the report to the terminal and to the log."""
-    log = io.StringIO()
-    consoles: list[Console] = [context.console, make_console(file=log, width=120)]
-    for console in consoles:
-        print_report(
-            console,
-            context.config,
-            context.config_name,
-            results,
-            trainer.state,
-            context.run,
-            seconds,
-            context.process.world_size,
-        )
-    log_lines(log.getvalue())
-
-
 def _write_status(run: RunDirectory, state: State, reason: str = "") -> None:
     """Record how the run ended. A failure to write the status is only a warning, because the run itself has ended."""
     try:
-        RunStatus.say(run, state, reason)
+        RunStatus.write(run, state, reason)
     except OSError as error:
         logger.warning("warning: the run is %s, but its status cannot be written: %s", state, describe_os_error(error))
 

@@ -77,7 +77,7 @@ class TrainStep:
     ) -> None:
         self._config, self._network, self._learner = config, network, learner
         self._tasks, self._process = tasks, process
-        self._feed = Prefetcher(config, rows, tasks, process)
+        self._prefetcher = Prefetcher(config, rows, tasks, process)
         vocab_size = network.skeleton.decoder.de_embedding_proj.out_features
         training, length = config.training, config.data.sequence_length
         self._tasks_per_batch = tasks_per_batch(config, network.skeleton, on_gpu=process.device.type == "cuda")
@@ -96,7 +96,7 @@ class TrainStep:
             measure: also compute the metrics that need extra forward passes.
             by_layer: also compute weight norm and displacement of `learning_dynamics.layer_suffixes`.
         """
-        batch, waited = self._feed.take(step, first_row)
+        batch, waited = self._prefetcher.take(step, first_row)
         if kind == "meta":
             local = self._tasks_step(theta, batch, step, measure, by_layer)
         else:

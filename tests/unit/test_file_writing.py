@@ -76,9 +76,9 @@ def test_metrics_are_written_after_a_full_disk_with_one_warning(
 
 def test_run_status_is_updated_on_a_full_disk(disk: Path) -> None:
     run = RunDirectory(disk)
-    RunStatus.say(run, "running")
+    RunStatus.write(run, "running")
     fill(disk)
-    RunStatus.say(run, "failed", "OSError: no space left")
+    RunStatus.write(run, "failed", "OSError: no space left")
     status = RunStatus.read(run)
     assert status is not None
     assert (status.state, status.reason) == ("failed", "OSError: no space left")

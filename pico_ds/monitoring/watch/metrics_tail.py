@@ -48,18 +48,18 @@ class MetricsTail:
         line_count: number of records read; lines that are not records, or that sampling skipped, are not counted.
     """
 
-    def __init__(self, path: Path, courses: tuple[str, ...] = ()) -> None:
+    def __init__(self, path: Path, series_names: tuple[str, ...] = ()) -> None:
         """
         Args:
-            courses: names of the metrics to keep as a `Series`.
+            series_names: names of the metrics to keep as a `Series`.
         """
-        self._path, self._courses = path, courses
+        self._path, self._series_names = path, series_names
         self._reset()
 
     def _reset(self) -> None:
         self._offset, self._inode = 0, -1
         self.newest: dict[str, tuple[int, Any]] = {}
-        self.series = {name: Series() for name in self._courses}
+        self.series = {name: Series() for name in self._series_names}
         self.step = self.line_count = 0
         #: time of the last write [s since the epoch]; None before the first line
         self.written_at: float | None = None

@@ -11,7 +11,7 @@ from pico_ds.monitoring.watch.run_state import RunState, checkpoint_step, newest
 from pico_ds.runs.run_directory import JOB_FILE_NAME, RunDirectory
 
 #: metrics to keep as a series
-_COURSES = ("ar/loss", "meta/query_loss", "meta/query_accuracy", "seconds_per_step")
+_SERIES = ("ar/loss", "meta/query_loss", "meta/query_accuracy", "seconds_per_step")
 #: number of recent points to estimate the remaining time from, because a single one may be slow
 _RECENT_LINES = 20
 
@@ -26,7 +26,7 @@ class RunView:
         """
         self.run = RunDirectory(path)
         _check(self.run)
-        self.tail = MetricsTail(self.run.metrics, _COURSES)
+        self.tail = MetricsTail(self.run.metrics, _SERIES)
         self.config: RunConfig | None = None
         self.environment: dict[str, Any] = {}
         #: content of eval_results/step_<N>.json, by step

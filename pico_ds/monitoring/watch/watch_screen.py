@@ -112,9 +112,12 @@ def _progress(view: RunView) -> Iterator[RenderableType]:
 def _rows(view: RunView) -> Iterator[tuple[str, RenderableType]]:
     for name, label in (("ar/loss", "AR loss"), ("meta/query_loss", "query loss")):
         if (value := view.newest(name)) is not None:
-            yield label, _drawn(f"{value:.3f}", view.tail.series[name].values)
+            yield label, _value_with_sparkline(f"{value:.3f}", view.tail.series[name].values)
     if (value := view.newest("meta/query_accuracy")) is not None:
-        yield "query accuracy", _drawn(f"{100 * value:.1f} %", view.tail.series["meta/query_accuracy"].values)
+        yield (
+            "query accuracy",
+            _value_with_sparkline(f"{100 * value:.1f} %", view.tail.series["meta/query_accuracy"].values),
+        )
     for of in ("support", "query"):
         if changes := [*_changes(view, of)]:
             yield f"{of} adapted", ", ".join(changes)
@@ -135,11 +138,11 @@ def _rows(view: RunView) -> Iterator[tuple[str, RenderableType]]:
         yield "last log line", Text(words, no_wrap=True, overflow="ellipsis")
 
 
-def _drawn(value: str, course: list[float]) -> Table:
+def _value_with_sparkline(value: str, series: list[float]) -> Table:
     row = Table.grid(padding=(0, 2), expand=True)
     row.add_column(width=8, justify="right", no_wrap=True)
     row.add_column(ratio=1, no_wrap=True)
-    row.add_row(value, Sparkline(course))
+    row.add_row(value, Sparkline(series))
     return row
 
 
@@ -155,13 +158,13 @@ def _evaluation_rows(view: RunView) -> Iterator[tuple[str, RenderableType]]:
     """Yield the first evaluation, usually of the untrained model, and the three newest ones."""
     steps = sorted(view.evaluations)
     for number, step in enumerate(dict.fromkeys([*steps[:1], *steps[-3:]])):
-        found, told = view.evaluations[step], []
+        found, parts = view.evaluations[step], []
         if found.get("validation_loss") is not None:
-            told.append(f"val. loss {found['validation_loss']:.3f}")
+            parts.append(f"val. loss {found['validation_loss']:.3f}")
         for readout, moments in found.get("few_shot_summary", {}).items():
             before, after = (_percent(moment["mean"], moment["half_width"]) for moment in (moments[0], moments[-1]))
-            told.append(f"{readout} {before} -> {after} %")
-        yield "evaluated" if number == 0 else "", f"step {step}: {', '.join(told)}"
+            parts.append(f"{readout} {before} -> {after} %")
+        yield "evaluated" if number == 0 else "", f"step {step}: {', '.join(parts)}"
 
 
 def _percent(mean: float, half_width: float | None) -> str:

@@ -83,7 +83,7 @@ class HubPushes(Callback):
             # a daemon thread, because the process must be able to exit if the Hub does not answer
             Thread(target=self._work, args=(repository,), name="hub", daemon=True).start()
 
-    def checkpoint_stands(self, index: Index, path: Path) -> None:
+    def push_checkpoint(self, index: Index, path: Path) -> None:
         """Push a checkpoint if it is due. The thread that published it calls this, on rank 0."""
         every = self._config.checkpointing.hub.every_n_steps
         if every is not None and index.step % every and index.step != self._config.training.max_steps:

@@ -8,7 +8,7 @@ import pytest
 
 from pico_ds.file_writing import replace_text
 from pico_ds.monitoring.watch.metrics_tail import MetricsTail, Series
-from pico_ds.runs.resume import rewind_metrics
+from pico_ds.runs.metrics_file import rewind_metrics
 
 
 def lines(first: int, last: int, **others: Any) -> str:

@@ -11,7 +11,7 @@ import pytest
 from pico_ds.config import ConfigError, RunConfig, parse_config
 from pico_ds.monitoring import trackers as trackers_module
 from pico_ds.monitoring.trackers import Tracker, build_trackers, check_trackers
-from pico_ds.runs.resume import rewind_metrics
+from pico_ds.runs.metrics_file import rewind_metrics
 from pico_ds.runs.run_directory import RunDirectory
 
 

@@ -62,7 +62,7 @@ def add_checkpoint(run: RunDirectory, step: int) -> None:
 
 def say(run: RunDirectory, **others: Any) -> None:
     """Write the status of the run as another process would."""
-    RunStatus.say(run, "running")
+    RunStatus.write(run, "running")
     status = RunStatus.read(run)
     assert status is not None
     run.status.write_text(status.model_copy(update=others).model_dump_json())
@@ -84,7 +84,7 @@ def state(run: RunDirectory) -> str:
 
 
 def test_frame_shows_state_metrics_and_checkpoint(run: RunDirectory) -> None:
-    RunStatus.say(run, "running")
+    RunStatus.write(run, "running")
     add_lines(run, 10, 50)
     add_evaluation(run, 0)
     add_evaluation(run, 40)
@@ -124,7 +124,7 @@ def test_run_without_metrics_is_starting(run: RunDirectory) -> None:
 
 def test_state_follows_status_process_and_silence(run: RunDirectory) -> None:
     """One run goes through all states."""
-    RunStatus.say(run, "running")
+    RunStatus.write(run, "running")
     add_lines(run, 10, 50)
     assert state(run) == "running"
     # the limit is ten times the usual interval between lines, which is 10 steps of 2 s
@@ -155,7 +155,7 @@ def test_state_follows_status_process_and_silence(run: RunDirectory) -> None:
     age(run.path / JOB_FILE_NAME, 1000)
     assert state(run) == "failed"
     for said in ("running", "finished", "stopped", "failed"):
-        RunStatus.say(run, said, "SIGTERM")
+        RunStatus.write(run, said, "SIGTERM")
         assert state(run) == said
     assert "ago: SIGTERM" in picture(run)
 

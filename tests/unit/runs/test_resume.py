@@ -21,7 +21,8 @@ from pico_ds.engine.distributed import Process
 from pico_ds.engine.optimizer_state import Fragment, StateKind
 from pico_ds.errors import CheckpointError
 from pico_ds.monitoring.run_log import logger
-from pico_ds.runs.resume import Resumer, rewind_metrics
+from pico_ds.runs.metrics_file import rewind_metrics
+from pico_ds.runs.resume import Resumer
 from tests.unit.checkpoint.conftest import SHAPES, PlayedState, save, values_of
 
 ALONE = Process(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"))

@@ -71,7 +71,7 @@ class Run:
         )
 
     def save(self) -> None:
-        self.pushes.checkpoint_stands(cast(Index, cast(Any, SimpleNamespace(step=4, save_number=7))), self.checkpoint)
+        self.pushes.push_checkpoint(cast(Index, cast(Any, SimpleNamespace(step=4, save_number=7))), self.checkpoint)
 
     def end(self) -> None:
         self.pushes.on_train_end(self.trainer)

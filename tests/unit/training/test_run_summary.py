@@ -2,6 +2,8 @@
 
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
@@ -9,14 +11,21 @@ from pico_ds.config import RunConfig
 from pico_ds.console import make_console
 from pico_ds.evaluation.evaluator import EvaluationResult
 from pico_ds.runs.run_directory import RunDirectory
+from pico_ds.training.run_context import RunContext
 from pico_ds.training.run_summary import print_report
 from pico_ds.training.training_state import TrainingState
 
 
 def printed(capsys: pytest.CaptureFixture[str], config: RunConfig, run: str, world_size: int = 1) -> str:
     result = EvaluationResult(0, 1.0, {}, "")
-    directory = RunDirectory(Path(run))
-    print_report(make_console(), config, "demo.yaml", {0: result}, TrainingState(), directory, 1.0, world_size)
+    context = SimpleNamespace(
+        config=config,
+        config_name="demo.yaml",
+        run=RunDirectory(Path(run)),
+        process=SimpleNamespace(world_size=world_size),
+        console=make_console(),
+    )
+    print_report(cast(RunContext, context), TrainingState(), {0: result}, 1.0)
     return capsys.readouterr().out
 
 
