@@ -66,9 +66,9 @@ class ShardCache:
         Raises:
             DataError: the shard cannot be fetched, or its rows cannot be used.
         """
-        begun = self._ahead.pop(number, None)
-        if begun is not None:
-            begun.join()
+        fetching = self._ahead.pop(number, None)
+        if fetching is not None:
+            fetching.join()
         for other in then:
             if other not in self._ahead:
                 self._ahead[other] = Background(partial(self._fetch_ahead, other), f"shard {other}")

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pico_ds.data.input_files import TOKEN_COLUMN, check_type
-from pico_ds.errors import DataError
+from pico_ds.errors import DataError, describe_os_error
 
 #: rows that are decoded at once; limits the memory to about 34 MB if each row holds 2,049 tokens of 64 bits
 _BATCH_ROWS = 2048
@@ -42,9 +42,9 @@ def convert_shard(path: Path, name: str, expected: RowFormat, target: Path) -> N
         name: name of the shard, used in messages.
 
     Raises:
-        DataError: the file is not parquet, its token column is missing or has another type, a row has another length,
-            or a token is not in the vocabulary.
-        OSError: the parquet file cannot be read, or `target` cannot be written.
+        DataError: the file cannot be opened or is not parquet, its token column is missing or has another type, a row
+            has another length, or a token is not in the vocabulary.
+        OSError: the rows cannot be read from disk, or `target` cannot be written.
     """
     with _token_file(path, name) as file:
         _convert(file, name, expected, target)
@@ -54,8 +54,7 @@ def check_footer(path: Path, name: str) -> int:
     """Check that a parquet file has a token column and return its number of rows, without reading the rows.
 
     Raises:
-        DataError: the file is not parquet, or its token column is missing or has another type.
-        OSError: the file cannot be read.
+        DataError: the file cannot be opened or is not parquet, or its token column is missing or has another type.
     """
     with _token_file(path, name) as file:
         return int(file.metadata.num_rows)
@@ -67,7 +66,13 @@ def _token_file(path: Path, name: str) -> Iterator[Any]:
     import pyarrow.parquet as parquet
 
     try:
-        with parquet.ParquetFile(path) as file:
+        opened = parquet.ParquetFile(path)
+    except OSError as error:
+        raise DataError(f"{name} cannot be read: {describe_os_error(error, path)}") from error
+    except (pyarrow.ArrowException, EOFError, UnicodeDecodeError) as error:
+        raise DataError(f"{name} cannot be read as parquet: {error}") from error
+    try:
+        with opened as file:
             names = file.schema_arrow.names
             if TOKEN_COLUMN not in names:
                 raise DataError(

@@ -190,6 +190,17 @@ def test_files_that_are_not_token_shards_fail_before_training(shards: tuple[list
         open_corpus(config_of(tokenizer, paths[1]))
 
 
+def test_a_shard_that_cannot_be_opened_is_a_read_error(shards: tuple[list[Path], Path]) -> None:
+    """It was reported as a full cache directory."""
+    paths, tokenizer = shards
+    corpus = opened(config_of(tokenizer, *paths, validate="off"))
+    for path in paths:
+        path.unlink()
+        path.mkdir()
+    with pytest.raises(DataError, match=r"00003\.parquet cannot be read: .*check the path"):
+        corpus.training_rows(LENGTH, seed=0).take(0, 70)
+
+
 def test_no_shard_is_read_without_validation(shards: tuple[list[Path], Path]) -> None:
     paths, tokenizer = shards
     pq.write_table(pa.table({"text": ["a"]}), paths[0])
