@@ -223,8 +223,8 @@ def main() -> int:
         if arguments.max_tokens is not None:
             overrides = [*overrides, f"evaluation.perplexity.max_length={arguments.max_tokens}"]
     trained = load_trained_model(arguments.checkpoint, overrides, process)
-    judge = perplexity if arguments.command == "perplexity" else few_shot if arguments.ner is None else ner
-    judge(trained, arguments, process, make_console(width=max(120, console.width)))
+    evaluate = perplexity if arguments.command == "perplexity" else few_shot if arguments.ner is None else ner
+    evaluate(trained, arguments, process, make_console(width=max(120, console.width)))
     stop_process()
     return 0
 

@@ -93,7 +93,7 @@ def _leaves(tree: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]
 def _written(old: Predecessor) -> list[Written]:
     """Return the entries of the new configuration, each key once. Computed values take precedence over copied ones."""
     found: dict[str, Written] = {}
-    for entry in (*_model(old), *_data(old), *_tasks(old), *_saving(old), *_judging(old)):
+    for entry in (*_model(old), *_data(old), *_tasks(old), *_checkpointing(old), *_evaluation(old)):
         found.setdefault(entry.key, entry)
     for key, value in (old.leaves | old.unwritten()).items():
         # "" means unset in pico-train
@@ -167,7 +167,7 @@ def _tasks(old: Predecessor) -> Iterator[Written]:
         yield old.entry("meta.vocab_head_width", widths[0], "smlmt.hidden_dims")
 
 
-def _saving(old: Predecessor) -> Iterator[Written]:
+def _checkpointing(old: Predecessor) -> Iterator[Written]:
     names = ("checkpointing.hf_checkpoint.repo_id", "checkpointing.save_checkpoint_repo_id")
     pushes = "checkpointing.save_to_hf"
     repository = next((old.leaves[name] for name in names if old.leaves.get(name)), None)
@@ -188,7 +188,7 @@ def _saving(old: Predecessor) -> Iterator[Written]:
         yield old.entry("learning_dynamics.save_every_n_steps", old[_SAVING], _SAVING, why="with every checkpoint")
 
 
-def _judging(old: Predecessor) -> Iterator[Written]:
+def _evaluation(old: Predecessor) -> Iterator[Written]:
     metrics = old["evaluation.metrics"] or []
     if metrics:
         yield old.entry("evaluation.every_n_steps", old[_SAVING], _SAVING, why="with every checkpoint")

@@ -67,21 +67,21 @@ class AdaptationProbe:
     def _of_task(self, theta: Parameters, episode: Episode) -> dict[str, Tensor]:
         moments: list[dict[str, Tensor]] = []
 
-        def look(body: Parameters, head: HeadWeights, fast: Parameters) -> None:
+        def measure_at(body: Parameters, head: HeadWeights, fast: Parameters) -> None:
             moments.append(self._moment(theta, body, head, fast, episode))
 
         def after_step(count: int, adapted: AdaptedWeights) -> None:
             assert adapted.fast is not None
-            look(adapted.leaves, adapted.head, adapted.fast)
+            measure_at(adapted.leaves, adapted.head, adapted.fast)
 
         adapted = self.learner.adapt(
             self.network, theta, episode, self.tasks.readout, self.steps, after_step, measure=True
         )
         assert adapted.fast is not None
         if self.steps:
-            look(adapted.leaves, adapted.head, adapted.fast)
+            measure_at(adapted.leaves, adapted.head, adapted.fast)
         # the start is measured last, because only adapt() returns the initial head
-        look(theta, adapted.initial_head, theta)
+        measure_at(theta, adapted.initial_head, theta)
         moments.insert(0, moments.pop())
         found = {name: torch.stack([moment[name] for moment in moments]) for name in moments[0]}
         for path, name in self.layers.items():
@@ -111,7 +111,7 @@ class AdaptationProbe:
         fixed_head = {name: weight.detach() for name, weight in head.items()}
         waiting: dict[str, Tensor] = {}
 
-        def meet(leaf: Tensor, path: str) -> None:
+        def on_gradient(leaf: Tensor, path: str) -> None:
             assert leaf.grad is not None
             gradient, leaf.grad = leaf.grad.to("cpu", torch.float32, copy=True), None
             if path in waiting:
@@ -120,7 +120,7 @@ class AdaptationProbe:
                 waiting[path] = gradient
 
         for path, leaf in leaves.items():
-            leaf.register_post_accumulate_grad_hook(partial(meet, path=path))
+            leaf.register_post_accumulate_grad_hook(partial(on_gradient, path=path))
         for part, contexts in (("support", episode.support), ("query", episode.query)):
             logits = self.learner.head.logits(fixed_head, self.network.features(weights, contexts, self.tasks.readout))
             loss = task_loss(logits, contexts.labels)

@@ -131,14 +131,14 @@ def adaptation_curve(
     found = torch.zeros(steps + 1, device=episode.support.labels.device)
 
     @torch.no_grad()
-    def judge(count: int, body: Parameters, head: HeadWeights) -> None:
+    def evaluate_at(count: int, body: Parameters, head: HeadWeights) -> None:
         logits = learner.head.logits(head, network.features(body, episode.query, readout))
         found[count] = accuracy(logits, episode.query)
 
     def after_step(count: int, adapted: AdaptedWeights) -> None:
-        judge(count, adapted.leaves, adapted.head)
+        evaluate_at(count, adapted.leaves, adapted.head)
 
     adapted = learner.adapt(network, theta, episode, readout, steps, after_step)
-    judge(0, theta, adapted.initial_head)
-    judge(steps, adapted.leaves, adapted.head)
+    evaluate_at(0, theta, adapted.initial_head)
+    evaluate_at(steps, adapted.leaves, adapted.head)
     return found

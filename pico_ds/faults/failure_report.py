@@ -185,7 +185,7 @@ class FailureReport:
         logged, dead = {failure.rank for failure in failures}, set(self._process.lost_ranks())
         here = host_digest()
         alive = {rank for rank, (host, _) in enumerate(self._process.peers) if host == here} - dead
-        first, rest = name_the_first(failures, sorted(dead - logged), sorted(alive - logged))
+        first, rest = describe_first_failure(failures, sorted(dead - logged), sorted(alive - logged))
         lines = ["the run failed", f"  first      {first}"]
         lines += [f"  others     {text}" for text in rest]
         lines += [f"  logs       {self._directory}/rank_<rank>.log, {self._run.train_log}"]
@@ -217,7 +217,7 @@ def read_failures(directory: Path) -> list[RankFailure]:
     return sorted(found, key=lambda failure: failure.at)
 
 
-def name_the_first(failures: list[RankFailure], dead: list[int], mute: list[int]) -> tuple[str, list[str]]:
+def describe_first_failure(failures: list[RankFailure], dead: list[int], mute: list[int]) -> tuple[str, list[str]]:
     """Return a sentence about the rank that failed first, and sentences about the other ranks.
 
     Args:
@@ -227,18 +227,18 @@ def name_the_first(failures: list[RankFailure], dead: list[int], mute: list[int]
     """
     own = [failure for failure in failures if failure.cause in ("error", "hang")]
     killed = [f"rank {rank} died without an error message: killed by a signal, or out of memory" for rank in dead]
-    told = [f"rank {failure.rank}, after {failure.step} steps: {failure.error}" for failure in own] + killed
-    if not told and any(failure.cause == "waited" for failure in failures):
-        told = [f"rank {rank} hangs outside of Python, and the other ranks waited for it" for rank in mute]
-    if not told:
-        told = [f"rank {failure.rank}, after {failure.step} steps: {failure.error}" for failure in failures[:1]]
+    sentences = [f"rank {failure.rank}, after {failure.step} steps: {failure.error}" for failure in own] + killed
+    if not sentences and any(failure.cause == "waited" for failure in failures):
+        sentences = [f"rank {rank} hangs outside of Python, and the other ranks waited for it" for rank in mute]
+    if not sentences:
+        sentences = [f"rank {failure.rank}, after {failure.step} steps: {failure.error}" for failure in failures[:1]]
         failures = failures[1:]
     followed = [failure.rank for failure in failures if failure.cause in ("lost_peer", "waited")]
     if followed:
         shown = ", ".join(map(str, sorted(followed)[:8])) + (" ..." if len(followed) > 8 else "")
         last = max(failure.step for failure in failures)
-        told.append(f"rank {shown} ended as a result, after {last} steps")
-    return told[0], told[1:]
+        sentences.append(f"rank {shown} ended as a result, after {last} steps")
+    return sentences[0], sentences[1:]
 
 
 def waits_for_others() -> bool:

@@ -41,25 +41,25 @@ class TensorBoardTracker:
 
     def log(self, step: int, metrics: dict[str, Any]) -> None:
         """Write the metrics of one log line."""
-        with self._giving_up():
+        with self._disable_on_failure():
             for name, value in metrics.items():
                 if value is not None and name != "step" and self._writer is not None:
                     self._writer.add_scalar(name, value, step)
 
     def sync(self) -> None:
         """Flush the logged metrics to the files, so that no checkpoint exists without the metrics that led to it."""
-        with self._giving_up():
+        with self._disable_on_failure():
             if self._writer is not None:
                 self._writer.flush()
 
     def close(self) -> None:
         """Close the file."""
-        with self._giving_up():
+        with self._disable_on_failure():
             if self._writer is not None:
                 self._writer.close()
 
     @contextmanager
-    def _giving_up(self) -> Iterator[None]:
+    def _disable_on_failure(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:

@@ -70,7 +70,7 @@ class WandbTracker:
             #: number of the first line that wandb does not have
             self._next = int(self._run.step)
         except Exception as error:  # noqa: BLE001  a failing tracker must not stop the run
-            self._give_up(error)
+            self._disable(error)
         else:
             logger.info("wandb: %s, run %s, in %s", mode, self._run.id, run.logs)
             self._thread.start()
@@ -93,7 +93,7 @@ class WandbTracker:
             if self._run is not None:
                 self._run.finish()
         except Exception as error:  # noqa: BLE001
-            self._give_up(error)
+            self._disable(error)
 
     def _send(self, past: Iterator[dict[str, Any]]) -> None:
         try:
@@ -102,7 +102,7 @@ class WandbTracker:
             while (entry := self._queue.get()) is not None:
                 self._send_line(*entry)
         except Exception as error:  # noqa: BLE001
-            self._give_up(error)
+            self._disable(error)
 
     def _send_line(self, step: int, metrics: dict[str, Any]) -> None:
         number = _LINES_PER_STEP * step + ("lr" not in metrics)
@@ -110,7 +110,7 @@ class WandbTracker:
             self._run.log({"step": step, **metrics}, step=number)
             self._next = number + 1
 
-    def _give_up(self, error: Exception) -> None:
+    def _disable(self, error: Exception) -> None:
         self._run = None
         logger.warning(
             "wandb is off for the rest of the run (%s: %s); metrics.jsonl still records all metrics",

@@ -69,7 +69,7 @@ def nearest_words(index: Index, words: Integers, count: int) -> Integers:
     A word is represented by its positive pointwise mutual information with the most frequent tokens around it
     (Bullinaria and Levy 2007). Similarity is the cosine.
     """
-    vectors = _company(index, words)
+    vectors = _cooccurrence_vectors(index, words)
     found = np.empty((len(words), count), dtype=np.int64)
     for first in range(0, len(words), _ROWS):
         similarity = vectors[first : first + _ROWS] @ vectors.T
@@ -80,7 +80,7 @@ def nearest_words(index: Index, words: Integers, count: int) -> Integers:
     return found
 
 
-def _company(index: Index, words: Integers) -> npt.NDArray[np.float32]:
+def _cooccurrence_vectors(index: Index, words: Integers) -> npt.NDArray[np.float32]:
     """Return the PPMI vector of each word, with unit length, `[n_words, features]`."""
     tokens = index.tokens
     frequency = np.bincount(tokens)

@@ -41,7 +41,7 @@ def run_state_of(run: RunDirectory, config: RunConfig | None, tail: MetricsTail)
         if claimed < _START_SECONDS:
             return RunState("starting", f"restarted {duration(claimed)} ago")
     if status is None:
-        return _guess(run, config, tail, now)
+        return _state_without_status(run, config, tail, now)
     when = f"{duration(now - status.at)} ago"
     if status.state != "running":
         return RunState(status.state, f"{when}: {status.reason}" if status.reason else when)
@@ -49,10 +49,10 @@ def run_state_of(run: RunDirectory, config: RunConfig | None, tail: MetricsTail)
     if (failed := _modified(newest_summary(run))) is not None and failed > status.at:
         return RunState("failed", f"{duration(now - failed)} ago")
     if status.is_here and not status.is_alive:
-        return RunState("died", f"process {status.pid} ended without a status, {_silence(tail, now)}")
+        return RunState("died", f"process {status.pid} ended without a status, {_last_write(tail, now)}")
     where = f"process {status.pid} on {status.host}"
-    if config is not None and (silent := _long_silence(config, tail, status.at, now)) is not None:
-        if last_words(run).startswith("evaluating") and silent < config.training.hang_timeout_seconds:
+    if config is not None and (silent := _seconds_silent_if_too_long(config, tail, status.at, now)) is not None:
+        if last_log_line(run).startswith("evaluating") and silent < config.training.hang_timeout_seconds:
             return RunState("evaluating", f"for {duration(silent)}; {where}")
         if status.is_here:
             return RunState("stalled", f"no metrics for {duration(silent)}, but {where} is alive")
@@ -62,15 +62,15 @@ def run_state_of(run: RunDirectory, config: RunConfig | None, tail: MetricsTail)
     return RunState("running", f"for {duration(now - status.at)}, {where}")
 
 
-def _guess(run: RunDirectory, config: RunConfig | None, tail: MetricsTail, now: float) -> RunState:
+def _state_without_status(run: RunDirectory, config: RunConfig | None, tail: MetricsTail, now: float) -> RunState:
     """Return the state of a run without a status file."""
     if config is None or tail.written_at is None:
         return RunState("starting", "no metrics yet")
     if tail.step >= config.training.max_steps and checkpoint_step(run) == tail.step:
-        return RunState("finished", _silence(tail, now))
-    if _long_silence(config, tail, tail.written_at, now) is not None:
-        return RunState("silent", f"{_silence(tail, now)}: stalled, stopped or dead")
-    return RunState("running", _silence(tail, now))
+        return RunState("finished", _last_write(tail, now))
+    if _seconds_silent_if_too_long(config, tail, tail.written_at, now) is not None:
+        return RunState("silent", f"{_last_write(tail, now)}: stalled, stopped or dead")
+    return RunState("running", _last_write(tail, now))
 
 
 def checkpoint_step(run: RunDirectory) -> int | None:
@@ -95,7 +95,7 @@ def duration(seconds: float) -> str:
     return f"{seconds} s"
 
 
-def _long_silence(config: RunConfig, tail: MetricsTail, since: float, now: float) -> float | None:
+def _seconds_silent_if_too_long(config: RunConfig, tail: MetricsTail, since: float, now: float) -> float | None:
     """Return the seconds since the last metrics if that is long for this run, otherwise None."""
     silent = now - max(since, tail.written_at or since)
     _, seconds_per_step = tail.newest.get("seconds_per_step", (0, 0.0))
@@ -105,11 +105,11 @@ def _long_silence(config: RunConfig, tail: MetricsTail, since: float, now: float
     return silent if silent > limit else None
 
 
-def _silence(tail: MetricsTail, now: float) -> str:
+def _last_write(tail: MetricsTail, now: float) -> str:
     return "no metrics yet" if tail.written_at is None else f"last metrics {duration(now - tail.written_at)} ago"
 
 
-def last_words(run: RunDirectory) -> str:
+def last_log_line(run: RunDirectory) -> str:
     """Return the message of the last line of train.log; empty if there is none."""
     try:
         with run.train_log.open("rb") as file:

@@ -32,9 +32,9 @@ class RunView:
         #: content of eval_results/step_<N>.json, by step
         self.evaluations: dict[int, dict[str, Any]] = {}
         self._read_at: dict[Path, int] = {}
-        self.look()
+        self.refresh()
 
-    def look(self) -> None:
+    def refresh(self) -> None:
         """Read the files that have changed.
 
         Raises:
@@ -57,7 +57,7 @@ class RunView:
             content = json.loads(path.read_text(encoding="utf-8"))
             self.evaluations[content["step"]] = content
         except (ValueError, KeyError):
-            # the file may still be incomplete: read it again at the next look
+            # the file may still be incomplete: read it again at the next refresh
             del self._read_at[path]
 
     def _is_new(self, path: Path) -> bool:

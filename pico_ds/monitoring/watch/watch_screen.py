@@ -11,7 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from pico_ds.monitoring.watch.run_state import duration, last_words
+from pico_ds.monitoring.watch.run_state import duration, last_log_line
 from pico_ds.monitoring.watch.run_view import RunView
 
 _STYLES = {
@@ -64,7 +64,7 @@ def watch(view: RunView, console: Console, every_seconds: float, once: bool) -> 
             while True:
                 live.update(frame(view), refresh=True)
                 _wait(console, every_seconds)
-                view.look()
+                view.refresh()
     except KeyboardInterrupt:
         # leaving the live view restores the previous screen, so print the last state to keep it visible
         console.print(frame(view))
@@ -134,7 +134,7 @@ def _rows(view: RunView) -> Iterator[tuple[str, RenderableType]]:
     yield "checkpoint", "none yet" if checkpoint is None else f"step_{checkpoint[0]}, {duration(checkpoint[1])} ago"
     written_at = view.tail.written_at
     yield "last metrics", "none yet" if written_at is None else f"{duration(time.time() - written_at)} ago"
-    if view.run_state.state not in _OVER and (words := last_words(view.run)):
+    if view.run_state.state not in _OVER and (words := last_log_line(view.run)):
         yield "last log line", Text(words, no_wrap=True, overflow="ellipsis")
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pico_ds.engine.distributed import Process
-from pico_ds.faults.failure_report import Cause, FailureReport, RankFailure, name_the_first, read_failures
+from pico_ds.faults.failure_report import Cause, FailureReport, RankFailure, describe_first_failure, read_failures
 from pico_ds.runs.run_directory import RunDirectory
 from pico_ds.runs.run_status import RunStatus
 
@@ -42,7 +42,7 @@ def failure(rank: int, cause: Cause, at: float, step: int = 5) -> RankFailure:
 def test_first_rank_is_the_one_with_its_own_error(
     failures: list[RankFailure], dead: list[int], mute: list[int], first: str, others: list[str]
 ) -> None:
-    named, rest = name_the_first(failures, dead, mute)
+    named, rest = describe_first_failure(failures, dead, mute)
     assert named.startswith(first)
     assert len(rest) == len(others)
     assert all(told.startswith(expected) for told, expected in zip(rest, others, strict=True))

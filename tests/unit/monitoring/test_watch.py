@@ -180,7 +180,7 @@ def test_view_reads_changed_files_again(run: RunDirectory) -> None:
     add_lines(run, 30, 30, skipped_steps=5)
     add_evaluation(run, 10)
     run.training_config.write_text(dump_config(parse_config("{training: {max_steps: 300}}")))
-    view.look()
+    view.refresh()
     assert sorted(view.evaluations) == [0, 10]
     assert (view.tail.step, view.newest("skipped_steps")) == (30, 5)
     assert view.config is not None
