@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""Check nodes, network, disk and data before a run: one table, and a sentence for everything that will not do.
+"""Check nodes, network, disk and data before a run. Prints a table, and a message for each problem.
 
-    python scripts/preflight.py --config FILE                                      this machine alone
-    torchrun --nnodes 4 --nproc_per_node 8 ... scripts/preflight.py --config FILE  as the run will be started
+    python scripts/preflight.py --config FILE                                      this machine only
+    torchrun --nnodes 4 --nproc_per_node 8 ... scripts/preflight.py --config FILE  all nodes of the run
     deepspeed --hostfile FILE scripts/preflight.py --config FILE
 
-Give it the configuration and the overrides of the run. The exit code is 1 where something failed.
+Pass the configuration and the overrides of the run. The exit code is 1 if a check failed.
 """
 
 import argparse
@@ -30,9 +30,13 @@ def parse_arguments() -> argparse.Namespace:
         default=REPOSITORY / "ds_configs" / "zero1.json",
         help="JSON of DeepSpeed's own settings",
     )
-    parser.add_argument("--largest_mib", type=int, help="largest message; default 256 on a GPU, 16 on CPU")
-    parser.add_argument("--least_gb_per_second", type=float, help="bus bandwidth below which the network has failed")
-    parser.add_argument("--timeout_seconds", type=float, default=120.0, help="for all ranks to come, and to answer")
+    parser.add_argument(
+        "--largest_mib", type=int, help="size of the largest message [MiB]; default: 256 on a GPU, 16 on CPU"
+    )
+    parser.add_argument("--least_gb_per_second", type=float, help="the network check fails below this bus bandwidth")
+    parser.add_argument(
+        "--timeout_seconds", type=float, default=120.0, help="time for all ranks to start, and for each answer"
+    )
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # for the deepspeed launcher
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="override a key of the YAML")
     return parser.parse_intermixed_args()
@@ -58,8 +62,8 @@ def main() -> int:
         if not is_lost_peer(error):
             raise
         print(
-            f"error: the ranks did not all answer within {arguments.timeout_seconds:g} s, or one has gone; its own "
-            f"output says why, else docs/clusters.md: {str(error).splitlines()[0]}",
+            f"error: a rank did not answer within {arguments.timeout_seconds:g} s, or has died; see its output, or "
+            f"docs/clusters.md: {str(error).splitlines()[0]}",
             file=sys.stderr,
         )
         return 1

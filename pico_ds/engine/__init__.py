@@ -1,9 +1,9 @@
-"""The only package that imports deepspeed."""
+"""Runs the model and the optimizer under DeepSpeed. No other package imports deepspeed."""
 
 import os
 
 import torch
 
 if not torch.cuda.is_available():
-    # said before deepspeed is imported, so that it does not warn that it had to guess
+    # set before deepspeed is imported, because it warns if it has to guess the accelerator
     os.environ.setdefault("DS_ACCELERATOR", "cpu")

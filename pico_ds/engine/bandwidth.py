@@ -1,4 +1,4 @@
-"""How fast the ranks talk to each other, through the same calls as training."""
+"""Measures the bandwidth between ranks with the collectives that training uses."""
 
 import time
 from collections.abc import Callable
@@ -14,12 +14,12 @@ _REPEATS = 5
 
 @dataclass(frozen=True)
 class Transfer:
-    """One collective of one size.
+    """Measured time of one collective at one message size.
 
     Attributes:
-        payload_bytes: of the whole tensor that is summed or gathered.
-        seconds: of the slowest rank, median.
-        bus_gb_per_second: what each rank sends, and receives, in that time: to be compared over collectives and ranks.
+        payload_bytes: size of the whole tensor that is summed or gathered.
+        seconds: median time of the slowest rank.
+        bus_gb_per_second: data that each rank sends, per time. It is comparable between collectives and world sizes.
     """
 
     collective: str
@@ -29,7 +29,7 @@ class Transfer:
 
 
 def measure_transfers(process: Process, sizes_bytes: list[int]) -> list[Transfer]:
-    """All-reduce and all-gather of each size; nothing in a single process. A collective."""
+    """Return the times of all-reduce and all-gather at each size; empty with one rank. Every rank must call this."""
     import deepspeed.comm as dist
 
     found, world = [], process.world_size
@@ -48,7 +48,7 @@ def measure_transfers(process: Process, sizes_bytes: list[int]) -> list[Transfer
 
 
 def _seconds(process: Process, call: Callable[[], object]) -> float:
-    call()  # the first sets up connections
+    call()  # the first call sets up connections
     times = []
     for _ in range(_REPEATS):
         process.wait_for_all()

@@ -1,4 +1,4 @@
-"""Processes: who am I, and the few collectives that are not DeepSpeed's own."""
+"""Rank, device and small collectives of this process."""
 
 import gc
 import os
@@ -15,25 +15,27 @@ import torch
 
 from pico_ds.config import ConfigError
 
-#: for gloo's threads to give back what they hold, before the interpreter shuts down
+#: time for the threads of gloo to free their tensors before the interpreter shuts down
 _GLOO_GRACE_SECONDS = 0.5
-#: entry of DeepSpeed's table of ops
+#: name of an entry in DeepSpeed's table of ops
 _SHARED_MEMORY_OP = "deepspeed_shm_comm"
 
 
-#: variables that `start_process` has set, where no launcher did
+#: environment variables that `start_process` has set because no launcher did
 _own_variables: dict[str, str] = {}
 
 
 @dataclass(frozen=True)
 class Process:
-    """This process among all of the job.
+    """This process of the job.
+
+    Methods that communicate must be called by every rank, in the same order.
 
     Attributes:
         rank: 0 to world_size - 1.
         local_rank: rank among the processes of this node.
-        device: where this process computes.
-        peers: (digest of the host's name, process id) of every rank.
+        device: device on which this process computes.
+        peers: (`host_digest`, process id) of every rank.
     """
 
     rank: int
@@ -44,11 +46,11 @@ class Process:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes the run's files and speaks on the terminal."""
+        """Whether this is rank 0, which writes the files of the run and prints to the terminal."""
         return self.rank == 0
 
     def sum_over_ranks(self, values: torch.Tensor) -> torch.Tensor:
-        """The elementwise sum of a tensor over all ranks; one all-reduce, none in a single process."""
+        """Sum a tensor over all ranks in place, and return it."""
         import deepspeed.comm as dist
 
         if self.world_size > 1:
@@ -56,11 +58,11 @@ class Process:
         return values
 
     def any_rank(self, condition: bool) -> bool:
-        """Whether a condition holds on some rank."""
+        """Return whether a condition is true on at least one rank."""
         return bool(self.sum_over_ranks(torch.tensor([float(condition)], device=self.device)).item())
 
     def from_main(self, value: int) -> int:
-        """An integer that rank 0 knows, on every rank."""
+        """Return the value of rank 0."""
         import deepspeed.comm as dist
 
         if self.world_size == 1:
@@ -70,7 +72,7 @@ class Process:
         return int(message.item())
 
     def text_from_main(self, text: str) -> str:
-        """A short text that rank 0 knows, on every rank. A collective."""
+        """Return the text of rank 0."""
         import deepspeed.comm as dist
 
         if self.world_size == 1:
@@ -84,50 +86,53 @@ class Process:
         return bytes(message.tolist()).decode()
 
     def wait_for_all(self) -> None:
-        """Return when every rank has called this. A collective."""
+        """Wait until every rank has called this."""
         _barrier()
 
     def gather(self, values: Sequence[int]) -> list[tuple[int, ...]]:
-        """A few integers of every rank, on every rank, by rank."""
+        """Return the integers of every rank, in rank order."""
         rows = torch.zeros(self.world_size, len(values), dtype=torch.int64, device=self.device)
         rows[self.rank] = torch.tensor(values)
         return [tuple(row) for row in self.sum_over_ranks(rows).tolist()]
 
     def gather_texts(self, text: str) -> list[str]:
-        """A short text of every rank, on every rank, by rank."""
+        """Return the text of every rank, in rank order."""
         content = text.encode()
         longest = max(length for (length,) in self.gather([len(content)]))
         rows = self.gather([*content.ljust(longest, b"\0")])
         return [bytes(row).rstrip(b"\0").decode() for row in rows]
 
     def select_device(self) -> None:
-        """Make this process's device the one of the calling thread."""
+        """Make the device of this process the current device of the calling thread."""
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
 
     def pinned(self, values: torch.Tensor) -> torch.Tensor:
-        """A copy from which a GPU reads beside the computation; the tensor itself on CPU."""
+        """Return a copy in pinned memory, so that copies to the GPU overlap with computation; on CPU, the tensor."""
         return values.pin_memory() if self.device.type == "cuda" else values
 
     def pin(self, values: torch.Tensor) -> None:
-        """Lock host memory, so that a GPU copies into it beside the computation; does nothing on CPU.
+        """Pin host memory in place, so that copies from the GPU overlap with computation. Does nothing on CPU.
 
-        Registered in place: memory that torch allocates as pinned is rounded up to a power of two.
+        Memory that torch allocates as pinned would be rounded up to a power of two.
         """
         if self.device.type == "cuda" and values.numel() > 0:
             torch.cuda.check_error(torch.cuda.cudart().cudaHostRegister(values.data_ptr(), values.nbytes, 0))
 
     def lost_ranks(self) -> list[int]:
-        """Ranks of this node whose process has ended."""
+        """Return the ranks of this node whose process has ended."""
         here = host_digest()
         return [rank for rank, (host, pid) in enumerate(self.peers) if host == here and not _is_alive(pid)]
 
 
 def start_process(timeout: timedelta = timedelta(minutes=30)) -> Process:
-    """Join the job that a launcher (`deepspeed`, `torchrun`) described, or start a job of one process.
+    """Join the job of the launcher (`deepspeed` or `torchrun`). Without a launcher, start a job of one process.
+
+    Args:
+        timeout: time limit of a collective.
 
     Raises:
-        ConfigError: more processes on this node than GPUs.
+        ConfigError: this node has more processes than GPUs.
     """
     if "RANK" not in os.environ:
         _own_variables.update(
@@ -145,14 +150,14 @@ def start_process(timeout: timedelta = timedelta(minutes=30)) -> Process:
     else:
         if local_rank >= accelerator.device_count():
             raise ConfigError(
-                f"local rank {local_rank} has no GPU: this node shows {accelerator.device_count()}; start fewer "
-                "processes (deepspeed --num_gpus N, torchrun --nproc_per_node N)"
+                f"local rank {local_rank} has no GPU: this node has {accelerator.device_count()} visible GPUs; start "
+                "fewer processes (deepspeed --num_gpus N, torchrun --nproc_per_node N)"
             )
         accelerator.set_device(local_rank)
         device, backend = torch.device(accelerator.device_name(local_rank)), accelerator.communication_backend_name()
-    # DeepSpeed calls them under their old names, a warning for every call
+    # DeepSpeed calls these collectives by deprecated names, with a warning at every call
     warnings.filterwarnings("ignore", category=FutureWarning, message=".*(all_gather|reduce_scatter).*deprecated")
-    # fp32 is exact fp32 here, whatever inductor advises
+    # inductor advises TF32, but fp32 must be exact
     warnings.filterwarnings("ignore", category=UserWarning, message="TensorFloat32 tensor cores")
     deepspeed.init_distributed(backend, auto_mpi_discovery=False, timeout=timeout, verbose=False)
     process = Process(deepspeed.comm.get_rank(), deepspeed.comm.get_world_size(), local_rank, device)
@@ -160,7 +165,7 @@ def start_process(timeout: timedelta = timedelta(minutes=30)) -> Process:
 
 
 def is_lost_peer(error: BaseException) -> bool:
-    """Whether an error says that a collective failed because another rank has gone; gloo has no type for it."""
+    """Return whether a collective failed because another rank has ended. Gloo has no exception type for this."""
     signs = ("/gloo/", "gloo::", "Connection closed by peer")
     return isinstance(error, torch.distributed.DistError) or (
         isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
@@ -168,14 +173,14 @@ def is_lost_peer(error: BaseException) -> bool:
 
 
 def host_digest() -> int:
-    """A number that tells this node from others: equal where process ids mean the same processes.
+    """Return a number that is equal for two processes if they share one space of process ids.
 
-    Names alone do not tell: containers, and nodes of one image, may all have the same.
+    A host name is not enough, because containers, and nodes with the same image, may have equal names.
     """
     signs = [socket.gethostname(), _read_or_empty(Path("/proc/sys/kernel/random/boot_id"))]
     try:
         signs.append(str(Path("/proc/self/ns/pid").readlink()))
-    except OSError:  # a kernel without them has one
+    except OSError:  # the kernel has no namespaces
         signs.append("")
     return zlib.crc32("\n".join(signs).encode())
 
@@ -196,34 +201,35 @@ def _is_alive(pid: int) -> bool:
 
 
 def stop_process() -> None:
-    """Leave the job, together with all other ranks."""
+    """Leave the job. Every rank must call this."""
     import deepspeed.comm as dist
 
     if dist.is_initialized():
-        # A rank that ended right after its last collective now and then died of it: gloo's thread was still giving back
-        # the tensor, which takes the interpreter's lock, while the interpreter shut down. The barrier has no tensor.
+        # After a collective, a thread of gloo frees the tensor, which needs the lock of the interpreter. If the
+        # interpreter shut down at that moment, the rank died. A barrier has no tensor.
         _barrier()
         dist.destroy_process_group()
         while _own_variables:
             os.environ.pop(_own_variables.popitem()[0], None)
         if not torch.cuda.is_available():
-            # gloo has several threads, and the one with the tensor may not be that of the barrier
+            # gloo has several threads, and another thread than that of the barrier may still hold a tensor
             gc.collect()
             time.sleep(_GLOO_GRACE_SECONDS)
 
 
 def _barrier() -> None:
-    """A barrier on this process's device: DeepSpeed binds none to the group of a single rank, and NCCL would guess."""
+    """Wait for all ranks. Names the device, because NCCL would otherwise guess it if there is a single rank."""
     import deepspeed.comm as dist
 
     dist.barrier(device_ids=[torch.cuda.current_device()] if torch.distributed.get_backend() == "nccl" else None)
 
 
 def _disable_shared_memory_op() -> None:
-    """Use gloo alone on CPU: DeepSpeed's shared-memory op compiles for 25 s, and its ranks spin when a peer dies.
+    """Make DeepSpeed use only gloo on CPU.
 
-    Private state of DeepSpeed: the table of ops that it may build. A version without the table or the entry compiles
-    the op, which is slow but right; `tests/distributed/test_engine.py` notices.
+    Its shared-memory op compiles for 25 s, and its ranks wait in a busy loop when another rank dies. This changes
+    private state of DeepSpeed, the table of available ops. A version without the table or the entry still works, but
+    compiles the op; `tests/distributed/test_engine.py` detects that.
     """
     import deepspeed.ops
 

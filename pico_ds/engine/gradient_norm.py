@@ -1,7 +1,8 @@
-"""The norm of the reduced gradient, wherever DeepSpeed holds that between its reduction and its optimizer step.
+"""Reads the norm of the reduced gradient from DeepSpeed.
 
-Private state of DeepSpeed, used in this module alone. DeepSpeed's own norm under ZeRO 1 and 2 casts the gradient to
-fp64, and clipping by it waits for the device; so it is switched off (`resolve_deepspeed_config`) and taken here.
+Only this module uses the private state of DeepSpeed that holds the reduced gradient. Under ZeRO 1 and 2, the norm of
+DeepSpeed casts the gradient to fp64, and clipping by it waits for the device. `resolve_deepspeed_config` therefore
+disables that norm, and this module computes it.
 """
 
 from typing import Any
@@ -13,20 +14,23 @@ from pico_ds.engine.distributed import Process
 
 
 def norm_before_step(optimizer: Any, stage: int, process: Process) -> Tensor | None:
-    """Under ZeRO 1 and 2: the norm over all ranks of the gradient that the last reduction left, without a sync.
+    """Return the norm of the reduced gradient over all ranks, without waiting for the device.
 
-    A collective. None under ZeRO 3 and with offloading, where DeepSpeed takes it itself in its step.
+    Every rank must call this.
+
+    Returns:
+        None under ZeRO 3 and with offloading, where DeepSpeed computes the norm in its step (`norm_within_step`).
     """
     if stage == 3 or optimizer.compute_grad_norm:
         return None
-    # what pads the last partition is zero
+    # the padding of the last partition is zero
     held = [part for parts in optimizer.averaged_gradients.values() for part in parts]
     square = torch.stack(torch._foreach_norm(held, 2, dtype=torch.float32)).square().sum()
     return process.sum_over_ranks(square).sqrt()
 
 
 def norm_within_step(optimizer: Any) -> Tensor:
-    """Where DeepSpeed took it, seen from the optimizer inside."""
+    """Return the norm that DeepSpeed has computed in the current step."""
     norm = optimizer._global_grad_norm
-    assert isinstance(norm, Tensor), f"DeepSpeed's norm of the gradient is {norm!r}, not a tensor"
+    assert isinstance(norm, Tensor), f"the gradient norm of DeepSpeed is {norm!r}, not a tensor"
     return norm

@@ -1,4 +1,4 @@
-"""The ZeRO-sharded model and optimizer, seen by the outer loop as: read all parameters, apply one gradient."""
+"""Holds the ZeRO-sharded model and optimizer. The outer loop reads all parameters and applies one gradient."""
 
 import importlib
 import logging
@@ -18,16 +18,16 @@ from pico_ds.engine.distributed import Process
 from pico_ds.engine.gradient_norm import norm_before_step, norm_within_step
 from pico_ds.engine.optimizer import build_optimizer
 
-#: releases of DeepSpeed whose private state is known to look as this package expects
+#: first supported release of DeepSpeed, and first unsupported one: this package depends on private state
 _FIRST_DEEPSPEED, _NEXT_DEEPSPEED = (0, 19, 8), (0, 20)
 
 
 class MetaEngine:
     """First-order meta-learning on a DeepSpeed engine.
 
-    DeepSpeed never sees the inner loop: `full_parameters` gives a rank-local copy once per outer step, and
-    `apply_gradient` hands the finished outer gradient to ONE reduction and one optimizer step. Communication is
-    therefore independent of the inner loop.
+    DeepSpeed does not take part in the inner loop. Once per outer step, `full_parameters` returns rank-local
+    parameters, and `apply_gradient` passes the outer gradient to one reduction and one optimizer step. Communication
+    therefore does not depend on the inner loop.
     """
 
     def __init__(
@@ -35,8 +35,8 @@ class MetaEngine:
     ) -> None:
         """
         Args:
-            module: full parameters, equal on every rank.
-            deepspeed_config: a complete configuration (`resolve_deepspeed_config`).
+            module: model with full parameters, equal on every rank.
+            deepspeed_config: complete configuration from `resolve_deepspeed_config`.
         """
         import deepspeed
 
@@ -44,7 +44,7 @@ class MetaEngine:
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         self.process = process
         self._max_norm = training.max_grad_norm
-        #: of the step that is being applied
+        # state of the step that is being applied
         self._applying = False
         self._sound: Tensor | None = None
         self._norm: Tensor | None = None
@@ -57,13 +57,13 @@ class MetaEngine:
         self.parameters: dict[str, nn.Parameter] = dict(self._engine.module.named_parameters())
 
     def full_parameters(self, for_update: bool = False) -> dict[str, Tensor]:
-        """All parameters, whole, rank-local, in the run's precision. A collective under ZeRO-3: all ranks must call it.
+        """Return all parameters, unsharded, in the precision of the run. Under ZeRO 3 every rank must call this.
 
-        The tensors may share storage with the model's: they are valid until the next `apply_gradient`, and must not be
-        written to.
+        The tensors are valid until the next `apply_gradient`. Do not write to them, because they may share storage with
+        the model.
 
         Args:
-            for_update: `apply_gradient` will follow. ZeRO-3 lets gradients be assigned while parameters are whole only.
+            for_update: whether `apply_gradient` follows. ZeRO 3 accepts gradients only while parameters are gathered.
         """
         if self.stage < 3:
             return {name: weight.detach() for name, weight in self.parameters.items()}
@@ -72,7 +72,7 @@ class MetaEngine:
         with deepspeed.zero.GatheredParameters(list(self.parameters.values())):
             if for_update:
                 for weight in self.parameters.values():
-                    # a slot of the right shape, which takes no memory until the gradient comes
+                    # a placeholder of the right shape that takes no memory
                     weight.grad = weight.data.new_zeros(()).expand_as(weight.data)
             return {name: weight.detach().clone() for name, weight in self.parameters.items()}
 
@@ -81,17 +81,17 @@ class MetaEngine:
     ) -> Float[Tensor, ""]:
         """Average a gradient over ranks, clip it, and take one optimizer step.
 
-        Where the gradient is not finite the optimizer changes nothing, moments included. The device decides that: the
-        host does not wait for it (but under ZeRO-3 and with offloading, where DeepSpeed does).
+        If the gradient is not finite, weights and moments stay unchanged. The device decides this, so the host does not
+        wait for it, except under ZeRO 3 and with offloading, where DeepSpeed waits.
 
         Args:
-            gradient: this rank's, in the run's precision; ranks with unequal shares of the work, or with none, have
-                weighted theirs so that the MEAN over ranks is the outer gradient. Not to be used again: DeepSpeed
-                writes to it.
-            sound: False changes nothing; the same on every rank.
+            gradient: gradient of this rank, in the precision of the run. The MEAN over ranks must be the outer
+                gradient, so ranks with unequal numbers of tasks must have weighted theirs. DeepSpeed overwrites the
+                tensors.
+            sound: if False, weights and moments stay unchanged; equal on every rank.
 
         Returns:
-            the norm of the averaged gradient before clipping.
+            norm of the averaged gradient before clipping.
         """
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
@@ -102,23 +102,23 @@ class MetaEngine:
             reduced = [weight.grad for weight in self.parameters.values() if weight.grad is not None]
             self._norm = torch.nn.utils.get_total_norm(reduced)
         else:
-            # entered without a backward pass: leaving the block reduces whatever stands in .grad, once
+            # without a backward pass, leaving this block reduces the content of .grad once
             with self._engine.coalesce_grad_reduction():
                 self._set_gradients(gradient)
             self._norm = norm_before_step(self._engine.optimizer, self.stage, self.process)
         self._applying = True
         self._engine.step()
         self._applying = False
-        # none where DeepSpeed did not come to the update: the gradient was not finite
+        # None if DeepSpeed skipped the update because the gradient was not finite
         return torch.tensor(math.inf) if self._norm is None else self._norm
 
     def _pre_optim_step(self, adamw: Any, *_: object) -> None:
-        """Give AdamW what torch's gradient scalers would: a divisor, and whether to leave everything as it is."""
+        """Set the attributes through which AdamW scales the gradient and skips a step, as torch's GradScaler does."""
         if not self._applying:
-            return  # DeepSpeed makes the moments by a step of its own
+            return  # DeepSpeed takes a step of its own to create the moments
         if self._norm is None:
             self._norm = norm_within_step(self._engine.optimizer)
-        # ZeRO-3 steps through a part of the parameters at a time, the other groups being empty
+        # ZeRO 3 updates one part of the parameters at a time, and the other groups are empty
         device = next(weight.device for group in adamw.param_groups for weight in group["params"])
         norm = self._norm.to(device, torch.float32)
         sound = norm.isfinite() if self._sound is None else norm.isfinite() & self._sound.to(device)
@@ -128,11 +128,11 @@ class MetaEngine:
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
-        """DeepSpeed's optimizer: AdamW itself under stage 0, else a wrapper around it."""
+        """The optimizer of DeepSpeed: AdamW under stage 0, otherwise a wrapper around AdamW."""
         return self._engine.optimizer
 
     def set_counters(self, steps: int) -> None:
-        """Say how many steps DeepSpeed has taken; one step of it is one sample on every rank."""
+        """Set the step counters of DeepSpeed. For DeepSpeed, a step is one sample on every rank."""
         self._engine.global_steps = self._engine.micro_steps = steps
         self._engine.global_samples = steps * self.process.world_size
 
@@ -146,10 +146,11 @@ class MetaEngine:
 
 
 def _import_muon_uncompiled() -> None:
-    """Import DeepSpeed's Muon optimizer, which no run uses, without the compiler that its decorators import.
+    """Import DeepSpeed's Muon optimizer without importing inductor.
 
-    `deepspeed.initialize` imports the module to name its class. Decorated by `torch.compile`, the module imports
-    inductor, which takes 0.8 s of CPU time on every rank. `tests/end_to_end/test_imports.py` shows that it does not.
+    `deepspeed.initialize` imports this module, although no run uses Muon. Its functions are decorated with
+    `torch.compile`, which imports inductor and takes 0.8 s of CPU time on every rank.
+    `tests/end_to_end/test_imports.py` checks that inductor is not imported.
     """
     with mock.patch.object(torch, "compile", new=lambda function: function):
         try:
@@ -162,6 +163,6 @@ def _check_deepspeed(found: str) -> None:
     numbers = tuple(int(part) for part in re.findall(r"\d+", found)[:3])
     if not _FIRST_DEEPSPEED <= numbers < _NEXT_DEEPSPEED:
         raise ConfigError(
-            f"DeepSpeed {found} is installed, and its private state may differ from what is expected here; "
-            "pip install 'deepspeed>=0.19.8,<0.20'"
+            f"DeepSpeed {found} is installed, but pico_ds depends on private state of DeepSpeed 0.19.8 and later 0.19 "
+            "releases; run pip install 'deepspeed>=0.19.8,<0.20'"
         )

@@ -1,4 +1,4 @@
-"""AdamW and the learning rate of every outer step."""
+"""Builds AdamW and computes the learning rate of each outer step."""
 
 import math
 from typing import Any
@@ -10,7 +10,7 @@ from pico_ds.config import TrainingConfig
 
 
 def build_optimizer(module: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW with decoupled weight decay (Loshchilov and Hutter 2019), not on norms, biases and embeddings."""
+    """Return AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101). Norms, biases and embeddings do not decay."""
     embeddings = {id(part.weight) for part in module.modules() if isinstance(part, nn.Embedding)}
     decayed: list[nn.Parameter] = []
     undecayed: list[nn.Parameter] = []
@@ -20,16 +20,16 @@ def build_optimizer(module: nn.Module, config: TrainingConfig) -> torch.optim.Ad
         {"params": decayed, "weight_decay": config.weight_decay},
         {"params": undecayed, "weight_decay": 0.0},
     ]
-    # a client optimizer: DeepSpeed's own would compile for 90 s
+    # torch's AdamW, because DeepSpeed's own would compile for 90 s
     return torch.optim.AdamW(
         groups, lr=config.lr, betas=(config.adam_beta1, config.adam_beta2), eps=config.adam_eps, fused=True
     )
 
 
 def learning_rate(step: int, config: TrainingConfig) -> float:
-    """The learning rate of outer step `step`, counted from 0: linear warm-up, then the schedule down to max_steps.
+    """Return the learning rate of an outer step, counted from 0: a linear warm-up, then the schedule until max_steps.
 
-    A function of the step alone, so that there is no scheduler state to keep.
+    It depends only on the step, so there is no scheduler state to save.
     """
     if step < config.lr_warmup_steps:
         return config.lr * (step + 1) / config.lr_warmup_steps

@@ -1,7 +1,7 @@
-"""The optimizer's state as fragments: what this rank holds of every parameter, under every ZeRO stage.
+"""Reads and writes the optimizer state of this rank as fragments of parameters, under every ZeRO stage.
 
-Master weights and moments are all that training needs to go on: DeepSpeed derives the rest. The ways to reach them
-differ by stage and are partly DeepSpeed's private state; they are used in this module alone.
+Training can resume from the master weights and moments, because DeepSpeed derives all other state from them. Access to
+them differs by stage and uses private state of DeepSpeed, only in this module.
 """
 
 from collections.abc import Callable
@@ -24,9 +24,9 @@ class Fragment:
     """A contiguous piece of one parameter, flattened.
 
     Attributes:
-        name: of the parameter.
-        shape: of the whole parameter.
-        offset, length: the piece [elements].
+        name: name of the parameter.
+        shape: shape of the whole parameter.
+        offset, length: position and length of the piece [elements].
     """
 
     name: str
@@ -42,16 +42,16 @@ class OptimizerState:
         self.engine = engine
         self._parameters = engine.parameters
         fragments = [self._fragment(name, weight) for name, weight in self._parameters.items()]
-        #: of every parameter of the model, whether or not this rank holds a part
+        #: shape of every parameter of the model, even if this rank holds no part of it
         self.shapes = {fragment.name: fragment.shape for fragment in fragments}
-        #: where values stand on their way to the device
+        #: host memory for values that are copied to the device
         self._staging = torch.empty(0)
-        #: what this rank saves, in the order of the parameters; the fragments of all ranks tile every parameter
+        #: fragments that this rank saves, in parameter order. The fragments of all ranks cover each parameter once
         self.fragments = [fragment for fragment in fragments if fragment.length > 0]
 
     @property
     def held(self) -> list[Fragment]:
-        """What this rank must be given to go on: what it saves, but everything under stage 0."""
+        """Fragments that this rank must load to resume: those that it saves, or all parameters under stage 0."""
         if self.engine.stage > 0:
             return self.fragments
         return [Fragment(name, tuple(weight.shape), 0, weight.numel()) for name, weight in self._parameters.items()]
@@ -59,7 +59,7 @@ class OptimizerState:
     def _fragment(self, name: str, weight: nn.Parameter) -> Fragment:
         process = self.engine.process
         if self.engine.stage == 0:
-            # every rank holds everything: each is answerable for an equal part
+            # every rank holds all parameters, and saves an equal part
             total = weight.numel()
             first, end = (total * part // process.world_size for part in (process.rank, process.rank + 1))
             return Fragment(name, tuple(weight.shape), first, end - first)
@@ -67,7 +67,7 @@ class OptimizerState:
         if self.engine.stage == 3:
             width = partitioned.partition_numel()
             first = process.rank * width
-            # partitions are of equal width: the last ones end in padding, or are padding altogether
+            # partitions have equal width, so the last ones contain padding
             length = max(0, min(width, partitioned.ds_numel - first))
             return Fragment(name, tuple(partitioned.ds_shape), first, length)
         mapping = partitioned._hp_mapping
@@ -77,17 +77,17 @@ class OptimizerState:
         return Fragment(name, tuple(weight.shape), address.start, address.numel)
 
     def read(self, fragment: Fragment, kind: StateKind) -> Tensor:
-        """The values of a fragment: fp32, flat, a view of the live state, wherever that is."""
+        """Return the values of a fragment: a flat fp32 view of the live state, on its device."""
         weight: Any = self._parameters[fragment.name]
         optimizer: Any = self.engine.optimizer
         if self.engine.stage == 0:
             flat, start = weight, fragment.offset
         elif self.engine.stage == 3:
-            # DeepSpeed's own way to a partition brings it to the GPU, offloaded or not
+            # DeepSpeed's accessor would copy an offloaded partition to the GPU
             group, start, _ = optimizer.grad_position[optimizer.get_param_id(weight)]
             flat = optimizer.fp32_partitioned_groups_flat[group]
         else:
-            # the mapping knows the moments of the first parameter group alone: they are linked after its first step
+            # DeepSpeed's mapping links moments in its first step, and only those of the first parameter group
             flat = optimizer.single_partition_of_fp32_groups[weight._hp_mapping.param_group_index]
             start = weight._hp_mapping.get_hp_fragment_address().start
         values = flat if kind == "master" else self._inner().state[flat][kind]
@@ -97,7 +97,7 @@ class OptimizerState:
         """Replace the values of a fragment.
 
         Args:
-            read_into: writes the values into a flat fp32 tensor in host memory; the live one where it is there.
+            read_into: writes the values into a flat fp32 tensor in host memory, which may be the live state.
         """
         values = self.read(fragment, kind)
         if values.device.type == "cpu":
@@ -110,21 +110,21 @@ class OptimizerState:
 
     @property
     def steps(self) -> int:
-        """Steps that the optimizer has taken; its bias correction depends on them."""
+        """Number of steps that the optimizer has taken, on which its bias correction depends."""
         counts = {int(state["step"]) for state in self._inner().state.values() if "step" in state}
-        assert len(counts) <= 1, f"parameters disagree about the number of steps: {sorted(counts)}"
+        assert len(counts) <= 1, f"parameters have different step counts: {sorted(counts)}"
         return counts.pop() if counts else 0
 
     def set_steps(self, steps: int) -> None:
-        """Say how many steps the optimizer has taken."""
+        """Set the number of steps that the optimizer has taken."""
         for state in self._inner().state.values():
             state["step"].fill_(steps)
         self.engine.set_counters(steps)
 
     def apply_master_weights(self) -> None:
-        """Bring the master weights into the model, bit for bit, and make the moments exist. A collective."""
+        """Copy the master weights into the model, bit for bit, and create the moments. Every rank must call this."""
         if self.engine.stage == 3:
-            # by a step of a zero gradient at a zero learning rate, which changes no weight
+            # a step with a zero gradient and a zero learning rate changes no weight
             theta = self.engine.full_parameters(for_update=True)
             self.engine.apply_gradient({name: torch.zeros_like(weight) for name, weight in theta.items()}, lr=0.0)
             return

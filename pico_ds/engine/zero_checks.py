@@ -1,4 +1,4 @@
-"""DeepSpeed's own ZeRO settings, checked before they are used."""
+"""Checks the ZeRO settings of DeepSpeed before they are used."""
 
 from difflib import get_close_matches
 from typing import Any
@@ -9,10 +9,10 @@ from pico_ds.config import ConfigError
 
 
 def check_zero_settings(settings: dict[str, Any], name: str) -> None:
-    """Let DeepSpeed's schema judge `zero_optimization`.
+    """Validate `zero_optimization` with DeepSpeed's schema.
 
     Raises:
-        ConfigError: an unknown key or a value of the wrong type.
+        ConfigError: a key is unknown, or a value has the wrong type.
     """
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
@@ -21,7 +21,7 @@ def check_zero_settings(settings: dict[str, Any], name: str) -> None:
     for key in settings:
         if key not in known and key not in aliases:
             near = get_close_matches(key, [*known, *aliases], n=1, cutoff=0.6)
-            hint = f"did you mean {near[0]}?" if near else "see DeepSpeed's documentation of ZeRO"
+            hint = f"did you mean {near[0]}?" if near else "see the ZeRO options in DeepSpeed's documentation"
             raise ConfigError(f"{name}: zero_optimization.{key}: unknown key; {hint}")
     try:
         DeepSpeedZeroConfig(**settings)

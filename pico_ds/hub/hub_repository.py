@@ -1,4 +1,4 @@
-"""A model repository of the hub: made once, then one commit after another."""
+"""Creates a model repository on the hub and commits files to it."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,12 +10,15 @@ from pico_ds.errors import HubError
 
 
 class HubRepository:
-    """`checkpointing.hub.repo_id`, with the token of `$HF_TOKEN` or `hf auth login`, which no message ever shows."""
+    """The repository `checkpointing.hub.repo_id`.
+
+    The token comes from `$HF_TOKEN` or `hf auth login`. No message contains it.
+    """
 
     def __init__(self, settings: HubConfig) -> None:
         """
         Args:
-            settings: whose `repo_id` is not null.
+            settings: settings whose `repo_id` is not null.
         """
         from huggingface_hub import HfApi, get_token
 
@@ -25,48 +28,48 @@ class HubRepository:
         self._api, self._token = HfApi(), get_token()
 
     def prepare(self) -> None:
-        """Make the repository and its branch where they are not there yet.
+        """Create the repository and its branch if they do not exist.
 
         Raises:
-            ConfigError: no token, one that may not write there, or a hub that cannot be reached.
+            ConfigError: there is no token, the token may not write to the repository, or the hub cannot be reached.
         """
         if self._token is None:
             raise ConfigError(
-                f"checkpointing.hub.repo_id: {self.repo_id} needs a token that may write: set $HF_TOKEN, or run "
-                "`hf auth login`; or write null"
+                f"checkpointing.hub.repo_id: {self.repo_id} needs a token with write access, and there is none; set "
+                "$HF_TOKEN, run `hf auth login`, or set the key to null"
             )
         if not self._token.isascii():
             raise ConfigError(
-                "checkpointing.hub.repo_id: the token has characters that no token has; copy it anew into $HF_TOKEN, "
-                "or run `hf auth login`"
+                "checkpointing.hub.repo_id: the token contains characters that are not ASCII; copy it into $HF_TOKEN "
+                "again, or run `hf auth login`"
             )
         try:
             self._attempt(self._api.create_repo, repo_id=self.repo_id, private=self._private, exist_ok=True)
-            # one that was there is taken by a token that may read it alone, too
+            # create_repo accepts an existing repository even if the token can only read it
             self._attempt(self._api.auth_check, repo_id=self.repo_id, write=True)
             if self._revision is not None:
                 self._attempt(self._api.create_branch, repo_id=self.repo_id, branch=self._revision, exist_ok=True)
         except HubError as error:
             raise ConfigError(
-                f"checkpointing.hub.repo_id: {error}. Check the name, the network, and that the token may write there; "
-                "or write null"
+                f"checkpointing.hub.repo_id: {error}. Check the name, the network, and the write access of the token; "
+                "or set the key to null"
             ) from error
 
     def commit(self, files: Mapping[str, Path | bytes], message: str) -> None:
-        """Add or replace files in one commit; what did not change is not sent.
+        """Add or replace files in one commit. Unchanged files are not sent.
 
         Args:
-            files: by path in the repository; a file of the disk, or its content.
+            files: path in the repository -> local file, or its content.
 
         Raises:
-            HubError: refused, or still failing at the last attempt. Nothing of it is in the repository then.
+            HubError: the hub rejects the commit, or the last attempt fails. The repository is then unchanged.
         """
         from huggingface_hub import CommitOperationAdd
 
         self._attempt(
             lambda: self._api.create_commit(
                 repo_id=self.repo_id,
-                # made anew in every attempt, for one that failed leaves marks on them
+                # create the operations in each attempt, because a failed attempt changes them
                 operations=[CommitOperationAdd(name, content) for name, content in files.items()],
                 commit_message=message,
                 revision=self._revision,
@@ -84,6 +87,6 @@ class HubRepository:
             raise HubError(self.without_token(f"{self.repo_id}: {error}")) from None
 
     def without_token(self, message: str) -> str:
-        """A message on one line, fit to be shown."""
+        """Return a message as one line, with the token replaced."""
         message = " ".join(message.split())
         return message.replace(self._token, "<token>") if self._token else message

@@ -1,4 +1,4 @@
-"""The README of a repository: what the model is, how it was trained, how well it does, how to load it."""
+"""Writes the README of a repository: the model, its training, its results, and how to load it."""
 
 from collections.abc import Mapping
 
@@ -11,11 +11,11 @@ from pico_ds.version import __version__
 
 
 def model_card(repo_id: str, config: RunConfig, step: int, results: Mapping[int, EvaluationResult]) -> str:
-    """Markdown with the hub's metadata.
+    """Return the README as Markdown, with the metadata of the hub.
 
     Args:
-        step: of the weights.
-        results: of the evaluations that were made.
+        step: outer step of the weights.
+        results: results of the evaluations, by step.
     """
     model, data, learner = config.model, config.data, config.meta.learner
     metadata = ModelCardData(
@@ -53,8 +53,8 @@ tokenizer = AutoTokenizer.from_pretrained({place}trust_remote_code=True)
 
 {_results(config, results)}
 
-Accuracy of each task is in `eval_results/`, training metrics in `logs/metrics.jsonl`, snapshots of learning
-dynamics, where there are any, in `learning_dynamics/step_<N>/`.
+`eval_results/` has the accuracy of each task and `logs/metrics.jsonl` the training metrics. If the run records learning
+dynamics, `learning_dynamics/step_<N>/` has the snapshots.
 
 ## Configuration
 
@@ -66,7 +66,7 @@ dynamics, where there are any, in `learning_dynamics/step_<N>/`.
 
 def _results(config: RunConfig, results: Mapping[int, EvaluationResult]) -> str:
     if not results:
-        return "Nothing was evaluated yet."
+        return "There are no evaluations yet."
     smlmt, steps = config.smlmt, config.evaluation.adaptation_steps
     lines = [
         f"Few-shot accuracy: {smlmt.n_ways[1]}-way {smlmt.k_shots[1]}-shot, held-out {config.evaluation.word_split} "

@@ -1,4 +1,4 @@
-"""What a run has for its repository."""
+"""Selects the files of a run that are pushed to its repository."""
 
 import re
 from collections.abc import Collection, Iterator
@@ -10,7 +10,7 @@ from pico_ds.checkpoint.checkpoint_store import CheckpointStore
 from pico_ds.checkpoint.huggingface_export import WEIGHTS_NAME
 from pico_ds.config import RunConfig
 
-#: the files that a run itself writes; nothing else in its directories is pushed
+#: files that a run writes itself; no other file of its directories is pushed
 _MODEL = re.compile(
     r"(model|meta_parameters)\.safetensors|(config|generation_config)\.json"
     r"|(tokenizer|tokenizer_config|special_tokens_map|special_token_ids|added_tokens|vocab)\.json|vocab\.txt|merges\.txt"
@@ -24,7 +24,7 @@ _SNAPSHOT = re.compile(
 
 
 def model_files(checkpoint: Path) -> dict[str, Path]:
-    """The model directory of a checkpoint, without the state of training: what `from_pretrained` loads.
+    """Return the files of a checkpoint that `from_pretrained` loads, without the training state.
 
     Raises:
         CheckpointError: the index of the checkpoint is damaged.
@@ -37,13 +37,13 @@ def model_files(checkpoint: Path) -> dict[str, Path]:
 
 
 def result_files(run: Path) -> dict[str, Path]:
-    """Metrics, and the evaluations that were made as training went."""
+    """Return the metrics and the evaluations of training."""
     results = sorted(path for path in (run / "eval_results").glob("*") if _RESULT.fullmatch(path.name))
     return _regular({path.relative_to(run).as_posix(): path for path in (run / "logs" / "metrics.jsonl", *results)})
 
 
 def public_config(config: RunConfig) -> RunConfig:
-    """The configuration without the directories of this machine: of an absolute path only the name is left."""
+    """Return the configuration with each absolute path replaced by its last part, to hide local directories."""
     return RunConfig.model_validate(_without_directories(config.model_dump()))
 
 
@@ -57,7 +57,7 @@ def _without_directories(value: Any) -> Any:
 
 
 def snapshot_files(store: CheckpointStore, steps: Collection[int]) -> dict[str, Path]:
-    """Snapshots of these steps, each in a directory of its own."""
+    """Return the snapshots of the given steps, with one directory for each step."""
     found: dict[str, Path] = {}
     for step in sorted(steps):
         directory = store.snapshot_path(step)
@@ -69,12 +69,12 @@ def snapshot_files(store: CheckpointStore, steps: Collection[int]) -> dict[str, 
 
 
 def _regular(files: dict[str, Path]) -> dict[str, Path]:
-    """Those that are files, and not links, which may lead to anything."""
+    """Drop paths that are not regular files. A link could point to a private file."""
     return {name: path for name, path in files.items() if path.is_file() and not path.is_symlink()}
 
 
 def snapshot_steps(store: CheckpointStore) -> Iterator[int]:
-    """Steps that a snapshot stands of."""
+    """Yield the steps that have a snapshot."""
     for path in store.directory.glob("step_*"):
         name = path.name.removeprefix("step_")
         if name.isdigit() and store.snapshot_path(int(name)).is_dir():

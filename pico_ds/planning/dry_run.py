@@ -1,4 +1,4 @@
-"""`--dry-run`: print the resolved run and what it will cost."""
+"""Prints the resolved configuration and the estimated costs of a run (`--dry-run`)."""
 
 import os
 from typing import Any
@@ -19,10 +19,10 @@ def print_plan(config: RunConfig, deepspeed_json: dict[str, Any], name: str, wor
     """Print configuration, parameter count, work per step, memory per rank and communication per step.
 
     Args:
-        world_size: ranks to assume; None takes $WORLD_SIZE, else 1.
+        world_size: number of ranks to plan for; None uses $WORLD_SIZE, or 1 if it is not set.
 
     Raises:
-        ConfigError: a configuration that cannot be used.
+        ConfigError: the configuration is invalid.
     """
     if os.environ.get("RANK", "0") != "0":
         return
@@ -42,15 +42,17 @@ def print_plan(config: RunConfig, deepspeed_json: dict[str, Any], name: str, wor
     console.print(_work(config, plan, zero_stage(deepspeed_json), name), soft_wrap=True)
     titles = {"ar": "AR step", "meta": "meta step", "update": "update"}
     steps = {titles[phase]: parts for phase, parts in plan.memory.items()}
-    console.print(_bytes_table("memory per rank, an upper bound [GiB]", steps))
+    console.print(_bytes_table("memory per rank, upper bound [GiB]", steps))
     console.print(_bytes_table("host memory per rank [GiB]", {"any step": plan.host_memory}))
     if plan.communication:
         console.print(
-            _bytes_table("communication per outer step, payload of a rank [GiB]", {"any step": plan.communication})
+            _bytes_table("communication per outer step, payload per rank [GiB]", {"any step": plan.communication})
         )
-        console.print("The inner loop communicates nothing: these bytes do not depend on inner_steps or tasks.")
+        console.print(
+            "The inner loop does not communicate, so these bytes do not depend on inner_steps or the number of tasks."
+        )
     else:
-        console.print("One rank communicates nothing.")
+        console.print("One rank does not communicate.")
 
 
 def _work(config: RunConfig, plan: Plan, stage: int, name: str) -> str:
@@ -59,14 +61,14 @@ def _work(config: RunConfig, plan: Plan, stage: int, name: str) -> str:
         f"parameters        {plan.n_parameters:,}",
         f"ranks             {plan.world_size}, ZeRO stage {stage} ({name})",
         f"AR step           {plan.ar_tokens_per_step:,} tokens ({config.training.global_batch_size} rows; at most "
-        f"{plan.rows_per_rank} a rank)",
+        f"{plan.rows_per_rank} per rank)",
     ]
     if config.meta_ratio > 0:
         lines += [
             f"meta step         {plan.meta_tokens_per_step:,} tokens ({meta.tasks_per_step} tasks of "
             f"{_range(smlmt.n_ways)} x ({_range(smlmt.k_shots)} + {smlmt.q_query}) contexts of "
             f"{smlmt.context_tokens + LAYOUT_EXTRA_TOKENS} tokens; "
-            f"at most {plan.tasks_per_rank} a rank), {meta.inner_steps} inner steps",
+            f"at most {plan.tasks_per_rank} per rank), {meta.inner_steps} inner steps",
             f"mix               {smlmt.warmup_steps} AR steps, then {config.meta_ratio:.0%} meta steps",
         ]
     return "\n".join(lines)
@@ -77,7 +79,7 @@ def _range(bounds: tuple[int, int]) -> str:
 
 
 def _bytes_table(title: str, columns: dict[str, dict[str, int]]) -> Table:
-    """A row for each part that is not empty everywhere, a column for each kind of step."""
+    """Return a table with a row for each part that is not 0 in all columns, and a column for each kind of step."""
     table = Table(title=title, title_justify="left", show_footer=True)
     table.add_column("part", footer="total")
     for name, parts in columns.items():

@@ -1,4 +1,4 @@
-"""What a run will cost: parameters, work per step, memory and communication per rank. Nothing is allocated."""
+"""Estimates parameters, work, memory and communication of a run, without allocating tensors."""
 
 import math
 from dataclasses import dataclass
@@ -23,13 +23,13 @@ Phase = StepKind | Literal["update"]
 
 @dataclass(frozen=True)
 class Plan:
-    """The figures of a dry run; bytes are per rank.
+    """The estimates of a dry run. All bytes are per rank.
 
     Attributes:
-        memory: phase -> part of the device's memory -> bytes when the phase needs most. The phases are the gradient of
-            a step of either kind (ar, meta), and the update that follows.
-        host_memory: part that is kept in host memory -> bytes.
-        communication: collective -> payload bytes per outer step; the inner loop adds none.
+        memory: phase -> part of device memory -> bytes at the peak of the phase. The phases are the gradient of an
+            autoregressive step (ar) and of a meta step (meta), and the update after it (update).
+        host_memory: part of host memory -> bytes.
+        communication: collective -> payload bytes per outer step.
     """
 
     world_size: int
@@ -44,15 +44,15 @@ class Plan:
 
 
 def make_plan(config: RunConfig, deepspeed_json: dict[str, Any], vocab_size: int, world_size: int) -> Plan:
-    """Count the costs of a run on `world_size` ranks."""
+    """Return the estimates for a run on `world_size` ranks."""
     skeleton = build_model_skeleton(config.model, config.meta, config.smlmt.n_ways[1], vocab_size)
     sizes = {name: weight.numel() for name, weight in skeleton.named_parameters()}
     total = sum(sizes.values())
     stage, compute_bytes = zero_stage(deepspeed_json), COMPUTE_DTYPE[config.training.precision].itemsize
     smlmt, training, meta = config.smlmt, config.training, config.meta
     rows_per_rank = math.ceil(training.global_batch_size / world_size)
-    looks_at_support = make_learner(meta, skeleton.decoder).pass_counts(step=0).support > 0
-    contexts = smlmt.n_ways[1] * (smlmt.q_query + (smlmt.k_shots[1] if looks_at_support else 0))
+    uses_support = make_learner(meta, skeleton.decoder).pass_counts(step=0).support > 0
+    contexts = smlmt.n_ways[1] * (smlmt.q_query + (smlmt.k_shots[1] if uses_support else 0))
     share = 1 / world_size
 
     weights = total * compute_bytes
@@ -66,7 +66,7 @@ def make_plan(config: RunConfig, deepspeed_json: dict[str, Any], vocab_size: int
     }
     lasting = {
         "weights": round(weights * share) if stage == 3 else weights,
-        # below stage 3 the outer loop reads the weights in place
+        # below stage 3 the outer loop reads the weights in place and needs no copy
         "full copy of the weights": weights if stage == 3 else 0,
     }
     optimizer = {
@@ -99,20 +99,20 @@ def _ar_step(skeleton: MetaModel, config: RunConfig, total: int, rows_per_rank: 
     activations = kept + dtype.itemsize * rows * length * width
     logits = min(rows * length * vocab_size, CHUNK_LOGITS)
     projection = vocab_size * width
-    # a chunk's logits in fp32 with the temporary of their normaliser, or with what is computed from them
+    # the logits of a chunk in fp32, and either a temporary of their normaliser or their gradient
     chunk = max(2 * FP32_BYTES * logits, (FP32_BYTES + extra_bytes(dtype)) * logits + dtype.itemsize * projection)
     loss = FP32_BYTES * projection + chunk
-    # the logits are gone when a layer is computed again, the gradient of the projection is not
-    again = max(0, layer + dtype.itemsize * projection - loss)
+    # when a layer is recomputed, the logits have been freed, but not the gradient of the projection
+    recomputed = max(0, layer + dtype.itemsize * projection - loss)
     held = _held(dtype, math.ceil(rows_per_rank / rows)) * total
-    # the last micro-batch's gradient, and what it is added to, when the graph is gone
+    # after the graph is freed: the gradient of the last micro-batch, and the sum that it is added to
     end = dtype.itemsize * (total + projection) + (FP32_BYTES * total if held else 0)
     return {
         "sum of gradients": held,
         "activations (estimate)": activations,
-        "logits of a chunk, and the gradient of the output projection": loss,
-        "layer that is computed again": again,
-        "gradient beyond what it replaces": max(0, end - held - activations - loss - again),
+        "logits of a chunk and gradient of the output projection": loss,
+        "recomputed layer": recomputed,
+        "gradient beyond what it replaces": max(0, end - held - activations - loss - recomputed),
     }
 
 
@@ -120,21 +120,21 @@ def _meta_step(skeleton: MetaModel, config: RunConfig, sizes: dict[str, int], wo
     meta, learner = config.meta, make_learner(config.meta, skeleton.decoder)
     tasks = min(tasks_per_batch(config, skeleton, on_gpu=True), math.ceil(meta.tasks_per_step / world_size))
     batches = math.ceil(meta.tasks_per_step / world_size / tasks)
-    # of the query loss, and through the support features that a head starts from
+    # contributions of the query loss, and of the support features from which the head starts
     through = learner.head.reads_features and not learner.shares_weights
     contributions = batches * (2 if through else 1)
-    # several contributions are under way from the first task on: taken as if there were more
+    # the sum exists from the first of several contributions on, so assume fp32
     held = FP32_BYTES * sum(sizes.values()) if contributions > 1 or tasks > 1 else 0
     return {"sum of gradients": held, **{part: tasks * size for part, size in task_bytes(skeleton, config).items()}}
 
 
 def _held(dtype: torch.dtype, contributions: int) -> int:
-    """Bytes a parameter of the sum of gradients while the last contribution is computed (`GradientSum`)."""
+    """Return the bytes per parameter of the sum of gradients while its last contribution is computed."""
     return (0, dtype.itemsize, FP32_BYTES)[min(contributions, 3) - 1]
 
 
 def communication(stage: int, weight_bytes: int, world_size: int) -> dict[str, int]:
-    """Collective -> payload bytes per outer step; the first words say what it is."""
+    """Return the payload bytes per outer step of each collective."""
     if world_size == 1:
         return {}
     if stage == 0:

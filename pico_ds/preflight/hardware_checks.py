@@ -32,8 +32,8 @@ def check_devices(process: Process) -> Finding:
     problem = None
     if free < _FREE_SHARE * total:
         problem = (
-            f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB of the GPU are free: another process is on it; end that, "
-            "or choose other GPUs (CUDA_VISIBLE_DEVICES)"
+            f"only {free / 2**30:.1f} of {total / 2**30:.1f} GiB of the GPU are free, because another process uses it; "
+            "end that process, or choose other GPUs (CUDA_VISIBLE_DEVICES)"
         )
     finding = gather_finding("devices", Local(f"{count} x {name}, {total / 2**30:.0f} GiB", problem), process)
     return Finding(finding.check, finding.found, (*finding.problems, *_unlike(process.gather([count, total >> 30]))))
@@ -47,7 +47,7 @@ def _unlike(nodes: list[tuple[int, ...]]) -> tuple[str, ...]:
     seen = ", ".join(
         f"{count} of {memory_gib} GiB (from rank {nodes.index((count, memory_gib))})" for count, memory_gib in kinds
     )
-    return (f"ranks see different GPUs: {seen}; the smallest sets the limit: take nodes of one kind",)
+    return (f"ranks see different GPUs: {seen}; the smallest GPU limits all ranks; use nodes of one kind",)
 
 
 def check_clocks(process: Process) -> Finding:
@@ -62,8 +62,8 @@ def check_clocks(process: Process) -> Finding:
     problem = None
     if abs(by_rank[process.rank]) > CLOCK_SKEW_SECONDS:
         problem = (
-            f"the clock is {by_rank[process.rank]:+.1f} s off that of rank 0: torchrun would take a node for dead; "
-            "synchronize the clocks (chrony or ntpd)"
+            f"the clock differs from the clock of rank 0 by {by_rank[process.rank]:+.1f} s, so torchrun may treat a "
+            "node as dead; synchronize the clocks (chrony or ntpd)"
         )
     return gather_finding("clocks", Local(f"{1000 * largest:.1f} ms apart", problem), process)
 
@@ -74,7 +74,7 @@ def check_network(process: Process, largest_bytes: int, least_gb_per_second: flo
     The check fails if the best bandwidth of a collective is below `least_gb_per_second`.
     """
     if process.world_size == 1:
-        return [Finding("network", "one process: nothing to measure")]
+        return [Finding("network", "one process, nothing to measure")]
     sizes = [size for size in (64 * 2**10, _MIB, 16 * _MIB, 256 * _MIB) if size <= largest_bytes]
     transfers = measure_transfers(process, sizes)
     findings = []
@@ -84,8 +84,8 @@ def check_network(process: Process, largest_bytes: int, least_gb_per_second: flo
         best = max(transfer.bus_gb_per_second for transfer in ours)
         if least_gb_per_second is not None and best < least_gb_per_second:
             problems.append(
-                f"{name}: {best:.2f} GB/s at best, {least_gb_per_second:g} are asked for; see docs/clusters.md on "
-                "NCCL_DEBUG=INFO: which interface and which transport were chosen?"
+                f"{name}: the best bandwidth is {best:.2f} GB/s, but --least_gb_per_second is {least_gb_per_second:g}; "
+                "set NCCL_DEBUG=INFO to see which interface and transport NCCL uses (docs/clusters.md)"
             )
         findings.append(Finding(name, "\n".join(map(_shown, ours)), tuple(problems)))
     return findings

@@ -80,7 +80,7 @@ def _odd_ranks(facts: tuple[dict[str, str], ...], hosts: tuple[str, ...], names:
         if len(values) > 1:
             shown = ", ".join(f"{value} on rank {named(ranks)}" for value, ranks in values.items())
             what = "check out the same commit" if name == _CODE else "install the same version"
-            problems.append(f"{name}: {shown}; {what} on all nodes, or start from a directory that they share")
+            problems.append(f"{name}: {shown}; {what} on all nodes, or start from a shared directory")
     return tuple(problems)
 
 

@@ -43,7 +43,7 @@ def check_shared(directory: Path, process: Process) -> Finding:
         time.sleep(0.1)
     if not seen:
         problem = (
-            f"checkpointing.runs_dir: what rank 0 writes to {directory.absolute()} is not seen here; choose a "
+            f"checkpointing.runs_dir: a file that rank 0 wrote to {directory.absolute()} does not exist here; choose a "
             "directory on a file system that all nodes share"
         )
     finding = gather_finding("run directory is shared", Local(found, problem), process)
@@ -78,16 +78,16 @@ def check_data(config: RunConfig, process: Process) -> tuple[Finding, int | None
     try:
         corpus = open_corpus(config.data)
     except DataError as error:
-        found, problem, digest = "not reached", str(error), 0
+        found, problem, digest = "cannot be opened", str(error), 0
     else:
         identity, vocab_size = corpus.identity(), corpus.tokenizer.vocab_size
         splits = {name: part for name, part in identity.items() if isinstance(part, dict) and "tokens" in part}
         found = ", ".join(f"{split} {part['tokens']:,} tokens" for split, part in splits.items()) or "token shards"
         # the digest is sent as a signed int64, so it must fit in 63 bits
         digest = digest64(json.dumps(identity)) >> 1
-    wanted = process.from_main(digest)
-    if 0 not in (digest, wanted) and digest != wanted:
-        problem = "the data is not that of rank 0: name files that all nodes share, or copy the same ones to each"
+    of_main = process.from_main(digest)
+    if 0 not in (digest, of_main) and digest != of_main:
+        problem = "the data differ from the data of rank 0; use files on a shared disk, or copy them to all nodes"
     return gather_finding("data", Local(found, problem), process), vocab_size
 
 
@@ -105,13 +105,13 @@ def _write_here(directory: Path, rank: int, needed_bytes: int) -> Local:
             path.unlink(missing_ok=True)
     except OSError as error:
         return Local("cannot be written", _not_writable(directory, error))
-    found = f"{free / 2**30:,.1f} GiB free, {_WRITTEN_BYTES / seconds / 1e9:.2f} GB/s a rank when all write"
+    found = f"{free / 2**30:,.1f} GiB free, {_WRITTEN_BYTES / seconds / 1e9:.2f} GB/s per rank while all ranks write"
     if free >= needed_bytes:
         return Local(found)
     return Local(
         found,
         f"checkpointing.runs_dir: {free / 2**30:,.1f} GiB are free in {directory.absolute()}, but {_CHECKPOINTS} "
-        f"checkpoints take {needed_bytes / 2**30:,.1f} GiB; make room, or choose another directory",
+        f"checkpoints need {needed_bytes / 2**30:,.1f} GiB; free space, or choose another directory",
     )
 
 

@@ -48,30 +48,30 @@ def test_shards_are_well(findings: Findings) -> None:
         ("version", "versions", ["torch: ", "0.0.1 on rank 1 (", "install the same version"]),
         ("code", "code of pico_ds", [" on rank 1 (", "check out the same commit"]),
         ("config", "configuration", ["rank 1 (", "meta.inner_steps is 7, not 2; training.lr is 0.5, not 0.003"]),
-        ("clock", "clocks", ["rank 1 (", "+60.0 s off that of rank 0", "synchronize the clocks"]),
-        ("disk", "disk of the run directory", ["rank 1 (", "0.0 GiB are free", "make room"]),
-        ("network", "all-reduce", ["1e+06 are asked for"]),
-        ("other node", "run directory is shared", ["rank 1 (", "is not seen here", "that all nodes share"]),
-        ("other node", "data", ["rank 1 (", "the data is not that of rank 0"]),
+        ("clock", "clocks", ["rank 1 (", "from the clock of rank 0 by +60.0 s", "synchronize the clocks"]),
+        ("disk", "disk of the run directory", ["rank 1 (", "0.0 GiB are free", "free space"]),
+        ("network", "all-reduce", ["--least_gb_per_second is 1e+06"]),
+        ("other node", "run directory is shared", ["rank 1 (", "does not exist here", "that all nodes share"]),
+        ("other node", "data", ["rank 1 (", "the data differ from the data of rank 0"]),
         ("no data", "data", ["rank 1 (", "corpus.jsonl"]),
         ("no directory", "run directory is shared", ["rank 0 (", "cannot write to"]),
         ("no directory", "disk of the run directory", ["rank 0 (", "1 (", "cannot write to"]),
     ],
 )
-def test_what_will_not_do_is_said(findings: Findings, case: str, check: str, parts: list[str]) -> None:
-    (sentence,) = findings[case][check][1]
+def test_each_problem_names_the_rank_and_the_fix(findings: Findings, case: str, check: str, parts: list[str]) -> None:
+    (message,) = findings[case][check][1]
     for part in parts:
-        assert part in sentence
+        assert part in message
 
 
 @pytest.mark.parametrize(
     ("case", "check"), [("version", "versions"), ("clock", "clocks"), ("disk", "disk of the run directory")]
 )
-def test_nothing_else_is_said(findings: Findings, case: str, check: str) -> None:
+def test_other_checks_pass(findings: Findings, case: str, check: str) -> None:
     assert [name for name, (_, problems) in findings[case].items() if problems] == [check]
 
 
-def test_gpus_that_differ_are_named() -> None:
+def test_different_gpus_are_reported() -> None:
     assert _unlike([(8, 79)] * 16) == ()
-    (sentence,) = _unlike([(8, 79)] * 8 + [(8, 39)] * 8)
-    assert "8 of 39 GiB (from rank 8), 8 of 79 GiB (from rank 0)" in sentence
+    (message,) = _unlike([(8, 79)] * 8 + [(8, 39)] * 8)
+    assert "8 of 39 GiB (from rank 8), 8 of 79 GiB (from rank 0)" in message
