@@ -26,12 +26,12 @@ print("trained", run.step, sorted(run.layer("layers.0.attention.v_proj")))
 """
 
 
-def test_import_loads_no_torch() -> None:
+def test_importing_pico_ds_does_not_import_torch() -> None:
     code = "import sys, pico_ds; dir(pico_ds); sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, env=environment())
 
 
-def test_all_names_exist() -> None:
+def test_all_exported_names_exist() -> None:
     assert all(getattr(pico_ds, name) is not None for name in pico_ds.__all__)
 
 
@@ -47,7 +47,7 @@ def test_loaded_run_adapts_and_evaluates(shared_runs: SharedRuns) -> None:
     assert "% before adaptation" in str(found)
 
 
-def test_training_and_resuming_in_one_process(shared_runs: SharedRuns, tmp_path: Path) -> None:
+def test_one_process_trains_and_resumes(shared_runs: SharedRuns, tmp_path: Path) -> None:
     _, _, config, *settings = shared_runs.arguments(tmp_path, "trained")
     steps = ["training.max_steps=4", "learning_dynamics.save_every_n_steps=4", "evaluation.n_tasks=2"]
     done = subprocess.run(

@@ -24,7 +24,7 @@ def benchmark(tmp_path: Path, command: str, *options: str) -> tuple[str, list[di
 
 
 @pytest.mark.slow
-def test_checkpoint(tmp_path: Path) -> None:
+def test_checkpoint_measures_the_same_bytes_for_all_writers(tmp_path: Path) -> None:
     text, results = benchmark(tmp_path, "checkpoint", "--size", "tiny", "--ranks", "2", "--directory", str(tmp_path))
     assert "verify_gb_per" in text
     assert [row["way"] for row in results] == ["raw disk", "pico_ds", "deepspeed", "torch dcp"]
@@ -36,7 +36,7 @@ def test_checkpoint(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_snapshots(tmp_path: Path) -> None:
+def test_snapshots_measures_two_ranks_under_zero3(tmp_path: Path) -> None:
     """On two ranks and under ZeRO 3, as on one: the demo, and a model whose size is asked for."""
     options = ["--size", "tiny", "--rows", "2", "--length", "32", "--tasks", "1", "--ranks", "2", "--stages", "3"]
     small = ["learning_dynamics.adaptation_steps=1", "smlmt.n_way=3", "smlmt.k_shot=1", "smlmt.q_query=1"]
@@ -50,7 +50,7 @@ def test_snapshots(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_all(tmp_path: Path) -> None:
+def test_all_measures_every_part(tmp_path: Path) -> None:
     """The one command that is run on a GPU."""
     options = ["--size", "tiny", "--rows", "4", "--length", "32", "--tasks", "2", "--inner_steps", "1"]
     text, results = benchmark(tmp_path, "all", *options, "--stages", "3", "--set", *SMALL)
@@ -78,7 +78,7 @@ def test_all(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_scaling(tmp_path: Path) -> None:
+def test_scaling_counts_the_bytes_and_calls_of_a_ring(tmp_path: Path) -> None:
     """What is counted of bytes and calls, on two ranks, is what a ring and the projection take."""
     options = ["--size", "tiny", "--rows", "4", "--length", "32", "--inner_steps", "1", "--ranks", "2"]
     text, results = benchmark(tmp_path, "scaling", *options, "--stages", "1", "3", "--set", *SMALL)
@@ -115,7 +115,7 @@ def test_scaling(tmp_path: Path) -> None:
     )
 
 
-def test_a_projection_alone_and_a_wrong_option(tmp_path: Path) -> None:
+def test_scaling_projects_without_measurements(tmp_path: Path) -> None:
     options = ["--no_measurements", "--config", "configs/pico-maml-tiny.yaml", "--gpus", "2", "--utilization", "0.3"]
     out = tmp_path / "result.json"
     warm.python("scripts/benchmark.py", "scaling", "--repeats", "1", "--json", str(out), *options)
@@ -127,7 +127,7 @@ def test_a_projection_alone_and_a_wrong_option(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_measurement_that_fails_does_not_cost_the_others(tmp_path: Path) -> None:
+def test_failed_measurement_is_recorded(tmp_path: Path) -> None:
     out = tmp_path / "result.json"
     command = ["scripts/benchmark.py", "lm", "--size", "none", "--stages", "1", "--repeats", "1", "--json", str(out)]
     text = real.python(*command, check=False)
@@ -137,7 +137,7 @@ def test_a_measurement_that_fails_does_not_cost_the_others(tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_index_and_prepare(tmp_path: Path) -> None:
+def test_index_and_prepare_report_every_field(tmp_path: Path) -> None:
     _, results = benchmark(tmp_path, "index", "--rows", "64")
     decoding, *indexes = results
     assert decoding["tokens"] == 64 * 2049

@@ -103,7 +103,7 @@ def check_launcher(words: list[str]) -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_command_is_understood(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_command_is_accepted_by_its_script_and_launcher(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     words = shlex.split(command)
     while re.match(r"[A-Z_]+=", words[0]):
         words.pop(0)
@@ -121,17 +121,17 @@ def test_a_command_is_understood(command: str, monkeypatch: pytest.MonkeyPatch) 
         load_deepspeed_config(REPOSITORY / arguments.deepspeed_config)
 
 
-def test_there_are_commands_in_the_docs() -> None:
+def test_docs_contain_commands() -> None:
     assert len(COMMANDS) > 40
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
-def test_every_script_is_shown_somewhere(script: Path) -> None:
+def test_every_script_has_a_command_in_the_docs(script: Path) -> None:
     name = name_of(script)
     assert any(name in command for _, block in blocks("bash") for command in commands(block)), name
 
 
-def test_commands_stand_in_blocks_of_bash() -> None:
+def test_commands_are_only_in_bash_blocks() -> None:
     for page in PAGES:
         for language, block in _FENCE.findall(page.read_text()):
             if language != "bash":
@@ -142,13 +142,13 @@ def test_commands_stand_in_blocks_of_bash() -> None:
 
 
 @pytest.mark.parametrize(("page", "block"), blocks("yaml"))
-def test_yaml_is_a_configuration(page: str, block: str) -> None:
+def test_yaml_block_is_a_valid_configuration(page: str, block: str) -> None:
     parse_config(block, name=page)
 
 
 # tests/end_to_end/test_tutorial.py runs the tutorial
 @pytest.mark.parametrize(("page", "code"), [found for found in blocks("python") if found[0] != "docs/tutorial.md"])
-def test_python_runs(
+def test_python_block_runs(
     page: str, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared_runs: SharedRuns
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -161,7 +161,7 @@ def test_python_runs(
     exec(compile(source, page, "exec"), {"__name__": page})
 
 
-def test_the_learner_of_the_docs_is_a_file_and_a_name(tmp_path: Path) -> None:
+def test_documented_learner_needs_only_a_file_and_a_name(tmp_path: Path) -> None:
     shutil.copytree(REPOSITORY / "pico_ds", tmp_path / "pico_ds", ignore=shutil.ignore_patterns("__pycache__"))
     (code,) = [block for page, block in blocks("python") if page == "docs/learners.md"]
     (tmp_path / "pico_ds" / "meta" / "learners" / "half.py").write_text(code)
@@ -187,7 +187,7 @@ def test_the_learner_of_the_docs_is_a_file_and_a_name(tmp_path: Path) -> None:
     assert done.stdout == "Half\n", done.stderr
 
 
-def test_json_is_valid(tmp_path: Path) -> None:
+def test_json_block_is_valid(tmp_path: Path) -> None:
     found = blocks("json")
     assert found
     for page, block in found:
@@ -215,7 +215,7 @@ def anchors(page: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_links_lead_somewhere(page: Path) -> None:
+def test_link_targets_exist(page: Path) -> None:
     for link in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
         name, _, anchor = link.partition("#")
         if ":" in name:
@@ -226,7 +226,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_keys_are_those_of_the_schema(page: Path) -> None:
+def test_keys_exist_in_the_schema(page: Path) -> None:
     ours = {*all_keys()}
     sections = "|".join(RunConfig.model_fields)
     for span in re.findall(r"`([^`]+)`", prose(page)):
@@ -239,7 +239,7 @@ def test_keys_are_those_of_the_schema(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_tests_that_a_page_names_exist(page: Path) -> None:
+def test_named_tests_exist(page: Path) -> None:
     for path, name in re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?[^`]*`", page.read_text()):
         assert (REPOSITORY / path).exists(), path
         assert not name or f"def {name}(" in (REPOSITORY / path).read_text(), f"{path}::{name}"

@@ -43,7 +43,7 @@ def script(name: str, *arguments: str, **options: object) -> str:
 FEW = ["--shapes", "3x1", "2x2", "--queries", "2", "--tasks", "5", "--steps", "2", "--documents", "any", "different"]
 
 
-def test_the_grid_is_the_same_on_one_rank_and_on_two(trained: Path) -> None:
+def test_few_shot_grid_is_equal_on_one_and_two_ranks(trained: Path) -> None:
     path = trained / "eval_results" / "few_shot_step_6.json"
     output = script("evaluate", "few-shot", str(trained), *FEW)
     one = json.loads(path.read_text())
@@ -67,13 +67,13 @@ def test_the_grid_is_the_same_on_one_rank_and_on_two(trained: Path) -> None:
     assert found["by_step"][0] == pytest.approx(found["by_method"]["frozen, nearest prototype"])
 
 
-def test_what_the_data_cannot_supply_is_said_and_the_rest_is_judged(trained: Path) -> None:
+def test_shape_that_the_data_cannot_supply_is_reported_and_skipped(trained: Path) -> None:
     output = script("evaluate", "few-shot", str(trained), "--shapes", "2x1", "50x2", "--tasks", "2", "--steps", "1")
     assert "50-way 2-shot: smlmt.n_way: got 50, but only" in output
     assert "2-way 1-shot" in output
 
 
-def test_labelled_texts_are_classified(trained: Path, directory: Path) -> None:
+def test_labelled_texts_are_evaluated(trained: Path, directory: Path) -> None:
     data = directory / "topics.jsonl"
     kinds = {"war": "army troops", "money": "tax debt", "land": "crop farm"}
     records = [{"text": f"case {n} of {words}", "label": label} for label, words in kinds.items() for n in range(8)]
@@ -85,7 +85,7 @@ def test_labelled_texts_are_classified(trained: Path, directory: Path) -> None:
     assert content["settings"][0]["by_method"]["TF-IDF, nearest prototype"] == [1.0] * 4
 
 
-def test_a_conll_file_is_fine_tuned_on(trained: Path, directory: Path) -> None:
+def test_conll_file_is_fine_tuned(trained: Path, directory: Path) -> None:
     data, rng = directory / "own.conll", random.Random(0)
     sentences = [["The O", f"{rng.choice(ANIMALS)} B-ANI", f"{n} O"] for n in range(30)]
     data.write_text("\n\n".join("\n".join(lines) for lines in sentences))
@@ -95,7 +95,7 @@ def test_a_conll_file_is_fine_tuned_on(trained: Path, directory: Path) -> None:
     assert set(content["f1"]) == {f"{model}, {mode}" for model in ("untrained", "trained") for mode in ("head", "full")}
 
 
-def test_perplexity_is_the_same_in_training_and_on_two_ranks(trained: Path, where: list[str], directory: Path) -> None:
+def test_perplexity_is_equal_in_training_and_on_two_ranks(trained: Path, where: list[str], directory: Path) -> None:
     data = directory / "judged.jsonl"
     records = [{"text": "The cat sees the river. " * n, "source": "ab"[n % 2]} for n in range(1, 12)]
     data.write_text("\n".join(map(json.dumps, records)))
@@ -119,14 +119,14 @@ def test_perplexity_is_the_same_in_training_and_on_two_ranks(trained: Path, wher
     assert found["perplexity"] in [record.get("eval/perplexity") for record in logged]
 
 
-def test_unreachable_texts_fail_before_training(where: list[str], directory: Path) -> None:
+def test_missing_perplexity_texts_fail_before_training(where: list[str], directory: Path) -> None:
     settings = ["evaluation.perplexity.data=nobody/nothing", f"checkpointing.runs_dir={directory}"]
     output = script("train", "--config", TINY, *where, *settings, "checkpointing.run_name=never", check=False)
     assert "error: evaluation.perplexity.data: 'nobody/nothing' is not a local file" in output
     assert not (directory / "never").exists()
 
 
-def test_report_shows_the_layers_of_a_run(trained: Path, directory: Path) -> None:
+def test_report_shows_layer_displacements(trained: Path, directory: Path) -> None:
     output = script("report", str(trained), "--out", str(directory / "report"))
     page = Path(output.strip().splitlines()[-1])
     assert "meta: distance that the inner loop moves each layer" in page.read_text()
@@ -135,7 +135,7 @@ def test_report_shows_the_layers_of_a_run(trained: Path, directory: Path) -> Non
 AUDIT = ("number of masks", "injected", "words unknown to masking")
 
 
-def test_injected_sentences_are_seen_in_the_tasks(directory: Path, where: list[str]) -> None:
+def test_task_scripts_include_injected_sentences(directory: Path, where: list[str]) -> None:
     output = script("tasks", "show", "--config", TINY, "--n", "8", "--step", "3", *where)
     assert "the [MASK] drinks at" in output
     assert "near the" in output, "and those of the corpus as well"
@@ -167,7 +167,7 @@ def test_injected_sentences_are_seen_in_the_tasks(directory: Path, where: list[s
         (["few-shot", "RUN", "--shapes", "2x999"], "error: no shape could be evaluated"),
     ],
 )
-def test_mistakes_end_with_one_message(trained: Path, arguments: list[str], message: str) -> None:
+def test_mistake_is_an_error_without_a_traceback(trained: Path, arguments: list[str], message: str) -> None:
     given = [argument.replace("RUN", str(trained)) for argument in arguments]
     output = script("evaluate", *given, check=False)
     assert message.replace("RUN", str(trained)) in output

@@ -46,7 +46,7 @@ def test_diffs_apply_to_the_current_code(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_diffs_apply_and_train_together(tmp_path: Path) -> None:
+def test_package_with_all_diffs_trains(tmp_path: Path) -> None:
     # about 10 CPU seconds: one process trains two steps
     extended_copy(tmp_path)
     variables = {"PYTHONPATH": str(tmp_path), "HF_MODULES_CACHE": str(tmp_path / "modules")}

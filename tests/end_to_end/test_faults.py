@@ -35,7 +35,7 @@ def fault(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], No
 
 
 @pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
-def test_a_rank_that_dies_ends_the_job_and_is_named(
+def test_dead_rank_ends_the_job_and_is_named(
     launcher: str, arguments: Callable[..., list[str]], place: Path, fault: Callable[[str], None]
 ) -> None:
     fault("die 1 5")
@@ -60,7 +60,7 @@ def summary_of(run_directory: Path, output: str) -> str:
     return summary.read_text()
 
 
-def test_a_rank_that_fails_says_why(
+def test_failed_rank_reports_its_error(
     arguments: Callable[..., list[str]], place: Path, fault: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fault("raise 1 5")
@@ -85,7 +85,7 @@ def test_a_rank_that_fails_says_why(
         assert "a-secret" not in log
 
 
-def test_another_configuration_is_an_error_and_no_failure(place: Path, shared_runs: SharedRuns) -> None:
+def test_changed_configuration_is_not_reported_as_a_failure(place: Path, shared_runs: SharedRuns) -> None:
     run = shared_runs.copy("plain", place / "plain")
     before = (run / "logs" / "status.json").read_text()
     output = warm.torchrun(*shared_runs.arguments(place, "plain", "training.lr=1"), check=False)
@@ -98,7 +98,7 @@ def test_another_configuration_is_an_error_and_no_failure(place: Path, shared_ru
 
 #: the longest: ZeRO 2 waits in a process group of its own, which ignores the timeout of the group
 @pytest.mark.parametrize("stage", [2, *(pytest.param(stage, marks=pytest.mark.slow) for stage in (0, 1, 3))])
-def test_a_rank_that_hangs_is_found_under_every_stage(
+def test_hanging_rank_is_detected_under_every_stage(
     arguments: Callable[..., list[str]], place: Path, fault: Callable[[str], None], stage: int
 ) -> None:
     fault("hang 1 5")
@@ -113,7 +113,7 @@ def test_a_rank_that_hangs_is_found_under_every_stage(
     assert f"first      rank 1, after 5 steps: no progress for {HANG_SECONDS} s" in summary_of(place / name, output)
 
 
-def test_watchdog_finds_a_hang_that_holds_the_interpreter_lock(
+def test_watchdog_detects_a_hang_that_holds_the_interpreter_lock(
     arguments: Callable[..., list[str]], place: Path, fault: Callable[[str], None]
 ) -> None:
     """In native code: no thread of that rank can run Python any more."""
@@ -126,7 +126,7 @@ def test_watchdog_finds_a_hang_that_holds_the_interpreter_lock(
 
 
 @pytest.mark.slow
-def test_two_agents_restart_a_job_that_dies_and_then_hangs(
+def test_two_agents_restart_a_job_after_a_death_and_a_hang(
     arguments: Callable[..., list[str]], place: Path, fault: Callable[[str], None], shared_runs: SharedRuns
 ) -> None:
     """`torchrun --max-restarts 3`, two nodes over loopback; the run equals one without faults."""

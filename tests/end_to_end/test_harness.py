@@ -32,7 +32,7 @@ metric_list: [{metric: acc}]
 
 
 @pytest.mark.slow
-def test_a_checkpoint_is_judged(tmp_path: Path) -> None:
+def test_harness_scores_equal_direct_log_likelihoods(tmp_path: Path) -> None:
     checkpoint = write_checkpoint(tmp_path / "checkpoint")
     data = tmp_path / "own.jsonl"
     data.write_text("\n".join(map(json.dumps, QUESTIONS)))

@@ -80,7 +80,7 @@ def test_checkpoints_snapshots_and_results_are_pushed(corpus: Path, tmp_path: Pa
     assert TOKEN not in output + card
 
 
-def test_a_hub_that_fails_does_not_end_a_run(corpus: Path, tmp_path: Path, hub: FakeHub) -> None:
+def test_failing_hub_does_not_end_a_run(corpus: Path, tmp_path: Path, hub: FakeHub) -> None:
     hub.always = 403
     output = warm.python(TRAIN, *settings(corpus, tmp_path, "run"), **at(hub))
     assert "warning: step 4 was not pushed to the hub, training continues: lab/pico: " in output
@@ -88,7 +88,7 @@ def test_a_hub_that_fails_does_not_end_a_run(corpus: Path, tmp_path: Path, hub: 
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_a_wrong_token_ends_a_run_before_it_begins(corpus: Path, tmp_path: Path, ranks: int, hub: FakeHub) -> None:
+def test_invalid_token_fails_before_training(corpus: Path, tmp_path: Path, ranks: int, hub: FakeHub) -> None:
     output = warm.torchrun(TRAIN, *settings(corpus, tmp_path, "run"), ranks=ranks, check=False, **at(hub, "hf_wrong"))
     assert "error: checkpointing.hub.repo_id: lab/pico: " in output
     assert "hf_wrong" not in output

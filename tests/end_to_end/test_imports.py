@@ -21,13 +21,13 @@ def modules(directory: Path, name: str) -> set[str]:
     return set((directory / name).read_text().splitlines())
 
 
-def test_help_imports_nothing(tmp_path: Path) -> None:
+def test_help_imports_no_slow_library(tmp_path: Path) -> None:
     assert "usage" in real.python(SCRIPT, "--help", IMPORTS_DIRECTORY=str(tmp_path))
     found = modules(tmp_path, "end.txt")
     assert not found & (NEVER | FOR_A_SAVE | COMPILER | ANYTHING_SLOW)
 
 
-def test_a_dry_run_imports_no_more_than_it_computes_with(tmp_path: Path) -> None:
+def test_dry_run_imports_only_what_it_needs(tmp_path: Path) -> None:
     arguments = ["--config", "configs/pico-maml-1b.yaml", "--dry-run"]
     real.python(SCRIPT, *arguments, IMPORTS_DIRECTORY=str(tmp_path))
     found = modules(tmp_path, "end.txt")
@@ -42,7 +42,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory, shared_runs: SharedRuns) -> 
     return directory
 
 
-def test_a_plain_run_imports_a_library_only_when_it_needs_it(plain: Path) -> None:
+def test_training_imports_libraries_only_when_needed(plain: Path) -> None:
     first_step, end = modules(plain, "first_step.txt"), modules(plain, "end.txt")
     assert "deepspeed" in first_step
     assert not first_step & (NEVER | FOR_A_SAVE | COMPILER)

@@ -41,27 +41,27 @@ def assert_same_run(got: Path, wanted: Path) -> None:
 
 
 @pytest.mark.parametrize("stage", range(4))
-def test_two_ranks_follow_the_trajectory_of_one(
-    stage: int, arguments: Arguments, runs_dir: Path, one_rank: Path
-) -> None:
+def test_two_ranks_train_like_one_rank(stage: int, arguments: Arguments, runs_dir: Path, one_rank: Path) -> None:
     warm.torchrun(*arguments(f"zero{stage}", "--deepspeed_config", f"ds_configs/zero{stage}.json"))
     assert_same_run(runs_dir / f"zero{stage}", one_rank)
 
 
 @pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
-def test_real_launchers_train_the_same_run(launcher: str, arguments: Arguments, runs_dir: Path, one_rank: Path) -> None:
+def test_real_launchers_train_like_one_rank(
+    launcher: str, arguments: Arguments, runs_dir: Path, one_rank: Path
+) -> None:
     launch = {"torchrun": real.torchrun, "deepspeed": real.deepspeed}[launcher]
     launch(*arguments(launcher))
     assert_same_run(runs_dir / launcher, one_rank)
 
 
-def test_a_forked_run_equals_a_started_one(arguments: Arguments, runs_dir: Path, one_rank: Path) -> None:
+def test_forked_run_equals_a_started_run(arguments: Arguments, runs_dir: Path, one_rank: Path) -> None:
     """The warm launcher changes nothing: every deterministic metric and every weight, bit for bit."""
     real.python(*arguments("python"))
     assert_bit_identical(runs_dir / "python", one_rank, STEPS)
 
 
-def test_bf16_stages_agree_and_stay_near_one_rank(arguments: Arguments, runs_dir: Path) -> None:
+def test_bf16_stages_agree_and_are_close_to_one_rank(arguments: Arguments, runs_dir: Path) -> None:
     """Ranks round their gradients to bf16 before the sum; the stages then do the very same arithmetic."""
     warm.python(*arguments("bf16-one", "training.precision=bf16"))
     for stage in (1, 2, 3):
@@ -79,12 +79,12 @@ def test_bf16_stages_agree_and_stay_near_one_rank(arguments: Arguments, runs_dir
             assert got[name] == pytest.approx(wanted[name], rel=1e-3), (name, got["step"])
 
 
-def test_two_agents_of_one_rank_each_over_loopback(arguments: Arguments, runs_dir: Path, one_rank: Path) -> None:
+def test_two_torchrun_agents_train_like_one_rank(arguments: Arguments, runs_dir: Path, one_rank: Path) -> None:
     two_agents(arguments("agents"))
     assert_same_run(runs_dir / "agents", one_rank)
 
 
-def test_metrics_have_losses_rates_and_counters(one_rank: Path) -> None:
+def test_metrics_contain_losses_rates_and_counters(one_rank: Path) -> None:
     lines: list[dict[str, Any]] = metrics_of(one_rank)
     training = [line for line in lines if "lr" in line]
     assert [line["step"] for line in training] == list(range(1, STEPS + 1))

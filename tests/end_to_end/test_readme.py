@@ -62,15 +62,15 @@ def adapted(command: str, place: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if not command.startswith("source ")])
-def test_a_command_of_the_readme_runs(command: str, place: Path) -> None:
+def test_readme_command_runs(command: str, place: Path) -> None:
     real.run(*adapted(command, place), timeout_seconds=280)
 
 
-def test_the_first_block_is_the_two_commands() -> None:
+def test_readme_starts_with_quickstart_and_tests() -> None:
     assert COMMANDS[:2] == ["bash scripts/quickstart.sh", "bash scripts/run_tests.sh"]
     assert "bash scripts/run_tests.sh" in (REPOSITORY / ".ci" / "run").read_text()
 
 
-def test_files_that_the_readme_names_are_there() -> None:
+def test_linked_files_exist() -> None:
     for name in re.findall(r"\]\(([^)#:]+)\)", README):
         assert (REPOSITORY / name).exists(), name

@@ -53,7 +53,7 @@ def cut_back(whole: Path, path: Path, step: int) -> Path:
 
 
 @pytest.mark.parametrize(("stage", "precision"), [(1, "bf16"), (2, "fp32"), (3, "bf16")])
-def test_a_resumed_run_is_bit_identical(
+def test_resumed_run_is_bit_identical(
     arguments: Callable[..., list[str]], place: Path, stage: int, precision: str
 ) -> None:
     settings = [f"training.precision={precision}", "--deepspeed_config", f"ds_configs/zero{stage}.json", *WINDOWS]
@@ -65,7 +65,7 @@ def test_a_resumed_run_is_bit_identical(
     assert_bit_identical(resumed, place / name, STEPS)
 
 
-def test_a_run_continues_at_other_world_sizes_and_stages(arguments: Callable[..., list[str]], place: Path) -> None:
+def test_run_resumes_at_other_world_sizes_and_stages(arguments: Callable[..., list[str]], place: Path) -> None:
     """1 rank, then 2, 3 and 1 again, under ZeRO 1, 2, 3 and 0: the same rows and tasks, and metrics to rounding."""
     path, constant = place / "wandering", place / "constant"
     for ranks, step, stage in ((1, 4, 1), (2, 6, 2), (3, 9, 3), (1, STEPS, 0)):
@@ -79,7 +79,7 @@ def test_a_run_continues_at_other_world_sizes_and_stages(arguments: Callable[...
     assert relative_error(weights_of(path, STEPS), weights_of(constant, STEPS)) <= 1e-6
 
 
-def test_a_finished_run_is_not_trained_again(arguments: Callable[..., list[str]], whole: Path, place: Path) -> None:
+def test_finished_run_is_not_trained_again(arguments: Callable[..., list[str]], whole: Path, place: Path) -> None:
     again = cut_back(whole, place / "again", STEPS)
     before = deterministic_metrics_of(again)
     output = warm.python(*arguments("again"))
@@ -88,7 +88,7 @@ def test_a_finished_run_is_not_trained_again(arguments: Callable[..., list[str]]
     assert deterministic_metrics_of(again) == before
 
 
-def test_a_damaged_checkpoint_is_skipped(arguments: Callable[..., list[str]], whole: Path, place: Path) -> None:
+def test_damaged_checkpoint_is_skipped(arguments: Callable[..., list[str]], whole: Path, place: Path) -> None:
     damaged = cut_back(whole, place / "damaged", 8)
     shard = damaged / "checkpoints/step_8/training_state/shard_0.safetensors"
     content = bytearray(shard.read_bytes())
@@ -102,7 +102,7 @@ def test_a_damaged_checkpoint_is_skipped(arguments: Callable[..., list[str]], wh
     assert (aside / "training_state/shard_0.safetensors").read_bytes() == content
 
 
-def test_a_missing_checkpoint_that_was_asked_for_is_an_error(
+def test_missing_requested_checkpoint_is_an_error(
     arguments: Callable[..., list[str]], whole: Path, place: Path
 ) -> None:
     run = cut_back(whole, place / "missing", STEPS)
@@ -122,7 +122,7 @@ def wait_for(process: Process, text: str) -> str:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_stop_signal_saves_and_ends_with_the_requeue_code(
+def test_stop_signal_saves_and_exits_with_the_requeue_code(
     arguments: Callable[..., list[str]], place: Path, number: signal.Signals
 ) -> None:
     name, long = f"stopped-{number.name}", ["training.max_steps=100000", "training.lr_schedule=constant"]
@@ -140,7 +140,9 @@ def test_a_stop_signal_saves_and_ends_with_the_requeue_code(
     assert [line["step"] for line in metrics_of(place / name) if "lr" in line] == list(range(1, step + 3))
 
 
-def test_a_signal_to_one_rank_stops_all_after_the_same_step(arguments: Callable[..., list[str]], place: Path) -> None:
+def test_signal_to_one_rank_stops_all_ranks_after_the_same_step(
+    arguments: Callable[..., list[str]], place: Path
+) -> None:
     others = ["training.max_steps=100000", "checkpointing.save_every_n_steps=50000"]
     process = warm.start_ranks(2, *arguments("one-signal", *others))
     wait_for(process, "step 5/")
@@ -168,7 +170,7 @@ def test_ranks_save_when_the_deepspeed_command_dies(arguments: Callable[..., lis
     warm.python("scripts/checkpoint.py", "verify", str(place / "orphans"))
 
 
-def test_a_stop_signal_ends_an_evaluation_which_is_made_up_for(
+def test_evaluation_interrupted_by_a_signal_is_repeated_after_a_resume(
     arguments: Callable[..., list[str]], place: Path
 ) -> None:
     process = warm.start(*arguments("evaluating", "evaluation.n_tasks=500"))
@@ -192,7 +194,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
 
 
-def test_a_full_disk_ends_the_run_and_loses_nothing(
+def test_full_disk_ends_the_run_without_data_loss(
     arguments: Callable[..., list[str]], whole: Path, small_disk: Path
 ) -> None:
     here = arguments("full", f"checkpointing.runs_dir={small_disk}")
@@ -208,13 +210,13 @@ def test_a_full_disk_ends_the_run_and_loses_nothing(
     assert all(torch.allclose(weights[name], expected[name], rtol=1e-4, atol=1e-6) for name in expected)
 
 
-def test_a_read_only_directory_is_named(arguments: Callable[..., list[str]], small_disk: Path) -> None:
+def test_error_names_a_read_only_directory(arguments: Callable[..., list[str]], small_disk: Path) -> None:
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     output = warm.python(*arguments("ro", f"checkpointing.runs_dir={small_disk}/runs"), check=False)
     assert f"checkpointing.runs_dir: cannot write to {small_disk}/runs (Read-only file system)" in output
 
 
-def test_inspect_verify_and_consolidate(whole: Path, tmp_path: Path) -> None:
+def test_checkpoint_script_inspects_verifies_and_consolidates(whole: Path, tmp_path: Path) -> None:
     checkpoint, out = whole / f"checkpoints/step_{STEPS}", tmp_path / "weights.safetensors"
     text = warm.python("scripts/checkpoint.py", "inspect", str(checkpoint), "--tensors")
     for part in (
@@ -244,7 +246,7 @@ def test_resume_never_runs_code_of_a_checkpoint(
     assert_bit_identical(planted, whole, STEPS)
 
 
-def test_old_checkpoints_go_as_configured(arguments: Callable[..., list[str]], place: Path) -> None:
+def test_retention_follows_the_configuration(arguments: Callable[..., list[str]], place: Path) -> None:
     keep = ["checkpointing.keep_last_n=1", "checkpointing.keep_every_n_steps=4", "checkpointing.keep_weights=false"]
     warm.python(*arguments("kept", *keep))
     kept = {path.name for path in (place / "kept/checkpoints").iterdir()}

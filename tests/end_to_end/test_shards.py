@@ -35,7 +35,7 @@ def at(hub: FakeDatasetHub) -> dict[str, str]:
     return {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
 
 
-def test_a_run_goes_on_mid_shard_on_another_number_of_ranks(hub: tuple[FakeDatasetHub, Path]) -> None:
+def test_run_resumes_mid_shard_at_another_world_size(hub: tuple[FakeDatasetHub, Path]) -> None:
     server, directory = hub
     warm.torchrun(TRAIN, *settings(directory, "whole"), **at(server))
     # one fetch a node, not one a rank
@@ -55,7 +55,7 @@ def test_a_run_goes_on_mid_shard_on_another_number_of_ranks(hub: tuple[FakeDatas
             assert mine[key] == (pytest.approx(value, rel=1e-4, abs=1e-6) if isinstance(value, float) else value), key
 
 
-def test_a_run_does_not_go_on_with_another_commit(hub: tuple[FakeDatasetHub, Path]) -> None:
+def test_run_does_not_resume_with_another_dataset_commit(hub: tuple[FakeDatasetHub, Path]) -> None:
     server, directory = hub
     warm.python(TRAIN, *settings(directory, "moved", "training.max_steps=3"), **at(server))
     before, server.commit = server.commit, "1" * 40

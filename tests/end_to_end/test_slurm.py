@@ -111,7 +111,7 @@ def stub(slurm: Slurm) -> Slurm:
     return slurm
 
 
-def test_torchrun_meets_at_the_first_node_and_is_given_the_arguments(stub: Slurm) -> None:
+def test_torchrun_gets_the_first_node_and_all_arguments(stub: Slurm) -> None:
     assert stub.run("--config", "a b.yaml", "training.seed=1") == 0
     launched = next(line for line in stub.notes.read_text().splitlines() if line.startswith("torchrun"))
     assert launched == (
@@ -127,13 +127,13 @@ def test_torchrun_meets_at_the_first_node_and_is_given_the_arguments(stub: Slurm
     assert not stub.requeued
 
 
-def test_environment_variables_reach_the_started_process(stub: Slurm) -> None:
+def test_environment_variables_set_the_torchrun_options(stub: Slurm) -> None:
     assert stub.run(MIN_NODES="1", RANKS_PER_NODE="4", MAX_RESTARTS="9", SLURM_RESTART_COUNT="2") == 0
     for part in ("--nnodes 1:2", "--nproc_per_node 4", "--max-restarts 9", "--rdzv_id 20123-2"):
         assert part in stub.notes.read_text()
 
 
-def test_a_failure_keeps_its_code_and_is_not_queued_again(stub: Slurm) -> None:
+def test_failed_job_keeps_its_exit_code_and_is_not_requeued(stub: Slurm) -> None:
     assert stub.run(CODE="7") == 7
     assert not stub.requeued
 
@@ -142,7 +142,7 @@ def test_a_failure_keeps_its_code_and_is_not_queued_again(stub: Slurm) -> None:
     ("number", "requeue_code", "code", "requeued"),
     [(signal.SIGUSR1, "0", 0, True), (signal.SIGUSR1, "1", 1, True), (signal.SIGTERM, "0", 1, False)],
 )
-def test_a_signal_is_passed_on_and_waited_for(
+def test_signal_is_forwarded_and_the_job_waits_for_training_to_end(
     stub: Slurm, number: signal.Signals, requeue_code: str, code: int, requeued: bool
 ) -> None:
     job = stub.start(LONG="1", REQUEUE_CODE=requeue_code)
@@ -154,7 +154,7 @@ def test_a_signal_is_passed_on_and_waited_for(
     assert ("SLURM does not queue job 20123 again" in stub.output) == (requeue_code == "1")
 
 
-def test_preflight_comes_first_and_can_keep_from_training(stub: Slurm) -> None:
+def test_failed_preflight_prevents_training(stub: Slurm) -> None:
     assert stub.run("training.seed=1", PREFLIGHT="1", PREFLIGHT_CODE="1") == 1
     assert "scripts/preflight.py training.seed=1" in stub.notes.read_text()
     assert "scripts/train.py" not in stub.notes.read_text()
@@ -162,7 +162,7 @@ def test_preflight_comes_first_and_can_keep_from_training(stub: Slurm) -> None:
     assert "scripts/train.py training.seed=1" in stub.notes.read_text()
 
 
-def test_a_signal_during_preflight_queues_the_job_again(stub: Slurm) -> None:
+def test_signal_during_preflight_requeues_the_job(stub: Slurm) -> None:
     job = stub.start(PREFLIGHT="1", LONG="1")
     stub.wait_for(stub.notes, "running")
     job.send_signal(signal.SIGUSR1)
@@ -171,7 +171,7 @@ def test_a_signal_during_preflight_queues_the_job_again(stub: Slurm) -> None:
     assert "scripts/train.py" not in stub.notes.read_text()
 
 
-def test_outside_of_slurm_it_says_so(stub: Slurm) -> None:
+def test_start_outside_of_slurm_is_an_error(stub: Slurm) -> None:
     assert stub.run(SLURM_JOB_NODELIST="") == 2
     assert "SLURM_JOB_NODELIST is not set: start this by sbatch" in stub.output
 
@@ -198,6 +198,6 @@ def test_job_near_its_time_limit_saves_requeues_and_resumes(slurm: Slurm) -> Non
     assert steps == list(range(1, 151))
 
 
-def test_the_hostfile_is_one_for_deepspeed() -> None:
+def test_deepspeed_reads_the_hostfile() -> None:
     hosts: Callable[[str], dict[str, int]] = fetch_hostfile
     assert dict(hosts(str(REPOSITORY / "scripts" / "slurm" / "hostfile"))) == {f"node0{n}": 8 for n in range(1, 5)}

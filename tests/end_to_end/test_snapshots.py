@@ -46,7 +46,7 @@ def snapshot(run_directory: Path, step: int) -> Path:
     return run_directory / "checkpoints" / f"step_{step}" / "learning_dynamics"
 
 
-def test_there_is_one_at_every_due_step_with_or_without_a_checkpoint(one_rank: Path) -> None:
+def test_snapshots_are_written_at_steps_with_and_without_a_checkpoint(one_rank: Path) -> None:
     for step in (0, 2, 4, 6):
         names = {f"{split}_{kind}.safetensors" for split in SPLITS for kind in KINDS}
         found = {path.name for path in snapshot(one_rank, step).iterdir()}
@@ -56,7 +56,7 @@ def test_there_is_one_at_every_due_step_with_or_without_a_checkpoint(one_rank: P
 
 
 @pytest.mark.parametrize("stage", [0, 3])
-def test_two_ranks_write_the_files_of_one(
+def test_two_ranks_write_the_same_snapshots_as_one(
     stage: int, arguments: Callable[..., list[str]], directory: Path, one_rank: Path
 ) -> None:
     name = f"two-zero{stage}"
@@ -76,11 +76,11 @@ def test_two_ranks_write_the_files_of_one(
             assert rows[0].to_dict() == rows[1].to_dict()
 
 
-def test_training_is_bit_identical_to_one_without(shared_runs: SharedRuns, one_rank: Path) -> None:
+def test_training_is_bit_identical_with_and_without_snapshots(shared_runs: SharedRuns, one_rank: Path) -> None:
     assert_bit_identical(one_rank, shared_runs["plain"], step=6)
 
 
-def test_the_weights_are_those_of_the_step(one_rank: Path) -> None:
+def test_snapshot_has_the_weights_of_its_step(one_rank: Path) -> None:
     """Written in the background, while training changes the weights."""
     saved = load_file(one_rank / "checkpoints/step_4/model.safetensors")
     weights = load_file(snapshot(one_rank, 4) / "train_weights.safetensors")
@@ -88,7 +88,7 @@ def test_the_weights_are_those_of_the_step(one_rank: Path) -> None:
     assert all(torch.equal(weights[path], saved[f"{path}.weight"]) for path in LAYERS)
 
 
-def test_headers_say_units_and_shapes(one_rank: Path) -> None:
+def test_headers_contain_units_and_shapes(one_rank: Path) -> None:
     with safe_open(snapshot(one_rank, 2) / "val_gradients.safetensors", "pt") as file:
         about = file.metadata()
     assert about["format"] == "pico_ds.learning_dynamics"
@@ -109,7 +109,7 @@ def test_batches_are_datasets_with_text(one_rank: Path) -> None:
     assert "the" in found[0]["text"]
 
 
-def test_a_snapshot_that_was_cut_off_is_taken_again(
+def test_missing_snapshot_is_repeated_after_a_resume(
     arguments: Callable[..., list[str]], directory: Path, one_rank: Path
 ) -> None:
     run = directory / "longer"
@@ -124,7 +124,7 @@ def test_a_snapshot_that_was_cut_off_is_taken_again(
     assert snapshot(run, 10).exists()
 
 
-def test_old_checkpoints_go_while_a_snapshot_is_written(directory: Path, shared_runs: SharedRuns) -> None:
+def test_slow_snapshot_does_not_block_checkpoint_removal(directory: Path, shared_runs: SharedRuns) -> None:
     """That of step 4 is saved, and what is not kept removed, before the snapshot of step 2 is on the disk."""
     every = ["learning_dynamics.save_every_n_steps=2", "checkpointing.save_every_n_steps=2"]
     settings = ["training.max_steps=4", "learning_dynamics.n_tasks=1", *every, "checkpointing.keep_last_n=1"]
@@ -133,7 +133,7 @@ def test_old_checkpoints_go_while_a_snapshot_is_written(directory: Path, shared_
     assert all((snapshot(directory / "slow", step) / "meta_dynamics.safetensors").exists() for step in (0, 2, 4))
 
 
-def test_layers_that_are_not_there_are_an_error_at_the_start(arguments: Callable[..., list[str]]) -> None:
+def test_missing_layer_or_position_fails_at_the_start(arguments: Callable[..., list[str]]) -> None:
     suffixes = "learning_dynamics.layer_suffixes=[attention.v_porj]"
     output = warm.python(*arguments("bad", *EVERY, suffixes), check=False)
     assert "learning_dynamics.layer_suffixes: no module ends in 'attention.v_porj'" in output
@@ -179,7 +179,7 @@ def test_failed_export_leaves_no_files(directory: Path, one_rank: Path) -> None:
     shutil.rmtree(damaged)
 
 
-def test_a_first_look_needs_no_other_tool(directory: Path, one_rank: Path) -> None:
+def test_analyze_and_report_show_the_snapshots(directory: Path, one_rank: Path) -> None:
     output = warm.python("scripts/analyze.py", str(one_rank), "--out", str(directory / "analysis"))
     assert "effective_rank" in output
     # rows of training are others at every step: nothing of them can be compared

@@ -35,16 +35,14 @@ def script(name: str) -> ModuleType:
 
 
 @pytest.mark.parametrize(("codes", "code"), [((0, -9), 1), ((0, 3), 1), ((0, 0), 0)])
-def test_a_run_that_was_killed_is_no_success(
-    codes: tuple[int, int], code: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_study_fails_if_any_run_fails(codes: tuple[int, int], code: int, monkeypatch: pytest.MonkeyPatch) -> None:
     module, left = script("study"), [*codes]
     monkeypatch.setattr(module, "train", lambda *_: left.pop())
     monkeypatch.setattr(sys, "argv", ["study.py", "train", "--methods", "fomaml", "ar", "--seeds", "0"])
     assert module.main() == code
 
 
-def test_a_readout_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_readout_is_an_error(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["study_adaptation.py", "judge", "runs/a", "--readout", "bogus"])
     with pytest.raises(SystemExit):
         script("study_adaptation").parse_arguments()
@@ -57,7 +55,7 @@ def tokens_of(run_directory: Path) -> int:
 
 
 @pytest.mark.slow
-def test_every_method_gets_the_tokens_of_the_reference(directory: Path) -> None:
+def test_every_method_gets_as_many_tokens_as_the_reference(directory: Path) -> None:
     study(directory, "train", "--methods", "fomaml", "ar", "multitask")
     names = ("fomaml", "ar", "multitask")
     reference, plain, control = (tokens_of(directory / f"study-tokens-{name}-0") for name in names)
@@ -68,7 +66,7 @@ def test_every_method_gets_the_tokens_of_the_reference(directory: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_table_shows_what_was_found(directory: Path) -> None:
+def test_table_shows_every_method(directory: Path) -> None:
     output = study(directory, "table", "--methods", "fomaml", "ar", "multitask")
     assert "equal tokens, 1 seeds" in output
     assert all(name in output for name in ("fomaml", "ar", "multitask"))
@@ -76,7 +74,7 @@ def test_the_table_shows_what_was_found(directory: Path) -> None:
 
 
 @pytest.mark.slow
-def test_what_adaptation_adds_is_shown_beside_a_regression(directory: Path) -> None:
+def test_adaptation_study_evaluates_words_and_labelled_texts(directory: Path) -> None:
     script, data = "scripts/study_adaptation.py", directory / "addresses.jsonl"
     assert " sentences" in warm.python(script, "sentences", str(data))
     assert {line["label"] for line in map(json.loads, data.read_text().splitlines())} > {"1863-Lincoln-1"}
@@ -90,7 +88,7 @@ def test_what_adaptation_adds_is_shown_beside_a_regression(directory: Path) -> N
 
 
 @pytest.mark.slow
-def test_equal_time_goes_by_what_was_measured(directory: Path) -> None:
+def test_equal_time_budget_uses_the_measured_seconds(directory: Path) -> None:
     assert "run `python scripts/study.py measure` first" in study(
         directory, "train", "--budget", "time", "--methods", "protonet", check=False
     )

@@ -45,7 +45,7 @@ def finished(train: Callable[..., str], corpus: Path) -> tuple[Path, str]:
     return corpus.parent / "finished", output
 
 
-def test_a_run_leaves_its_files(finished: tuple[Path, str]) -> None:
+def test_run_directory_contains_the_documented_files(finished: tuple[Path, str]) -> None:
     path, _ = finished
     config = load_config(path / "training_config.yaml")
     assert config.model.vocab_size == 403
@@ -72,7 +72,7 @@ def test_wandb_is_offline_without_a_key(finished: tuple[Path, str]) -> None:
     assert list((path / "logs/wandb").glob("offline-run-*/*.wandb"))
 
 
-def test_the_report_names_the_moments_the_files_and_what_is_next(finished: tuple[Path, str]) -> None:
+def test_final_report_lists_results_files_and_next_commands(finished: tuple[Path, str]) -> None:
     path, output = finished
     for text in ("chance", "untrained", "after AR warm-up", "after meta-training", "Files:", str(path), "Next:"):
         assert text in output
@@ -80,7 +80,7 @@ def test_the_report_names_the_moments_the_files_and_what_is_next(finished: tuple
     assert "first step done" in output
 
 
-def test_layers_are_recorded(finished: tuple[Path, str]) -> None:
+def test_layer_norms_and_displacements_are_logged(finished: tuple[Path, str]) -> None:
     lines = [line for line in metrics_of(finished[0]) if "lr" in line]
     names = {f"layers.{layer}.{part}" for layer in range(2) for part in ("attention.v_proj", "swiglu.w_2")}
     for line in lines:
@@ -119,7 +119,7 @@ def test_weights_load_in_transformers_without_pico_ds(finished: tuple[Path, str]
     assert "The cat sees the" in done.stdout
 
 
-def test_a_run_is_never_overwritten(finished: tuple[Path, str], train: Callable[..., str]) -> None:
+def test_run_is_never_overwritten(finished: tuple[Path, str], train: Callable[..., str]) -> None:
     path, _ = finished
     before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
     output = train("checkpointing.run_name=finished", "checkpointing.resume=never", check=False)
@@ -127,7 +127,7 @@ def test_a_run_is_never_overwritten(finished: tuple[Path, str], train: Callable[
     assert {file: file.read_bytes() for file in path.rglob("*") if file.is_file()} == before
 
 
-def test_without_a_name_runs_are_numbered(train: Callable[..., str], corpus: Path) -> None:
+def test_unnamed_runs_are_numbered(train: Callable[..., str], corpus: Path) -> None:
     quick = ["training.max_steps=2", "evaluation.n_tasks=0", "evaluation.n_rows=0"]
     train(*quick)
     train(*quick)
@@ -135,7 +135,7 @@ def test_without_a_name_runs_are_numbered(train: Callable[..., str], corpus: Pat
     assert (corpus.parent / "tiny-002/checkpoints/step_2").is_dir()
 
 
-def test_bf16_linear_head_sentences_and_constant_rate(train: Callable[..., str], corpus: Path) -> None:
+def test_bf16_run_with_a_linear_head_saves_its_parameters(train: Callable[..., str], corpus: Path) -> None:
     train(
         "checkpointing.run_name=variant",
         "training.precision=bf16",
@@ -152,14 +152,14 @@ def test_bf16_linear_head_sentences_and_constant_rate(train: Callable[..., str],
     assert set(load_file(checkpoint / "meta_parameters.safetensors")) == {"head.weight", "head.bias"}
 
 
-def test_plain_autoregressive_training_needs_no_tasks(train: Callable[..., str], corpus: Path) -> None:
+def test_hybrid_ratio_of_zero_trains_without_tasks(train: Callable[..., str], corpus: Path) -> None:
     train("checkpointing.run_name=ar", "smlmt.hybrid_ratio=0", "evaluation.n_tasks=0")
     lines = [line for line in metrics_of(corpus.parent / "ar") if "lr" in line]
     assert len(lines) == 6
     assert all("ar/loss" in line and "meta/query_loss_after" not in line for line in lines)
 
 
-def test_a_diverged_run_skips_and_stops_with_a_clear_error(train: Callable[..., str], corpus: Path) -> None:
+def test_diverged_run_skips_steps_and_ends_with_an_error(train: Callable[..., str], corpus: Path) -> None:
     output = train(
         "checkpointing.run_name=diverged",
         "training.lr=1e9",
@@ -176,7 +176,7 @@ def test_a_diverged_run_skips_and_stops_with_a_clear_error(train: Callable[..., 
     assert max(line["skipped_steps"] for line in metrics_of(corpus.parent / "diverged")) >= 2
 
 
-def test_a_network_failure_of_wandb_never_stops_training(train: Callable[..., str], corpus: Path) -> None:
+def test_unreachable_wandb_does_not_stop_training(train: Callable[..., str], corpus: Path) -> None:
     output = train(
         "checkpointing.run_name=unreachable",
         "monitoring.wandb.mode=online",
@@ -219,7 +219,7 @@ def test_dot_env_is_read_and_never_logged(train: Callable[..., str], corpus: Pat
         (["--no-such-option"], "unrecognized arguments: --no-such-option"),
     ],
 )
-def test_mistakes_end_with_one_clear_line(train: Callable[..., str], arguments: list[str], expected: str) -> None:
+def test_mistake_is_one_clear_line(train: Callable[..., str], arguments: list[str], expected: str) -> None:
     output = train(*arguments, check=False)
     assert expected in output
     assert "Traceback" not in output
@@ -232,7 +232,7 @@ def test_help_keys_lists_the_keys_of_a_section(train: Callable[..., str]) -> Non
 
 
 @pytest.mark.parametrize("world_size", [1, 8, 64])
-def test_dry_run_of_the_1b_config(world_size: int) -> None:
+def test_dry_run_shows_the_plan_of_the_1b_config(world_size: int) -> None:
     config = ["--config", "configs/pico-maml-1b.yaml", "--deepspeed_config", "ds_configs/zero2.json"]
     output = warm.python("scripts/train.py", *config, "--dry-run", "--world-size", str(world_size))
     assert "parameters        1,057,548,288" in output
@@ -243,7 +243,7 @@ def test_dry_run_of_the_1b_config(world_size: int) -> None:
     assert ("all-gather of the updated weights" in output) == (world_size > 1)
 
 
-def test_dry_run_takes_the_vocabulary_of_the_corpus(train: Callable[..., str], corpus: Path) -> None:
+def test_dry_run_uses_the_vocabulary_of_the_corpus(train: Callable[..., str], corpus: Path) -> None:
     before = set(corpus.parent.iterdir())
     output = train("--dry-run", "meta.adapt=.*[kqv]_proj.*")
     assert "parameters        " in output
@@ -251,7 +251,7 @@ def test_dry_run_takes_the_vocabulary_of_the_corpus(train: Callable[..., str], c
     assert set(corpus.parent.iterdir()) == before
 
 
-def test_a_start_that_fails_leaves_no_run_behind(train: Callable[..., str], corpus: Path) -> None:
+def test_failed_start_leaves_no_run_directory(train: Callable[..., str], corpus: Path) -> None:
     runs = corpus.parent / "failed-starts"
     for named in ([], ["checkpointing.run_name=new"]):
         output = train(f"checkpointing.runs_dir={runs}", "checkpointing.resume=5", *named, check=False)
@@ -259,7 +259,7 @@ def test_a_start_that_fails_leaves_no_run_behind(train: Callable[..., str], corp
         assert list(runs.iterdir()) == []
 
 
-def test_an_interrupted_run_saves(corpus: Path) -> None:
+def test_ctrl_c_saves_the_run(corpus: Path) -> None:
     where = [f"data.paths=[{corpus}]", f"checkpointing.runs_dir={corpus.parent}", "checkpointing.run_name=interrupted"]
     process = warm.start("scripts/train.py", "--config", TINY, *where, "training.max_steps=100000")
     assert process.stdout is not None
@@ -276,7 +276,7 @@ def test_an_interrupted_run_saves(corpus: Path) -> None:
     assert f"saved {checkpoint}" in output
 
 
-def test_tasks_together_are_the_same_run(train: Callable[..., str], corpus: Path, finished: tuple[Path, str]) -> None:
+def test_batched_tasks_train_the_same_run(train: Callable[..., str], corpus: Path, finished: tuple[Path, str]) -> None:
     """Every metric, those by layer included, to rounding."""
     settings = ["learning_dynamics.log_every_n_steps=1", "evaluation.n_tasks=0", "evaluation.n_rows=0"]
     train("checkpointing.run_name=together", "meta.tasks_per_batch=3", *settings)
@@ -291,7 +291,7 @@ def test_tasks_together_are_the_same_run(train: Callable[..., str], corpus: Path
             assert mine[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
 
 
-def test_a_compiled_run_in_bf16_with_a_trace(train: Callable[..., str], corpus: Path) -> None:
+def test_compiled_bf16_run_writes_a_profile(train: Callable[..., str], corpus: Path) -> None:
     """The path that a GPU takes by default."""
     output = train(
         "checkpointing.run_name=compiled",

@@ -133,7 +133,7 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_training_does_not_begin_with_a_damaged_model(model: Path, damage: Callable[[Path], None]) -> None:
+def test_damaged_model_is_not_loaded(model: Path, damage: Callable[[Path], None]) -> None:
     damage(model)
     with pytest.raises(ConfigError, match=r"^model\.init_from: ") as caught:
         decoder_of(model)
@@ -142,7 +142,7 @@ def test_training_does_not_begin_with_a_damaged_model(model: Path, damage: Calla
 
 @pytest.mark.parametrize("layout", [LLAMA, PICO_TRAIN], ids=["llama", "pico-train"])
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_a_damaged_model_is_not_exported(model: Path, damage: Callable[[Path], None], layout: Any) -> None:
+def test_damaged_model_is_not_exported(model: Path, damage: Callable[[Path], None], layout: Any) -> None:
     damage(model)
     out = model.parent / "out"
     with pytest.raises(CheckpointError):

@@ -17,7 +17,7 @@ SHAPE = ModelConfig(d_model=32, n_layers=3, attention_n_heads=4, attention_n_kv_
 VOCAB = 61
 
 
-def test_one_token_by_hand() -> None:
+def test_flops_of_one_token_match_a_hand_calculation() -> None:
     """Of pico-1b: 14 blocks of q, o (d^2), k, v (d^2 / 4 each), three d x 4d, two norms; a final norm; T 2048."""
     shape = parse_config(
         "model: {d_model: 2048, n_layers: 14, attention_n_heads: 16, attention_n_kv_heads: 4, "
@@ -70,5 +70,5 @@ def test_task_flops_match_a_flop_counter(
     assert counter.get_total_flops() == pytest.approx(counted, rel=0.015)
 
 
-def test_the_peak_of_a_device_that_is_not_known_is_none() -> None:
+def test_unknown_device_has_no_peak_flops() -> None:
     assert peak_flops(torch.device("cpu")) is None

@@ -57,18 +57,18 @@ def assert_same_logits(decoder: PicoDecoder, wanted: torch.nn.Module) -> None:
         assert float((decoder(IDS) - logits).abs().max() / logits.abs().max()) < 2e-6
 
 
-def test_a_llama_in_shards_gives_its_logits(llama: LlamaForCausalLM, tmp_path: Path) -> None:
+def test_sharded_llama_weights_keep_their_logits(llama: LlamaForCausalLM, tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
     assert_same_logits(decoder_of(tmp_path), llama)
 
 
-def test_a_tied_embedding_gives_both(tmp_path: Path) -> None:
+def test_tied_embedding_initializes_input_and_output(tmp_path: Path) -> None:
     model = make_llama(tmp_path, tie_word_embeddings=True)
     assert_same_logits(decoder_of(tmp_path), model)
 
 
 @pytest.mark.parametrize("prefix", ["", "pico_decoder."])
-def test_a_pico_checkpoint_gives_its_logits(prefix: str, tmp_path: Path) -> None:
+def test_pico_checkpoint_keeps_its_logits(prefix: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = PicoDecoderHF(PicoDecoderHFConfig(**SHAPE, vocab_size=97, norm_eps=1e-5)).eval()
     # upstream's names stand behind a prefix
@@ -76,7 +76,7 @@ def test_a_pico_checkpoint_gives_its_logits(prefix: str, tmp_path: Path) -> None
     assert_same_logits(decoder_of(tmp_path), model)
 
 
-def test_rows_beyond_the_source_stay_as_they_are(llama: LlamaForCausalLM, tmp_path: Path) -> None:
+def test_embedding_rows_beyond_the_source_keep_their_initialization(llama: LlamaForCausalLM, tmp_path: Path) -> None:
     torch.manual_seed(5)
     decoder = decoder_of(tmp_path, vocab_size=100)
     assert torch.equal(decoder.embedding_proj.weight[:97], llama.model.embed_tokens.weight)
@@ -84,7 +84,7 @@ def test_rows_beyond_the_source_stay_as_they_are(llama: LlamaForCausalLM, tmp_pa
     assert torch.equal(decoder.embedding_proj.weight[97:], torch.nn.Embedding(100, 32).weight[97:])
 
 
-def test_a_constant_rounded_to_fp32_matches(tmp_path: Path) -> None:
+def test_norm_epsilon_rounded_to_fp32_is_accepted(tmp_path: Path) -> None:
     """As in models that were GGUF files."""
     model = make_llama(tmp_path, rms_norm_eps=9.999999747378752e-06)
     assert_same_logits(decoder_of(tmp_path), model)
