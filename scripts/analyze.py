@@ -20,7 +20,7 @@ from pico_ds.dynamics.snapshot_analysis import analyze
 from pico_ds.dynamics.snapshot_reader import SPLITS, RunSnapshots
 from pico_ds.file_writing import replace_text
 from pico_ds.monitoring.report.dynamics_panels import dynamics_sections, dynamics_table
-from pico_ds.monitoring.report.page import write_page
+from pico_ds.monitoring.report.html_page import write_page
 from pico_ds.monitoring.report.panels import Table
 
 

@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 
 from pico_ds.command_line import exit_code_of
-from pico_ds.monitoring.report.report_page import write_report
 from pico_ds.monitoring.report.run_records import Record, group_by_experiment
+from pico_ds.monitoring.report.run_report import write_report
 from pico_ds.progress import track
 
 

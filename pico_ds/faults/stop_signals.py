@@ -9,7 +9,7 @@ import time
 from types import FrameType
 from typing import Any
 
-from pico_ds.faults.launcher_chain import LauncherChain
+from pico_ds.faults.launcher_processes import LauncherChain
 
 #: SLURM and launchers send SIGTERM or SIGUSR1 before an allocation ends; a lost connection causes SIGHUP
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)

@@ -5,7 +5,7 @@ import numpy.typing as npt
 
 from pico_ds.config import SmlmtConfig
 from pico_ds.errors import TaskError
-from pico_ds.tasks.index.text_index import Index
+from pico_ds.tasks.index.word_index_protocols import Index
 
 Integers = npt.NDArray[np.int64]
 

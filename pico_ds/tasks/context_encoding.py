@@ -13,7 +13,7 @@ from pico_ds.config import Readout
 from pico_ds.config.validation import LAYOUT_EXTRA_TOKENS
 from pico_ds.data.text.tokenizer import TextTokenizer
 from pico_ds.tasks.episode import Contexts
-from pico_ds.tasks.index.text_index import Index
+from pico_ds.tasks.index.word_index_protocols import Index
 
 #: readouts that rotate a context: the part after the masked word comes first
 ROTATED: frozenset[Readout] = frozenset({"fim", "fimpre"})

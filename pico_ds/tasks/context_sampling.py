@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pico_ds.tasks.index.class_words import HASH_MULTIPLIER
-from pico_ds.tasks.index.text_index import Index
+from pico_ds.tasks.index.word_index_protocols import Index
 from pico_ds.tasks.task_shape import TaskShape
 
 Integers = npt.NDArray[np.int64]

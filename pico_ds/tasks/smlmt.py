@@ -16,7 +16,7 @@ from pico_ds.tasks.context_encoding import ContextEncoder, name_tokens
 from pico_ds.tasks.context_sampling import ContextChoice, Documents
 from pico_ds.tasks.episode import Contexts, Episode
 from pico_ds.tasks.index.class_words import WordSplit
-from pico_ds.tasks.index.text_index import Index, Vocabulary
+from pico_ds.tasks.index.word_index_protocols import Index, Vocabulary
 from pico_ds.tasks.sentence_files import parse_sentences
 from pico_ds.tasks.sentence_tasks import SentenceTasks
 from pico_ds.tasks.task_shape import TaskShapes

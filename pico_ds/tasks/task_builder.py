@@ -9,7 +9,7 @@ from pico_ds.data.corpus import Corpus
 from pico_ds.errors import TaskError
 from pico_ds.tasks.context_sampling import Documents
 from pico_ds.tasks.index.class_words import WordSplit
-from pico_ds.tasks.index.indexed_text import Text, texts_of
+from pico_ds.tasks.index.task_texts import Text, texts_of
 from pico_ds.tasks.pooled_tasks import PooledTasks
 from pico_ds.tasks.sentence_files import Sentence, read_sentences
 from pico_ds.tasks.sentence_tasks import SentenceTasks

@@ -11,8 +11,8 @@ from pico_ds.data.corpus import Corpus
 from pico_ds.data.text.tokenizer import TextTokenizer
 from pico_ds.tasks.episode import Contexts, Episode
 from pico_ds.tasks.index.class_words import WORD_SPLITS, WordSplit
-from pico_ds.tasks.index.word_check import WordCounts, check_words
-from pico_ds.tasks.index.word_finding import TokenClasses
+from pico_ds.tasks.index.token_word_boundaries import TokenClasses
+from pico_ds.tasks.index.tokenizer_word_check import WordCounts, check_words
 from pico_ds.tasks.task_builder import TaskBuilder
 from pico_ds.tasks.task_source import TaskSource
 

@@ -20,8 +20,9 @@ from pico_ds.training.callbacks.data_position import DataCursor
 from pico_ds.training.callbacks.evaluation import Evaluation
 from pico_ds.training.callbacks.heartbeat import Heartbeat
 from pico_ds.training.callbacks.hub_uploads import HubPushes
-from pico_ds.training.callbacks.metrics_logging import FirstStepClock, MetricsLog, ProgressBar
+from pico_ds.training.callbacks.metrics_logging import FirstStepClock, MetricsLog
 from pico_ds.training.callbacks.profiler import Profile
+from pico_ds.training.callbacks.progress_bar import ProgressBar
 from pico_ds.training.components import RunComponents
 from pico_ds.training.run_context import RunContext
 

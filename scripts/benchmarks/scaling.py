@@ -13,8 +13,8 @@ from pico_ds.engine.bandwidth import measure_transfers
 from pico_ds.engine.distributed import Process
 
 from .communication import CountCollectives
+from .network_traffic import wire_bytes
 from .steps import WARM_UP, StepBenchmark, Workload
-from .wire import wire_bytes
 
 Row = dict[str, Any]
 

@@ -17,7 +17,7 @@ from pico_ds.data.shards.shard_decoding import RowFormat, convert_shard, open_ro
 from pico_ds.data.shards.shard_preparation import Preparation, local_source, text_batches
 from pico_ds.data.text.tokenizer import TextTokenizer, load_tokenizer, train_tokenizer
 from pico_ds.tasks.index.pool_word_index import TokenIndex, TokenWords
-from pico_ds.tasks.index.word_finding import TokenClasses
+from pico_ds.tasks.index.token_word_boundaries import TokenClasses
 
 from .sampling import random_word
 

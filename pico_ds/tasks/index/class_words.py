@@ -9,8 +9,7 @@ import numpy.typing as npt
 from pico_ds.config import SmlmtConfig
 from pico_ds.data.keyed_random import keyed_uniform
 from pico_ds.data.token_stream import TokenStream
-from pico_ds.tasks.index.word_boundaries import word_name
-from pico_ds.tasks.index.word_finding import (
+from pico_ds.tasks.index.token_word_boundaries import (
     CONTINUES_RUN,
     GLUED_AFTER,
     GLUED_BEFORE,
@@ -19,6 +18,7 @@ from pico_ds.tasks.index.word_finding import (
     PURE,
     TokenClasses,
 )
+from pico_ds.tasks.index.words_in_text import word_name
 
 WordSplit = Literal["train", "validation", "test"]
 WORD_SPLITS: tuple[WordSplit, ...] = ("train", "validation", "test")

@@ -6,7 +6,7 @@ import numpy.typing as npt
 from pico_ds.config import SmlmtConfig
 from pico_ds.data.token_stream import TokenStream
 from pico_ds.tasks.index.class_words import ClassWords, find_word_runs
-from pico_ds.tasks.index.word_finding import TokenClasses
+from pico_ds.tasks.index.token_word_boundaries import TokenClasses
 
 Positions = npt.NDArray[np.int64]
 

@@ -15,8 +15,7 @@ import numpy.typing as npt
 
 from pico_ds.config import SmlmtConfig
 from pico_ds.tasks.index.class_words import HASH_MULTIPLIER, MAX_WORD_TOKENS, WordSplit, word_split
-from pico_ds.tasks.index.word_boundaries import word_name
-from pico_ds.tasks.index.word_finding import (
+from pico_ds.tasks.index.token_word_boundaries import (
     CONTINUES_RUN,
     GLUED_AFTER,
     GLUED_BEFORE,
@@ -27,6 +26,7 @@ from pico_ds.tasks.index.word_finding import (
     SPECIAL,
     TokenClasses,
 )
+from pico_ds.tasks.index.words_in_text import word_name
 
 Integers = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]

@@ -1,13 +1,10 @@
-"""Reports progress: metrics to the trackers, lines to the log, a progress bar to the terminal."""
+"""Sends metrics to the trackers, and lines to the log."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from pico_ds.model.flops import peak_flops
 from pico_ds.monitoring.run_log import logger
@@ -73,34 +70,6 @@ class MetricsLog(Callback):
         """Close the trackers."""
         for tracker in self.trackers:
             tracker.close()
-
-
-class ProgressBar(Callback):
-    """Shows a progress bar with the remaining time on a terminal. Runs on rank 0 only."""
-
-    def __init__(self, console: Console) -> None:
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal,
-        )
-
-    def on_train_start(self, trainer: Trainer) -> None:
-        """Show the bar."""
-        total, completed = trainer.config.training.max_steps, trainer.state.step
-        self._task = self._progress.add_task("training", total=total, completed=completed)
-        self._progress.start()
-
-    def on_step_end(self, trainer: Trainer, metrics: StepMetrics) -> None:
-        """Update the bar."""
-        self._progress.update(self._task, completed=trainer.state.step, description=f"{metrics.kind:>4} step")
-
-    def on_exit(self) -> None:
-        """Remove the bar."""
-        self._progress.stop()
 
 
 class FirstStepClock(Callback):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pico_ds.faults.launcher_chain import _length, is_launcher
+from pico_ds.faults.launcher_processes import _length, is_launcher
 
 PYTHON = "/usr/bin/python3"
 RUNNER = ("python3", [PYTHON, "/usr/bin/deepspeed", "--num_gpus", "8", "scripts/train.py"])

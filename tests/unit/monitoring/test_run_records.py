@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from pico_ds.config import ConfigError, dump_config, parse_config
-from pico_ds.monitoring.report.report_page import few_shot_tables, write_report
 from pico_ds.monitoring.report.run_panels import run_sections
 from pico_ds.monitoring.report.run_records import Record, group_by_experiment
+from pico_ds.monitoring.report.run_report import write_report
+from pico_ds.monitoring.report.run_tables import few_shot_tables
 
 
 def make_run(

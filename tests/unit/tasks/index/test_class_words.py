@@ -3,7 +3,7 @@ import numpy as np
 from pico_ds.config import SmlmtConfig
 from pico_ds.data.text.tokenizer import TextTokenizer
 from pico_ds.tasks.index.class_words import ClassWords, find_word_runs, word_split
-from pico_ds.tasks.index.word_finding import TokenClasses
+from pico_ds.tasks.index.token_word_boundaries import TokenClasses
 from tests.unit.tasks.conftest import stream_of
 
 TEXT = 'Apple apple, APPLE! self-apple "apple" apple7 7apple snapple apple\napple don\'t U.S. end.'

@@ -2,7 +2,7 @@
 
 Only ids are needed, so the same code works on text and on pre-tokenized corpora. Every entry of the vocabulary is
 classified once by its text (`TokenSurfaces`). `token_flags` then compares each token with its neighbors. The rules are
-those of `pico_ds.tasks.index.word_boundaries`, applied to tokens instead of characters.
+those of `pico_ds.tasks.index.words_in_text`, applied to tokens instead of characters.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from pico_ds.data.text.token_strings import SPECIAL_SURFACE, TokenSurfaces
 from pico_ds.data.text.tokenizer import TextTokenizer
-from pico_ds.tasks.index.word_boundaries import JOINER, LETTERS, MARK, SPACED_LETTERS, UNSPACED_LETTER, WORDLIKE
+from pico_ds.tasks.index.words_in_text import JOINER, LETTERS, MARK, SPACED_LETTERS, UNSPACED_LETTER, WORDLIKE
 
 Flags = npt.NDArray[np.bool_]
 Bits = npt.NDArray[np.uint32]

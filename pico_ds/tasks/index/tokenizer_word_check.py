@@ -16,8 +16,8 @@ import numpy.typing as npt
 from pico_ds.data.text.tokenizer import TextTokenizer
 from pico_ds.errors import TaskError
 from pico_ds.tasks.index.class_words import find_word_runs
-from pico_ds.tasks.index.word_boundaries import LETTERS, MARK, UNSPACED_LETTER, WORD, words_of_text
-from pico_ds.tasks.index.word_finding import TokenClasses
+from pico_ds.tasks.index.token_word_boundaries import TokenClasses
+from pico_ds.tasks.index.words_in_text import LETTERS, MARK, UNSPACED_LETTER, WORD, words_of_text
 
 #: number of parts of a corpus that are compared, and the length of each [tokens]
 _N_PARTS, _PART_TOKENS = 32, 256

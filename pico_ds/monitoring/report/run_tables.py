@@ -1,15 +1,12 @@
-"""The report that compares runs: tables first, then curves."""
+"""Tables of the report that compares runs."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
 from pico_ds.evaluation.few_shot import Estimate
 from pico_ds.monitoring.report.few_shot_results import results_by_tasks
-from pico_ds.monitoring.report.page import write_page
-from pico_ds.monitoring.report.panels import Table, group_colours
-from pico_ds.monitoring.report.run_panels import run_sections
+from pico_ds.monitoring.report.panels import Table
 from pico_ds.monitoring.report.run_records import Group
 
 _RUN_COLUMNS = (
@@ -24,19 +21,9 @@ _RUN_COLUMNS = (
 )
 
 
-def write_report(groups: Sequence[Group], directory: Path) -> Path:
-    """Write report.html into a directory. The file needs no network.
-
-    Returns:
-        the path of report.html.
-    """
-    path = directory / "report.html"
-    runs = Table("Runs", "", _RUN_COLUMNS, [_run_row(group) for group in groups])
-    names = [group.name for group in groups]
-    title = "pico_ds: " + ", ".join(names)
-    legend = group_colours(names) if len(names) > 1 else None
-    write_page(path, title, runs, run_sections(groups), few_shot_tables(groups), legend)
-    return path
+def runs_table(groups: Sequence[Group]) -> Table:
+    """Return a table with a row per experiment."""
+    return Table("Runs", "", _RUN_COLUMNS, [_run_row(group) for group in groups])
 
 
 def _run_row(group: Group) -> list[str]:

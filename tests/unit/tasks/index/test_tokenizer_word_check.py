@@ -10,8 +10,8 @@ import pytest
 
 from pico_ds.data.text.tokenizer import TextTokenizer
 from pico_ds.errors import TaskError
-from pico_ds.tasks.index.word_check import check_words, count_words
-from pico_ds.tasks.index.word_finding import TokenClasses
+from pico_ds.tasks.index.token_word_boundaries import TokenClasses
+from pico_ds.tasks.index.tokenizer_word_check import check_words, count_words
 from tests.tokenizer_families import FAMILIES, SCRIPTS, UNSPACED, make_tokenizer
 
 

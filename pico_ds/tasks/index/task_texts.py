@@ -11,9 +11,9 @@ from pico_ds.data.corpus import Corpus, PooledCorpus, StreamCorpus
 from pico_ds.tasks.index.class_words import ClassWords
 from pico_ds.tasks.index.corpus_word_index import WordIndex
 from pico_ds.tasks.index.pool_word_index import TokenIndex, TokenWords
-from pico_ds.tasks.index.text_index import Index, Vocabulary
-from pico_ds.tasks.index.word_check import check_words
-from pico_ds.tasks.index.word_finding import TokenClasses
+from pico_ds.tasks.index.token_word_boundaries import TokenClasses
+from pico_ds.tasks.index.tokenizer_word_check import check_words
+from pico_ds.tasks.index.word_index_protocols import Index, Vocabulary
 
 
 @dataclass(frozen=True)

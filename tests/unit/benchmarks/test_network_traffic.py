@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from scripts.benchmarks.wire import WireBytes, wire_bytes
+from scripts.benchmarks.network_traffic import WireBytes, wire_bytes
 
 PAYLOAD_BYTES = 12_345
 #: linux/socket.h
