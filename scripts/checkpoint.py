@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Look at checkpoints, verify them, or join the shards of one into a single file.
+"""Inspect, verify or consolidate checkpoints.
 
 python scripts/checkpoint.py inspect runs/demo-001/checkpoints/step_800 [--tensors]
 python scripts/checkpoint.py verify runs/demo-001
@@ -12,8 +12,8 @@ from pathlib import Path
 
 from rich.console import Console
 
+from pico_ds.checkpoint.checkpoint_commands import consolidate, find_checkpoints, verify
 from pico_ds.checkpoint.checkpoint_index import Index
-from pico_ds.checkpoint.checkpoint_tools import consolidate, find_checkpoints, verify
 from pico_ds.command_line import exit_code_of
 from pico_ds.console import make_console
 from pico_ds.errors import CheckpointError
@@ -22,10 +22,14 @@ from pico_ds.errors import CheckpointError
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    inspect_parser = commands.add_parser("inspect", help="say what a checkpoint, or every one of a run, holds")
+    inspect_parser = commands.add_parser(
+        "inspect", help="show the content of a checkpoint, or of all checkpoints of a run"
+    )
     inspect_parser.add_argument("path", type=Path, help="a checkpoint or a run")
     inspect_parser.add_argument("--tensors", action="store_true", help="list every parameter and its fragments")
-    verify_parser = commands.add_parser("verify", help="compare every byte with its hash, and check the coverage")
+    verify_parser = commands.add_parser(
+        "verify", help="compare all files with their hashes, and check that each parameter is complete"
+    )
     verify_parser.add_argument("path", type=Path, help="a checkpoint or a run")
     consolidate_parser = commands.add_parser("consolidate", help="write the fp32 weights into one safetensors file")
     consolidate_parser.add_argument("path", type=Path, help="a checkpoint")
@@ -37,7 +41,7 @@ def inspect(console: Console, checkpoint: Path, tensors: bool) -> bool:
     """Print the content of a checkpoint. A damaged checkpoint is reported on stderr instead of raising an error.
 
     Returns:
-        False if the checkpoint is damaged, so that the caller can go on to the next one.
+        False if the checkpoint is damaged.
     """
     try:
         index = Index.read(checkpoint)
@@ -82,7 +86,7 @@ def main() -> int:
         for checkpoint in find_checkpoints(arguments.path):
             problems = list(verify(checkpoint))
             damaged |= bool(problems)
-            for line in problems or [f"{checkpoint}: every byte is as written, every parameter is complete"]:
+            for line in problems or [f"{checkpoint}: all files match their hashes, and all parameters are complete"]:
                 console.print(line, soft_wrap=True)
         return int(damaged)
     else:

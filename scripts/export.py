@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Write what a run has for other tools.
+"""Export models and snapshots for other tools.
 
 python scripts/export.py llama runs/demo-001/checkpoints/step_800 demo-llama
 python scripts/export.py pico runs/demo-001/checkpoints/step_800 demo-pico
@@ -10,7 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from pico_ds.checkpoint.model_export import LLAMA, PICO_TRAIN, export_model
+from pico_ds.checkpoint.llama_and_pico_train_export import LLAMA, PICO_TRAIN, export_model
 from pico_ds.command_line import exit_code_of
 from pico_ds.dynamics.pico_analyze_export import export_for_pico_analyze
 from pico_ds.dynamics.snapshot_reader import RunSnapshots
@@ -26,8 +26,8 @@ def parse_arguments() -> argparse.Namespace:
     snapshots.add_argument("out", type=Path, metavar="OUT", help="directory to write; must not exist")
     snapshots.add_argument("--format", choices=["pico-analyze"], default="pico-analyze")
     for name, what in (
-        ("llama", "a plain LlamaForCausalLM, without code of this package"),
-        ("pico", "names and configuration as in the checkpoints of pico-train"),
+        ("llama", "a plain LlamaForCausalLM, which needs no code of pico_ds"),
+        ("pico", "a model with the names and configuration of pico-train"),
     ):
         model = commands.add_parser(name, help=what)
         model.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="directory of a checkpoint")
@@ -39,12 +39,12 @@ def main() -> int:
     arguments = parse_arguments()
     if arguments.command in LAYOUTS:
         count = export_model(arguments.checkpoint, arguments.out, LAYOUTS[arguments.command])
-        said = f"{count:,} parameters of {arguments.checkpoint}"
+        message = f"{count:,} parameters of {arguments.checkpoint}"
     else:
         snapshots = RunSnapshots.of(arguments.run)
         export_for_pico_analyze(snapshots, arguments.out)
-        said = f"{len(snapshots.by_step)} snapshots of {arguments.run}"
-    print(f"{arguments.out}: {said}")
+        message = f"{len(snapshots.by_step)} snapshots of {arguments.run}"
+    print(f"{arguments.out}: {message}")
     return 0
 
 

@@ -16,8 +16,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from pico_ds.checkpoint.checkpoint_commands import verify
 from pico_ds.checkpoint.checkpoint_store import CheckpointStore
-from pico_ds.checkpoint.checkpoint_tools import verify
 from tests.conftest import write_text_corpus
 from tests.launching import Launcher, Process, free_port, rank_variables, real
 from tests.run_results import TINY, assert_bit_identical
@@ -85,7 +85,7 @@ class Campaign:
         for rank in ranks:
             rank.wait(timeout=SURVIVOR_SECONDS)
         self.counts[f"{moment}, rank {' and '.join(map(str, victims))}"] += 1
-        self.counts["saves cut off"] = len(self.store.cut_off())
+        self.counts["saves cut off"] = len(self.store.interrupted_saves())
         self.check()
 
     @staticmethod

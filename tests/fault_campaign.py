@@ -23,8 +23,8 @@ from pathlib import Path
 import psutil
 import torch
 
+from pico_ds.checkpoint.checkpoint_commands import verify
 from pico_ds.checkpoint.checkpoint_store import CheckpointStore
-from pico_ds.checkpoint.checkpoint_tools import verify
 from pico_ds.runs.run_directory import RunDirectory
 from pico_ds.runs.run_status import RunStatus
 from tests.conftest import write_text_corpus

@@ -122,7 +122,7 @@ MUTATIONS = [
     Mutation(
         "chunk-hash",
         "Chunks of a shard are not compared with their hashes",
-        "pico_ds/checkpoint/safetensors_stream.py",
+        "pico_ds/checkpoint/safetensors_reader.py",
         "if xxhash.xxh3_128_hexdigest(out) != self._record.chunk_hashes[number]:",
         "if number < 0:",
         "tests/unit/checkpoint",

@@ -1,4 +1,4 @@
-"""Saves in the background: training waits for no more than the copy of its shard out of device memory."""
+"""Saves checkpoints in the background. Training waits only while a shard is copied out of device memory."""
 
 import threading
 import time
@@ -20,31 +20,32 @@ from pico_ds.checkpoint.checkpoint_index import (
     ParameterRecord,
 )
 from pico_ds.checkpoint.checkpoint_store import CheckpointStore
-from pico_ds.checkpoint.safetensors_stream import FileRecord, SafetensorsWriter, cannot_write, synced_file_record
-from pico_ds.checkpoint.shard_reader import StateReader, entry_name
+from pico_ds.checkpoint.file_hashes import FileRecord, synced_file_record
+from pico_ds.checkpoint.safetensors_writer import SafetensorsWriter, cannot_write
+from pico_ds.checkpoint.state_reader import StateReader, entry_name
 from pico_ds.engine.distributed import Process
 from pico_ds.engine.optimizer_state import STATE_KINDS, Fragment, OptimizerState
 from pico_ds.errors import CheckpointError
 from pico_ds.file_writing import write_durably
 
-#: how often rank 0 looks whether the other ranks' bytes are on the disk
+#: interval at which rank 0 checks whether the other ranks have written their shards
 _POLL_SECONDS = 0.02
-#: how often ranks that wait for a save tell each other, and the watchdog
+#: interval at which waiting ranks synchronize and report progress to the watchdog
 _WAIT_SECONDS = 1.0
-#: what is written between two looks whether the job has ended
+#: elements written between two checks whether the job has ended
 _PART_ELEMENTS = 16 * 2**20
-#: how long a failing job waits for a save in flight
+#: how long a failing job waits for an unfinished save
 _ABANDON_SECONDS = 10.0
 _ReceiptAdapter = TypeAdapter(tuple[FileRecord, list[Fragment]])
 
 
 @dataclass(frozen=True)
 class Published:
-    """A save that came to its end.
+    """A checkpoint that was published.
 
     Attributes:
-        seconds: from its start until it was published.
-        stall_seconds: for which training stood still.
+        seconds: time from the start of the save to its publication.
+        stall_seconds: time for which training was paused.
     """
 
     path: Path
@@ -54,11 +55,11 @@ class Published:
 
 
 class CheckpointSaver:
-    """One rank's part in saving; at most one save is in flight.
+    """Saves the shard of this rank. At most one save runs at a time.
 
-    The copy runs beside the computation of the next step: the state changes only when that step is applied, and
-    `pre_optim_step` waits for what is left of it. Every rank writes its own shard and then a receipt. Rank 0 waits for
-    all receipts, has the rest of the checkpoint written, and publishes it.
+    The copy out of device memory overlaps with the gradient computation of the next step. The state changes only when
+    that step is applied, so `pre_optim_step` waits for the copy. Every rank writes its shard and then a receipt. Rank 0
+    waits for all receipts, writes the rest of the checkpoint, and publishes it.
     """
 
     def __init__(
@@ -66,39 +67,39 @@ class CheckpointSaver:
         store: CheckpointStore,
         state: OptimizerState,
         process: Process,
-        launch: int,
+        start_id: int,
         complete: Callable[[Path, StateReader], None],
         published: Callable[["Published"], None],
         on_progress: Callable[[], None] = lambda: None,
     ) -> None:
         """
         Args:
-            launch: the same number on every rank, another one at every start of the job.
-            complete: writes what stands beside the state into the staging directory, from the shards. Rank 0 calls it,
-                in the background.
-            published: called on rank 0, in the background.
-            on_progress: called again and again while a save is waited for.
+            start_id: number that is equal on every rank and different at each start of the job.
+            complete: writes the other files of the checkpoint into the staging directory. Called on rank 0, in the
+                background thread, after all shards are written.
+            published: called on rank 0, in the background thread.
+            on_progress: called repeatedly while `finish` waits.
         """
-        self._store, self._state, self._process, self._launch = store, state, process, launch
+        self._store, self._state, self._process, self._start_id = store, state, process, start_id
         self._complete, self._published, self._on_progress = complete, published, on_progress
         elements = len(STATE_KINDS) * sum(fragment.length for fragment in state.fragments)
-        # kept for the whole run, so that no save waits for memory to be mapped
+        # allocated once, so that saves do not wait for memory to be mapped
         self._buffer = torch.zeros(elements)
         process.pin(self._buffer)
-        # the initializer: a thread that names no GPU would open a context on the first one
+        # a thread without a selected device would open a CUDA context on the first GPU
         self._executor = ThreadPoolExecutor(1, "checkpoint", initializer=process.select_device)
         self._stream = torch.cuda.Stream(process.device) if process.device.type == "cuda" else None
         self._copy: Future[None] | None = None
         self._pending: list[Future[None]] = []
-        #: how long training has stood still for the save in flight [s]
+        #: time for which the current save has paused training [s]
         self.stall_seconds = 0.0
         self._abandoned = threading.Event()
 
     def start(self, index: Index) -> None:
-        """Begin a save. A collective; `pre_optim_step` must be called before the state changes.
+        """Start a save. Every rank must call this, and `pre_optim_step` before the state changes.
 
         Args:
-            index: everything but the files and parameters.
+            index: index of the checkpoint, without files and parameters.
 
         Raises:
             CheckpointError: the save before this one failed.
@@ -110,7 +111,7 @@ class CheckpointSaver:
             self._state.set_steps(0)
         if self._stream is not None:
             self._stream.wait_stream(torch.cuda.current_stream(self._process.device))
-        staging = self._store.staging(index.step, self._launch)
+        staging = self._store.staging(index.step, self._start_id)
         self._copy = self._executor.submit(self._copy_shard)
         self._pending = [self._executor.submit(self._write_shard, self._copy, staging, index.step)]
         if self._process.is_main:
@@ -118,9 +119,9 @@ class CheckpointSaver:
         self.stall_seconds = time.perf_counter() - started
 
     def pre_optim_step(self) -> None:
-        """Wait until this rank's shard is copied: the state is about to change.
+        """Wait until the shard of this rank is copied, because the state is about to change.
 
-        An error of the copy is one of the save; to raise it here, on one rank alone, would leave the others waiting.
+        An error of the copy is raised later by `finish`, on all ranks. Raised here, it would leave other ranks waiting.
         """
         if self._copy is not None:
             started = time.perf_counter()
@@ -141,14 +142,14 @@ class CheckpointSaver:
 
     @property
     def failed(self) -> bool:
-        """Whether the save in flight has failed on this rank."""
+        """Whether the current save has failed on this rank."""
         return any(future.done() and future.exception() is not None for future in self._pending)
 
     def finish(self) -> None:
-        """Wait until the save in flight is published, on all ranks. A collective.
+        """Wait until the current save is published. Every rank must call this.
 
         Raises:
-            CheckpointError: it failed, on this rank or on another.
+            CheckpointError: the save failed on this rank or on another one.
         """
         self.pre_optim_step()
         if not self._pending:
@@ -171,21 +172,23 @@ class CheckpointSaver:
         for future in self._pending:
             if future.done() and (error := future.exception()) is not None:
                 raise error
-        raise CheckpointError("a checkpoint could not be saved: another rank says why; the ones before it stand")
+        raise CheckpointError(
+            "a checkpoint could not be saved; see the output of the other ranks. Earlier checkpoints are intact"
+        )
 
     def abandon(self) -> None:
-        """Let go of a save in flight without the other ranks: the job is failing, and what is half written stays.
+        """End an unfinished save without the other ranks, because the job is failing. Partly written files stay.
 
-        What the other ranks had finished, or are about to, is still published.
+        If the other ranks finish their part within a few seconds, the checkpoint is still published.
         """
         try:
             wait(self._pending, timeout=_ABANDON_SECONDS, return_when=FIRST_EXCEPTION)
-        finally:  # of a second Ctrl-C, too
+        finally:  # also after a second Ctrl-C
             self._abandoned.set()
             self._executor.shutdown(wait=True)
 
     def _write_shard(self, copy: "Future[None]", staging: Path, step: int) -> None:
-        copy.result()  # an error of the copy is one of the save: the buffer may hold anything
+        copy.result()  # raises if the copy failed
         rank, fragments = self._process.rank, self._state.fragments
         directory = staging / STATE_DIRECTORY
         entries = {
@@ -202,33 +205,35 @@ class CheckpointSaver:
             "world_size": str(self._process.world_size),
             "fragments": TypeAdapter(dict).dump_json(places).decode(),
         }
-        with _naming(directory):
+        with _os_errors_as_checkpoint_errors(directory):
             directory.mkdir(parents=True, exist_ok=True)
             with SafetensorsWriter(directory / f"shard_{rank}.safetensors", entries, metadata) as writer:
                 for part in self._buffer.split(_PART_ELEMENTS):
                     if self._abandoned.is_set():
-                        raise CheckpointError(f"{staging}: was not completed: the job ended")
+                        raise CheckpointError(f"{staging}: is incomplete because the job ended")
                     writer.append(part)
                 record = writer.finish()
             receipt = directory / f".shard_{rank}.receipt.partial"
             write_durably(receipt, _ReceiptAdapter.dump_json((record, fragments)))
-            # a receipt that is there is whole, and its shard is on the disk
+            # rename, so that a receipt is always complete
             receipt.replace(_receipt(staging, rank))
 
     def _publish(self, staging: Path, index: Index, started: float) -> None:
-        with _naming(staging):
+        with _os_errors_as_checkpoint_errors(staging):
             index = self._completed(staging, index)
-            path = self._store.publish(staging, index, self._launch)
+            path = self._store.publish(staging, index, self._start_id)
         self._published(Published(path, index, time.perf_counter() - started, self.stall_seconds))
 
     def _completed(self, staging: Path, index: Index) -> Index:
         receipts = [_receipt(staging, rank) for rank in range(self._process.world_size)]
         while not all(receipt.exists() for receipt in receipts):
             if self._abandoned.wait(_POLL_SECONDS):
-                raise CheckpointError(f"{staging}: was not completed: another rank's shard never came")
+                raise CheckpointError(f"{staging}: is incomplete because another rank did not write its shard")
         index = index.model_copy(update=_gathered(staging, receipts, self._state.shapes))
         for problem in index.problems(staging):
-            raise CheckpointError(f"{staging}: {problem}; nothing was published, and the checkpoints before it stand")
+            raise CheckpointError(
+                f"{staging}: {problem}; the checkpoint was not published. Earlier checkpoints are intact"
+            )
         for receipt in receipts:
             receipt.unlink()
         with StateReader(staging, index) as reader:
@@ -244,8 +249,8 @@ class CheckpointSaver:
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """A file system that refuses is an error of the save, which names the file."""
+def _os_errors_as_checkpoint_errors(path: Path) -> Iterator[None]:
+    """Convert errors of the file system to a CheckpointError that names the file."""
     try:
         yield
     except OSError as error:
@@ -257,7 +262,7 @@ def _receipt(staging: Path, rank: int) -> Path:
 
 
 def _gathered(staging: Path, receipts: Sequence[Path], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, object]:
-    """Files and parameters of all ranks."""
+    """Return the entries `files` and `parameters` of the index, from the receipts of all ranks."""
     files: dict[str, FileRecord] = {}
     fragments: dict[str, list[FragmentRecord]] = {name: [] for name in shapes}
     for rank, receipt in enumerate(receipts):

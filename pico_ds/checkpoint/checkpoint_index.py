@@ -1,4 +1,4 @@
-"""`training_state/index.json`: what a checkpoint holds, and what holds it together. See docs/checkpoint-format.md."""
+"""Reads, writes and checks the index of a checkpoint, `training_state/index.json` (docs/checkpoint-format.md)."""
 
 import math
 from collections import Counter
@@ -9,26 +9,22 @@ from typing import Annotated, Any, Literal
 import xxhash
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pico_ds.checkpoint.safetensors_stream import (
-    CHUNK_BYTES,
-    HASH_NAME,
-    RECOVER,
-    FileRecord,
-    cannot_write,
-    open_regular,
-)
+from pico_ds.checkpoint.file_hashes import CHUNK_BYTES, HASH_NAME, FileRecord
+from pico_ds.checkpoint.safetensors_reader import RECOVER, open_regular
+from pico_ds.checkpoint.safetensors_writer import cannot_write
 from pico_ds.errors import CheckpointError
 from pico_ds.file_writing import write_durably
+from pico_ds.version import __version__
 
 FORMAT_NAME: Literal["pico_ds.training_state"] = "pico_ds.training_state"
-#: raised when an older reader would misread what a newer writer leaves
+#: incremented if an older reader would misread newer checkpoints
 FORMAT_VERSION = 1
 
 STATE_DIRECTORY = "training_state"
 INDEX_NAME = "index.json"
-#: hash of the index itself, in the form of `xxh128sum`
+#: hash of the index, in the format of `xxh128sum`
 INDEX_HASH_NAME = "index.xxh128"
-#: of a parameter: its master weight and two moments, fp32
+#: fp32 master weight and two fp32 moments
 BYTES_PER_ELEMENT = 12
 
 
@@ -36,7 +32,7 @@ _Count = Annotated[int, Field(ge=0)]
 
 
 class FragmentRecord(BaseModel):
-    """Which part of a flattened parameter stands in which file."""
+    """A part of a flattened parameter, and the file that contains it."""
 
     model_config = ConfigDict(frozen=True, strict=True)
 
@@ -46,7 +42,7 @@ class FragmentRecord(BaseModel):
 
 
 class ParameterRecord(BaseModel):
-    """Whole shape of a parameter, and the fragments that tile it."""
+    """Shape of a parameter, and the fragments that cover it."""
 
     model_config = ConfigDict(frozen=True, strict=True)
 
@@ -55,12 +51,12 @@ class ParameterRecord(BaseModel):
 
     @property
     def numel(self) -> int:
-        """Elements of the whole parameter."""
+        """Number of elements of the parameter."""
         return math.prod(self.shape)
 
 
 class ScheduleRecord(BaseModel):
-    """Where the schedule of the learning rate stood."""
+    """State of the learning rate schedule."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -69,50 +65,50 @@ class ScheduleRecord(BaseModel):
 
 
 class Index(BaseModel):
-    """A checkpoint but for its tensors. Keys that this version does not know are left alone."""
+    """All data of a checkpoint except its tensors. Unknown keys are ignored."""
 
     model_config = ConfigDict(frozen=True, strict=True)
 
     format: Literal["pico_ds.training_state"] = FORMAT_NAME
     format_version: int = FORMAT_VERSION
-    #: outer steps done
+    #: number of completed outer steps
     step: int
-    #: counts the saves of a run, so that the newest is known without a clock
+    #: number of the save within the run, which identifies the newest checkpoint without a clock
     save_number: int
-    #: that of the checkpoint of this run which the state descends from: the save before, or the one resumed from
+    #: save number of the previous checkpoint of the run, or of the checkpoint that it was resumed from
     previous_save_number: int | None = None
     world_size: int
     zero_stage: int
     precision: str
-    #: steps that AdamW has taken: skipped outer steps do not count
+    #: number of AdamW steps; skipped outer steps are not counted
     optimizer_steps: int
     #: counters of the outer loop, over all ranks
     progress: dict[str, int]
-    #: what periodic work carries from step to step
+    #: state of the callbacks, by class name
     callbacks: dict[str, Any]
     schedule: ScheduleRecord
-    #: fp32 and bf16 need none
+    #: None, because fp32 and bf16 need no loss scale
     loss_scale: float | None = None
     config: dict[str, Any]
-    #: what the rows and tasks were drawn from
+    #: identity of the corpus
     corpus: dict[str, Any]
     environment: dict[str, Any]
     hash: str = HASH_NAME
     chunk_bytes: int = CHUNK_BYTES
-    #: every file of the checkpoint but the index, by path inside the checkpoint
+    #: all files of the checkpoint except the index, by path relative to the checkpoint
     files: dict[str, FileRecord]
     parameters: dict[str, ParameterRecord]
 
     def write(self, checkpoint: Path) -> None:
-        """Write the index and its hash to the disk.
+        """Write the index and its hash, and sync them to the disk.
 
         Raises:
-            CheckpointError: the disk is full, or not writable.
+            CheckpointError: the files cannot be written.
         """
         text = (self.model_dump_json(indent=1) + "\n").encode()
         directory = checkpoint / STATE_DIRECTORY
-        said = f"{xxhash.xxh3_128_hexdigest(text)}  {INDEX_NAME}\n".encode()
-        for name, content in ((INDEX_NAME, text), (INDEX_HASH_NAME, said)):
+        hash_line = f"{xxhash.xxh3_128_hexdigest(text)}  {INDEX_NAME}\n".encode()
+        for name, content in ((INDEX_NAME, text), (INDEX_HASH_NAME, hash_line)):
             try:
                 write_durably(directory / name, content)
             except OSError as error:
@@ -120,29 +116,29 @@ class Index(BaseModel):
 
     @classmethod
     def read(cls, checkpoint: Path) -> "Index":
-        """Read and check the index of a checkpoint's directory.
+        """Read and check the index of a checkpoint.
 
         Raises:
-            CheckpointError: a directory without an index, or an index that is damaged, of a newer version, or wrong.
+            CheckpointError: there is no index, or it is damaged, inconsistent, or has a newer format version.
         """
         path = checkpoint / STATE_DIRECTORY / INDEX_NAME
         try:
             with open_regular(path) as file, open_regular(path.parent / INDEX_HASH_NAME) as hash_file:
-                text, said = file.read(), hash_file.read().decode("ascii", errors="replace")
+                text, hash_line = file.read(), hash_file.read().decode("ascii", errors="replace")
         except OSError as error:
             raise CheckpointError(
                 f"{checkpoint}: is not a complete checkpoint ({error.filename or path} cannot be read: "
                 f"{error.strerror}); {RECOVER}"
             ) from error
-        if said.split(" ")[0] != xxhash.xxh3_128_hexdigest(text):
-            raise CheckpointError(f"{path}: is not what was written (its hash differs); {RECOVER}")
+        if hash_line.split(" ")[0] != xxhash.xxh3_128_hexdigest(text):
+            raise CheckpointError(f"{path}: has changed since it was written (its hash differs); {RECOVER}")
         try:
             index = cls.model_validate_json(text)
         except ValidationError as error:
             version = _version_of(text)
             if version > FORMAT_VERSION:
                 raise CheckpointError(_too_new(path, version)) from None
-            raise CheckpointError(f"{path}: is not an index of a checkpoint: {error}; {RECOVER}") from None
+            raise CheckpointError(f"{path}: is not the index of a checkpoint: {error}; {RECOVER}") from None
         if index.format_version > FORMAT_VERSION:
             raise CheckpointError(_too_new(path, index.format_version))
         for problem in index.problems(checkpoint):
@@ -150,14 +146,14 @@ class Index(BaseModel):
         return index
 
     def problems(self, checkpoint: Path) -> Iterator[str]:
-        """What is wrong with the index itself, whatever the files hold."""
+        """Yield the inconsistencies of the index. This does not read the content of files."""
         if (self.hash, self.chunk_bytes) != (HASH_NAME, CHUNK_BYTES):
             yield f"got hash {self.hash} of {self.chunk_bytes} bytes, expected {HASH_NAME} of {CHUNK_BYTES}"
         root = checkpoint.resolve()
         for name, record in self.files.items():
             path = PurePosixPath(name)
             if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name or name in {"", "."}:
-                yield f"the path {name!r} leads out of the checkpoint"
+                yield f"the path {name!r} is outside the checkpoint"
             else:
                 yield from _link_problems(root, path)
             if len(record.chunk_hashes) != -(-record.size_bytes // CHUNK_BYTES):
@@ -175,20 +171,20 @@ class Index(BaseModel):
         covered = 0
         for fragment in sorted(parameter.fragments, key=lambda fragment: fragment.offset):
             if fragment.file not in self.files:
-                yield f"{name}: a fragment is in {fragment.file!r}, which is not listed"
+                yield f"{name}: a fragment is in {fragment.file!r}, which is not in the list of files"
             if fragment.offset != covered:
-                yield f"{name}: elements {covered} to {fragment.offset} are held by no fragment, or by two"
+                yield f"{name}: elements {covered} to {fragment.offset} are in no fragment, or in two"
             covered = fragment.offset + fragment.length
         if covered != parameter.numel:
-            yield f"{name}: {covered} of {parameter.numel} elements are held by a fragment"
+            yield f"{name}: only {covered} of {parameter.numel} elements are in a fragment"
 
 
 def _link_problems(root: Path, path: PurePosixPath) -> Iterator[str]:
     try:
         if not (root / path).resolve().is_relative_to(root):
-            yield f"the path {str(path)!r} is a link that leads out of the checkpoint"
-    except (OSError, RuntimeError) as error:  # the latter for links in a circle
-        yield f"the path {str(path)!r} cannot be followed ({error})"
+            yield f"the path {str(path)!r} is a link to a file outside the checkpoint"
+    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
+        yield f"the path {str(path)!r} cannot be resolved ({error})"
 
 
 def _version_of(text: bytes) -> int:
@@ -202,4 +198,6 @@ def _version_of(text: bytes) -> int:
 
 
 def _too_new(path: Path, version: int) -> str:
-    return f"{path}: has format version {version}, this pico_ds reads up to {FORMAT_VERSION}; install a newer pico_ds"
+    return (
+        f"{path}: has format version {version}, but pico_ds {__version__} reads up to {FORMAT_VERSION}; upgrade pico_ds"
+    )

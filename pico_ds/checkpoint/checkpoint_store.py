@@ -1,4 +1,4 @@
-"""The directory of checkpoints: what counts as complete, how one appears, which ones are kept."""
+"""Manages the directory of checkpoints: publishes complete checkpoints and removes old ones."""
 
 import re
 import shutil
@@ -13,44 +13,44 @@ from pico_ds.file_writing import may_exist, replace_text, sync_directory
 
 _STEP = re.compile(r"step_(\d+)")
 _REPLACED = re.compile(r"(step_\d+)\.replaced-([0-9a-f]+)")
-#: checkpoints being written, and checkpoints being removed; neither counts
+#: suffixes of checkpoints that are being written or removed, and are not checkpoints yet or any more
 _PARTIAL, _REMOVED = ".partial", ".removed"
-#: of a checkpoint, or alone where none was saved at its step
+#: snapshot directory inside step_<N>, which may exist without a checkpoint
 _DYNAMICS = "learning_dynamics"
 
 
 class CheckpointStore:
-    """`checkpoints/` of a run. `step_<N>` appears complete, by one rename, or not at all."""
+    """The directory `checkpoints/` of a run. One rename publishes `step_<N>`, so it is always complete."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        # checkpoints and snapshots are published by threads of their own, into the same directory of a step
+        # separate threads publish checkpoints and snapshots into the same directory
         self._publishing = threading.Lock()
 
     def path(self, step: int) -> Path:
-        """Where the checkpoint of a step is, or will be."""
+        """Return the path of the checkpoint of a step, which may not exist."""
         return self.directory / f"step_{step}"
 
-    def staging(self, step: int, launch: int) -> Path:
-        """Where a save is written. `launch` is of this start of the job: what a dead one left is never built upon."""
-        return self.directory / f".step_{step}.{launch:x}{_PARTIAL}"
+    def staging(self, step: int, start_id: int) -> Path:
+        """Return the directory in which a save is written. It differs at each start of the job."""
+        return self.directory / f".step_{step}.{start_id:x}{_PARTIAL}"
 
     def snapshot_path(self, step: int) -> Path:
-        """Where the snapshot of learning dynamics of a step is, or will be."""
+        """Return the path of the snapshot of a step, which may not exist."""
         return self.path(step) / _DYNAMICS
 
-    def snapshot_staging(self, step: int, launch: int) -> Path:
-        """Where a snapshot is written."""
-        return self.directory / f".step_{step}.{launch:x}.{_DYNAMICS}{_PARTIAL}"
+    def snapshot_staging(self, step: int, start_id: int) -> Path:
+        """Return the directory in which a snapshot is written."""
+        return self.directory / f".step_{step}.{start_id:x}.{_DYNAMICS}{_PARTIAL}"
 
     def publish_snapshot(self, staging: Path, step: int) -> Path:
-        """Make a complete staging directory the snapshot of a step, in place of what stands there."""
+        """Publish a complete staging directory as the snapshot of a step. It replaces an existing snapshot."""
         final = self.snapshot_path(step)
-        _settle(staging)
+        _sync_directories(staging)
         with self._publishing:
             final.parent.mkdir(exist_ok=True)
             removed = self.directory / f".step_{step}.{_DYNAMICS}{_REMOVED}"
-            # of a start that died here
+            # left by a start that died at this point
             shutil.rmtree(removed, ignore_errors=True)
             if may_exist(final):
                 final.rename(removed)
@@ -61,20 +61,20 @@ class CheckpointStore:
         return final
 
     def steps(self) -> list[int]:
-        """Steps with a resumable checkpoint, ascending; whether it is sound is not looked at."""
+        """Return the steps that have a checkpoint with an index, in ascending order. The checkpoints may be damaged."""
         return [_step_of(path) for path in self.directories() if may_exist(path / STATE_DIRECTORY / INDEX_NAME)]
 
     def directories(self) -> list[Path]:
-        """Checkpoints that have, or had, a state to resume from, by step; those with weights only are left out.
+        """Return the checkpoints with a training state, by step. Checkpoints with only weights are left out.
 
         Raises:
-            OSError: the directory itself cannot be read.
+            OSError: the directory cannot be read.
         """
         steps = (path for path in self._entries() if _STEP.fullmatch(path.name) and may_exist(path / STATE_DIRECTORY))
         return sorted(steps, key=_step_of)
 
     def survey(self) -> tuple[list[Index], list[CheckpointError]]:
-        """Indexes of the resumable checkpoints, the last saved first; and what is wrong with the others."""
+        """Return the indexes of the readable checkpoints, newest first, and the errors of the others."""
         found, problems = [], []
         for path in self.directories():
             try:
@@ -86,16 +86,18 @@ class CheckpointStore:
                 found.append(index)
             else:
                 problems.append(
-                    CheckpointError(f"{path}: is the checkpoint of step {index.step}; give it back its name")
+                    CheckpointError(
+                        f"{path}: contains the checkpoint of step {index.step}; rename it to step_{index.step}"
+                    )
                 )
         return sorted(found, key=lambda index: index.save_number, reverse=True), problems
 
     def next_save_number(self) -> int:
-        """One more than that of any checkpoint that can be read."""
+        """Return the largest save number of the readable checkpoints, plus 1."""
         return max((index.save_number for index in self.survey()[0]), default=0) + 1
 
-    def cut_off(self) -> list[Path]:
-        """Saves that did not come to their end."""
+    def interrupted_saves(self) -> list[Path]:
+        """Return the staging directories of saves that were interrupted."""
         return [path for path in self._entries() if path.name.endswith(_PARTIAL)]
 
     def _entries(self) -> list[Path]:
@@ -104,46 +106,47 @@ class CheckpointStore:
         except (FileNotFoundError, NotADirectoryError):
             return []
 
-    def publish(self, staging: Path, index: Index, launch: int) -> Path:
-        """Make a complete staging directory the checkpoint of its step, and `latest` its name.
+    def publish(self, staging: Path, index: Index, start_id: int) -> Path:
+        """Publish a complete staging directory as the checkpoint of its step, and update `latest`.
 
-        What stands there already (a checkpoint that was damaged, or a run that went back) is moved aside, not deleted.
+        An existing checkpoint of the step is renamed, not deleted. It may be damaged, or newer than the checkpoint from
+        which the run was resumed.
         """
         final = self.path(index.step)
-        _settle(staging)
+        _sync_directories(staging)
         with self._publishing:
             if may_exist(final):
-                final.rename(_aside(final, launch))
+                final.rename(_aside(final, start_id))
             staging.rename(final)
-            _hand_over_snapshot(_aside(final, launch), final)
-        # the directory of checkpoints, and of the run, may be as new as the checkpoint
+            _hand_over_snapshot(_aside(final, start_id), final)
+        # the parent directories may be new, too
         for directory in (self.directory, self.directory.parent, self.directory.parent.parent):
             sync_directory(directory)
         replace_text(self.directory / "latest", f"{final.name}\n")
         return final
 
     def finish_replacements(self) -> None:
-        """Bring back what `publish` had moved aside when the machine died before the new checkpoint took its place."""
+        """Restore checkpoints that `publish` had renamed when the machine died before it renamed the new checkpoint."""
         for path in self._entries():
             if (match := _REPLACED.fullmatch(path.name)) is None:
                 continue
-            final, launch = self.directory / match.group(1), int(match.group(2), 16)
+            final, start_id = self.directory / match.group(1), int(match.group(2), 16)
             if may_exist(final):
                 _hand_over_snapshot(path, final)
-            elif may_exist(self.staging(_step_of(final), launch)):
+            elif may_exist(self.staging(_step_of(final), start_id)):
                 path.rename(final)
                 sync_directory(self.directory)
 
-    def retain(self, newest: Index, settings: CheckpointingConfig, launch: int, protected: Collection[int]) -> None:
-        """Remove what need not be kept; without `keep_last_n` nothing is ever removed.
+    def retain(self, newest: Index, settings: CheckpointingConfig, start_id: int, protected: Collection[int]) -> None:
+        """Remove old checkpoints. Without `keep_last_n`, all are kept.
 
-        Counted and removed is the line that led to the newest checkpoint. What was passed over in a resume, be it
-        damaged or given up for an older one, is no part of it, and stays until a user removes it.
+        Only checkpoints that led to the newest one are counted and removed. Checkpoints that a resume has skipped stay
+        until a user removes them.
 
         Args:
-            newest: just published.
-            launch: of this start of the job, whose saves and snapshots in flight stay.
-            protected: save numbers that stay, whatever the settings say.
+            newest: the checkpoint that was just published.
+            start_id: identifies this start of the job, whose unfinished saves and snapshots are kept.
+            protected: save numbers of checkpoints that are always kept.
         """
         if settings.keep_last_n is None:
             return
@@ -151,15 +154,15 @@ class CheckpointStore:
         for index in self._line_of(newest)[settings.keep_last_n :]:
             if (every is None or index.step % every) and index.save_number not in protected:
                 path = self.path(index.step)
-                doomed = path / STATE_DIRECTORY if settings.keep_weights else path
+                old = path / STATE_DIRECTORY if settings.keep_weights else path
                 with self._publishing:
-                    # renamed first: half a checkpoint must not look like one
-                    removed = doomed.rename(self.directory / f".{path.name}{_REMOVED}")
+                    # rename first, so that a partly removed checkpoint does not look complete
+                    removed = old.rename(self.directory / f".{path.name}{_REMOVED}")
                     if may_exist(removed / _DYNAMICS):
                         path.mkdir()
                         (removed / _DYNAMICS).rename(path / _DYNAMICS)
-        for path in self.cut_off():
-            if f".{launch:x}." not in path.name:
+        for path in self.interrupted_saves():
+            if f".{start_id:x}." not in path.name:
                 shutil.rmtree(path)
         with self._publishing:
             for path in self._entries():
@@ -167,7 +170,7 @@ class CheckpointStore:
                     shutil.rmtree(path)
 
     def _line_of(self, newest: Index) -> list[Index]:
-        """The checkpoints that led to the newest, itself first, back to one that was removed before."""
+        """Return the newest checkpoint and those that led to it, newest first, as far as they still exist."""
         saved = {index.save_number: index for index in self.survey()[0]}
         line, index = [newest], newest
         assert newest.previous_save_number != newest.save_number
@@ -181,17 +184,17 @@ def _step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("step_"))
 
 
-def _settle(staging: Path) -> None:
-    """Bring the names in a directory, and below it, to the disk."""
+def _sync_directories(staging: Path) -> None:
+    """Sync a directory and its subdirectories to the disk."""
     for directory in (*(path for path in staging.rglob("*") if path.is_dir()), staging):
         sync_directory(directory)
 
 
 def _hand_over_snapshot(aside: Path, final: Path) -> None:
-    """Give a new checkpoint the snapshot of its step, where that stood there alone before."""
+    """Move the snapshot of a step into its new checkpoint, if the old directory contains only the snapshot."""
     try:
         alone = [path.name for path in aside.iterdir()] == [_DYNAMICS]
-    except OSError:  # none, or one that cannot be read
+    except OSError:  # it does not exist, or cannot be read
         return
     if alone and not may_exist(final / _DYNAMICS):
         (aside / _DYNAMICS).rename(final / _DYNAMICS)
@@ -199,5 +202,5 @@ def _hand_over_snapshot(aside: Path, final: Path) -> None:
         aside.rmdir()
 
 
-def _aside(checkpoint: Path, launch: int) -> Path:
-    return checkpoint.with_name(f"{checkpoint.name}.replaced-{launch:x}")
+def _aside(checkpoint: Path, start_id: int) -> Path:
+    return checkpoint.with_name(f"{checkpoint.name}.replaced-{start_id:x}")

@@ -1,4 +1,4 @@
-"""Weights of the decoder in HF format, from the shards of a checkpoint."""
+"""Writes the weights of a checkpoint in Hugging Face format."""
 
 import shutil
 from collections.abc import Iterable
@@ -6,15 +6,15 @@ from pathlib import Path
 
 import torch
 
-from pico_ds.checkpoint.safetensors_stream import SafetensorsWriter
-from pico_ds.checkpoint.shard_reader import StateReader
+from pico_ds.checkpoint.safetensors_writer import SafetensorsWriter
+from pico_ds.checkpoint.state_reader import StateReader
 from pico_ds.config import ModelConfig
 from pico_ds.model.meta_model import DECODER
 from pico_ds.progress import track
 
-#: file that transformers looks for
+#: file name that transformers expects
 WEIGHTS_NAME = "model.safetensors"
-#: what the head and the learner train beside the decoder
+#: file of the parameters of head and learner
 META_NAME = "meta_parameters.safetensors"
 
 
@@ -27,16 +27,16 @@ def export_weights(
     special_token_ids: dict[str, int],
     tokenizer_directory: Path,
 ) -> None:
-    """Write what `AutoModelForCausalLM.from_pretrained(directory, trust_remote_code=True)` loads.
+    """Write a model that `AutoModelForCausalLM.from_pretrained(directory, trust_remote_code=True)` loads.
 
-    The model's weights are the fp32 master weights rounded to `dtype`, as the engine holds them; one tensor at a time
-    is in memory. What head and learner train goes into `meta_parameters.safetensors`.
+    The weights are the fp32 master weights rounded to `dtype`, which is the precision of training. The parameters of
+    head and learner are written to `meta_parameters.safetensors`. Memory holds one tensor at a time.
 
     Args:
-        special_token_ids: `eos_token_id` and the like, which `generate` needs.
+        special_token_ids: ids such as `eos_token_id`, which `generate` needs.
 
     Raises:
-        CheckpointError: the disk is full, or a shard is not what was written.
+        CheckpointError: a file cannot be written, or a shard is damaged.
     """
     from transformers.utils.logging import disable_progress_bar
 
@@ -59,7 +59,7 @@ def export_weights(
     hf_config.update(special_token_ids)
     with torch.device("meta"):
         model = PicoDecoderHF(hf_config)
-    # configuration and modeling code; the weights are streamed, for they need not fit into memory twice
+    # writes configuration and modeling code; the weights are streamed later
     model.save_pretrained(directory, state_dict={})
     (directory / WEIGHTS_NAME).unlink(missing_ok=True)
     for file in tokenizer_directory.iterdir():
@@ -72,12 +72,12 @@ def export_weights(
 
 
 def write_parameters(reader: StateReader, names: Iterable[str], path: Path, dtype: torch.dtype) -> None:
-    """Write whole parameters into one safetensors file, under the names of the decoder's state dict.
+    """Write whole parameters into one safetensors file, with the names of the decoder's state dict.
 
-    One tensor at a time is in memory.
+    Memory holds one tensor at a time.
 
     Raises:
-        CheckpointError: the file cannot be written, or a shard is not what was written.
+        CheckpointError: the file cannot be written, or a shard is damaged.
     """
     chosen = {name.removeprefix(DECODER): name for name in names}
     entries = {short: (dtype, reader.index.parameters[name].shape) for short, name in chosen.items()}

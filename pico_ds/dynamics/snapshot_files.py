@@ -16,7 +16,7 @@ from torch import Tensor
 # saves checkpoints, is still importing transformers.
 from transformers import PreTrainedTokenizerBase  # noqa: F401
 
-from pico_ds.checkpoint.safetensors_stream import SafetensorsWriter
+from pico_ds.checkpoint.safetensors_writer import SafetensorsWriter
 from pico_ds.data.text.tokenizer import TextTokenizer
 from pico_ds.dynamics.activations import Observation
 from pico_ds.dynamics.snapshot_reader import META_NAME

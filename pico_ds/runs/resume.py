@@ -10,7 +10,7 @@ from typing import Any
 
 from pico_ds.checkpoint.checkpoint_index import Index
 from pico_ds.checkpoint.checkpoint_store import CheckpointStore
-from pico_ds.checkpoint.shard_reader import StateReader
+from pico_ds.checkpoint.state_reader import StateReader
 from pico_ds.config import CheckpointingConfig, ConfigError, RunConfig
 from pico_ds.data.text.tokenizer import digest_of_file
 from pico_ds.engine.distributed import Process
@@ -130,7 +130,7 @@ class Resumer:
 
     def _candidates(self, since: int) -> list[int]:
         """Return the steps of the complete checkpoints, starting with the one that was saved last."""
-        for path in self._store.cut_off():
+        for path in self._store.interrupted_saves():
             logger.warning("skipped and left unchanged: %s is incomplete because its save was interrupted", path)
         readable, problems = self._store.survey()
         for problem in problems:

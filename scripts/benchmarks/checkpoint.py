@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from pico_ds.checkpoint.background_saver import CheckpointSaver
+from pico_ds.checkpoint.checkpoint_commands import verify
 from pico_ds.checkpoint.checkpoint_index import Index, ScheduleRecord
 from pico_ds.checkpoint.checkpoint_store import CheckpointStore
-from pico_ds.checkpoint.checkpoint_tools import verify
 from pico_ds.config import RunConfig
 from pico_ds.config.deepspeed_config import resolve_deepspeed_config
 from pico_ds.engine.distributed import Process

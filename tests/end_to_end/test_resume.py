@@ -226,7 +226,7 @@ def test_checkpoint_script_inspects_verifies_and_consolidates(whole: Path, tmp_p
         "shard_0",
     ):
         assert part in text, text
-    assert "every byte is as written" in warm.python("scripts/checkpoint.py", "verify", str(whole))
+    assert "all files match their hashes" in warm.python("scripts/checkpoint.py", "verify", str(whole))
     assert "29,832 fp32 parameters" in warm.python("scripts/checkpoint.py", "consolidate", str(checkpoint), str(out))
     consolidated, weights = load_file(out), load_file(checkpoint / "model.safetensors")
     assert consolidated.keys() == weights.keys()

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
-from pico_ds.checkpoint.model_export import LLAMA, PICO_TRAIN, export_model
+from pico_ds.checkpoint.llama_and_pico_train_export import LLAMA, PICO_TRAIN, export_model
 from pico_ds.config import ModelConfig
 from pico_ds.errors import CheckpointError
 from pico_ds.model.decoder import PicoDecoder

@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING
 
 from pico_ds.checkpoint.checkpoint_store import CheckpointStore
-from pico_ds.checkpoint.safetensors_stream import cannot_write
+from pico_ds.checkpoint.safetensors_writer import cannot_write
 from pico_ds.data.text.tokenizer import TextTokenizer
 from pico_ds.dynamics.recorder import SnapshotRecorder
 from pico_ds.dynamics.snapshot_files import Snapshot, write_snapshot
@@ -40,16 +40,16 @@ class Snapshots(Callback):
         self,
         taker: SnapshotRecorder,
         store: CheckpointStore,
-        launch: int,
+        start_id: int,
         tokenizer: TextTokenizer,
         on_progress: Callable[[], None],
     ) -> None:
         """
         Args:
-            launch: start id of the job (`RunContext.start_id`): equal on every rank, different at every start.
+            start_id: identifies this start of the job (`RunContext.start_id`); equal on every rank.
             on_progress: called repeatedly while a snapshot is taken or written.
         """
-        self._taker, self._store, self._launch, self._tokenizer = taker, store, launch, tokenizer
+        self._taker, self._store, self._start_id, self._tokenizer = taker, store, start_id, tokenizer
         self._on_progress = on_progress
         self._executor = ThreadPoolExecutor(1, "snapshot")
         self._writing: Future[None] | None = None
@@ -105,7 +105,7 @@ class Snapshots(Callback):
 
     def _write(self, snapshot: Snapshot, stall_seconds: float) -> None:
         started = time.perf_counter()
-        staging = self._store.snapshot_staging(snapshot.step, self._launch)
+        staging = self._store.snapshot_staging(snapshot.step, self._start_id)
         try:
             shutil.rmtree(staging, ignore_errors=True)
             staging.mkdir(parents=True)
@@ -146,7 +146,7 @@ class Snapshots(Callback):
 def build_snapshots(
     components: RunComponents,
     store: CheckpointStore,
-    launch: int,
+    start_id: int,
     process: Process,
     on_progress: Callable[[], None],
 ) -> Snapshots:
@@ -172,4 +172,4 @@ def build_snapshots(
         process,
         on_progress,
     )
-    return Snapshots(taker, store, launch, corpus.tokenizer, on_progress)
+    return Snapshots(taker, store, start_id, corpus.tokenizer, on_progress)

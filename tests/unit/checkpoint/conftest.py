@@ -1,4 +1,4 @@
-"""Checkpoints of a few small tensors, written by the real saver for ranks that are played one after another."""
+"""Checkpoints of a few small tensors. The real saver writes them, one simulated rank after another."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ import torch
 from pico_ds.checkpoint.background_saver import CheckpointSaver
 from pico_ds.checkpoint.checkpoint_index import Index, ScheduleRecord
 from pico_ds.checkpoint.checkpoint_store import CheckpointStore
-from pico_ds.checkpoint.shard_reader import StateReader
+from pico_ds.checkpoint.state_reader import StateReader
 from pico_ds.config import RunConfig
 from pico_ds.engine.distributed import Process
 from pico_ds.engine.optimizer_state import STATE_KINDS, Fragment, StateKind
@@ -18,8 +18,8 @@ from pico_ds.engine.optimizer_state import STATE_KINDS, Fragment, StateKind
 SHAPES = {"decoder.embedding_proj.weight": (7, 5), "decoder.output_norm.weight": (5,), "head.bias": (1,)}
 
 
-class PlayedProcess(Process):
-    """A rank whose peers are played after it: a sum over ranks is its own part."""
+class SimulatedProcess(Process):
+    """One rank without peers: a sum over ranks is the value of this rank."""
 
     def sum_over_ranks(self, values: torch.Tensor) -> torch.Tensor:
         return values
@@ -33,8 +33,8 @@ def values_of(seed: int = 0) -> dict[StateKind, dict[str, torch.Tensor]]:
 
 
 @dataclass
-class PlayedState:
-    """Stands for the OptimizerState of one rank: an equal part of every parameter."""
+class SimulatedOptimizerState:
+    """Replaces the OptimizerState of one rank. Every rank owns an equal part of every parameter."""
 
     rank: int
     world_size: int
@@ -60,7 +60,7 @@ class PlayedState:
         return flat[fragment.offset : fragment.offset + fragment.length]
 
 
-def an_index(step: int, world_size: int, save_number: int = 1, previous: int | None = None) -> Index:
+def make_index(step: int, world_size: int, save_number: int = 1, previous: int | None = None) -> Index:
     return Index(
         step=step,
         save_number=save_number,
@@ -84,17 +84,17 @@ def write_nothing_else(directory: Path, reader: StateReader) -> None:
     (directory / "config.json").write_text("{}")
 
 
-def a_saver(
+def make_saver(
     store: CheckpointStore,
     rank: int,
     world_size: int,
     seed: int = 0,
-    launch: int = 7,
+    start_id: int = 7,
     complete: Callable[[Path, StateReader], None] = write_nothing_else,
 ) -> CheckpointSaver:
-    process = PlayedProcess(rank, world_size, rank, torch.device("cpu"))
-    state = PlayedState(rank, world_size, values_of(seed))
-    return CheckpointSaver(store, state, process, launch, complete, lambda *_: None)  # type: ignore[arg-type]
+    process = SimulatedProcess(rank, world_size, rank, torch.device("cpu"))
+    state = SimulatedOptimizerState(rank, world_size, values_of(seed))
+    return CheckpointSaver(store, state, process, start_id, complete, lambda *_: None)  # type: ignore[arg-type]
 
 
 def save(
@@ -104,14 +104,17 @@ def save(
     seed: int = 0,
     save_number: int | None = None,
     previous: int | None = -1,
-    launch: int = 7,
+    start_id: int = 7,
 ) -> Path:
-    """Save with as many played ranks; rank 0 last, for it waits for the others. By default it follows the last save."""
+    """Save with simulated ranks. Rank 0 is the last because it waits for the others.
+
+    By default, the save follows the newest one.
+    """
     number = store.next_save_number() if save_number is None else save_number
     before = (number - 1 or None) if previous == -1 else previous
-    savers = [a_saver(store, rank, world_size, seed, launch) for rank in reversed(range(world_size))]
+    savers = [make_saver(store, rank, world_size, seed, start_id) for rank in reversed(range(world_size))]
     for saver in savers:
-        saver.start(an_index(step, world_size, number, before))
+        saver.start(make_index(step, world_size, number, before))
     for saver in savers:
         saver.finish()
         saver.abandon()

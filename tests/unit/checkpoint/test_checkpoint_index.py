@@ -59,7 +59,7 @@ def test_without_index_or_its_hash_it_is_incomplete(checkpoint: Path, missing: s
 def test_a_half_written_index_is_found(checkpoint: Path, keep: int) -> None:
     path = checkpoint / STATE_DIRECTORY / INDEX_NAME
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(CheckpointError, match="is not what was written"):
+    with pytest.raises(CheckpointError, match="has changed since it was written"):
         Index.read(checkpoint)
 
 
@@ -71,7 +71,7 @@ def test_path_out_of_the_checkpoint_is_rejected(checkpoint: Path, name: str) -> 
         content["files"][name] = content["files"]["config.json"]
 
     rewrite(checkpoint, escape)
-    with pytest.raises(CheckpointError, match="leads out of the checkpoint"):
+    with pytest.raises(CheckpointError, match="is outside the checkpoint"):
         Index.read(checkpoint)
 
 
@@ -79,18 +79,18 @@ def test_symlink_out_of_the_checkpoint_is_rejected(checkpoint: Path, tmp_path: P
     shard = checkpoint / STATE_DIRECTORY / "shard_1.safetensors"
     shard.rename(tmp_path / "outside.safetensors")
     shard.symlink_to(tmp_path / "outside.safetensors")
-    with pytest.raises(CheckpointError, match="is a link that leads out of the checkpoint"):
+    with pytest.raises(CheckpointError, match="is a link to a file outside the checkpoint"):
         Index.read(checkpoint)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda fragments: fragments.pop(), "17 of 35 elements are held"),
-        (lambda fragments: fragments.pop(0), "elements 0 to 17 are held by no fragment"),
-        (lambda fragments: fragments[1].update(offset=16), "are held by no fragment, or by two"),
+        (lambda fragments: fragments.pop(), "17 of 35 elements are in a fragment"),
+        (lambda fragments: fragments.pop(0), "elements 0 to 17 are in no fragment"),
+        (lambda fragments: fragments[1].update(offset=16), "are in no fragment, or in two"),
         (lambda fragments: fragments[1].update(length=19), "36 of 35 elements"),
-        (lambda fragments: fragments[0].update(file="other.safetensors"), "which is not listed"),
+        (lambda fragments: fragments[0].update(file="other.safetensors"), "which is not in the list of files"),
         (lambda fragments: fragments.append({"file": fragments[0]["file"], "offset": 35, "length": 0}), "length"),
     ],
 )
@@ -102,7 +102,7 @@ def test_gaps_and_overlaps_are_found(checkpoint: Path, change: Callable[[Any], N
 
 def test_newer_format_version_is_rejected(checkpoint: Path) -> None:
     rewrite(checkpoint, lambda content: content.update(format_version=FORMAT_VERSION + 1, step={"new": "shape"}))
-    with pytest.raises(CheckpointError, match="has format version 2, this pico_ds reads up to 1"):
+    with pytest.raises(CheckpointError, match=r"has format version 2, but pico_ds .* reads up to 1"):
         Index.read(checkpoint)
 
 

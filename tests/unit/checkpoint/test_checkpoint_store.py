@@ -11,10 +11,10 @@ import torch
 
 from pico_ds.checkpoint.checkpoint_index import STATE_DIRECTORY, Index
 from pico_ds.checkpoint.checkpoint_store import CheckpointStore
-from pico_ds.checkpoint.shard_reader import StateReader
+from pico_ds.checkpoint.state_reader import StateReader
 from pico_ds.config import CheckpointingConfig
 from pico_ds.errors import CheckpointError
-from tests.unit.checkpoint.conftest import PlayedState, a_saver, an_index, save, values_of
+from tests.unit.checkpoint.conftest import SimulatedOptimizerState, make_index, make_saver, save, values_of
 
 
 def names(store: CheckpointStore) -> set[str]:
@@ -30,19 +30,19 @@ def test_a_save_leaves_the_checkpoint_and_latest(store: CheckpointStore) -> None
 
 
 def test_a_save_whose_other_shard_never_comes_is_not_published(store: CheckpointStore) -> None:
-    saver = a_saver(store, rank=0, world_size=2)
-    saver.start(an_index(4, 2))
+    saver = make_saver(store, rank=0, world_size=2)
+    saver.start(make_index(4, 2))
     saver._pending[0].result(timeout=10)
     saver._abandoned.set()
-    with pytest.raises(CheckpointError, match="another rank's shard never came"):
+    with pytest.raises(CheckpointError, match="another rank did not write its shard"):
         saver.finish()
     assert store.steps() == []
-    assert [path.name for path in store.cut_off()] == [".step_4.7.partial"]
+    assert [path.name for path in store.interrupted_saves()] == [".step_4.7.partial"]
 
 
 def test_changes_after_the_copy_are_not_saved(store: CheckpointStore) -> None:
-    saver = a_saver(store, rank=0, world_size=1)
-    saver.start(an_index(4, 1))
+    saver = make_saver(store, rank=0, world_size=1)
+    saver.start(make_index(4, 1))
     saver.pre_optim_step()
     for tensors in saver._state.values.values():  # type: ignore[attr-defined]
         for tensor in tensors.values():
@@ -58,8 +58,8 @@ def test_a_failure_in_the_background_surfaces(store: CheckpointStore) -> None:
     def fail(directory: Path, reader: StateReader) -> None:
         raise CheckpointError("no space for the weights")
 
-    saver = a_saver(store, rank=0, world_size=1, complete=fail)
-    saver.start(an_index(4, 1))
+    saver = make_saver(store, rank=0, world_size=1, complete=fail)
+    saver.start(make_index(4, 1))
     saver._executor.shutdown(wait=True)
     assert saver.failed
     with pytest.raises(CheckpointError, match="no space for the weights"):
@@ -71,9 +71,9 @@ def test_failed_copy_is_not_written(store: CheckpointStore, monkeypatch: pytest.
     def fail(*_: object) -> torch.Tensor:
         raise RuntimeError("the device is gone")
 
-    saver = a_saver(store, rank=0, world_size=1)
+    saver = make_saver(store, rank=0, world_size=1)
     monkeypatch.setattr(saver._state, "read", fail)
-    saver.start(an_index(4, 1))
+    saver.start(make_index(4, 1))
     saver.pre_optim_step()  # on this rank alone an error here would leave the others waiting
     saver.abandon()
     assert saver.failed
@@ -86,21 +86,21 @@ def test_a_full_disk_beside_the_shards_is_named(store: CheckpointStore) -> None:
     def fail(directory: Path, reader: StateReader) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", str(directory / "config.json"))
 
-    saver = a_saver(store, rank=0, world_size=1, complete=fail)
-    saver.start(an_index(4, 1))
+    saver = make_saver(store, rank=0, world_size=1, complete=fail)
+    saver.start(make_index(4, 1))
     with pytest.raises(CheckpointError, match=r"config\.json: cannot be written \(No space left on device\)"):
         saver.finish()
 
 
 def test_save_fails_if_another_rank_failed(store: CheckpointStore) -> None:
-    with pytest.raises(CheckpointError, match="another rank says why"):
-        a_saver(store, rank=0, world_size=1).raise_failure()
+    with pytest.raises(CheckpointError, match="see the output of the other ranks"):
+        make_saver(store, rank=0, world_size=1).raise_failure()
 
 
 def test_what_a_dead_launch_left_is_not_built_upon(store: CheckpointStore) -> None:
-    a_saver(store, rank=1, world_size=2, launch=5).start(an_index(4, 2))
-    saver = a_saver(store, rank=0, world_size=2, launch=6)
-    saver.start(an_index(4, 2))
+    make_saver(store, rank=1, world_size=2, start_id=5).start(make_index(4, 2))
+    saver = make_saver(store, rank=0, world_size=2, start_id=6)
+    saver.start(make_index(4, 2))
     saver._pending[0].result(timeout=10)
     assert not (store.staging(4, 6) / STATE_DIRECTORY / "shard_1.receipt").exists()
     saver._abandoned.set()
@@ -120,7 +120,7 @@ def test_a_checkpoint_in_the_way_is_moved_aside(store: CheckpointStore) -> None:
 
 def retain(store: CheckpointStore, newest: int, protected: Collection[int] = (), **settings: object) -> None:
     config = CheckpointingConfig.model_validate(settings)
-    store.retain(Index.read(store.path(newest)), config, launch=7, protected=protected)
+    store.retain(Index.read(store.path(newest)), config, start_id=7, protected=protected)
 
 
 def test_no_checkpoint_is_removed_by_default(store: CheckpointStore) -> None:
@@ -139,7 +139,7 @@ def test_the_newest_and_the_multiples_stay_resumable(store: CheckpointStore) -> 
     assert store.steps() == [3, 6, 7]
     assert names(store) == {"latest", *(f"step_{step}" for step in range(1, 8))}
     assert {path.name for path in store.path(1).iterdir()} == {"config.json"}
-    assert store.cut_off() == []
+    assert store.interrupted_saves() == []
     assert Index.read(store.path(3)).step == 3
 
 
@@ -152,8 +152,8 @@ def test_old_checkpoints_are_removed_completely_without_keep_weights(store: Chec
 
 def test_interrupted_saves_are_removed_with_old_checkpoints(store: CheckpointStore) -> None:
     save(store, 1)
-    for launch in (5, 7):
-        store.staging(9, launch).mkdir()
+    for start_id in (5, 7):
+        store.staging(9, start_id).mkdir()
     (store.directory / ".step_0.removed").mkdir()
     (store.directory / ".step_0.removed" / "half").write_text("")
     retain(store, 1, keep_last_n=1)
@@ -200,7 +200,7 @@ def test_a_replacement_that_was_cut_off_is_undone(store: CheckpointStore) -> Non
     assert store.steps() == [4]
     with StateReader(store.path(4)) as reader:
         assert torch.equal(reader.read_whole("head.bias", "master"), values_of(1)["master"]["head.bias"])
-    save(store, 4, launch=9)
+    save(store, 4, start_id=9)
     store.finish_replacements()
     assert {"step_4", "step_4.replaced-9"} <= names(store)
 
@@ -210,9 +210,9 @@ def test_a_gap_in_the_shards_is_not_published(
     store: CheckpointStore, monkeypatch: pytest.MonkeyPatch, world_size: int
 ) -> None:
     """A parameter that no rank holds, or holds in part."""
-    whole = PlayedState.fragments.fget  # type: ignore[attr-defined]
-    monkeypatch.setattr(PlayedState, "fragments", property(lambda self: whole(self)[1:]))
-    with pytest.raises(CheckpointError, match=r"elements are held by a fragment; nothing was published"):
+    whole = SimulatedOptimizerState.fragments.fget  # type: ignore[attr-defined]
+    monkeypatch.setattr(SimulatedOptimizerState, "fragments", property(lambda self: whole(self)[1:]))
+    with pytest.raises(CheckpointError, match=r"elements are in a fragment; the checkpoint was not published"):
         save(store, 4, world_size)
     assert store.steps() == []
 
@@ -223,8 +223,8 @@ def test_a_second_interrupt_does_not_hang(store: CheckpointStore, monkeypatch: p
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    saver = a_saver(store, rank=0, world_size=2)
-    saver.start(an_index(4, 2))
+    saver = make_saver(store, rank=0, world_size=2)
+    saver.start(make_index(4, 2))
     saver._pending[0].result(timeout=10)
     monkeypatch.setattr("pico_ds.checkpoint.background_saver.wait", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -236,16 +236,16 @@ def test_who_waits_for_a_save_says_so(store: CheckpointStore, monkeypatch: pytes
     """A save that takes longer than training.hang_timeout_seconds is not a hang."""
     monkeypatch.setattr("pico_ds.checkpoint.background_saver._WAIT_SECONDS", 0.01)
     beats: list[int] = []
-    saver = a_saver(store, rank=0, world_size=1, complete=lambda *_: time.sleep(0.3))
+    saver = make_saver(store, rank=0, world_size=1, complete=lambda *_: time.sleep(0.3))
     saver._on_progress = lambda: beats.append(1)
-    saver.start(an_index(4, 1))
+    saver.start(make_index(4, 1))
     saver.finish()
     saver.abandon()
     assert len(beats) > 3
 
 
 def put_snapshot(store: CheckpointStore, step: int, content: str) -> Path:
-    staging = store.snapshot_staging(step, launch=7)
+    staging = store.snapshot_staging(step, start_id=7)
     staging.mkdir(parents=True)
     (staging / "val_weights.safetensors").write_text(content)
     return store.publish_snapshot(staging, step)
@@ -275,7 +275,7 @@ def test_a_snapshot_outlives_its_checkpoint(store: CheckpointStore) -> None:
         put_snapshot(store, step, str(step))
         save(store, step)
         index = Index.read(store.path(step)).model_copy(update={"previous_save_number": number - 1 or None})
-        store.retain(index, settings, launch=7, protected=set())
+        store.retain(index, settings, start_id=7, protected=set())
     assert [path.name for path in store.path(2).iterdir()] == ["learning_dynamics"]
     assert content_of(store, 2) == "2"
     assert store.steps() == [4]
@@ -292,7 +292,7 @@ def test_a_snapshot_is_handed_over_after_a_crash_between_the_renames(store: Chec
 
 def test_snapshot_replaces_an_interrupted_replacement(store: CheckpointStore) -> None:
     put_snapshot(store, 2, "old").rename(store.directory / ".step_2.learning_dynamics.removed")
-    staging = store.snapshot_staging(2, launch=5)
+    staging = store.snapshot_staging(2, start_id=5)
     staging.mkdir()
     # the machine died when the new one stood, and the old one was not removed yet
     staging.rename(store.snapshot_path(2))

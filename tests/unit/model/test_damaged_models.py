@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pico_ds.checkpoint.model_export import LLAMA, PICO_TRAIN, export_model
+from pico_ds.checkpoint.llama_and_pico_train_export import LLAMA, PICO_TRAIN, export_model
 from pico_ds.config import ConfigError
 from pico_ds.errors import CheckpointError
 from pico_ds.model.huggingface import PicoDecoderHF, PicoDecoderHFConfig

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 
+from pico_ds.checkpoint.checkpoint_commands import find_checkpoints, verify
 from pico_ds.checkpoint.checkpoint_index import INDEX_NAME, STATE_DIRECTORY, Index
 from pico_ds.checkpoint.checkpoint_store import CheckpointStore
-from pico_ds.checkpoint.checkpoint_tools import find_checkpoints, verify
 from pico_ds.config import ConfigError, RunConfig, parse_config
 from pico_ds.data.text.tokenizer import load_tokenizer, train_tokenizer
 from pico_ds.engine.distributed import Process
@@ -23,13 +23,13 @@ from pico_ds.errors import CheckpointError
 from pico_ds.monitoring.run_log import logger
 from pico_ds.runs.metrics_file import rewind_metrics
 from pico_ds.runs.resume import Resumer
-from tests.unit.checkpoint.conftest import SHAPES, PlayedState, save, values_of
+from tests.unit.checkpoint.conftest import SHAPES, SimulatedOptimizerState, save, values_of
 
 ALONE = Process(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"))
 
 
 @dataclass
-class Engine(PlayedState):
+class Engine(SimulatedOptimizerState):
     """An optimizer state of one rank, with values that differ from every checkpoint."""
 
     rank: int = 0
@@ -211,7 +211,7 @@ def test_renamed_checkpoint_is_skipped(store: CheckpointStore, said: list[str]) 
     point = resumer(store, Engine()).resume()
     assert point is not None
     assert point.index.step == 4
-    assert any("step_8: is the checkpoint of step 6" in line for line in said)
+    assert any("step_8: contains the checkpoint of step 6" in line for line in said)
 
 
 def test_jump_of_the_learning_rate_is_logged(store: CheckpointStore, said: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""What can be done with a checkpoint without a run: look at it, verify it, join its shards."""
+"""Finds, verifies and consolidates checkpoints, for scripts/checkpoint.py."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,20 +8,20 @@ import torch
 from pico_ds.checkpoint.checkpoint_index import INDEX_HASH_NAME, INDEX_NAME, STATE_DIRECTORY, Index
 from pico_ds.checkpoint.checkpoint_store import CheckpointStore
 from pico_ds.checkpoint.huggingface_export import write_parameters
-from pico_ds.checkpoint.safetensors_stream import VerifiedFile
-from pico_ds.checkpoint.shard_reader import StateReader, read_shard_header
+from pico_ds.checkpoint.safetensors_reader import VerifiedFile
+from pico_ds.checkpoint.state_reader import StateReader, read_shard_header
 from pico_ds.errors import CheckpointError, describe_os_error
 from pico_ds.file_writing import may_exist
 from pico_ds.progress import progress
 
 
 def find_checkpoints(path: Path) -> list[Path]:
-    """The checkpoints that a path stands for: itself, or all of a run or of its `checkpoints` directory.
+    """Return the checkpoints of a path: a checkpoint, a run, or the `checkpoints` directory of a run.
 
-    A damaged one counts, be its index gone; a save that was cut off does not.
+    Damaged checkpoints are included, even without an index. Interrupted saves are not.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: there is no checkpoint.
     """
     if may_exist(path / STATE_DIRECTORY):
         return [path]
@@ -31,11 +31,13 @@ def find_checkpoints(path: Path) -> list[Path]:
                 return found
         except OSError as error:
             raise CheckpointError(describe_os_error(error, directory)) from error
-    raise CheckpointError(f"{path}: is no checkpoint and holds none; give runs/<name>/checkpoints/step_<N>, or a run")
+    raise CheckpointError(
+        f"{path}: is not a checkpoint and contains none; give runs/<name>/checkpoints/step_<N>, or a run"
+    )
 
 
 def verify(checkpoint: Path) -> Iterator[str]:
-    """Yield every problem of a checkpoint: the index, the bytes of every file, and what the shards hold."""
+    """Yield every problem of a checkpoint. This reads the index and all files."""
     try:
         index = Index.read(checkpoint)
     except CheckpointError as error:
@@ -52,7 +54,7 @@ def _additions(checkpoint: Path, index: Index) -> Iterator[str]:
     try:
         for path in sorted(checkpoint.rglob("*")):
             if not path.is_dir() and path.relative_to(checkpoint).as_posix() not in listed:
-                yield f"{path}: is not part of the checkpoint; nothing here reads it, but transformers may"
+                yield f"{path}: is not part of the checkpoint; pico_ds ignores it, but transformers may read it"
     except OSError as error:
         yield describe_os_error(error, checkpoint)
 
@@ -74,16 +76,16 @@ def _problems_of_file(checkpoint: Path, index: Index, name: str, on_bytes: Calla
 
 
 def consolidate(checkpoint: Path, out: Path) -> int:
-    """Join the fp32 master weights into one safetensors file; one tensor at a time is in memory.
+    """Write the fp32 master weights of all shards into one safetensors file. Memory holds one tensor at a time.
 
     Returns:
         the number of parameters written.
 
     Raises:
-        CheckpointError: a damaged checkpoint, or a file that exists or cannot be written.
+        CheckpointError: the checkpoint is damaged, or the file exists or cannot be written.
     """
     if out.exists():
-        raise CheckpointError(f"{out}: exists and is not overwritten; name another file")
+        raise CheckpointError(f"{out}: already exists; choose another file")
     partial = out.with_name(f".{out.name}.partial")
     partial.unlink(missing_ok=True)
     with StateReader(checkpoint) as reader:

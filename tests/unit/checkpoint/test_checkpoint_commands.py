@@ -11,12 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from pico_ds.checkpoint.checkpoint_commands import consolidate, find_checkpoints, verify
 from pico_ds.checkpoint.checkpoint_index import INDEX_NAME, STATE_DIRECTORY, Index
 from pico_ds.checkpoint.checkpoint_store import CheckpointStore
-from pico_ds.checkpoint.checkpoint_tools import consolidate, find_checkpoints, verify
+from pico_ds.checkpoint.file_hashes import synced_file_record
 from pico_ds.checkpoint.huggingface_export import write_parameters
-from pico_ds.checkpoint.safetensors_stream import synced_file_record
-from pico_ds.checkpoint.shard_reader import StateReader
+from pico_ds.checkpoint.state_reader import StateReader
 from pico_ds.engine.optimizer_state import STATE_KINDS, StateKind
 from pico_ds.errors import CheckpointError
 from tests.unit.checkpoint.conftest import SHAPES, save, values_of
@@ -39,7 +39,7 @@ def test_every_range_reads_back_regardless_of_the_ranks_that_wrote_it(store: Che
 
 
 def test_a_parameter_that_was_not_saved_is_named(store: CheckpointStore) -> None:
-    with StateReader(save(store, 4)) as reader, pytest.raises(CheckpointError, match="holds no parameter 'other'"):
+    with StateReader(save(store, 4)) as reader, pytest.raises(CheckpointError, match="has no parameter 'other'"):
         reader.read("other", "master", 0, torch.empty(1))
 
 
@@ -82,7 +82,7 @@ def test_consolidate_writes_whole_fp32_weights(store: CheckpointStore, tmp_path:
     loaded, master = load_file(out), values_of()["master"]
     assert loaded.keys() == {"embedding_proj.weight", "output_norm.weight", "head.bias"}
     assert torch.equal(loaded["embedding_proj.weight"], master["decoder.embedding_proj.weight"])
-    with pytest.raises(CheckpointError, match="exists and is not overwritten"):
+    with pytest.raises(CheckpointError, match="already exists"):
         consolidate(checkpoint, out)
 
 
@@ -99,7 +99,7 @@ def test_path_may_be_a_checkpoint_or_a_run(store: CheckpointStore, tmp_path: Pat
     two, ten = save(store, 2), save(store, 10)
     assert find_checkpoints(two) == [two]
     assert find_checkpoints(store.directory) == find_checkpoints(tmp_path) == [two, ten]
-    with pytest.raises(CheckpointError, match="is no checkpoint and holds none"):
+    with pytest.raises(CheckpointError, match="is not a checkpoint and contains none"):
         find_checkpoints(tmp_path / "nowhere")
 
 
@@ -221,7 +221,8 @@ def test_entries_that_do_not_tile_a_shard_are_found_whatever_its_hash(
 
 
 @pytest.mark.parametrize(
-    ("other", "said"), [("step_6", "is a shard of step 6, not of 4"), ("shard_1", "it is the shard of another rank")]
+    ("other", "said"),
+    [("step_6", "is a shard of step 6, not of step 4"), ("shard_1", "it is the shard of another rank")],
 )
 def test_the_shard_of_another_step_or_rank_is_found(store: CheckpointStore, other: str, said: str) -> None:
     checkpoint, name = save(store, 4), f"{STATE_DIRECTORY}/shard_0.safetensors"

@@ -1,4 +1,4 @@
-"""Reads ranges of master weights and moments from the shards of a checkpoint, whatever ranks wrote them."""
+"""Reads ranges of master weights and moments from the shards of a checkpoint, on any number of ranks."""
 
 import json
 from pathlib import Path
@@ -7,25 +7,27 @@ import torch
 from torch import Tensor
 
 from pico_ds.checkpoint.checkpoint_index import Index
-from pico_ds.checkpoint.safetensors_stream import RECOVER, TensorPlace, VerifiedFile, read_header
+from pico_ds.checkpoint.safetensors_reader import RECOVER, TensorPlace, VerifiedFile, read_header
 from pico_ds.engine.optimizer_state import STATE_KINDS, StateKind
 from pico_ds.errors import CheckpointError
 
 
 def entry_name(kind: StateKind, parameter: str) -> str:
-    """Name of a fragment in its shard."""
+    """Return the name of a fragment in its shard."""
     return f"{kind}/{parameter}"
 
 
 def read_shard_header(file: VerifiedFile, name: str, index: Index) -> dict[str, TensorPlace]:
-    """Entries of a shard, which must be those that the index says.
+    """Return the tensors of a shard, after comparing them with the index.
 
     Raises:
-        CheckpointError: the shard is damaged, lacks a fragment, or is of another step or rank.
+        CheckpointError: the shard is damaged, lacks a fragment, or belongs to another step or rank.
     """
     places, metadata = read_header(file)
     if metadata.get("step", str(index.step)) != str(index.step):
-        raise CheckpointError(f"{file.path}: is a shard of step {metadata['step']}, not of {index.step}; {RECOVER}")
+        raise CheckpointError(
+            f"{file.path}: is a shard of step {metadata['step']}, not of step {index.step}; {RECOVER}"
+        )
     offsets = _offsets_of(metadata)
     for parameter, record in index.parameters.items():
         for fragment in record.fragments:
@@ -33,8 +35,8 @@ def read_shard_header(file: VerifiedFile, name: str, index: Index) -> dict[str, 
                 continue
             if offsets.get(parameter, fragment.offset) != fragment.offset:
                 raise CheckpointError(
-                    f"{file.path}: holds {parameter!r} from element {offsets[parameter]} on, and the index says "
-                    f"{fragment.offset}: it is the shard of another rank; {RECOVER}"
+                    f"{file.path}: holds {parameter!r} from element {offsets[parameter]} on, but the index says "
+                    f"{fragment.offset}, so it is the shard of another rank; {RECOVER}"
                 )
             for entry in (entry_name(kind, parameter) for kind in STATE_KINDS):
                 place = places.get(entry)
@@ -46,7 +48,7 @@ def read_shard_header(file: VerifiedFile, name: str, index: Index) -> dict[str, 
 
 
 def _offsets_of(metadata: dict[str, str]) -> dict[str, int]:
-    """Of the parts of parameters in a shard, as the shard itself says; nothing if it does not."""
+    """Return the offset of each fragment that the metadata of a shard records; empty if there are none."""
     try:
         return {name: part["offset"] for name, part in json.loads(metadata.get("fragments", "{}")).items()}
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -54,15 +56,15 @@ def _offsets_of(metadata: dict[str, str]) -> dict[str, int]:
 
 
 class StateReader:
-    """Random access to the sharded state; every byte is compared with its hash before it is handed out."""
+    """Random access to the sharded state. Every chunk is compared with its hash before it is used."""
 
     def __init__(self, checkpoint: Path, index: Index | None = None) -> None:
         """
         Args:
-            index: of a checkpoint that is still being written; else it is read.
+            index: index of a checkpoint that is still being written; None reads the index of the checkpoint.
 
         Raises:
-            CheckpointError: an incomplete or damaged checkpoint.
+            CheckpointError: the checkpoint is incomplete or damaged.
         """
         self.checkpoint = checkpoint
         self.index = index or Index.read(checkpoint)
@@ -72,11 +74,11 @@ class StateReader:
         """Fill a flat fp32 host tensor with the elements of a parameter from `offset` on.
 
         Raises:
-            CheckpointError: a file that is missing, truncated or altered, or a parameter that was not saved.
+            CheckpointError: a file is missing, truncated or changed, or the parameter was not saved.
         """
         record = self.index.parameters.get(parameter)
         if record is None:
-            raise CheckpointError(f"{self.checkpoint}: holds no parameter {parameter!r}; it is of another model")
+            raise CheckpointError(f"{self.checkpoint}: has no parameter {parameter!r}; it was saved by another model")
         end = offset + out.numel()
         assert out.dtype == torch.float32
         assert 0 <= offset <= end <= record.numel
@@ -92,7 +94,7 @@ class StateReader:
         assert filled == out.numel(), f"{parameter}: {filled} of {out.numel()} elements were read"
 
     def read_whole(self, parameter: str, kind: StateKind) -> Tensor:
-        """A parameter in its shape."""
+        """Return a whole parameter in its shape."""
         record = self.index.parameters[parameter]
         values = torch.empty(record.numel, dtype=torch.float32)
         self.read(parameter, kind, 0, values)

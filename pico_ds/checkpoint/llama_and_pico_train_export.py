@@ -1,4 +1,4 @@
-"""A checkpoint as other programs load it: a plain LLAMA model, or a model in the layout of pico-train."""
+"""Exports a checkpoint as a plain LLAMA model, or in the layout of pico-train."""
 
 import json
 import shutil
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pico_ds.checkpoint.huggingface_export import WEIGHTS_NAME
-from pico_ds.checkpoint.safetensors_stream import SafetensorsWriter, cannot_write
+from pico_ds.checkpoint.safetensors_writer import SafetensorsWriter, cannot_write
 from pico_ds.errors import CheckpointError
 from pico_ds.model.decoder import PicoDecoder
 from pico_ds.model.llama import llama_name, to_llama
@@ -21,7 +21,7 @@ from pico_ds.model.weight_files import WeightFiles, WeightFilesError, checked_fl
 from pico_ds.progress import track
 
 _SIZES = ("d_model", "n_layers", "attention_n_heads", "attention_n_kv_heads", "activation_hidden_dim")
-#: of the tokenizer, and of what `generate` needs
+#: files that are copied: the tokenizer, and the settings of `generate`
 _KEPT = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -33,13 +33,13 @@ _KEPT = (
 
 @dataclass(frozen=True)
 class Layout:
-    """Where another program looks for what a checkpoint holds.
+    """How another program stores a model.
 
     Attributes:
-        name: of a parameter, from its name in the decoder.
-        tensor: a parameter as that program has it, from its name in the decoder, itself, and head_dim.
-        config: config.json, from the checkpoint's.
-        has_code: modeling code goes with it.
+        name: maps the name of a parameter in the decoder to its name in the layout.
+        tensor: maps (name in the decoder, parameter, head_dim) to the parameter of the layout.
+        config: maps config.json of the checkpoint to config.json of the layout.
+        has_code: whether the modeling code is copied.
     """
 
     name: Callable[[str], str]
@@ -49,13 +49,13 @@ class Layout:
 
 
 def export_model(checkpoint: Path, out: Path, layout: Layout) -> int:
-    """Write a directory that transformers and other tools load; one tensor at a time is in memory.
+    """Write a model directory in another layout. Memory holds one tensor at a time.
 
     Returns:
         the number of parameters.
 
     Raises:
-        CheckpointError: no weights of a Pico decoder; `out` is there already, or cannot be written.
+        CheckpointError: the checkpoint has no weights of a Pico decoder, or `out` exists or cannot be written.
     """
     try:
         return _export(checkpoint, out, layout)
@@ -70,10 +70,10 @@ def _export(checkpoint: Path, out: Path, layout: Layout) -> int:
         for name in files.names:
             llama_name(name.removeprefix(UPSTREAM_PREFIX))
     except ValueError as error:
-        raise WeightFilesError(f"{WEIGHTS_NAME}: {error}; give a checkpoint of this package") from error
+        raise WeightFilesError(f"{WEIGHTS_NAME}: {error}; give a checkpoint of pico_ds") from error
     shapes = _shapes_of(config, len(files.names))
     if out.exists():
-        raise CheckpointError(f"{out} is there already; give a directory that is not")
+        raise CheckpointError(f"{out} already exists; choose another directory")
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -97,25 +97,27 @@ def _config_of(checkpoint: Path) -> dict[str, Any]:
     config = read_config(checkpoint)
     if config.get("model_type") != "pico_decoder":
         raise CheckpointError(
-            f"{checkpoint}: is a model of type {config.get('model_type')!r}; give a checkpoint of this package"
+            f"{checkpoint}: has model_type {config.get('model_type')!r}, not 'pico_decoder'; use one of pico_ds"
         )
     return config
 
 
 def _shapes_of(config: dict[str, Any], n_tensors: int) -> dict[str, tuple[int, ...]]:
-    """Shapes of the parameters of a decoder with this config.json."""
+    """Return the shapes of all parameters of a decoder, from its config.json."""
     sizes = {key: checked_int(config, key) for key in (*_SIZES, "vocab_size", "max_seq_len")}
     constants = {key: checked_float(config, key) for key in ("norm_eps", "position_emb_theta", "initializer_range")}
     if sizes["d_model"] % sizes["attention_n_heads"] or sizes["attention_n_heads"] % sizes["attention_n_kv_heads"]:
-        raise WeightFilesError("config.json: attention_n_kv_heads divides attention_n_heads, which divides d_model")
+        raise WeightFilesError(
+            "config.json: attention_n_kv_heads must divide attention_n_heads, which must divide d_model"
+        )
     shape = SimpleNamespace(**sizes, **constants)
     with torch.device("meta"):
-        # one block tells the shapes of all: the number of them is not to be believed before it is checked
+        # all blocks have equal shapes; build only one, because n_layers is not checked yet and may be huge
         one = PicoDecoder(SimpleNamespace(**{**vars(shape), "n_layers": 1}), sizes["vocab_size"])
     of_one = {name: tuple(weight.shape) for name, weight in one.named_parameters()}
     block = {name: found for name, found in of_one.items() if name.startswith("layers.0.")}
     if n_tensors != len(of_one) + (sizes["n_layers"] - 1) * len(block):
-        raise WeightFilesError(f"has {n_tensors} tensors, which are not those of {sizes['n_layers']} layers")
+        raise WeightFilesError(f"has {n_tensors} tensors, which does not match n_layers = {sizes['n_layers']}")
     others = {
         name.replace("layers.0.", f"layers.{layer}.", 1): found
         for layer in range(1, sizes["n_layers"])
@@ -127,13 +129,13 @@ def _shapes_of(config: dict[str, Any], n_tensors: int) -> dict[str, tuple[int, .
 def _write_weights(
     files: WeightFiles, shapes: Mapping[str, tuple[int, ...]], head_dim: int, out: Path, layout: Layout
 ) -> int:
-    # pico-train's names as well as those of this package
+    # accept the names of pico-train and of pico_ds
     names = {name: name.removeprefix(UPSTREAM_PREFIX) for name in files.names}
     found = {names[name]: files.shape_of(name) for name in files.names}
     for name in {**shapes, **found}:
         if found.get(name) != shapes.get(name):
-            there, wanted = (list(each[name]) if name in each else "not there" for each in (found, shapes))
-            raise CheckpointError(f"{files.directory}: {name} is {there}, config.json makes it {wanted}")
+            there, expected = (list(each[name]) if name in each else "missing" for each in (found, shapes))
+            raise CheckpointError(f"{files.directory}: {name} is {there}, config.json says {expected}")
     dtypes = {name: files.dtype_of(name) for name in files.names}
     entries = {layout.name(names[name]): (dtypes[name], shapes[names[name]]) for name in files.names}
     with SafetensorsWriter(out / WEIGHTS_NAME, entries, {"format": "pt"}) as writer:
@@ -168,16 +170,16 @@ def _llama_config(config: dict[str, Any]) -> dict[str, Any]:
         architectures=["LlamaForCausalLM"],
         dtype=config.get("dtype"),
     ).to_dict()
-    # for readers older than rope_parameters
+    # for versions of transformers before rope_parameters
     return {**found, "rope_theta": theta, "torch_dtype": config.get("dtype")}
 
 
 def _pico_train_config(config: dict[str, Any]) -> dict[str, Any]:
-    # pico-train's own class knows no default for it, though a model that is loaded has no use for it
+    # the class of pico-train requires this key, although a loaded model does not use it
     return {"batch_size": None, **config}
 
 
-#: a plain `LlamaForCausalLM`, which needs no code of this package
+#: a plain `LlamaForCausalLM`, which needs no code of pico_ds
 LLAMA = Layout(llama_name, to_llama, _llama_config, has_code=False)
 #: names and configuration of the checkpoints that pico-train publishes
 PICO_TRAIN = Layout(

@@ -11,14 +11,9 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from pico_ds.checkpoint.safetensors_stream import (
-    CHUNK_BYTES,
-    FileRecord,
-    SafetensorsWriter,
-    VerifiedFile,
-    read_header,
-    synced_file_record,
-)
+from pico_ds.checkpoint.file_hashes import CHUNK_BYTES, FileRecord, synced_file_record
+from pico_ds.checkpoint.safetensors_reader import VerifiedFile, read_header
+from pico_ds.checkpoint.safetensors_writer import SafetensorsWriter
 from pico_ds.errors import CheckpointError
 
 BIG = CHUNK_BYTES // 4 + 1000  # fp32 values: a little more than one chunk
@@ -99,7 +94,7 @@ def test_a_flipped_bit_is_found_and_its_chunk_named(
 ) -> None:
     path, record, _ = written
     file = VerifiedFile(altered(path, at, tmp_path / "c.safetensors"), record)
-    with pytest.raises(CheckpointError, match=r"c\.safetensors: bytes \d+ to \d+ are not those that were written"):
+    with pytest.raises(CheckpointError, match=r"c\.safetensors: bytes \d+ to \d+ have changed since they were written"):
         file.verify()
     position = at % record.size_bytes
     with pytest.raises(CheckpointError, match="their hash differs"):
@@ -120,7 +115,7 @@ def test_a_truncated_or_missing_file_is_named(
     path, record, _ = written
     short = tmp_path / "short.safetensors"
     short.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(CheckpointError, match=rf"short\.safetensors: has {record.size_bytes - 1} bytes, but"):
+    with pytest.raises(CheckpointError, match=rf"short\.safetensors: has {record.size_bytes - 1} bytes instead of"):
         VerifiedFile(short, record)
     with pytest.raises(CheckpointError, match=r"gone\.safetensors: cannot be read \(No such file"):
         VerifiedFile(tmp_path / "gone.safetensors", record)
