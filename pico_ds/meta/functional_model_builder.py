@@ -8,7 +8,7 @@ from pico_ds.config import RunConfig
 from pico_ds.config.validation import LAYOUT_EXTRA_TOKENS
 from pico_ds.meta.functional_model import CompileMode, FunctionalModel
 from pico_ds.meta.learners import make_learner
-from pico_ds.meta.model_builder import build_model_skeleton
+from pico_ds.meta.meta_model_builder import build_model_skeleton
 from pico_ds.meta.task_batching import tasks_per_batch
 from pico_ds.model.attention_backends import attention_of_several_tasks, choose_attention, math_attention
 from pico_ds.model.compilation import why_not_compile

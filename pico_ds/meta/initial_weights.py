@@ -4,7 +4,7 @@ import torch
 
 from pico_ds.config import RunConfig
 from pico_ds.meta.functional_model import Parameters
-from pico_ds.meta.model_builder import build_meta_model
+from pico_ds.meta.meta_model_builder import build_meta_model
 from pico_ds.model.meta_model import MetaModel
 from pico_ds.model.precision import COMPUTE_DTYPE
 from pico_ds.model.pretrained import load_initial_weights

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 from pico_ds.config import RunConfig
 from pico_ds.meta.learners import make_learner
-from pico_ds.meta.memory_estimate import task_bytes
+from pico_ds.meta.task_memory import task_bytes
 from pico_ds.model.meta_model import MetaModel
 from pico_ds.tasks.episode import Episode
 

@@ -24,7 +24,7 @@ from pico_ds.engine.optimizer_state import STATE_KINDS, OptimizerState
 from pico_ds.meta.functional_model import FunctionalModel
 from pico_ds.meta.gradient_sum import GradientSum
 from pico_ds.meta.language_model_gradient import add_language_model_gradient
-from pico_ds.meta.model_builder import build_meta_model, build_model_skeleton
+from pico_ds.meta.meta_model_builder import build_meta_model, build_model_skeleton
 from pico_ds.model.precision import COMPUTE_DTYPE
 from pico_ds.runs.resume import Resumer
 

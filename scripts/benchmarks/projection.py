@@ -10,7 +10,7 @@ from pico_ds.config import ConfigError, RunConfig, load_config
 from pico_ds.config.deepspeed_config import load_deepspeed_config, zero_stage
 from pico_ds.config.validation import LAYOUT_EXTRA_TOKENS
 from pico_ds.meta.learners import make_learner
-from pico_ds.meta.model_builder import build_model_skeleton
+from pico_ds.meta.meta_model_builder import build_model_skeleton
 from pico_ds.model.flops import context_flops, language_model_flops
 from pico_ds.model.meta_model import MetaModel
 from pico_ds.model.precision import COMPUTE_DTYPE

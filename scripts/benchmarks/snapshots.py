@@ -15,7 +15,7 @@ from pico_ds.engine.distributed import Process
 from pico_ds.engine.meta_engine import MetaEngine
 from pico_ds.meta.functional_model_builder import build_functional_model
 from pico_ds.meta.learners import make_learner
-from pico_ds.meta.model_builder import build_meta_model
+from pico_ds.meta.meta_model_builder import build_meta_model
 
 from .sampling import random_tasks
 

@@ -21,7 +21,7 @@ from pico_ds.meta.episode_model import task_leaves
 from pico_ds.meta.functional_model_builder import build_functional_model
 from pico_ds.meta.gradient_sum import GradientSum
 from pico_ds.meta.learners import EpisodeBatch, make_learner
-from pico_ds.meta.model_builder import build_meta_model
+from pico_ds.meta.meta_model_builder import build_meta_model
 from pico_ds.model.flops import context_flops, language_model_flops, peak_flops
 from pico_ds.tasks.episode import Contexts, Episode
 from pico_ds.tasks.smlmt import SMLMT

@@ -62,7 +62,7 @@ def preload() -> None:
 def _run_first_uses() -> None:
     """Do once what imports modules only when it is first used."""
     from pico_ds.config import MetaConfig, ModelConfig
-    from pico_ds.meta.model_builder import build_model_skeleton
+    from pico_ds.meta.meta_model_builder import build_model_skeleton
 
     build_model_skeleton(
         ModelConfig(d_model=24, n_layers=1, attention_n_heads=2, attention_n_kv_heads=1), MetaConfig(), 3, 64

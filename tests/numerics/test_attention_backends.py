@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pico_ds.config import ConfigError, MetaConfig
 from pico_ds.meta.functional_model import FunctionalModel
-from pico_ds.meta.model_builder import build_meta_model, build_model_skeleton
+from pico_ds.meta.meta_model_builder import build_meta_model, build_model_skeleton
 from pico_ds.model import attention_backends
 from pico_ds.model.attention import Attend, causal_attention
 from pico_ds.model.attention_backends import (

@@ -15,7 +15,7 @@ from pico_ds.dynamics.recorded_layers import recorded_layers
 from pico_ds.engine.distributed import Process
 from pico_ds.meta.functional_model import FunctionalModel
 from pico_ds.meta.learners import make_learner
-from pico_ds.meta.model_builder import build_meta_model, build_model_skeleton
+from pico_ds.meta.meta_model_builder import build_meta_model, build_model_skeleton
 from pico_ds.model.meta_model import MetaModel
 from pico_ds.tasks.episode import Episode
 from tests.reference import SHAPE, random_episode, relative_error

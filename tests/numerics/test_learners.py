@@ -13,7 +13,7 @@ from pico_ds.meta.inner_loop import InnerSgd, run_inner_steps
 from pico_ds.meta.inner_optimizer import Conditioner
 from pico_ds.meta.learners import LEARNERS, EpisodeBatch, make_learner
 from pico_ds.meta.learners.fomaml import FOMAML
-from pico_ds.meta.model_builder import build_meta_model, build_model_skeleton
+from pico_ds.meta.meta_model_builder import build_meta_model, build_model_skeleton
 from pico_ds.model.meta_model import MetaModel
 from pico_ds.tasks.episode import Episode
 from tests.learner_reference import reference_gradient

@@ -15,7 +15,7 @@ from pico_ds.meta.gradient_sum import GradientSum
 from pico_ds.meta.heads import PrototypeHead
 from pico_ds.meta.inner_loop import InnerSgd, run_inner_steps
 from pico_ds.meta.language_model_gradient import add_language_model_gradient
-from pico_ds.meta.model_builder import build_meta_model, build_model_skeleton
+from pico_ds.meta.meta_model_builder import build_meta_model, build_model_skeleton
 from pico_ds.model.meta_model import MetaModel
 from pico_ds.tasks.episode import Episode
 from tests.reference import (

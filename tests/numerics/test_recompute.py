@@ -10,7 +10,7 @@ from pico_ds.config import MetaConfig
 from pico_ds.meta.functional_model import CompileMode, FunctionalModel
 from pico_ds.meta.gradient_sum import GradientSum
 from pico_ds.meta.language_model_gradient import add_language_model_gradient
-from pico_ds.meta.model_builder import build_meta_model, build_model_skeleton
+from pico_ds.meta.meta_model_builder import build_meta_model, build_model_skeleton
 from pico_ds.model.recompute import Recompute
 from pico_ds.tasks.episode import Episode
 from tests.reference import SHAPE, add_task_gradient, random_episode, relative_error

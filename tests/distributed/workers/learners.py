@@ -10,7 +10,7 @@ from pico_ds.engine.distributed import Process
 from pico_ds.engine.meta_engine import MetaEngine
 from pico_ds.meta.functional_model import FunctionalModel
 from pico_ds.meta.gradient_sum import GradientSum
-from pico_ds.meta.model_builder import build_meta_model, build_model_skeleton
+from pico_ds.meta.meta_model_builder import build_meta_model, build_model_skeleton
 from pico_ds.model.meta_model import MetaModel
 from tests.distributed.workers.equivalence import adamw
 from tests.learner_reference import reference_gradient

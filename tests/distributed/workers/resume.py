@@ -14,7 +14,7 @@ from pico_ds.engine.distributed import Process
 from pico_ds.engine.meta_engine import MetaEngine
 from pico_ds.engine.optimizer_state import OptimizerState
 from pico_ds.meta.functional_model import FunctionalModel
-from pico_ds.meta.model_builder import build_meta_model, build_model_skeleton
+from pico_ds.meta.meta_model_builder import build_meta_model, build_model_skeleton
 from pico_ds.runs.resume import Resumer
 from scripts.benchmarks.checkpoint import bare_index
 from tests.distributed.workers.equivalence import CONFIG, TASKS_PER_STEP, share_of_gradient, train_reference

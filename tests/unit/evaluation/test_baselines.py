@@ -11,7 +11,7 @@ from pico_ds.evaluation.baselines import frozen_feature_accuracies, tfidf_accura
 from pico_ds.evaluation.few_shot import adaptation_curve
 from pico_ds.meta.functional_model import FunctionalModel
 from pico_ds.meta.learners import make_learner
-from pico_ds.meta.model_builder import build_meta_model, build_model_skeleton
+from pico_ds.meta.meta_model_builder import build_meta_model, build_model_skeleton
 from pico_ds.tasks.smlmt import SMLMT
 from tests.reference import SHAPE, random_episode
 from tests.unit.tasks.test_sentence_tasks import CONFIG

@@ -20,7 +20,7 @@ from pico_ds.evaluation.perplexity import (
     perplexity_dataset_name,
 )
 from pico_ds.meta.functional_model import FunctionalModel, Parameters
-from pico_ds.meta.model_builder import build_meta_model, build_model_skeleton
+from pico_ds.meta.meta_model_builder import build_meta_model, build_model_skeleton
 from pico_ds.model.huggingface import PicoDecoderHF, PicoDecoderHFConfig
 from pico_ds.model.meta_model import DECODER
 

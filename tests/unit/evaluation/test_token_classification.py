@@ -12,7 +12,7 @@ from pico_ds.evaluation.conll import TaggedSentence, read_conll
 from pico_ds.evaluation.few_shot_tables import ner_table
 from pico_ds.evaluation.token_classification import FineTuning, Mode, Splits, fine_tune
 from pico_ds.evaluation.word_features import encode_sentences
-from pico_ds.meta.model_builder import build_meta_model
+from pico_ds.meta.meta_model_builder import build_meta_model
 
 
 def test_columns_may_be_separated_by_tabs_or_spaces_and_numbered(tmp_path: Path) -> None:

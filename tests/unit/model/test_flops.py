@@ -9,7 +9,7 @@ from pico_ds.meta.functional_model import FunctionalModel
 from pico_ds.meta.gradient_sum import GradientSum
 from pico_ds.meta.language_model_gradient import add_language_model_gradient
 from pico_ds.meta.learners import make_learner
-from pico_ds.meta.model_builder import build_meta_model, build_model_skeleton
+from pico_ds.meta.meta_model_builder import build_meta_model, build_model_skeleton
 from pico_ds.model.flops import context_flops, forward_flops_per_token, language_model_flops, peak_flops
 from tests.reference import add_task_gradient, random_episode
 

@@ -11,8 +11,8 @@ from pico_ds.config.deepspeed_config import load_deepspeed_config
 from pico_ds.meta.functional_model import FunctionalModel
 from pico_ds.meta.gradient_sum import GradientSum
 from pico_ds.meta.language_model_gradient import add_language_model_gradient
-from pico_ds.meta.memory_estimate import saved_bytes
-from pico_ds.meta.model_builder import build_meta_model, build_model_skeleton
+from pico_ds.meta.meta_model_builder import build_meta_model, build_model_skeleton
+from pico_ds.meta.task_memory import saved_bytes
 from pico_ds.model.precision import COMPUTE_DTYPE
 from pico_ds.model.recompute import Recompute
 from pico_ds.planning.run_plan import make_plan
