@@ -22,7 +22,7 @@ from pico_ds.meta import learners
 from pico_ds.meta.functional_model_builder import build_functional_model
 from pico_ds.meta.initial_weights import initial_parameters, initial_weights_name
 from pico_ds.meta.inner_loop import AdaptedWeights
-from pico_ds.meta.learners import Learner
+from pico_ds.meta.learners import EpisodeBatch, Learner
 from pico_ds.runs.trained_run import TrainedModel, load_trained_model
 from pico_ds.tasks.episode import Episode
 from pico_ds.tasks.index.class_words import WordSplit
@@ -105,7 +105,8 @@ def adapt(model: Model, task: Episode, readout: Readout, steps: int) -> Adaptati
     """Adapt a model to a task with `steps` inner steps. This does not change the model."""
     task = task.to(_this_process().device)
     curve = adaptation_curve(model.network, model.learner, model.theta, task, readout, steps)
-    weights = model.learner.adapt(model.network, model.theta, task, readout, steps)
+    batch = EpisodeBatch(model.network, model.theta, task, readout, measure=False)
+    weights = model.learner.adapt(batch, steps)
     return Adaptation(curve.tolist(), weights)
 
 

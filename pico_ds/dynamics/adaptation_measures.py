@@ -15,7 +15,7 @@ from pico_ds.meta.episode_model import accuracy, displacement, task_loss
 from pico_ds.meta.functional_model import FunctionalModel, Parameters
 from pico_ds.meta.heads import HeadWeights
 from pico_ds.meta.inner_loop import AdaptedWeights
-from pico_ds.meta.learners import Learner
+from pico_ds.meta.learners import EpisodeBatch, Learner
 from pico_ds.tasks.episode import Contexts, Episode
 from pico_ds.tasks.task_source import TaskSource
 
@@ -74,9 +74,8 @@ class AdaptationProbe:
             assert adapted.fast is not None
             measure_at(adapted.leaves, adapted.head, adapted.fast)
 
-        adapted = self.learner.adapt(
-            self.network, theta, episode, self.tasks.readout, self.steps, after_step, measure=True
-        )
+        batch = EpisodeBatch(self.network, theta, episode, self.tasks.readout)
+        adapted = self.learner.adapt(batch, self.steps, after_step)
         assert adapted.fast is not None
         if self.steps:
             measure_at(adapted.leaves, adapted.head, adapted.fast)

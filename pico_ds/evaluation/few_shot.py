@@ -17,7 +17,7 @@ from pico_ds.meta.episode_model import accuracy
 from pico_ds.meta.functional_model import FunctionalModel, Parameters
 from pico_ds.meta.heads import HeadWeights
 from pico_ds.meta.inner_loop import AdaptedWeights
-from pico_ds.meta.learners import Learner
+from pico_ds.meta.learners import EpisodeBatch, Learner
 from pico_ds.model.meta_model import HEAD
 from pico_ds.progress import track
 from pico_ds.tasks.episode import Episode
@@ -138,7 +138,7 @@ def adaptation_curve(
     def after_step(count: int, adapted: AdaptedWeights) -> None:
         evaluate_at(count, adapted.leaves, adapted.head)
 
-    adapted = learner.adapt(network, theta, episode, readout, steps, after_step)
+    adapted = learner.adapt(EpisodeBatch(network, theta, episode, readout, measure=False), steps, after_step)
     evaluate_at(0, theta, adapted.initial_head)
     evaluate_at(steps, adapted.leaves, adapted.head)
     return found

@@ -1,1 +1,1 @@
-"""First-order MAML as pure functions; nothing here knows of ranks."""
+"""First-order MAML as pure functions of the parameters, on one rank and without communication."""

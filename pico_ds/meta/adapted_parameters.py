@@ -1,4 +1,4 @@
-"""Which weights the inner loop adapts."""
+"""The weights that the inner loop adapts."""
 
 import re
 from functools import lru_cache
@@ -11,15 +11,15 @@ _LAST_BLOCKS = re.compile(r"last_(\d+)_blocks?")
 
 @lru_cache(maxsize=16)
 def adapted_names(adapt: str, names: tuple[str, ...], n_layers: int) -> frozenset[str]:
-    """Names of the decoder's weights that `meta.adapt` stands for; the head is always adapted.
+    """The names of the decoder's weights that `meta.adapt` selects. The head is always adapted.
 
     Args:
-        adapt: all, head, last_<k>_blocks (with the final norm), or a regular expression that is searched in the names
-            as the decoder has them, such as `layers.3.swiglu.w_2.weight`.
-        names: of all parameters.
+        adapt: all, head, last_<k>_blocks (includes the final norm), or a regular expression that is searched in the
+            decoder's parameter names, for example `layers.3.swiglu.w_2.weight`.
+        names: names of all parameters.
 
     Raises:
-        ConfigError: an expression that is none, or that finds nothing; more blocks than there are.
+        ConfigError: the regular expression is invalid or matches nothing, or `k` exceeds the number of blocks.
     """
     body = {name: name.removeprefix(DECODER) for name in names if is_of_the_body(name)}
     if adapt == "all":
@@ -29,16 +29,17 @@ def adapted_names(adapt: str, names: tuple[str, ...], n_layers: int) -> frozense
     if match := _LAST_BLOCKS.fullmatch(adapt):
         count = int(match.group(1))
         if not 1 <= count <= n_layers:
-            raise ConfigError(f"meta.adapt: got {adapt}, but the model has {n_layers} blocks; take 1 to {n_layers}")
+            raise ConfigError(f"meta.adapt: got {adapt}, but the model has {n_layers} blocks; use 1 to {n_layers}")
         prefixes = ("output_norm.", *(f"layers.{layer}." for layer in range(n_layers - count, n_layers)))
         return frozenset(name for name, short in body.items() if short.startswith(prefixes))
     try:
         pattern = re.compile(adapt)
     except re.error as error:
-        raise ConfigError(f"meta.adapt: {adapt!r} is no regular expression ({error}); {_CHOICES}") from error
+        raise ConfigError(f"meta.adapt: {adapt!r} is not a valid regular expression ({error}); {_CHOICES}") from error
     if not (found := frozenset(name for name, short in body.items() if pattern.search(short))):
-        raise ConfigError(f"meta.adapt: {adapt!r} is found in no name such as {sorted(body.values())[1]!r}; {_CHOICES}")
+        example = sorted(body.values())[1]
+        raise ConfigError(f"meta.adapt: {adapt!r} matches no parameter such as {example!r}; {_CHOICES}")
     return found
 
 
-_CHOICES = "take all, head, last_<k>_blocks, or a regular expression over the names of the decoder's weights"
+_CHOICES = "use all, head, last_<k>_blocks, or a regular expression over the names of the decoder's weights"

@@ -1,4 +1,4 @@
-"""One task, or several alike, as functions of the weights."""
+"""The loss and the accuracy of one task, or of a batch of tasks of one shape, as functions of the weights."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,13 +18,13 @@ from pico_ds.tasks.episode import Contexts, Episode
 
 @dataclass(frozen=True)
 class EpisodeModel:
-    """A task for a model to solve.
+    """A model together with the task that it solves.
 
     Attributes:
-        leaves: weights of the decoder that a task loss depends on; they require gradients and share storage with the
-            meta-parameters. Where every task has weights of its own, they have a first axis of tasks.
-        own: the head's meta-parameters, likewise leaves, which all tasks share.
-        dropout: rate in the head, 0 where nothing is trained.
+        leaves: the decoder's weights that a task loss depends on. They require gradients and share storage with the
+            meta-parameters. If each task has separate weights, their first axis is the tasks.
+        own: the head's meta-parameters, also leaves, which all tasks share.
+        dropout: dropout rate of the head; 0 in evaluation.
     """
 
     network: FunctionalModel
@@ -45,11 +45,11 @@ class EpisodeModel:
         training: bool,
         shared: bool = False,
     ) -> "EpisodeModel":
-        """The problem where the meta-parameters are `theta`.
+        """The model at the meta-parameters `theta`.
 
         Args:
-            training: units of the head are dropped, if it has any to drop.
-            shared: several tasks are computed with the same weights.
+            training: apply the head's dropout.
+            shared: all tasks of a batch use the same weights.
         """
         leaves = task_leaves(theta, None if shared else episode.n_tasks)
         own = {name: weight.detach().requires_grad_() for name, weight in own_parameters(theta, HEAD).items()}
@@ -57,26 +57,26 @@ class EpisodeModel:
         return EpisodeModel(network, head, episode, readout, leaves, own, dropout)
 
     def features(self, body: Parameters, contexts: Contexts) -> Float[Tensor, "*tasks contexts width"]:
-        """Features of contexts at weights of the decoder."""
+        """Features of contexts, computed with the decoder weights `body`."""
         return self.network.features(body, contexts, self.readout)
 
     def scores(self, head: HeadWeights, features: Tensor, call: int) -> Float[Tensor, "*tasks contexts n_way"]:
-        """Class scores of features; `call` keys what is dropped."""
+        """Class scores of features. The dropout masks depend on `call`."""
         has_tasks = self.episode.n_tasks is not None
         return self.head.logits(head, features, keyed_dropout(self.dropout, self.episode.keys, call, has_tasks))
 
     def logits(
         self, body: Parameters, head: HeadWeights, contexts: Contexts, call: int = 0
     ) -> Float[Tensor, "*tasks contexts n_way"]:
-        """Class scores of contexts at a decoder and a head."""
+        """Class scores of contexts, computed with the decoder weights `body` and the head `head`."""
         return self.scores(head, self.features(body, contexts), call)
 
 
 def task_leaves(theta: Parameters, n_tasks: int | None = None) -> dict[str, Tensor]:
-    """The parameters that a task loss depends on through the decoder, as leaves that share storage with `theta`.
+    """The decoder's parameters that a task loss depends on, as leaves that share storage with `theta`.
 
     Args:
-        n_tasks: give each of so many tasks leaves of its own, along a first axis.
+        n_tasks: add a first axis of this size, with separate leaves for each task.
     """
     leaves = {name: weight.detach() for name, weight in theta.items() if is_of_the_body(name)}
     if n_tasks is not None:
@@ -93,13 +93,13 @@ def task_loss(
 
 
 def accuracy(logits: Float[Tensor, "*tasks contexts n_way"], contexts: Contexts) -> Float[Tensor, "*tasks"]:
-    """Share of the contexts whose largest logit is the label's."""
+    """Fraction of the contexts whose largest logit is that of the label."""
     return (logits.argmax(-1) == contexts.labels).float().mean(-1)
 
 
 @torch.no_grad()
 def displacement(theta: Parameters, fast: Mapping[str, Tensor]) -> Float[Tensor, "*tasks"]:
-    """||fast - theta|| / ||theta|| over the weights given, of each task where there are several."""
+    """||fast - theta|| / ||theta|| over the given weights, for each task."""
     start = [theta[name] for name in fast]
     moved = [weight - before for weight, before in zip(fast.values(), start, strict=True)]
     return total_norm(moved, by_task=moved[0].ndim > start[0].ndim) / total_norm(start)

@@ -1,4 +1,4 @@
-"""Losses and features as pure functions of the parameters."""
+"""Losses and features of the model as pure functions of its parameters."""
 
 import logging
 import time
@@ -23,15 +23,12 @@ from pico_ds.tasks.episode import Contexts
 CompileMode = Literal["none", "block", "model"]
 logger = logging.getLogger(__name__)
 
-#: full parameters by name, in fp32 or in the compute type
+#: complete parameters by name, in fp32 or in the compute type
 Parameters = Mapping[str, Tensor]
 
 
 class FunctionalModel:
-    """A model whose parameters are given at every call.
-
-    What is not in `compute_dtype` yet is cast inside.
-    """
+    """A model that takes its parameters as an argument. It casts them to `compute_dtype` if necessary."""
 
     def __init__(
         self,
@@ -45,23 +42,23 @@ class FunctionalModel:
     ) -> None:
         """
         Args:
-            attend_together: attention where several tasks are computed together, under `torch.func.vmap`.
-            compile_mode: model: the whole network is one graph; block: every decoder block is one.
-            compile_backend: of torch.compile.
-            tasks_differ: in their number of contexts. A compiled network then computes some more that are not looked
-                at, so that there are few shapes to compile for.
+            attend_together: attention for a batch of tasks, under `torch.func.vmap`.
+            compile_mode: `model` compiles the whole network as one graph, `block` compiles each decoder block.
+            compile_backend: backend of torch.compile.
+            tasks_differ: tasks have different numbers of contexts. A compiled network then pads the contexts, so that
+                it is compiled for few shapes.
         """
         self.skeleton = skeleton
         self.compute_dtype = compute_dtype
         self.feature_length = feature_squared_norm**0.5
         self.n_layers = len(skeleton.decoder.layers)
-        #: what the states depend on, in one order whatever else a caller has: another set would be another graph
+        #: the parameters that the hidden states depend on, in a fixed order, because another set compiles another graph
         self._names = [name for name, _ in skeleton.named_parameters() if is_of_the_body(name)]
         self._ndim = skeleton.get_parameter(self._names[0]).ndim
         self._skeleton_of_tasks = skeleton.with_attention(attend_together)
         self._run: Callable[..., Tensor] = self._call
         self._on_chunk = chunk_loss_and_gradients
-        #: of the inner loop; compiled, one pass over the weights makes the new ones and their cast
+        #: update of the inner loop; if compiled, one pass over the weights computes the new weights and their cast
         self.update = SGD
         self._pads_contexts = tasks_differ and compile_mode != "none"
         self._compiled: set[tuple[object, ...]] | None = None if compile_mode == "none" else set()
@@ -79,23 +76,23 @@ class FunctionalModel:
         if input_ids.ndim == 2:
             return functional_call(self.skeleton, weights, (input_ids,))
         skeleton = self._skeleton_of_tasks
-        # every matrix product becomes one over all tasks
+        # vmap turns each matrix product into one product over all tasks
         return torch.func.vmap(lambda task, ids: functional_call(skeleton, task, (ids,)))(weights, input_ids)
 
     def hidden(
         self, parameters: Parameters, input_ids: Int[Tensor, "*tasks batch seq"]
     ) -> Float[Tensor, "*tasks batch seq width"]:
-        """States of the decoder's last block, in the compute type; of every task at its own weights, where they differ.
+        """States of the decoder's last block, in the compute type.
 
         Args:
-            parameters: as the model has them, or all with a first axis of tasks.
+            parameters: in the model's shapes, or all with a first axis of tasks for separate weights of each task.
         """
         if input_ids.ndim == 3 and parameters[self._names[0]].ndim == self._ndim:
             return self.hidden(parameters, input_ids.flatten(0, 1)).unflatten(0, input_ids.shape[:2])
         cast = {name: parameters[name].to(self.compute_dtype) for name in self._names}
         if self._compiled is None:
             return self._run(cast, input_ids)
-        # whether a graph has gradients is a property of the weights; one of them stands for all
+        # all weights agree on whether they require gradients, so check only one
         key = (tuple(input_ids.shape), torch.is_grad_enabled() and cast[self._names[0]].requires_grad)
         if key in self._compiled:
             return self._run(cast, input_ids)
@@ -113,17 +110,17 @@ class FunctionalModel:
     def features(
         self, parameters: Parameters, contexts: Contexts, readout: Readout
     ) -> Float[Tensor, "*tasks contexts width"]:
-        """Features of each context, fp32, scaled to a fixed length."""
+        """Features of each context, fp32, scaled to a fixed norm."""
         return self.scaled(self.readout_states(parameters, contexts, readout))
 
     def scaled(self, states: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows width"]:
-        """Features of states at readout positions."""
+        """Features: states at readout positions, scaled to a fixed norm."""
         return self.feature_length * F.normalize(states, dim=-1)
 
     def readout_states(
         self, parameters: Parameters, contexts: Contexts, readout: Readout
     ) -> Float[Tensor, "*tasks contexts width"]:
-        """The state of each context at its readout position, fp32; the mean over its tokens for `mean`."""
+        """The state of each context at its readout position, fp32. For `mean`, the mean over the context's tokens."""
         count, input_ids = contexts.input_ids.shape[-2], contexts.input_ids
         if self._pads_contexts:
             input_ids = F.pad(input_ids, (0, 0, 0, _padded_count(count) - count))
@@ -133,7 +130,7 @@ class FunctionalModel:
     def at_readout(
         states: Float[Tensor, "*tasks contexts seq width"], contexts: Contexts, readout: Readout
     ) -> Float[Tensor, "*tasks contexts width"]:
-        """States of each context at its readout position, fp32; the mean over its tokens for `mean`."""
+        """The state of each context at its readout position, fp32. For `mean`, the mean over the context's tokens."""
         states = states.float()
         if readout == "mean":
             real = torch.arange(states.shape[-2], device=states.device) < contexts.lengths[..., None]
@@ -149,19 +146,19 @@ class FunctionalModel:
     def vocabulary_loss(
         self, parameters: Parameters, states: Float[Tensor, "count width"], targets: Int[Tensor, " count"]
     ) -> Float[Tensor, ""]:
-        """SUM of the cross-entropies of tokens, given states of the last block, in nats, fp32."""
+        """SUM of the cross-entropies of tokens, computed from states of the last block, in nats, fp32."""
         projection = parameters[OUTPUT_PROJECTION].to(self.compute_dtype)
         return linear_cross_entropy(states.to(self.compute_dtype), projection, targets, on_chunk=self._on_chunk)
 
     def token_losses(
         self, parameters: Parameters, states: Float[Tensor, "count width"], targets: Int[Tensor, " count"]
     ) -> Float[Tensor, " count"]:
-        """Cross-entropy of each token, given states of the last block, in nats, fp32; 0 where the target is -100."""
+        """Cross-entropy of each token, from states of the last block, in nats, fp32; 0 for a target of -100."""
         projection = parameters[OUTPUT_PROJECTION].to(self.compute_dtype)
         return token_cross_entropies(states.to(self.compute_dtype), projection, targets)
 
 
 def _padded_count(count: int) -> int:
-    """The least power of 2, or 3 times one, that is no less."""
+    """`count` rounded up to the next 2^k or 3 * 2^k."""
     power = 1 << (count - 1).bit_length()
     return power * 3 // 4 if power >= 4 and count <= power * 3 // 4 else power

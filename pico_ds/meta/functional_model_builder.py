@@ -1,4 +1,4 @@
-"""From a configuration to the network that losses and features are computed with."""
+"""Builds the functional model of a configuration."""
 
 import logging
 
@@ -18,10 +18,10 @@ logger = logging.getLogger("pico_ds")
 
 
 def build_functional_model(config: RunConfig, vocab_size: int, device: torch.device) -> FunctionalModel:
-    """The skeleton with the attention kernel and the compilation that the configuration asks for.
+    """The functional model with the configured attention kernel and compilation.
 
     Raises:
-        ConfigError: an attention kernel that is not there.
+        ConfigError: the configured attention kernel is not available.
     """
     model, dtype = config.model, COMPUTE_DTYPE[config.training.precision]
     heads = (model.attention_n_heads, model.attention_n_kv_heads, model.d_model // model.attention_n_heads)

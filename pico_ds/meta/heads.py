@@ -1,7 +1,7 @@
-"""Heads: how features become class scores, and where the inner loop starts them.
+"""Heads: classifiers of features, and their initial weights in each task.
 
 A head starts at h_0(theta), a differentiable function of the meta-parameters and, for some kinds, of the support
-features. The inner loop changes it by gradient steps, which count as constants for the outer gradient (first order).
+features. The inner loop then updates the head; the outer gradient treats these updates as constants (first order).
 """
 
 import math
@@ -18,31 +18,31 @@ from pico_ds.config import MetaConfig
 from pico_ds.data.keyed_random import digest64
 from pico_ds.tasks.episode import Episode
 
-#: weights of a task's classifier by name, fp32; each with a first axis where there are several tasks
+#: weights of a task's classifier by name, fp32; with a first axis of tasks for a batch of tasks
 HeadWeights = dict[str, Tensor]
-#: what drops hidden units of a head: (layer, values) to values; None drops nothing
+#: dropout of a head's hidden units: (layer, values) to values; None for no dropout
 Drop = Callable[[int, Tensor], Tensor] | None
 
 
 class Head(ABC):
     """A kind of classifier."""
 
-    #: whether the start depends on the support features
+    #: whether the initial weights depend on the support features
     reads_features = False
 
     def __init__(self, config: MetaConfig) -> None:
         self.config = config
 
     def module(self, width: int, n_way: int, vocab_size: int) -> nn.Module | None:
-        """What the outer loop trains of it, if anything; its parameters are `head.*` of a MetaModel."""
+        """The head's meta-parameters, if it has any. They are `head.*` in a MetaModel."""
         return None
 
     def initialize(self, module: nn.Module, generator: torch.Generator) -> None:
-        """Give every parameter of `module` its first value."""
-        raise AssertionError("a head without parameters")
+        """Initialize every parameter of `module`."""
+        raise AssertionError("this head has no parameters")
 
     def n_way(self, own: Mapping[str, Tensor]) -> int | None:
-        """The only number of classes that a task can have; None where any will do.
+        """The number of classes that every task must have; None if any number works.
 
         Args:
             own: the parameters of `module`.
@@ -57,7 +57,7 @@ class Head(ABC):
 
         Args:
             own: the parameters of `module`, shared by all tasks.
-            features: of the support contexts.
+            features: features of the support contexts.
         """
 
     def logits(
@@ -81,7 +81,7 @@ class PrototypeHead(Head):
 
 
 class LinearHead(Head):
-    """A meta-learned linear classifier of n_way classes: every task starts at the same weights."""
+    """A meta-learned linear classifier of n_way classes. Every task starts with the same weights."""
 
     def module(self, width: int, n_way: int, vocab_size: int) -> nn.Module:
         return nn.Linear(width, n_way)
@@ -99,16 +99,16 @@ class LinearHead(Head):
 
 
 class GeneratedHead(Head):
-    """A linear classifier that a network writes from the support features: (w_n, b_n) = mean over class n of g(z).
+    """A linear classifier generated from the support features: (w_n, b_n) = mean over class n of g(z).
 
-    g is an MLP with one hidden layer of tanh units; it is trained by the outer loop alone.
+    g is an MLP with one hidden layer of tanh units. Only the outer loop trains g.
     Source: Bansal et al. 2020 (LEOPARD), arXiv 1911.03863, equation 2.
     """
 
     reads_features = True
 
     def module(self, width: int, n_way: int, vocab_size: int) -> nn.Module:
-        # without a bias at the end, which would add the same score to every class
+        # no output bias, because it would add the same score to every class
         output = nn.Linear(width, width + 1, bias=False)
         return nn.ModuleDict({"hidden": nn.Linear(width, width), "output": output})
 
@@ -123,10 +123,11 @@ class GeneratedHead(Head):
 
 
 class VocabHead(Head):
-    """pico-maml's MLP to the vocabulary, restricted to the words of a task.
+    """pico-maml's MLP classifier over the vocabulary, restricted to the words of a task.
 
-    Linear layers with ReLU and dropout, then a row for every token. The row of a word is the mean of its tokens' rows,
-    so that a word of one token has pico-maml's very score. The inner loop adapts the layers and the rows of the task.
+    The layers are linear with ReLU and dropout; the output layer has one row per token. The row of a word is the mean
+    of its tokens' rows, so a word of one token has the same score as in pico-maml. The inner loop adapts the layers and
+    the rows of the task's words.
     """
 
     def module(self, width: int, n_way: int, vocab_size: int) -> nn.Module:
@@ -160,7 +161,7 @@ class VocabHead(Head):
         return affine(weights["weight"], weights["bias"], hidden)
 
 
-#: by the value of meta.head
+#: heads by the value of meta.head
 HEADS: dict[str, type[Head]] = {
     "prototype": PrototypeHead,
     "linear": LinearHead,
@@ -170,7 +171,7 @@ HEADS: dict[str, type[Head]] = {
 
 
 def make_head(config: MetaConfig) -> Head:
-    """The head that the configuration asks for."""
+    """The head that `meta.head` names."""
     return HEADS[config.head](config)
 
 
@@ -179,7 +180,7 @@ def affine(
     bias: Float[Tensor, "*tasks out"],
     values: Float[Tensor, "*tasks contexts width"],
 ) -> Float[Tensor, "*tasks contexts out"]:
-    """A linear layer; of every task its own where the weights have an axis of tasks."""
+    """A linear layer. If the weights have a first axis of tasks, each task uses its own weights."""
     if weight.ndim == 2:
         return F.linear(values, weight, bias)
     return torch.baddbmm(bias[:, None], values, weight.mT)
@@ -188,18 +189,18 @@ def affine(
 def class_means(
     values: Float[Tensor, "*tasks contexts width"], labels: Int[Tensor, "*tasks contexts"], n_way: int
 ) -> Float[Tensor, "*tasks n_way width"]:
-    """The mean over the contexts of each class."""
-    # not F.one_hot, which looks at the labels on the host
+    """Mean of the values of each class."""
+    # not F.one_hot, because it reads the labels on the host
     members = (labels[..., None] == torch.arange(n_way, device=labels.device)).to(values.dtype)
     return (members.mT @ values) / members.sum(-2)[..., None]
 
 
 def keyed_dropout(rate: float, keys: tuple[int, ...], call: int, has_tasks: bool) -> Drop:
-    """Inverted dropout whose masks depend on the keys of the tasks alone: the same on any number of ranks.
+    """Inverted dropout whose masks depend only on the keys of the tasks, so they do not depend on the number of ranks.
 
     Args:
-        call: number of the pass through the head; each has masks of its own.
-        has_tasks: the values have a first axis of as many tasks as there are keys.
+        call: number of the pass through the head; each pass has different masks.
+        has_tasks: the first axis of the values is the tasks, one for each key.
     """
 
     def drop(layer: int, values: Tensor) -> Tensor:
@@ -230,5 +231,5 @@ def _xavier(module: nn.Module, generator: torch.Generator) -> None:
 
 
 def own_parameters(parameters: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    """The entries under a prefix, without it."""
+    """The entries whose name starts with `prefix`, by name without the prefix."""
     return {name.removeprefix(prefix): value for name, value in parameters.items() if name.startswith(prefix)}

@@ -1,4 +1,4 @@
-"""The weights that a run begins with."""
+"""The initial weights of a run."""
 
 import torch
 
@@ -11,14 +11,14 @@ from pico_ds.model.pretrained import load_initial_weights
 
 
 def initial_module(config: RunConfig, with_source: bool = True) -> MetaModel:
-    """The model that training begins with: of the seed, and of `model.init_from` where it is given.
+    """The model before training: randomly initialized, or loaded from `model.init_from`.
 
     Args:
-        config: with the vocabulary filled in.
-        with_source: False leaves `model.init_from` alone.
+        config: must contain `model.vocab_size`.
+        with_source: False ignores `model.init_from`.
 
     Raises:
-        ConfigError: a `model.init_from` that cannot be used.
+        ConfigError: `model.init_from` cannot be used.
     """
     assert config.model.vocab_size is not None
     module = build_meta_model(
@@ -30,12 +30,12 @@ def initial_module(config: RunConfig, with_source: bool = True) -> MetaModel:
 
 
 def initial_weights_name(config: RunConfig) -> str:
-    """What the weights before training are called."""
+    """The name of the initial weights in tables and figures."""
     return "untrained" if config.model.init_from is None else "initial weights"
 
 
 def initial_parameters(config: RunConfig, device: torch.device) -> Parameters:
-    """The untrained weights as the engine held them, in the run's precision."""
+    """The initial weights in the run's precision, as the engine holds them."""
     dtype = COMPUTE_DTYPE[config.training.precision]
     module = initial_module(config)
     return {name: weight.detach().to(device, dtype) for name, weight in module.named_parameters()}

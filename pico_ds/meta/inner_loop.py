@@ -13,7 +13,7 @@ from pico_ds.meta.heads import HeadWeights
 from pico_ds.meta.inner_optimizer import SGD, Conditioner, Update, total_norm
 from pico_ds.model.meta_model import HEAD
 
-#: (steps taken, weights in fp32 where they were asked for, leaves)
+#: (number of steps, fp32 weights if requested, leaves)
 AfterStep = Callable[[int, dict[str, Tensor] | None, dict[str, Tensor]], None]
 
 
@@ -50,14 +50,14 @@ class AdaptedWeights:
     """The outcome of the inner loop.
 
     Attributes:
-        leaves: the decoder's weights as the network computes with them, adapted or not; they require gradients.
-        fast: the same in fp32 from the first step on; None where they were not asked for.
-        head: the adapted head, leaves that require gradients.
-        initial_head: the head at the start, attached to the graph of what it was made from.
+        leaves: all decoder weights, adapted or not, in the type that the network computes in. They require gradients.
+        fast: the adapted decoder weights in fp32; None if not requested.
+        head: the adapted head; its tensors are leaves that require gradients.
+        initial_head: the head before the first step, with the autograd graph that computed it.
         first_logits: support logits before the first step.
-        first_gradient_norm: norm of the first inner gradient (decoder and head), 0 without a step or where it was not
-            asked for.
-        gradient_sums: of what was descended in all steps, fp32, the head's under `head.`; empty where not asked for.
+        first_gradient_norm: norm of the first inner gradient (decoder and head); 0 without steps or if not requested.
+        gradient_sums: sums of the processed gradients over all steps, fp32, with the head's under `head.`; empty if not
+            requested.
     """
 
     leaves: dict[str, Tensor]
@@ -94,19 +94,19 @@ class InnerSgd:
 def run_inner_steps(
     loss: Callable[[Parameters, int], Tensor], start: Parameters, sgd: InnerSgd, after_step: AfterStep | None = None
 ) -> tuple[dict[str, Tensor], dict[str, Tensor] | None, Float[Tensor, "*tasks"]]:
-    """SGD: fast_{t+1} = fast_t - rate * grad loss(fast_t, t). `start` is never written to.
+    """SGD: fast_{t+1} = fast_t - rate * grad loss(fast_t, t). Does not change `start`.
 
-    The weights are kept in fp32, so that small steps are not lost. The loss sees them in the type of `start`, cast once
-    a step, and its gradients have that type.
+    The weights are kept in fp32, so that small updates are not lost to rounding. Once per step they are cast to the
+    type of `start`, in which the loss and its gradients are computed.
 
     Args:
-        loss: of the weights and the step.
-        start: leaves that require gradients; used as they are in step 0, without a copy.
-        after_step: called after every step but the last.
+        loss: a function of the weights and the step number.
+        start: leaves that require gradients. Step 0 uses them without a copy.
+        after_step: called after every step except the last.
 
     Returns:
-        the weights after the last step in the type of `start`, leaves that require gradients; the same in fp32; and the
-        norm of the first gradient.
+        the weights after the last step, as leaves in the type of `start`; the weights in fp32, or None; and the norm of
+        the first gradient.
     """
     names = list(start)
     negative_rates = [-sgd.rates[name] for name in names]
@@ -114,7 +114,7 @@ def run_inner_steps(
     fast, leaves = [weight.detach() for weight in start.values()], list(start.values())
     first_norm = torch.zeros(() if sgd.n_tasks is None else (sgd.n_tasks,), device=fast[0].device)
     for step in range(sgd.steps):
-        # no weight is of two tasks: the gradient of the sum holds that of each
+        # tasks share no weights, so the gradient of the sum contains the gradient of each task
         inner_loss = loss(dict(zip(names, leaves, strict=True)), step).sum()
         gradients = list(torch.autograd.grad(inner_loss, leaves, retain_graph=sgd.keeps_first_graph and step == 0))
         del inner_loss, leaves
@@ -138,18 +138,18 @@ def run_inner_steps(
     return dict(zip(names, leaves, strict=True)), found, first_norm
 
 
-#: (steps taken, weights after them); `first_logits` and the norm are those of the first step
+#: (number of steps, weights after these steps)
 AfterAdaptation = Callable[[int, AdaptedWeights], None]
 
 
 def adapt(model: EpisodeModel, spec: InnerLoopSpec, after_step: AfterAdaptation | None = None) -> AdaptedWeights:
-    """Take `spec.steps` steps of SGD on the support loss, starting at the meta-parameters.
+    """Adapt to a task by `spec.steps` steps of SGD on the support loss, starting at the meta-parameters.
 
-    The head's start is a constant for the inner gradient, as in Proto-MAML (Triantafillou et al. 2020, arXiv
-    1903.03096).
+    The inner gradient treats the head's initial weights as constants, as in Proto-MAML (Triantafillou et al. 2020,
+    arXiv 1903.03096).
 
     Args:
-        after_step: called after every step but the last.
+        after_step: called after every step except the last.
     """
     episode, leaves = model.episode, model.leaves
     chosen = [name for name in leaves if name in spec.rates]
@@ -159,7 +159,7 @@ def adapt(model: EpisodeModel, spec: InnerLoopSpec, after_step: AfterAdaptation 
     initial_head = model.head.start(model.own, first_features, episode)
     start_head = {name: weight.detach().requires_grad_() for name, weight in initial_head.items()}
     first_logits = model.scores(start_head, first_features, call=0)
-    # where the head alone is adapted, the features of the first step are those of all
+    # if only the head is adapted, the features are the same in every step
     constant = [] if chosen else [first_features.detach()]
     if not chosen and spec.alternates:
         with torch.no_grad():
@@ -176,7 +176,7 @@ def adapt(model: EpisodeModel, spec: InnerLoopSpec, after_step: AfterAdaptation 
     def adapted_at(fast: dict[str, Tensor] | None, adapted: dict[str, Tensor], norm: Tensor) -> AdaptedWeights:
         body, head = _split(adapted, start_head)
         return AdaptedWeights(
-            # what is not adapted stays as it was, in the order of the leaves
+            # weights that are not adapted keep their values; the order is that of the leaves
             {name: body.get(name, leaves[name]) for name in leaves},
             None if fast is None else {name: fast.get(name, leaves[name]) for name in leaves},
             head,
@@ -205,6 +205,6 @@ def adapt(model: EpisodeModel, spec: InnerLoopSpec, after_step: AfterAdaptation 
 
 
 def _split(fast: Parameters, start_head: HeadWeights) -> tuple[dict[str, Tensor], HeadWeights]:
-    """The decoder's weights and the head's; a head that is not adapted stands where it started."""
+    """The decoder's weights and the head's. A head that is not adapted keeps its initial weights."""
     body = {name: weight for name, weight in fast.items() if not name.startswith(HEAD)}
     return body, {name: fast.get(HEAD + name, weight) for name, weight in start_head.items()}

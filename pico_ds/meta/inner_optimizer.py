@@ -1,7 +1,7 @@
-"""The update of the inner loop: SGD on fp32 weights, and the leaves that the network computes with.
+"""The update of the inner loop: SGD on fp32 weights, with a cast to the type that the network computes in.
 
-Three functions, because the bytes that each moves are most of what adaptation costs beside its passes. With weights and
-gradients in bf16 they are 10, 12 and 8 bytes a parameter; every step as if it stood alone would take 12.
+Memory traffic is most of the cost of an update, so the first, the middle and the last step have separate functions.
+With weights and gradients in bf16 they move 10, 12 and 8 bytes per parameter; one function for all steps would move 12.
 """
 
 from collections.abc import Callable, Iterable
@@ -12,17 +12,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 Tensors = list[Tensor]
-#: of each tensor; numbers of the host, or 0-dimensional tensors where they are learned
+#: one rate for each tensor; numbers, or 0-dimensional tensors if the rates are learned
 Rates = list[Any]
 
 
 class Update(NamedTuple):
-    """The steps of SGD by their place; possibly compiled.
+    """The first, middle and last steps of SGD, possibly compiled. All take (weights, gradients, negative rates).
 
     Attributes:
-        first: (weights, gradients, negative rates) to new fp32 weights and leaves; the weights are not written to.
-        next: the same for weights that `first` made, which it overwrites; to leaves.
-        last: for either kind of weights, to leaves alone.
+        first: returns new fp32 weights and leaves; does not change the weights.
+        next: changes the fp32 weights that `first` returned, in place; returns leaves.
+        last: returns leaves only; does not change the weights.
     """
 
     first: Callable[[Tensors, Tensors, Rates], tuple[Tensors, Tensors]]
@@ -33,7 +33,7 @@ class Update(NamedTuple):
 def first_step(weights: Tensors, gradients: Tensors, negative_rates: Rates) -> tuple[Tensors, Tensors]:
     """New weights, at least in fp32, and leaves in the types of the gradients.
 
-    The gradients are not to be used again: in fp32 their own storage becomes the new weights, so that there is no third
+    The caller must not use the gradients again: in fp32 their storage becomes the new weights, which avoids a third
     copy of the model.
     """
     fast = [gradient.to(_wide(gradient)) for gradient in gradients]
@@ -43,7 +43,7 @@ def first_step(weights: Tensors, gradients: Tensors, negative_rates: Rates) -> t
 
 
 def next_step(fast: Tensors, gradients: Tensors, negative_rates: Rates) -> Tensors:
-    """Change weights that `first_step` made, in place; leaves in the types of the gradients, which are overwritten."""
+    """Change the weights that `first_step` returned, in place. Returns leaves in the types of the gradients."""
     steps = [gradient.to(weight.dtype) for gradient, weight in zip(gradients, fast, strict=True)]
     torch._foreach_mul_(steps, negative_rates)
     torch._foreach_add_(fast, steps)
@@ -51,7 +51,7 @@ def next_step(fast: Tensors, gradients: Tensors, negative_rates: Rates) -> Tenso
 
 
 def last_step(weights: Tensors, gradients: Tensors, negative_rates: Rates) -> Tensors:
-    """Leaves alone, in the types of the gradients; for when nobody asks for the fp32 weights. Writes to nothing."""
+    """Leaves in the types of the gradients, if the fp32 weights are not needed. Changes none of its arguments."""
     return [
         (weight + rate * gradient.to(_wide(gradient))).to(gradient.dtype)
         for weight, gradient, rate in zip(weights, gradients, negative_rates, strict=True)
@@ -66,23 +66,23 @@ def _leaves(fast: Tensors, like: Tensors) -> Tensors:
     return [weight.to(gradient.dtype) for weight, gradient in zip(fast, like, strict=True)]
 
 
-#: as it stands
+#: not compiled
 SGD = Update(first_step, next_step, last_step)
 
 
 class Conditioner:
-    """What is done to the inner gradients before SGD takes them: clipping, then momentum (Polyak 1964).
+    """Processes the inner gradients before the SGD step: clipping, then momentum (Polyak 1964).
 
     Attributes:
-        sums: of what SGD took over all steps, fp32, where they are kept.
+        sums: sums of the processed gradients over all steps, fp32; empty unless `keep_sums` is set.
     """
 
     def __init__(self, max_norm: float, momentum: float, by_task: bool, keep_sums: bool = False) -> None:
         """
         Args:
-            max_norm: of all gradients of a task together; 0 clips nothing.
-            momentum: v <- momentum v + gradient, and v is what is descended; 0 keeps nothing.
-            by_task: the gradients have a first axis of tasks.
+            max_norm: largest norm of all gradients of a task together; 0 for no clipping.
+            momentum: v <- momentum * v + gradient, and v replaces the gradient; 0 for no momentum.
+            by_task: the first axis of the gradients is the tasks.
         """
         self._max_norm, self._momentum, self._by_task = max_norm, momentum, by_task
         self._keep_sums = keep_sums
@@ -90,10 +90,10 @@ class Conditioner:
         self.sums: Tensors = []
 
     def __call__(self, gradients: Tensors) -> Tensors:
-        """Gradients in the types given; those given may be written to."""
+        """The processed gradients in the same types. The given gradients may be overwritten."""
         if self._max_norm:
             norm = total_norm(gradients, self._by_task)
-            # as torch.nn.utils.clip_grad_norm_
+            # the same formula as torch.nn.utils.clip_grad_norm_
             factor = (self._max_norm / (norm + 1e-6)).clamp(max=1.0)
             for gradient in gradients:
                 gradient *= factor.view(-1, *[1] * (gradient.ndim - 1)) if self._by_task else factor
@@ -103,7 +103,7 @@ class Conditioner:
             else:
                 torch._foreach_mul_(self._velocity, self._momentum)
                 torch._foreach_add_(self._velocity, gradients)
-            # a copy, for SGD writes to what it is given
+            # a copy, because SGD overwrites its gradients
             types = [gradient.dtype for gradient in gradients]
             gradients = [part.to(dtype, copy=True) for part, dtype in zip(self._velocity, types, strict=True)]
         if self._keep_sums:
@@ -115,7 +115,7 @@ class Conditioner:
 
 
 def total_norm(tensors: Iterable[Tensor], by_task: bool = False) -> Float[Tensor, "*tasks"]:
-    """The norm of all tensors together, fp32 at least, whatever their type; or of each task's, along the first axis."""
+    """The norm of all tensors together, at least in fp32; with `by_task`, one norm for each index of the first axis."""
     found = list(tensors)
     dtype = torch.promote_types(found[0].dtype, torch.float32)
     if by_task:

@@ -1,4 +1,4 @@
-"""The gradient of plain language modelling, rank-local."""
+"""The gradient of the language-model loss on one rank."""
 
 import torch
 from jaxtyping import Float, Int
@@ -17,7 +17,7 @@ def add_language_model_gradient(
     scale: float,
     micro_batch_size: int,
 ) -> Float[Tensor, ""]:
-    """Add `scale` times the gradient of the SUM of the rows' cross-entropies to `total`; returns that sum (nats)."""
+    """Add `scale` times the gradient of the SUM of the rows' cross-entropies to `total`. Returns the sum in nats."""
     leaves = {name: weight.detach().requires_grad_() for name, weight in theta.items() if name.startswith(DECODER)}
     loss_sum = torch.zeros((), device=rows.device)
     for micro_batch in rows.split(micro_batch_size):

@@ -1,4 +1,4 @@
-"""From a configuration to the model that the outer loop trains."""
+"""Builds the model that the outer loop trains."""
 
 import torch
 
@@ -15,8 +15,8 @@ _CPU = torch.device("cpu")
 def build_meta_model(
     model: ModelConfig, meta: MetaConfig, n_way: int, vocab_size: int, seed: int, device: torch.device = _CPU
 ) -> MetaModel:
-    """A freshly initialised model; the weights depend on the seed and the kind of device alone."""
-    # without the initialisation of torch's own modules, which takes as long
+    """A newly initialized model. Its weights depend only on the seed and the kind of device."""
+    # skip the default initialization of torch modules, which would double the time
     module = build_model_skeleton(model, meta, n_way, vocab_size).to_empty(device=device)
     generator = torch.Generator(device).manual_seed(seed)
     initialize_weights(module.decoder, model.initializer_std, generator)
@@ -37,13 +37,13 @@ def build_model_skeleton(
     attend: Attend = causal_attention,
     recompute: Recompute = "none",
 ) -> MetaModel:
-    """The same module without storage, for `torch.func.functional_call`: DeepSpeed's hooks never see it.
+    """The same module on the meta device, for `torch.func.functional_call`, so that no hook of DeepSpeed applies to it.
 
     Args:
-        n_way: the most classes that a task has.
+        n_way: largest number of classes of a task.
 
     Raises:
-        ConfigError: a `meta.adapt` that finds no weight of this decoder.
+        ConfigError: `meta.adapt` matches no weight of this decoder.
     """
     with torch.device("meta"):
         decoder = PicoDecoder(model, vocab_size)

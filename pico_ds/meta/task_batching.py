@@ -1,4 +1,4 @@
-"""Which tasks of a rank are computed together."""
+"""Groups the tasks of a rank into batches that are computed together."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -9,16 +9,16 @@ from pico_ds.meta.task_memory import task_bytes
 from pico_ds.model.meta_model import MetaModel
 from pico_ds.tasks.episode import Episode
 
-#: weights and activations of tasks that auto lets stand beside each other [bytes]
+#: memory limit of `auto` for the weights and activations of one batch of tasks [bytes]
 _AUTO_BYTES = 8 * 2**30
 
 
 def tasks_per_batch(config: RunConfig, skeleton: MetaModel, on_gpu: bool) -> int:
-    """`meta.tasks_per_batch`, auto resolved.
+    """`meta.tasks_per_batch`, with `auto` resolved.
 
-    Where tasks share their weights, as many as fit go through the model in one pass. Else small models are bound by
-    the launches of kernels on a GPU, which a batch of tasks shares; on a CPU they are not. A block that is compiled on
-    its own cannot be run for several tasks; and who recomputes activations has no memory for more than one.
+    If tasks share their weights, a batch holds as many tasks as fit in memory. If each task adapts its own weights,
+    batches help only on a GPU, where small models are limited by kernel launches. Then a batch holds one task if blocks
+    are compiled separately, which excludes vmap, or if activations are recomputed to save memory.
     """
     if config.meta.tasks_per_batch != "auto":
         return config.meta.tasks_per_batch
@@ -30,12 +30,12 @@ def tasks_per_batch(config: RunConfig, skeleton: MetaModel, on_gpu: bool) -> int
 
 
 def batched(episodes: Sequence[Episode], largest: int) -> list[Episode]:
-    """Tasks of one shape in batches of one size, give or take one; a batch of one has no axis of tasks."""
-    alike: dict[tuple[int, int], list[Episode]] = {}
+    """Batches of tasks of equal shape. Batch sizes differ by at most one. A batch of one task has no axis of tasks."""
+    by_shape: dict[tuple[int, int], list[Episode]] = {}
     for episode in episodes:
-        alike.setdefault((episode.n_way, len(episode.support.labels)), []).append(episode)
+        by_shape.setdefault((episode.n_way, len(episode.support.labels)), []).append(episode)
     batches = []
-    for same in alike.values():
+    for same in by_shape.values():
         count = -(-len(same) // largest)
         bounds = [len(same) * part // count for part in range(count + 1)]
         groups = [same[first:end] for first, end in pairwise(bounds)]

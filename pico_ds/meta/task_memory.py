@@ -1,4 +1,4 @@
-"""What computing a gradient holds in memory: activations, and the weights of a task."""
+"""Estimates the memory of one task: activations, adapted weights and gradients."""
 
 import copy
 import math
@@ -18,7 +18,7 @@ FP32_BYTES = 4
 
 
 def task_bytes(skeleton: MetaModel, config: RunConfig) -> dict[str, int]:
-    """Bytes of one task, part by part, when it needs most."""
+    """Peak bytes of one task, by part."""
     sizes = {name: weight.numel() for name, weight in skeleton.named_parameters()}
     dtype, smlmt = COMPUTE_DTYPE[config.training.precision], config.smlmt
     learner = make_learner(config.meta, skeleton.decoder)
@@ -29,33 +29,33 @@ def task_bytes(skeleton: MetaModel, config: RunConfig) -> dict[str, int]:
         for per_class in (smlmt.k_shots[1], smlmt.q_query)
     )
     if learner.shares_weights:
-        # one forward pass over what is passed through at all
+        # one forward pass over the support set, if it is used, and the query set
         together = (support if pass_counts.support else 0) + query + max(layer, layer_of_query)
         return {"activations (estimate)": together}
     activations = max(support + layer, query + layer_of_query)
     body = sum(size for name, size in sizes.items() if is_of_the_body(name))
     adapted = sum(sizes[name] for name in learner.adapted)
-    # in bf16 a step makes new fp32 weights beside the old ones; in fp32 the gradient becomes the new weights
+    # in bf16 a step allocates new fp32 weights; in fp32 the storage of the gradient becomes the new weights
     old = FP32_BYTES * adapted if steps > 1 and dtype != torch.float32 else 0
-    # the graph of the first support pass outlives the inner loop: the head's start is differentiated through it
+    # the graph of the first support pass outlives the inner loop, for the gradient through the head's start
     keeps = learner.head.reads_features and steps > 0
     return {
         "fast weights, fp32": FP32_BYTES * adapted if steps else 0,
         "fast weights cast for compute": extra_bytes(dtype) * adapted if steps else 0,
         "graph of the head's start (estimate)": support if keeps else 0,
         "activations (estimate)": activations,
-        # a backward pass frees the graph as it fills the gradient
+        # a backward pass frees the graph while it fills the gradient
         "gradient and update beyond the graph they replace": max(0, dtype.itemsize * body + old - activations),
     }
 
 
 def extra_bytes(dtype: torch.dtype) -> int:
-    """Bytes of a copy in the compute type, where that is not fp32."""
+    """Bytes per parameter of a copy in the compute type; 0 for fp32, which needs no copy."""
     return dtype.itemsize if dtype != torch.float32 else 0
 
 
 class _SavedByFlash(torch.autograd.Function):
-    """Stands for a flash kernel: saves queries, keys, values, the output and one fp32 number a head and position."""
+    """Saves what a flash kernel saves: queries, keys, values, the output, and one fp32 number per head and position."""
 
     @staticmethod
     def forward(ctx: Any, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -71,7 +71,7 @@ class _SavedByFlash(torch.autograd.Function):
 def activation_bytes(
     skeleton: MetaModel, shape: tuple[int, int], dtype: torch.dtype, config: RunConfig
 ) -> tuple[int, int]:
-    """Bytes that autograd holds after one forward pass, and those of a layer that the backward pass computes again."""
+    """Bytes that autograd holds after one forward pass, and bytes that the backward pass recomputes for one layer."""
     recompute, n_layers = config.training.activation_checkpointing, config.model.n_layers
     whole = saved_bytes(skeleton, shape, dtype)
     if recompute == "none":
@@ -82,9 +82,9 @@ def activation_bytes(
 
 
 def saved_bytes(skeleton: MetaModel, shape: tuple[int, int], dtype: torch.dtype, recompute: Recompute = "none") -> int:
-    """Bytes of the tensors that autograd saves in one forward pass of a meta-device model, parameters left out.
+    """Bytes of the tensors that autograd saves in one forward pass of a meta-device model, without parameters.
 
-    Inputs of what is computed again are not among them.
+    The inputs of recomputed blocks are not included.
     """
     skeleton = copy.deepcopy(skeleton).to(dtype)
     parameters = {weight.untyped_storage()._cdata for weight in skeleton.parameters()}
@@ -102,6 +102,6 @@ def saved_bytes(skeleton: MetaModel, shape: tuple[int, int], dtype: torch.dtype,
     tokens = torch.zeros(shape, dtype=torch.int64, device="meta")
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         hidden = skeleton.decoder.hidden(tokens, attend=attend, recompute=recompute)
-    # kept alive until here: what is freed would give its address to another
+    # keep the output alive until here, so that no other tensor reuses the address of its storage
     del hidden
     return sum(size for size, _ in kept.values())

@@ -170,7 +170,8 @@ def test_documented_learner_needs_only_a_file_and_a_name(tmp_path: Path) -> None
     assert names is not None
     types.write_text(types.read_text().replace(names[0], f'{names[0]}, "half"'))
     check = (
-        "from pico_ds.config import ModelConfig, parse_config; from pico_ds.meta.meta_model_builder import build_meta_model;"
+        "from pico_ds.config import ModelConfig, parse_config;"
+        "from pico_ds.meta.meta_model_builder import build_meta_model;"
         "from pico_ds.meta.learners import make_learner;"
         "meta = parse_config('meta: {learner: half, multi_step_loss: true}').meta;"
         "decoder = build_meta_model(ModelConfig(n_layers=1), meta, 5, 300, 0).decoder;"

@@ -243,7 +243,7 @@ def test_no_dropout_in_evaluation() -> None:
     heads = []
     for settings in (meta, without):
         learner = make_learner(settings, network.skeleton.decoder)
-        heads.append(learner.adapt(network, theta, random_episode(0), "fim", steps=3).head)
+        heads.append(learner.adapt(EpisodeBatch(network, theta, random_episode(0), "fim"), steps=3).head)
     assert all(torch.equal(heads[0][name], heads[1][name]) for name in heads[0])
     trained = [gradient_of(network, theta, random_episode(0), settings) for settings in (meta, without)]
     assert relative_error(*trained) > 0.1

@@ -267,9 +267,12 @@ def test_adapting_only_the_head_computes_features_once(monkeypatch: pytest.Monke
 def test_adapt_is_checked() -> None:
     names = tuple(name for name, _ in build_model_skeleton(SHAPE, MetaConfig(), N_WAY, 61).named_parameters())
     for wrong, message in [
-        ("last_3_blocks", r"meta\.adapt: got last_3_blocks, but the model has 2 blocks; take 1 to 2"),
-        ("bodyy", r"meta\.adapt: 'bodyy' is found in no name such as 'layers\.0\..*take all, head, last_<k>_blocks"),
-        ("(", r"meta\.adapt: '\(' is no regular expression"),
+        ("last_3_blocks", r"meta\.adapt: got last_3_blocks, but the model has 2 blocks; use 1 to 2"),
+        (
+            "bodyy",
+            r"meta\.adapt: 'bodyy' matches no parameter such as 'layers\.0\..*use all, head, last_<k>_blocks",
+        ),
+        ("(", r"meta\.adapt: '\(' is not a valid regular expression"),
     ]:
         with pytest.raises(ConfigError, match=message):
             adapted_names(wrong, names, SHAPE.n_layers)

@@ -1,4 +1,4 @@
-"""Learners, by the value of `meta.learner`: each is the class of the module of its name."""
+"""Learners by name. The value of `meta.learner` is the name of the module that contains the learner's class."""
 
 from importlib import import_module
 from typing import get_args
@@ -20,11 +20,11 @@ LEARNERS: dict[str, type[Learner]] = {name: _class_of(name) for name in get_args
 
 
 def make_learner(config: MetaConfig, decoder: PicoDecoder) -> Learner:
-    """The learner that the configuration asks for; the decoder gives names alone.
+    """The learner that `meta.learner` names. Only the parameter names of the decoder are used.
 
     Raises:
-        ConfigError: a `meta.adapt` that finds no weight of the decoder, or a `meta.multi_step_loss` of a learner that
-            has no such losses.
+        ConfigError: `meta.adapt` matches no weight of the decoder, or the learner does not support
+            `meta.multi_step_loss`.
     """
     learner = LEARNERS[config.learner]
     if config.multi_step_loss and not learner.has_step_losses:

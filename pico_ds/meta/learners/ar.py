@@ -1,4 +1,4 @@
-"""Plain language modelling."""
+"""Autoregressive language modelling without tasks."""
 
 from typing import Any, NoReturn
 
@@ -6,10 +6,10 @@ from pico_ds.meta.learners.base import Learner, PassCounts
 
 
 class Autoregressive(Learner):
-    """No step on tasks at all: the other control. It is evaluated like the others, at the head where it starts."""
+    """A control that trains only on autoregressive steps. It is evaluated on tasks like the other learners."""
 
     def add_gradient(self, *_: Any, **__: Any) -> NoReturn:
-        raise AssertionError("an autoregressive run has no step on tasks")
+        raise AssertionError("an autoregressive run has no meta steps")
 
     def pass_counts(self, step: int) -> PassCounts:
         return PassCounts(0, 0)

@@ -1,4 +1,4 @@
-"""What every learner is: a rule that makes an outer gradient of a task, and a way to adapt to one."""
+"""The base class of learners, which compute the outer gradient of tasks and adapt to tasks."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
@@ -22,12 +22,12 @@ from pico_ds.tasks.episode import Episode
 
 @dataclass(frozen=True)
 class EpisodeBatch:
-    """A task, or several alike, and where the outer loop stands.
+    """One task, or a batch of tasks of one shape, with the model and the meta-parameters.
 
     Attributes:
-        theta: all meta-parameters, whole.
-        step: outer steps since the warm-up.
-        measure: what only metrics need is asked for as well (`AdaptedWeights.fast` and `first_gradient_norm`).
+        theta: all meta-parameters, complete on every rank.
+        step: number of outer steps since the warm-up.
+        measure: also compute what only metrics need (`AdaptedWeights.fast` and `first_gradient_norm`).
     """
 
     network: FunctionalModel
@@ -38,17 +38,17 @@ class EpisodeBatch:
     measure: bool = True
 
     def model(self, head: Head, shared: bool = False) -> EpisodeModel:
-        """To train on; `shared` where several tasks are computed with the same weights."""
+        """The model and its task for training. With `shared`, all tasks of the batch use the same weights."""
         return EpisodeModel.at(self.theta, self.network, head, self.episode, self.readout, training=True, shared=shared)
 
 
 @dataclass(frozen=True)
 class TaskOutcome:
-    """What came of a task beside its gradient.
+    """The results of a task, in addition to its gradient.
 
     Attributes:
-        adapted: the weights that the query set was judged at.
-        query_logits: at them, detached.
+        adapted: the weights that computed the query logits.
+        query_logits: class scores of the query set, detached.
     """
 
     adapted: AdaptedWeights
@@ -57,22 +57,22 @@ class TaskOutcome:
 
 @dataclass(frozen=True)
 class PassCounts:
-    """What the outer gradient of a task costs, in forward passes over its contexts; a backward pass counts as two."""
+    """Cost of the outer gradient of a task, in forward passes over its contexts. A backward pass counts as two."""
 
     support: int
     query: int
 
 
 class Learner(ABC):
-    """A way to learn from tasks; stateless, as all it learns is in the parameters.
+    """A meta-learning algorithm. A learner has no state, because everything that it learns is in the parameters.
 
-    A subclass says how an outer gradient is made. Everything else has a default: the inner loop adapts `meta.adapt` and
-    the head by SGD, at `meta.inner_lr` and `meta.head_inner_lr`.
+    A subclass defines the outer gradient. Everything else has a default: the inner loop adapts the weights that
+    `meta.adapt` selects and the head by SGD, with the rates `meta.inner_lr` and `meta.head_inner_lr`.
     """
 
-    #: whether tasks that are computed together have the same weights
+    #: whether all tasks of a batch use the same weights
     shares_weights = False
-    #: whether there is a query loss after every inner step, for `meta.multi_step_loss`
+    #: whether the learner supports `meta.multi_step_loss`, a query loss after every inner step
     has_step_losses = False
     #: whether the inner loop changes the head
     adapts_head = True
@@ -80,7 +80,7 @@ class Learner(ABC):
     def __init__(self, config: MetaConfig, decoder: PicoDecoder) -> None:
         """
         Raises:
-            ConfigError: a `meta.adapt` that finds no weight of the decoder.
+            ConfigError: `meta.adapt` matches no weight of the decoder.
         """
         self.config = config
         self.head = make_head(config)
@@ -91,24 +91,24 @@ class Learner(ABC):
 
     @property
     def adapts(self) -> str:
-        """What the inner loop changes of the decoder, in the words of `meta.adapt`."""
+        """The decoder weights that the inner loop changes, as a value of `meta.adapt`."""
         return self.config.adapt
 
     @property
     def inner_steps(self) -> int:
-        """Steps of the inner loop in training."""
+        """Number of inner steps in training."""
         return self.config.inner_steps
 
     def module(self) -> nn.Module | None:
-        """Meta-parameters of the learner's own, if any; they are `learner.*` of a MetaModel."""
+        """The learner's own meta-parameters, if it has any. They are `learner.*` in a MetaModel."""
         return None
 
     def initialize(self, module: nn.Module) -> None:
-        """Give every parameter of `module` its first value."""
-        raise AssertionError("a learner without parameters")
+        """Initialize every parameter of `module`."""
+        raise AssertionError("this learner has no parameters")
 
     def rates(self, theta: Parameters) -> Mapping[str, float | Tensor]:
-        """Learning rate of every weight of the decoder that is adapted, and of `head`."""
+        """Learning rate of every adapted decoder weight by name, and of the head as `head`."""
         return {**dict.fromkeys(self.adapted, self.config.inner_lr), "head": self.config.head_inner_lr}
 
     def inner_loop(self, theta: Parameters) -> InnerLoopSpec:
@@ -121,51 +121,38 @@ class Learner(ABC):
             self.config.inner_max_grad_norm,
         )
 
-    def adapt(
-        self,
-        network: FunctionalModel,
-        theta: Parameters,
-        episode: Episode,
-        readout: Readout,
-        steps: int,
-        after_step: AfterAdaptation | None = None,
-        measure: bool = False,
-    ) -> AdaptedWeights:
-        """Adapt to a task for evaluation: nothing is dropped, and the query set is not looked at.
-
-        Args:
-            measure: give the fp32 weights as well.
-        """
-        model = EpisodeModel.at(theta, network, self.head, episode, readout, training=False)
-        spec = replace(self.inner_loop(theta), steps=steps, measure=measure)
+    def adapt(self, batch: EpisodeBatch, steps: int, after_step: AfterAdaptation | None = None) -> AdaptedWeights:
+        """Adapt to a task for evaluation: without dropout, and without the query set."""
+        model = EpisodeModel.at(batch.theta, batch.network, self.head, batch.episode, batch.readout, training=False)
+        spec = replace(self.inner_loop(batch.theta), steps=steps, measure=batch.measure)
         return adapt(model, spec, after_step)
 
     @abstractmethod
     def add_gradient(self, batch: EpisodeBatch, total: GradientSum, scale: float) -> TaskOutcome:
-        """Add `scale` times the outer gradient of a task, or the sum over several alike, to `total`.
+        """Add `scale` times the outer gradient, summed over the tasks of the batch, to `total`.
 
-        The meta-parameters are not written to.
+        Does not change the meta-parameters.
         """
 
     @abstractmethod
     def pass_counts(self, step: int) -> PassCounts:
-        """What `add_gradient` costs; recomputation and updates do not count, as is usual."""
+        """The cost of `add_gradient`, without recomputation and weight updates."""
 
 
 class WithoutInnerLoop(Learner):
-    """A learner whose gradient is taken at the meta-parameters, which tasks that are computed together share."""
+    """A learner that computes the gradient at the meta-parameters, which all tasks of a batch share."""
 
     shares_weights = True
 
     @property
     def inner_steps(self) -> int:
-        """None."""
+        """Always 0."""
         return 0
 
     def outcome(
         self, model: EpisodeModel, head: HeadWeights, support_logits: Tensor, query_logits: Tensor, measure: bool
     ) -> TaskOutcome:
-        """That of a task to which nothing was adapted."""
+        """The outcome of a task without adaptation."""
         norm = torch.zeros_like(model.episode.support.labels[..., 0], dtype=torch.float32)
         fast = dict(model.leaves) if measure else None
         adapted = AdaptedWeights(model.leaves, fast, head, head, support_logits.detach(), norm)
@@ -173,5 +160,5 @@ class WithoutInnerLoop(Learner):
 
 
 def over_tasks(gradients: Iterable[Tensor], n_tasks: int | None) -> list[Tensor]:
-    """The sum over the first axis, where that is one of tasks."""
+    """The gradients, summed over the first axis if it is the tasks."""
     return [gradient if n_tasks is None else gradient.sum(0, dtype=torch.float32) for gradient in gradients]

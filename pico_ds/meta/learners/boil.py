@@ -1,10 +1,10 @@
-"""Body only update in the inner loop."""
+"""BOIL (body only update in the inner loop)."""
 
 from pico_ds.meta.learners.fomaml import FOMAML
 
 
 class BOIL(FOMAML):
-    """FOMAML whose inner loop leaves the head as it starts.
+    """FOMAML whose inner loop adapts the decoder but not the head.
 
     Source: Oh et al. 2021, arXiv 2008.08882.
     """

@@ -14,22 +14,22 @@ from pico_ds.meta.inner_loop import AdaptedWeights, adapt
 from pico_ds.meta.learners.base import EpisodeBatch, Learner, PassCounts, TaskOutcome, over_tasks
 from pico_ds.model.meta_model import HEAD
 
-#: first number of a pass over the query set; passes over the support set count from 0
+#: number of the first query pass, which keys its dropout; support passes are numbered from 0
 _QUERY_CALLS = 1 << 10
 
 
 class FOMAML(Learner):
-    """The gradient of the query loss at the adapted weights.
+    """First-order MAML: the outer gradient is the gradient of the query loss at the adapted weights.
 
-    With phi the adapted weights and h the adapted head, FOMAML (Finn et al. 2017, arXiv 1703.03400, section 5.2) takes
-    d L_query(phi, h) / d phi for the decoder. The head starts at h_0(theta), which is differentiated exactly while its
-    inner updates count as constants:
+    For adapted weights phi and an adapted head h, FOMAML (Finn et al. 2017, arXiv 1703.03400, section 5.2) uses
+    d L_query(phi, h) / d phi for the decoder. The head's initial weights h_0(theta) are differentiated exactly, and the
+    inner updates of the head are treated as constants:
 
         outer = d L_query / d phi + (d h_0 / d theta)^T d L_query / d h
 
-    At inner_steps = 0 and with prototypes this is the exact gradient of a prototypical network. With
-    `meta.multi_step_loss` it is the weighted sum of that over the weights after every inner step (Antoniou et al. 2019,
-    MAML++, arXiv 1810.09502, section 4).
+    With inner_steps = 0 and the prototype head, this is the exact gradient of a prototypical network. With
+    `meta.multi_step_loss`, the outer gradient is a weighted sum over the weights after every inner step (Antoniou et
+    al. 2019, MAML++, arXiv 1810.09502, section 4).
     """
 
     has_step_losses = True
@@ -42,9 +42,9 @@ class FOMAML(Learner):
         of_head: HeadWeights = {}
 
         def add_query_gradient(count: int, adapted: AdaptedWeights) -> Tensor:
-            """Of the loss after `count` inner steps."""
+            """Add the gradient of the query loss after `count` inner steps."""
             logits = model.logits(adapted.leaves, adapted.head, episode.query, _QUERY_CALLS + count)
-            # scaled here, not after: the gradients are as many bytes as the model
+            # scale the loss and not the gradients, which are as large as the model
             loss = scale * weights[count] * task_loss(logits, episode.query.labels).sum()
             gradients = torch.autograd.grad(loss, [*adapted.leaves.values(), *adapted.head.values()])
             body = dict(zip(adapted.leaves, gradients, strict=False))
@@ -71,9 +71,10 @@ class FOMAML(Learner):
         return TaskOutcome(adapted, logits)
 
     def query_weights(self, step: int) -> list[float]:
-        """Weight of the query loss after 0, 1, ..., inner_steps inner steps.
+        """Weights of the query losses after 0, 1, ..., inner_steps inner steps.
 
-        Equal at first, and moved to the last in `meta.multi_step_loss_annealing_steps` outer steps.
+        With `meta.multi_step_loss`, the weights are equal at first. Over `meta.multi_step_loss_annealing_steps` outer
+        steps they move to the last inner step.
         """
         count = self.inner_steps
         if not self.config.multi_step_loss or count == 0:
@@ -90,10 +91,10 @@ class FOMAML(Learner):
         head: Mapping[str, Tensor],
         total: GradientSum,
     ) -> None:
-        """Add the gradient of what a learner trains beside decoder and head, from that of the query loss."""
+        """Add the gradient of the learner's own parameters, computed from the gradient of the query loss."""
 
     def pass_counts(self, step: int) -> PassCounts:
-        # forward and backward of every inner step; of a head alone, one forward
+        # one forward and one backward pass per inner step; one forward pass in all if only the head is adapted
         inner = 3 * self.inner_steps if self.adapted else 1
         through = 2 if self.head.reads_features else 0
         return PassCounts(max(inner, 1) + through, 3 * sum(weight > 0 for weight in self.query_weights(step)))
@@ -102,7 +103,7 @@ class FOMAML(Learner):
 def add_gradient_through_start(
     model: EpisodeModel, initial_head: HeadWeights, of_head: Mapping[str, Tensor], total: GradientSum
 ) -> None:
-    """Add (d h_0 / d theta)^T times the gradient of the head."""
+    """Add (d h_0 / d theta)^T times the gradient with respect to the head."""
     leaves = model.leaves if model.head.reads_features else {}
     through = torch.autograd.grad(
         [initial_head[name] for name in of_head],

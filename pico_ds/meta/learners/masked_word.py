@@ -1,4 +1,4 @@
-"""Prediction of the masked word from the whole vocabulary."""
+"""Masked-word prediction over the whole vocabulary."""
 
 import torch
 
@@ -8,10 +8,10 @@ from pico_ds.model.meta_model import OUTPUT_PROJECTION
 
 
 class MaskedWord(WithoutInnerLoop):
-    """The control for the layout: the contexts of tasks, but no tasks.
+    """A control that trains on the contexts of tasks without forming tasks.
 
-    At the readout of every context, support and query alike, the model predicts the first token of the masked word by
-    its own output projection. Class scores are those of the rows of the task's words.
+    At the readout of every support and query context, the model predicts the first token of the masked word with its
+    output projection. The class scores use the output rows of the task's words.
     """
 
     def add_gradient(self, batch: EpisodeBatch, total: GradientSum, scale: float) -> TaskOutcome:

@@ -1,4 +1,4 @@
-"""Meta-SGD: the learning rates of the inner loop are learned."""
+"""Meta-SGD: learned inner learning rates."""
 
 import math
 import re
@@ -23,9 +23,9 @@ _HEAD = "head"
 class MetaSGD(FOMAML):
     """FOMAML with an inner learning rate for every tensor (`meta.learned_rates: tensor`) or layer, and for the head.
 
-    What is learned is the logarithm of a rate, so that rates stay positive and an outer step changes them by a factor.
-    The inner gradients count as constants, as in FOMAML. The adapted weights are then phi = theta - a s with s a sum of
-    them, and the rate's gradient is exact without keeping s:
+    The parameters are logarithms of the rates, so that rates stay positive and an outer step multiplies them by a
+    factor. As in FOMAML, the inner gradients are treated as constants. The adapted weights are then phi = theta - a s
+    for a rate a and the sum s of the inner gradients, and the gradient of the rate is exact without storing s:
 
         d L_query / d log a = <d L_query / d phi, -a s> = <d L_query / d phi, phi - theta>
 
@@ -36,9 +36,9 @@ class MetaSGD(FOMAML):
 
     def __init__(self, config: MetaConfig, decoder: PicoDecoder) -> None:
         super().__init__(config, decoder)
-        #: learned rate of each adapted weight
+        #: name of the rate of each adapted weight
         self.group_of = {name: self._group(name) for name in self.adapted}
-        #: names of the rates, in their order; the head's is the last
+        #: names of the rates in order; the head's rate is the last
         self.groups = [*dict.fromkeys(self.group_of.values()), _HEAD]
 
     def _group(self, name: str) -> str:

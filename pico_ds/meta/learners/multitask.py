@@ -9,10 +9,10 @@ from pico_ds.model.meta_model import HEAD
 
 
 class Multitask(WithoutInnerLoop):
-    """The gradient of the query loss at the meta-parameters, where the head starts: the control without adaptation.
+    """A control without adaptation: the gradient of the query loss at the meta-parameters, with the initial head.
 
-    Support and query of all tasks that are computed together go through the model in one forward pass; a head that does
-    not read the support features does without the support set.
+    The support and query contexts of all tasks of a batch go through the model in one forward pass. If the head does
+    not read the support features, the forward pass leaves out the support set.
     """
 
     def add_gradient(self, batch: EpisodeBatch, total: GradientSum, scale: float) -> TaskOutcome:

@@ -12,12 +12,12 @@ from pico_ds.model.meta_model import HEAD
 
 
 class Reptile(Learner):
-    """The way from the meta-parameters to the adapted weights is the outer gradient: (theta - phi) / inner_lr.
+    """Reptile: the outer gradient is (theta - phi) / inner_lr for the adapted weights phi.
 
-    That is the sum of the inner gradients, whose size does not depend on the rate, and which is summed as such: the
-    difference of nearly equal weights would be mostly rounding. The inner loop takes
-    the support and the query set by turns, since Reptile learns from the agreement between the gradients of different
-    mini-batches: it needs two inner steps at least. The head's part goes through its start, as in FOMAML.
+    This quotient equals the sum of the inner gradients. The code sums the gradients, because the difference of two
+    nearly equal weights would be dominated by rounding. The inner loop alternates between the support and the query
+    set, because Reptile learns from the agreement between gradients of different mini-batches; it needs at least two
+    inner steps. The head's part is differentiated through its initial weights, as in FOMAML.
 
     Source: Nichol et al. 2018, arXiv 1803.02999, sections 3 and 5.
     """

@@ -10,7 +10,7 @@ from pico_ds.config import MetaConfig
 from pico_ds.evaluation.baselines import frozen_feature_accuracies, tfidf_accuracies
 from pico_ds.evaluation.few_shot import adaptation_curve
 from pico_ds.meta.functional_model import FunctionalModel
-from pico_ds.meta.learners import make_learner
+from pico_ds.meta.learners import EpisodeBatch, make_learner
 from pico_ds.meta.meta_model_builder import build_meta_model, build_model_skeleton
 from pico_ds.tasks.smlmt import SMLMT
 from tests.reference import SHAPE, random_episode
@@ -60,7 +60,7 @@ def test_adaptation_curve_has_the_accuracy_after_each_number_of_steps(learner: s
     rule, episode = make_learner(meta, network.skeleton.decoder), random_episode(3, q_query=8)
     curve = adaptation_curve(network, rule, theta, episode, "fim", steps=4).tolist()
     for steps, found in enumerate(curve):
-        adapted = rule.adapt(network, theta, episode, "fim", steps)
+        adapted = rule.adapt(EpisodeBatch(network, theta, episode, "fim"), steps)
         logits = rule.head.logits(adapted.head, network.features(adapted.leaves, episode.query, "fim"))
         assert found == pytest.approx(float((logits.argmax(-1) == episode.query.labels).float().mean()))
 
@@ -72,5 +72,5 @@ def test_adaptation_in_evaluation_ignores_the_query_set() -> None:
     rule = make_learner(meta, network.skeleton.decoder)
     one, other = random_episode(0), random_episode(1)
     mixed = type(one)(one.support, other.query, one.words, one.word_tokens, one.keys)
-    weights = [rule.adapt(network, theta, episode, "fim", 4).leaves for episode in (one, mixed)]
+    weights = [rule.adapt(EpisodeBatch(network, theta, part, "fim"), steps=4).leaves for part in (one, mixed)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
