@@ -1,4 +1,4 @@
-"""Preflight on two gloo ranks: silent where all is well, and a sentence for everything that is not."""
+"""Preflight on two gloo ranks reports each problem in one sentence, and nothing else."""
 
 import pytest
 
@@ -22,11 +22,11 @@ def findings(tmp_path_factory: pytest.TempPathFactory) -> Findings:
     first, second = run_ranks(preflight_findings, 2, str(place))
     for case in first:
         problems = [{check: found[1] for check, found in rank[case].items()} for rank in (first, second)]
-        assert problems[0] == problems[1], "all ranks know of all problems"
+        assert problems[0] == problems[1], "all ranks report all problems"
     return first
 
 
-def test_all_is_well(findings: Findings) -> None:
+def test_preflight_finds_no_problem_on_identical_ranks(findings: Findings) -> None:
     sound = findings["sound"]
     assert [check for check, (_, problems) in sound.items() if problems] == []
     assert set(sound) > {"versions", "configuration", "devices", "clocks", "data", "all-reduce", "all-gather"}
@@ -37,7 +37,7 @@ def test_all_is_well(findings: Findings) -> None:
     assert "train" in sound["data"][0]
 
 
-def test_shards_are_well(findings: Findings) -> None:
+def test_preflight_accepts_token_shards(findings: Findings) -> None:
     assert [check for check, (_, problems) in findings["shards"].items() if problems] == []
     assert findings["shards"]["data"][0] == "token shards"
 
