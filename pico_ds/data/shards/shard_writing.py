@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -57,10 +58,11 @@ class ShardWriter:
         """
         self._out, self._row_length, self._rows_per_shard = out, row_length, rows_per_shard
         self.is_complete = (out / MANIFEST).exists()
-        try:
-            (out / _PARTIAL).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise DataError(f"--out: cannot create {out} ({error.strerror}); choose a writable directory") from error
+        if self.is_complete:
+            # an earlier start may have been interrupted after it wrote the manifest
+            shutil.rmtree(out / _PARTIAL, ignore_errors=True)
+        else:
+            self._make_directory()
         self.progress = self._read(settings)
         #: for each pending document, its remaining tokens and the number of its tokens that are already in shards
         self._buffer: deque[tuple[npt.NDArray[np.int32], int]] = deque()
@@ -172,6 +174,14 @@ class ShardWriter:
             shards=[*self.progress.shards, ShardRecord(rows=n_rows, sha256=digest)],
         )
         replace_text(self._out / _PARTIAL / _PROGRESS, self.progress.model_dump_json() + "\n")
+
+    def _make_directory(self) -> None:
+        try:
+            (self._out / _PARTIAL).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataError(
+                f"--out: cannot create {self._out} ({error.strerror}); choose a writable directory"
+            ) from error
 
     def _partial(self, number: int) -> Path:
         return self._out / _PARTIAL / f"{number:05d}.parquet"
