@@ -16,7 +16,7 @@ _GIB = 2**30
 
 
 def print_plan(config: RunConfig, deepspeed_json: dict[str, Any], name: str, world_size: int | None) -> None:
-    """Print configuration, parameter count, work per step, memory per rank and communication per step.
+    """Print the configuration, parameter count, work per step, memory per rank and communication per step.
 
     Args:
         world_size: number of ranks to plan for; None uses $WORLD_SIZE, or 1 if it is not set.

@@ -11,7 +11,7 @@ from pico_ds.engine.bandwidth import Transfer, measure_transfers
 from pico_ds.engine.distributed import Process
 from pico_ds.preflight.check_results import Finding, Local, gather_finding
 
-#: torchrun compares the clocks of two nodes, and treats a node as dead if its last sign of life is 15 s old
+#: torchrun compares the clocks of two nodes, and treats a node as dead if its last heartbeat is 15 s old
 CLOCK_SKEW_SECONDS = 2.0
 _CLOCK_REPEATS = 5
 #: if less than this share of the GPU memory is free, another process uses the GPU
@@ -36,10 +36,12 @@ def check_devices(process: Process) -> Finding:
             "end that process, or choose other GPUs (CUDA_VISIBLE_DEVICES)"
         )
     finding = gather_finding("devices", Local(f"{count} x {name}, {total / 2**30:.0f} GiB", problem), process)
-    return Finding(finding.check, finding.found, (*finding.problems, *_unlike(process.gather([count, total >> 30]))))
+    return Finding(
+        finding.check, finding.found, (*finding.problems, *_gpu_differences(process.gather([count, total >> 30])))
+    )
 
 
-def _unlike(nodes: list[tuple[int, ...]]) -> tuple[str, ...]:
+def _gpu_differences(nodes: list[tuple[int, ...]]) -> tuple[str, ...]:
     """Return a message if ranks see different numbers of GPUs or GPUs with different memory."""
     kinds = sorted(set(nodes))
     if len(kinds) == 1:
@@ -74,20 +76,20 @@ def check_network(process: Process, largest_bytes: int, least_gb_per_second: flo
     The check fails if the best bandwidth of a collective is below `least_gb_per_second`.
     """
     if process.world_size == 1:
-        return [Finding("network", "one process, nothing to measure")]
+        return [Finding("network", "there is only one process")]
     sizes = [size for size in (64 * 2**10, _MIB, 16 * _MIB, 256 * _MIB) if size <= largest_bytes]
     transfers = measure_transfers(process, sizes)
     findings = []
     for name in dict.fromkeys(transfer.collective for transfer in transfers):
-        ours = [transfer for transfer in transfers if transfer.collective == name]
+        measured = [transfer for transfer in transfers if transfer.collective == name]
         problems = []
-        best = max(transfer.bus_gb_per_second for transfer in ours)
+        best = max(transfer.bus_gb_per_second for transfer in measured)
         if least_gb_per_second is not None and best < least_gb_per_second:
             problems.append(
                 f"{name}: the best bandwidth is {best:.2f} GB/s, but --least_gb_per_second is {least_gb_per_second:g}; "
                 "set NCCL_DEBUG=INFO to see which interface and transport NCCL uses (docs/clusters.md)"
             )
-        findings.append(Finding(name, "\n".join(map(_shown, ours)), tuple(problems)))
+        findings.append(Finding(name, "\n".join(map(_shown, measured)), tuple(problems)))
     return findings
 
 

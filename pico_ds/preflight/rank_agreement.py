@@ -22,7 +22,7 @@ _SOURCES = Path(__file__).resolve().parents[1]
 _PACKAGES = ("torch", "deepspeed", "transformers")
 _CODE, _CONFIG = "code of pico_ds", "configuration"
 #: maximum number of differing keys that one message lists
-_NAMED_KEYS = 5
+_MAX_LISTED_KEYS = 5
 
 
 def check_agreement(config: RunConfig, deepspeed_json: Mapping[str, Any], process: Process) -> None:
@@ -44,10 +44,12 @@ def compare_ranks(config: RunConfig, deepspeed_json: Mapping[str, Any], process:
     hosts, facts = zip(*map(json.loads, texts), strict=True)
     return [
         Finding(
-            "versions", ", ".join(f"{name} {own[name]}" for name in versions()), _odd_ranks(facts, hosts, [*versions()])
+            "versions",
+            ", ".join(f"{name} {own[name]}" for name in versions()),
+            _differing_ranks(facts, hosts, [*versions()]),
         ),
-        Finding(_CODE, f"{own[_CODE]} (hash of its sources)", _odd_ranks(facts, hosts, [_CODE])),
-        Finding(_CONFIG, f"{own[_CONFIG]} (hash, resolved)", _odd_keys(facts, hosts, settings, process)),
+        Finding(_CODE, f"{own[_CODE]} (hash of its sources)", _differing_ranks(facts, hosts, [_CODE])),
+        Finding(_CONFIG, f"{own[_CONFIG]} (hash, resolved)", _differing_keys(facts, hosts, settings, process)),
     ]
 
 
@@ -71,7 +73,7 @@ def _digest(text: str) -> str:
     return f"{digest64(text):016x}"
 
 
-def _odd_ranks(facts: tuple[dict[str, str], ...], hosts: tuple[str, ...], names: list[str]) -> tuple[str, ...]:
+def _differing_ranks(facts: tuple[dict[str, str], ...], hosts: tuple[str, ...], names: list[str]) -> tuple[str, ...]:
     problems = []
     for name in names:
         values: dict[str, list[str]] = {}
@@ -79,12 +81,12 @@ def _odd_ranks(facts: tuple[dict[str, str], ...], hosts: tuple[str, ...], names:
             values.setdefault(fact[name], []).append(f"{rank} ({hosts[rank]})")
         if len(values) > 1:
             shown = ", ".join(f"{value} on rank {named(ranks)}" for value, ranks in values.items())
-            what = "check out the same commit" if name == _CODE else "install the same version"
-            problems.append(f"{name}: {shown}; {what} on all nodes, or start from a shared directory")
+            advice = "check out the same commit" if name == _CODE else "install the same version"
+            problems.append(f"{name}: {shown}; {advice} on all nodes, or start from a shared directory")
     return tuple(problems)
 
 
-def _odd_keys(
+def _differing_keys(
     facts: tuple[dict[str, str], ...], hosts: tuple[str, ...], settings: Mapping[str, Any], process: Process
 ) -> tuple[str, ...]:
     """Describe the configuration keys that differ from rank 0.
@@ -99,10 +101,10 @@ def _odd_keys(
     for rank, config in enumerate(configs):
         if digests[rank] not in digests[:rank] and digests[rank] != digests[0]:
             keys = [*_differences(configs[0], config)]
-            more = f" and {len(keys) - _NAMED_KEYS} more" if len(keys) > _NAMED_KEYS else ""
+            more = f" and {len(keys) - _MAX_LISTED_KEYS} more" if len(keys) > _MAX_LISTED_KEYS else ""
             problems.append(
                 f"configuration: rank {rank} ({hosts[rank]}) differs from rank 0 ({hosts[0]}): "
-                f"{'; '.join(keys[:_NAMED_KEYS])}{more}; start every node with the same command and the same files"
+                f"{'; '.join(keys[:_MAX_LISTED_KEYS])}{more}; start every node with the same command and the same files"
             )
     return tuple(problems)
 

@@ -62,7 +62,7 @@ def check_disk(directory: Path, n_parameters: int, process: Process) -> Finding:
     """
     process.wait_for_all()
     needed = _CHECKPOINTS * _CHECKPOINT_BYTES_PER_PARAMETER * n_parameters
-    local = _write_here(directory, process.rank, needed)
+    local = _measure_writing(directory, process.rank, needed)
     return gather_finding("disk of the run directory", local, process)
 
 
@@ -91,7 +91,7 @@ def check_data(config: RunConfig, process: Process) -> tuple[Finding, int | None
     return gather_finding("data", Local(found, problem), process), vocab_size
 
 
-def _write_here(directory: Path, rank: int, needed_bytes: int) -> Local:
+def _measure_writing(directory: Path, rank: int, needed_bytes: int) -> Local:
     path = directory / f".preflight-speed-{rank}"
     try:
         directory.mkdir(parents=True, exist_ok=True)
