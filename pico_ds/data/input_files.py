@@ -20,7 +20,7 @@ Document = str | npt.NDArray[np.int64]
 
 #: field or column that holds token ids; a row with token ids needs no text
 TOKEN_COLUMN = "input_ids"  # noqa: S105
-_LARGEST_ID = 2**63 - 1
+_MAX_TOKEN_ID = 2**63 - 1
 SUFFIXES = (".txt", ".jsonl", ".parquet")
 #: byte order marks of unsupported encodings; UTF-32 comes first, because its little-endian mark starts with UTF-16's
 _OTHER_ENCODINGS = {
@@ -161,7 +161,7 @@ def _token_ids(value: Any, where: str) -> npt.NDArray[np.int64] | None:
     if not isinstance(value, list):
         raise DataError(f"{where}: {TOKEN_COLUMN!r} is {value!r:.40}, expected a list of token ids")
     for position, token in enumerate(value):
-        if type(token) is not int or not 0 <= token <= _LARGEST_ID:
+        if type(token) is not int or not 0 <= token <= _MAX_TOKEN_ID:
             raise DataError(
                 f"{where}: {TOKEN_COLUMN!r} holds {token!r:.40} at position {position}, expected a token id"
             )
@@ -192,7 +192,7 @@ def _parquet_rows(path: Path, columns: Columns) -> Iterator[Row]:
             domains = batch.column(columns.domain).to_pylist() if columns.domain in read else [None] * len(batch)
             for number, domain in enumerate(domains):
                 values = ((column, batch.column(column)[number]) for column in wanted)
-                column, value = next(((name, one) for name, one in values if one.is_valid), ("", None))
+                column, value = next(((name, scalar) for name, scalar in values if scalar.is_valid), ("", None))
                 if value is None:
                     continue
                 where = f"{path}, row {first + number}"
@@ -224,7 +224,7 @@ def _token_array(value: Any, where: str) -> npt.NDArray[np.int64]:
         position = value.values.is_valid().to_pylist().index(False)
         raise DataError(f"{where}: {TOKEN_COLUMN!r} holds null at position {position}, expected a token id")
     tokens = np.asarray(value.values.to_numpy(zero_copy_only=False))
-    bad = np.flatnonzero((tokens < 0) | (tokens > _LARGEST_ID))
+    bad = np.flatnonzero((tokens < 0) | (tokens > _MAX_TOKEN_ID))
     if len(bad):
         raise DataError(f"{where}: {TOKEN_COLUMN!r} holds {tokens[bad[0]]} at position {bad[0]}, expected a token id")
     return tokens.astype(np.int64)

@@ -11,7 +11,7 @@ import torch._functorch.config
 import torch.compiler.config
 
 #: limit on the graphs per function; torch.compile stops compiling a function that exceeds its limit
-_MOST_GRAPHS = 64
+_MAX_GRAPHS = 64
 _CACHE_TAG = "pico_ds-no-donation"
 
 
@@ -32,7 +32,7 @@ def prepare_compiler() -> None:
     give wrong gradients, so the cache key gets a tag.
     """
     dynamo: Any = torch._dynamo.config
-    dynamo.recompile_limit = max(dynamo.recompile_limit, _MOST_GRAPHS)
+    dynamo.recompile_limit = max(dynamo.recompile_limit, _MAX_GRAPHS)
     torch._functorch.config.donated_buffer = False
     if _CACHE_TAG not in torch.compiler.config.cache_key_tag:
         torch.compiler.config.cache_key_tag += _CACHE_TAG

@@ -53,8 +53,9 @@ class PooledTasks:
             # earlier pools are dropped to free their memory
             wanted = [number] + ([number + 1] if number < self._last else [])
             self._pools = {
-                one: self._pools.get(one) or Background(lambda one=one: self._make(one), f"pool {one}")  # type: ignore[misc]
-                for one in wanted
+                pool_number: self._pools.get(pool_number)
+                or Background(lambda number=pool_number: self._make(number), f"pool {pool_number}")  # type: ignore[misc]
+                for pool_number in wanted
             }
             pool = self._pools[number]
         return pool.result()

@@ -184,12 +184,12 @@ class Preparation:
     def _tokenized(self, texts: Iterator[str], tokenizer: Path) -> Iterator[npt.NDArray[np.int32]]:
         """Yield the tokens of each document followed by an end-of-text token, in order."""
         # limit the number of batches, so that results do not fill the memory if the disk is slower than the cores
-        room, is_over = Semaphore(_BATCHES_AHEAD * self.workers), Event()
+        free_slots, is_finished = Semaphore(_BATCHES_AHEAD * self.workers), Event()
 
-        def given() -> Iterator[list[str]]:
+        def limited_batches() -> Iterator[list[str]]:
             for batch in text_batches(texts):
-                room.acquire()
-                if is_over.is_set():
+                free_slots.acquire()
+                if is_finished.is_set():
                     return
                 yield batch
 
@@ -197,14 +197,14 @@ class Preparation:
         context = multiprocessing.get_context("spawn")
         with context.Pool(self.workers, _start_worker, (str(tokenizer),)) as pool:
             try:
-                for flat, lengths, special in pool.imap(_tokenize, given()):
-                    room.release()
+                for flat, lengths, special in pool.imap(_tokenize, limited_batches()):
+                    free_slots.release()
                     self.counts.special.update(special)
                     yield from np.split(flat, np.cumsum(lengths)[:-1])
             finally:
-                # the pool can end only after its feeding thread, which may be waiting for room
-                is_over.set()
-                room.release()
+                # the pool can end only after its feeding thread, which may be waiting for a free slot
+                is_finished.set()
+                free_slots.release()
 
 
 def text_batches(texts: Iterator[str]) -> Iterator[list[str]]:

@@ -126,13 +126,15 @@ class ShardWriter:
             raise DataError(f"{path} cannot be read ({error}); remove {self._out} to start again") from error
         changed = [name for name, value in settings.items() if not _is_same(name, found.settings.get(name), value)]
         if changed:
-            was = "; ".join(
+            differences = "; ".join(
                 "the files are different or were changed"
                 if name == "files"
                 else f"{name} was {found.settings.get(name)!r}, now {settings[name]!r}"
                 for name in changed
             )
-            raise DataError(f"{self._out} holds shards of another job: {was}. Choose another --out, or remove it")
+            raise DataError(
+                f"{self._out} holds shards of another job: {differences}. Choose another --out, or remove it"
+            )
         return found
 
     def _write(self, n_rows: int) -> None:
@@ -180,6 +182,6 @@ class ShardWriter:
 def _is_same(name: str, was: Any, now: Any) -> bool:
     if name == "files" and isinstance(was, dict):
         # an earlier version recorded only the names and sizes of the files
-        parts = [one.rsplit(" ", 2) for one in now]
+        parts = [entry.rsplit(" ", 2) for entry in now]
         return len(was) == len(now) and was == {Path(path).name: int(size) for path, size, _ in parts}
     return bool(was == now)

@@ -200,8 +200,8 @@ def _checked(ids: npt.ArrayLike, vocab_size: int) -> npt.NDArray[np.int64]:
 
 def _empty_split(config: DataConfig, split: DocumentSplit) -> str:
     by_file = config.txt_documents == "file" and any(path.endswith(".txt") for path in config.paths)
-    first = "set data.txt_documents: paragraph (currently each .txt file is one document), " if by_file else ""
+    hint = "set data.txt_documents: paragraph (currently each .txt file is one document), " if by_file else ""
     return (
         f"no {split} documents: the corpus is too small to split by document at data.validation_fraction = "
-        f"{config.validation_fraction}; {first}use more documents, or change the fraction or data.split_seed"
+        f"{config.validation_fraction}; {hint}use more documents, or change the fraction or data.split_seed"
     )
