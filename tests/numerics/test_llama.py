@@ -98,11 +98,11 @@ def test_the_layout_of_pico_train(checkpoint: Path, tmp_path: Path) -> None:
 
 
 def test_mistakes_have_clear_messages(checkpoint: Path, exported: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="is there already"):
+    with pytest.raises(CheckpointError, match="already exists"):
         export_model(checkpoint, exported, LLAMA)
     with pytest.raises(CheckpointError, match=r"config\.json: cannot be read"):
         export_model(tmp_path, tmp_path / "out", LLAMA)
-    with pytest.raises(CheckpointError, match="is a model of type 'llama'"):
+    with pytest.raises(CheckpointError, match="has model_type 'llama'"):
         export_model(exported, tmp_path / "out", PICO_TRAIN)
     assert list(tmp_path.iterdir()) == []
     odd = tmp_path / "odd"
