@@ -119,12 +119,12 @@ def _shapes_of(config: dict[str, Any], n_tensors: int) -> dict[str, tuple[int, .
     block = {name: size for name, size in first.items() if name.startswith("layers.0.")}
     if n_tensors != len(first) + (sizes["n_layers"] - 1) * len(block):
         raise WeightFilesError(f"has {n_tensors} tensors, which does not match n_layers = {sizes['n_layers']}")
-    others = {
+    other_blocks = {
         name.replace("layers.0.", f"layers.{layer}.", 1): size
         for layer in range(1, sizes["n_layers"])
         for name, size in block.items()
     }
-    return {**first, **others}
+    return {**first, **other_blocks}
 
 
 def _write_weights(

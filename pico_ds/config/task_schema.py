@@ -53,7 +53,7 @@ class SmlmtConfig(Section):
     """minimum number of occurrences of a class word in the training documents, or in the pool of rows (smlmt.pool_rows)
     if data.source is shards or hub"""
     max_word_freq: PositiveInt = 10000
-    """maximum number of occurrences of a class word, counted in the same way"""
+    """maximum number of occurrences of a class word, counted as for min_word_freq"""
     validation_word_fraction: Fraction = 0.1
     """share of the class words that are held out for validation tasks"""
     test_word_fraction: Fraction = 0.1

@@ -197,8 +197,8 @@ def _declared(node: yaml.Node, declared: Any) -> yaml.Node:
         fields = {name: field.annotation for name, field in declared.model_fields.items()}
         changed.value = [(key, _declared(value, fields.get(str(key.value)))) for key, value in node.value]
     elif isinstance(node, yaml.SequenceNode):
-        of_elements = next((get_args(kind)[0] for kind in types if get_origin(kind) is list), None)
-        changed.value = [_declared(element, of_elements) for element in node.value]
+        element_type = next((get_args(kind)[0] for kind in types if get_origin(kind) is list), None)
+        changed.value = [_declared(element, element_type) for element in node.value]
     elif isinstance(node, yaml.ScalarNode) and node.tag in (f"{_TAG}int", f"{_TAG}float"):
         if str in types and not {int, float} & {*types}:
             changed.tag = f"{_TAG}str"

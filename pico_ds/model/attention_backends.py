@@ -52,7 +52,7 @@ _logged: set[str] = set()
 
 
 def choose_attention(
-    wanted: Backend | Literal["auto"],
+    requested: Backend | Literal["auto"],
     device: torch.device,
     dtype: torch.dtype,
     n_heads: int,
@@ -68,7 +68,7 @@ def choose_attention(
         ConfigError: the requested kernel does not work; the message says how to install it.
     """
     problems: list[str] = []
-    for name in BACKENDS if wanted == "auto" else (wanted,):
+    for name in BACKENDS if requested == "auto" else (requested,):
         for repeat_keys in (False, True) if name in _SDPA and n_kv_heads < n_heads else (False,):
             try:
                 attend = load_backend(name, device, repeat_keys)
@@ -84,7 +84,7 @@ def choose_attention(
                 # a missing kernel gives the same message with and without repeated keys
                 problems += [message] if message not in problems else []
                 continue
-            how = "keys and values repeated for each query head" if repeat_keys else f"model.attention: {wanted}"
+            how = "keys and values repeated for each query head" if repeat_keys else f"model.attention: {requested}"
             message = f"attention: {name} ({how}){''.join(f'; not {problem}' for problem in problems)}"
             if message not in _logged:
                 _logged.add(message)

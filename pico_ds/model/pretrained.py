@@ -64,8 +64,8 @@ class _Source:
 
     def differences(self, model: ModelConfig) -> Iterator[str]:
         """Configuration keys that must change to match the source, with their values; empty if the source fits."""
-        wanted = _pico_keys(self._config) if self._kind == "pico_decoder" else _llama_keys(self._config)
-        changes = {key: value for key, value in wanted.items() if not _is_same(getattr(model, key), value)}
+        required = _pico_keys(self._config) if self._kind == "pico_decoder" else _llama_keys(self._config)
+        changes = {key: value for key, value in required.items() if not _is_same(getattr(model, key), value)}
         yield from (f"model.{key}: {value} (got {getattr(model, key)})" for key, value in changes.items())
         if model.vocab_size is not None and model.vocab_size < self.vocab_size:
             yield f"model.vocab_size: at least {self.vocab_size} (got {model.vocab_size})"

@@ -39,17 +39,17 @@ def check_agreement(config: RunConfig, deepspeed_json: Mapping[str, Any], proces
 def compare_ranks(config: RunConfig, deepspeed_json: Mapping[str, Any], process: Process) -> list[Finding]:
     """Return one finding each for the versions, the code and the configuration. Every rank must call this."""
     settings = {**config.model_dump(), "deepspeed_config": dict(deepspeed_json)}
-    own = {**versions(), _CODE: source_digest(), _CONFIG: _digest(json.dumps(settings, sort_keys=True))}
-    texts = process.gather_texts(json.dumps([socket.gethostname(), own]))
+    local_facts = {**versions(), _CODE: source_digest(), _CONFIG: _digest(json.dumps(settings, sort_keys=True))}
+    texts = process.gather_texts(json.dumps([socket.gethostname(), local_facts]))
     hosts, facts = zip(*map(json.loads, texts), strict=True)
     return [
         Finding(
             "versions",
-            ", ".join(f"{name} {own[name]}" for name in versions()),
+            ", ".join(f"{name} {local_facts[name]}" for name in versions()),
             _differing_ranks(facts, hosts, [*versions()]),
         ),
-        Finding(_CODE, f"{own[_CODE]} (hash of its sources)", _differing_ranks(facts, hosts, [_CODE])),
-        Finding(_CONFIG, f"{own[_CONFIG]} (hash, resolved)", _differing_keys(facts, hosts, settings, process)),
+        Finding(_CODE, f"{local_facts[_CODE]} (hash of its sources)", _differing_ranks(facts, hosts, [_CODE])),
+        Finding(_CONFIG, f"{local_facts[_CONFIG]} (hash, resolved)", _differing_keys(facts, hosts, settings, process)),
     ]
 
 

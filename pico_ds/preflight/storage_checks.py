@@ -85,8 +85,8 @@ def check_data(config: RunConfig, process: Process) -> tuple[Finding, int | None
         found = ", ".join(f"{split} {part['tokens']:,} tokens" for split, part in splits.items()) or "token shards"
         # the digest is sent as a signed int64, so it must fit in 63 bits
         digest = digest64(json.dumps(identity)) >> 1
-    of_main = process.from_main(digest)
-    if 0 not in (digest, of_main) and digest != of_main:
+    main_digest = process.from_main(digest)
+    if 0 not in (digest, main_digest) and digest != main_digest:
         problem = "the data differ from the data of rank 0; use files on a shared disk, or copy them to all nodes"
     return gather_finding("data", Local(found, problem), process), vocab_size
 

@@ -146,8 +146,8 @@ class ContextSampler:
     def _sample(self, word: int, per_class: int, rng: np.random.Generator) -> Integers:
         found = self._index.occurrences(word)
         count = found.stop - found.start
-        wanted = min(count, _OVERSAMPLING[self._documents] * per_class)
-        return found.start + rng.choice(count, size=wanted, replace=False)
+        n_samples = min(count, _OVERSAMPLING[self._documents] * per_class)
+        return found.start + rng.choice(count, size=n_samples, replace=False)
 
 
 def _digests(tokens: Integers, kept: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint64]:

@@ -51,11 +51,11 @@ class PooledTasks:
     def _pool(self, number: int) -> TaskSource:
         with self._lock:
             # earlier pools are dropped to free their memory
-            wanted = [number] + ([number + 1] if number < self._last else [])
+            numbers = [number] + ([number + 1] if number < self._last else [])
             self._pools = {
                 pool_number: self._pools.get(pool_number)
                 or Background(lambda number=pool_number: self._make(number), f"pool {pool_number}")  # type: ignore[misc]
-                for pool_number in wanted
+                for pool_number in numbers
             }
             pool = self._pools[number]
         return pool.result()

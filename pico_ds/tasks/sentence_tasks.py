@@ -151,8 +151,8 @@ class SentenceTasks:
             return None
         any_class = regex.compile("|".join(occurrences_of(name).pattern for name in self.classes), regex.IGNORECASE)
         # a few letters, such as the long s, match case-insensitively but have a different lower case; no class has them
-        named = [{lower_case(word.strip()) for word in any_class.findall(sentence.text)} for sentence in sentences]
-        found = [{place[word] for word in words if word in place} for words in named]
+        matches = [{lower_case(word.strip()) for word in any_class.findall(sentence.text)} for sentence in sentences]
+        found = [{place[word] for word in words if word in place} for words in matches]
         return [frozenset(words - {place[sentence.name]}) for words, sentence in zip(found, sentences, strict=True)]
 
     def sample(self, step: int, index: int) -> Episode:

@@ -141,13 +141,13 @@ class ShardWriter:
         import pyarrow as pa
         import pyarrow.parquet as parquet
 
-        wanted = n_rows * self._row_length
+        remaining = n_rows * self._row_length
         values, done, part = [], 0, 0
-        while wanted:
+        while remaining:
             tokens, in_shards = self._buffer.popleft()
-            taken = tokens[:wanted]
+            taken = tokens[:remaining]
             values.append(taken)
-            wanted -= len(taken)
+            remaining -= len(taken)
             if len(taken) < len(tokens):
                 part = in_shards + len(taken)
                 self._buffer.appendleft((tokens[len(taken) :], part))

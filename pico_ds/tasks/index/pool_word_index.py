@@ -237,10 +237,10 @@ class TokenIndex:
         flags = classes.token_flags(rows, at_edges=True)
         self._flags[first : first + len(rows)] = flags
         tokens = np.bincount(rows[self._usable(first, rows)], minlength=len(words.word_of_token))
-        named = words.word_of_token >= 0
-        counts = np.bincount(words.word_of_token[named], weights=tokens[named], minlength=len(words.words)).astype(
-            np.int64
-        )
+        has_word = words.word_of_token >= 0
+        counts = np.bincount(
+            words.word_of_token[has_word], weights=tokens[has_word], minlength=len(words.words)
+        ).astype(np.int64)
         special = np.flatnonzero(flags & SPECIAL)
         if not self._by_sentence:
             return counts, special, np.empty(0, dtype=np.int64)
@@ -273,9 +273,9 @@ class TokenIndex:
         self._first: Integers = np.concatenate([[0], np.cumsum(np.where(kept, counts, 0))])
         before = np.cumsum(by_chunk, axis=0) - by_chunk
         positions = np.empty(self._first[-1], dtype=np.uint32)
-        named = self._words.word_of_token >= 0
-        kept_token = np.zeros(len(named), dtype=np.bool_)
-        kept_token[named] = kept[self._words.word_of_token[named]]
+        has_word = self._words.word_of_token >= 0
+        kept_token = np.zeros(len(has_word), dtype=np.bool_)
+        kept_token[has_word] = kept[self._words.word_of_token[has_word]]
         # NumPy's stable sort is a radix sort only for 16-bit integers
         narrow = np.uint16 if len(kept) <= 2**16 else np.int32
         word_of_token = np.where(kept_token, self._words.word_of_token, 0).astype(narrow)
