@@ -118,8 +118,9 @@ def _wrong_length(name: str, row: int, length: int, expected: RowFormat, width: 
     row_length = expected.sequence_length + 1
     if width is None:
         return (
-            f"{name}, row {row}: {length:,} tokens; rows must have data.sequence_length + 1 = {row_length:,} tokens, or "
-            "a multiple of data.sequence_length plus one; set data.sequence_length to a divisor of the length minus one"
+            f"{name}, row {row}: {length:,} tokens; rows must have data.sequence_length + 1 = {row_length:,} tokens, "
+            "or a multiple of data.sequence_length plus one; set data.sequence_length to a divisor of the length minus "
+            "one"
         )
     return (
         f"{name}, row {row}: {length:,} tokens, but the rows before it have {width:,}; all rows of a shard must have "
