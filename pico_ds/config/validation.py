@@ -83,7 +83,7 @@ def _check_sizes(config: RunConfig) -> Iterator[str]:
         )
 
 
-def warn_of(config: RunConfig) -> Iterator[str]:
+def probable_mistakes(config: RunConfig) -> Iterator[str]:
     """Yield a warning for each combination that works but is probably a mistake."""
     training, smlmt = config.training, config.smlmt
     if training.lr_warmup_steps > training.max_steps:

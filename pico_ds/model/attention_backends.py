@@ -96,7 +96,7 @@ def choose_attention(
     )
 
 
-def attention_of_several_tasks(
+def choose_batched_attention(
     chosen: Backend,
     attend: Attend,
     device: torch.device,

@@ -18,7 +18,7 @@ OUTPUT_PROJECTION = "decoder.de_embedding_proj.weight"
 HEAD, LEARNER = "head.", "learner."
 
 
-def is_of_the_body(name: str) -> bool:
+def is_body_parameter(name: str) -> bool:
     """Whether the hidden states of the last block, and therefore the task losses, depend on a parameter."""
     return name.startswith(DECODER) and name != OUTPUT_PROJECTION
 

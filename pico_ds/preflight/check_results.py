@@ -29,14 +29,14 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Local:
+class RankResult:
     """Result of one check on one rank."""
 
     found: str
     problem: str | None = None
 
 
-def gather_finding(check: str, local: Local, process: Process) -> Finding:
+def gather_finding(check: str, local: RankResult, process: Process) -> Finding:
     """Combine the results of all ranks into one finding. Every rank must call this.
 
     The finding shows up to three different results, in rank order, and lists every different problem with the ranks
@@ -48,12 +48,12 @@ def gather_finding(check: str, local: Local, process: Process) -> Finding:
     for rank, (_, problem, host) in enumerate(ranks):
         if problem is not None:
             by_problem.setdefault(problem, []).append(f"{rank} ({host})")
-    problems = [f"rank {named(labels)}: {problem}" for problem, labels in by_problem.items()]
+    problems = [f"rank {format_ranks(labels)}: {problem}" for problem, labels in by_problem.items()]
     different = dict.fromkeys(found for found, _, _ in ranks)
     return Finding(check, "; ".join([*different][:3]), tuple(problems))
 
 
-def named(ranks: Sequence[str]) -> str:
+def format_ranks(ranks: Sequence[str]) -> str:
     """Return the first few ranks as text, and the number of the remaining ranks."""
     more = len(ranks) - _MAX_LISTED_RANKS
     return ", ".join(ranks[:_MAX_LISTED_RANKS]) + (f" and {more} more" if more > 0 else "")

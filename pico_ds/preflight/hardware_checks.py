@@ -9,7 +9,7 @@ import torch
 
 from pico_ds.engine.bandwidth import Transfer, measure_transfers
 from pico_ds.engine.distributed import Process
-from pico_ds.preflight.check_results import Finding, Local, gather_finding
+from pico_ds.preflight.check_results import Finding, RankResult, gather_finding
 
 #: torchrun compares the clocks of two nodes, and treats a node as dead if its last heartbeat is 15 s old
 CLOCK_SKEW_SECONDS = 2.0
@@ -26,7 +26,7 @@ def check_devices(process: Process) -> Finding:
     """
     if process.device.type != "cuda":
         memory = psutil.virtual_memory().total / 2**30
-        return gather_finding("devices", Local(f"cpu, {os.cpu_count()} cores, {memory:.0f} GiB"), process)
+        return gather_finding("devices", RankResult(f"cpu, {os.cpu_count()} cores, {memory:.0f} GiB"), process)
     free, total = torch.cuda.mem_get_info(process.device)
     count, name = torch.cuda.device_count(), torch.cuda.get_device_name(process.device)
     problem = None
@@ -35,7 +35,7 @@ def check_devices(process: Process) -> Finding:
             f"only {free / 2**30:.1f} of {total / 2**30:.1f} GiB of the GPU are free, because another process uses it; "
             "end that process, or choose other GPUs (CUDA_VISIBLE_DEVICES)"
         )
-    finding = gather_finding("devices", Local(f"{count} x {name}, {total / 2**30:.0f} GiB", problem), process)
+    finding = gather_finding("devices", RankResult(f"{count} x {name}, {total / 2**30:.0f} GiB", problem), process)
     return Finding(
         finding.check, finding.found, (*finding.problems, *_gpu_differences(process.gather([count, total >> 30])))
     )
@@ -67,7 +67,7 @@ def check_clocks(process: Process) -> Finding:
             f"the clock differs from the clock of rank 0 by {by_rank[process.rank]:+.1f} s, so torchrun may treat a "
             "node as dead; synchronize the clocks (chrony or ntpd)"
         )
-    return gather_finding("clocks", Local(f"{1000 * largest:.1f} ms apart", problem), process)
+    return gather_finding("clocks", RankResult(f"{1000 * largest:.1f} ms apart", problem), process)
 
 
 def check_network(process: Process, largest_bytes: int, least_gb_per_second: float | None) -> list[Finding]:

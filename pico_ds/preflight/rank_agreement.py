@@ -14,7 +14,7 @@ from typing import Any
 from pico_ds.config import ConfigError, RunConfig
 from pico_ds.data.keyed_random import digest64
 from pico_ds.engine.distributed import Process
-from pico_ds.preflight.check_results import Finding, named
+from pico_ds.preflight.check_results import Finding, format_ranks
 from pico_ds.version import __version__
 
 #: directory of the pico_ds package
@@ -80,7 +80,7 @@ def _differing_ranks(facts: tuple[dict[str, str], ...], hosts: tuple[str, ...], 
         for rank, fact in enumerate(facts):
             values.setdefault(fact[name], []).append(f"{rank} ({hosts[rank]})")
         if len(values) > 1:
-            shown = ", ".join(f"{value} on rank {named(ranks)}" for value, ranks in values.items())
+            shown = ", ".join(f"{value} on rank {format_ranks(ranks)}" for value, ranks in values.items())
             advice = "check out the same commit" if name == _CODE else "install the same version"
             problems.append(f"{name}: {shown}; {advice} on all nodes, or start from a shared directory")
     return tuple(problems)

@@ -20,7 +20,7 @@ from pico_ds.data.hub_requests import http_error
 from pico_ds.data.input_files import Document
 from pico_ds.data.shards.shard_writing import ShardWriter
 from pico_ds.data.text.documents import corpus_identity, data_files, read_documents
-from pico_ds.data.text.tokenizer import TextTokenizer, import_tokenizer, load_tokenizer, warn_of_special
+from pico_ds.data.text.tokenizer import TextTokenizer, import_tokenizer, load_tokenizer, warn_about_special_tokens
 from pico_ds.errors import DataError
 
 #: a batch for one process ends at this number of documents or of characters
@@ -176,7 +176,7 @@ class Preparation:
             on_progress(self.counts)
         if self.counts.documents == 0:
             raise DataError("no document has any text; check the files and --text_column")
-        warn_of_special(self.counts.special)
+        warn_about_special_tokens(self.counts.special)
         writer.finish({"documents": self.counts.documents})
         self.counts.shards = len(writer.progress.shards)
         return True

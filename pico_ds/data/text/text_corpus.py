@@ -26,7 +26,7 @@ from pico_ds.data.text.tokenizer import (
     load_tokenizer,
     tokenizer_identity,
     train_tokenizer,
-    warn_of_special,
+    warn_about_special_tokens,
 )
 from pico_ds.data.token_stream import TokenStream
 from pico_ds.errors import DataError
@@ -151,7 +151,7 @@ def _fill(config: DataConfig, staging: Path) -> None:
             raise DataError(_empty_split(config, split))
         np.save(staging / f"{split}.tokens.npy", np.concatenate(tokens))
         np.save(staging / f"{split}.document_ends.npy", np.cumsum([len(ids) for ids in tokens]))
-    warn_of_special(special)
+    warn_about_special_tokens(special)
     (staging / "corpus.json").write_text(json.dumps(config.model_dump(), indent=2) + "\n")
 
 

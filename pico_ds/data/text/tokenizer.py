@@ -151,7 +151,7 @@ def tokenizer_identity(name: str) -> str:
     return f"{digest64(*(part for path in files for part in (path.name, path.read_bytes()))):016x}"
 
 
-def warn_of_special(counts: Counter[str]) -> None:
+def warn_about_special_tokens(counts: Counter[str]) -> None:
     """Log one warning if the texts contain special tokens."""
     if counts:
         found = ", ".join(f"{token!r} {count:,} times" for token, count in counts.most_common(5))
