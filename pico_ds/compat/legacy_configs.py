@@ -1,4 +1,4 @@
-"""Configurations of pico-train and pico-maml, with the defaults of these programs."""
+"""Reads keys of pico-train and pico-maml configurations, with the defaults of these programs."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -39,7 +39,7 @@ def prepare_compiler() -> None:
 
 
 def why_not_compile() -> str | None:
-    """Reason why torch.compile cannot compile for a GPU here, or None if it can."""
+    """Return the reason why torch.compile cannot compile for a GPU here, or None if it can."""
     if importlib.util.find_spec("triton") is None:
         return "the package triton is not installed"
     compiler = os.environ.get("CC")

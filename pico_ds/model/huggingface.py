@@ -208,7 +208,7 @@ def eager_attention(
     scaling: float,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor]:
-    """Attention by explicit matrix products, with the interface of transformers' attention functions.
+    """Compute attention by explicit matrix products, with the interface of transformers' attention functions.
 
     Args:
         query: `[batch, heads, seq, head_dim]`; key and value are `[batch, kv_heads, cached, head_dim]`.

@@ -1,4 +1,4 @@
-"""Conversion of weights between a Pico decoder and transformers' LLAMA.
+"""Converts weights between a Pico decoder and transformers' LLAMA.
 
 The two differ in parameter names and in how rotary embeddings pair the features of a head: Pico rotates neighbours
 (2i, 2i + 1), transformers' LLAMA rotates halves (i, i + head_dim / 2). Permuting the rows of the query and key
@@ -36,7 +36,7 @@ _ROTATED = ("attention.q_proj.weight", "attention.k_proj.weight")
 
 
 def llama_name(name: str) -> str:
-    """Name of a decoder parameter in `LlamaForCausalLM`.
+    """Return the name of a decoder parameter in `LlamaForCausalLM`.
 
     Raises:
         ValueError: the decoder has no such parameter.

@@ -16,7 +16,7 @@ ChunkFunction = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]
 
 
 def chunk_loss_and_gradients(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Sum of the cross-entropies, and its gradients with respect to `hidden` and `weight`.
+    """Return the sum of the cross-entropies, and its gradients with respect to `hidden` and `weight`.
 
     Args:
         hidden: `[tokens, width]`.
@@ -74,7 +74,7 @@ def linear_cross_entropy(
     chunk_logits: int = CHUNK_LOGITS,
     on_chunk: ChunkFunction = chunk_loss_and_gradients,
 ) -> Float[Tensor, ""]:
-    """SUM over tokens of the cross-entropy of the logits `hidden weight^T`, fp32 [nats].
+    """Return the SUM over tokens of the cross-entropy of the logits `hidden weight^T`, fp32 [nats].
 
     Equals `F.cross_entropy(F.linear(hidden, weight).float(), targets, reduction="sum")`, but never holds all logits,
     their fp32 copy and its gradient in memory. These would be by far the largest tensors of a training step.
@@ -94,7 +94,7 @@ def token_cross_entropies(
     targets: Int[Tensor, " tokens"],
     chunk_logits: int = CHUNK_LOGITS,
 ) -> Float[Tensor, " tokens"]:
-    """Cross-entropy per token of the logits `hidden weight^T`, fp32 [nats]; 0 if the target is -100.
+    """Return the cross-entropy per token of the logits `hidden weight^T`, fp32 [nats]; 0 if the target is -100.
 
     Args:
         chunk_logits: maximum number of logits in memory at a time.

@@ -1,4 +1,4 @@
-"""Initial weights from a Pico checkpoint or a LLAMA model (`model.init_from`)."""
+"""Loads initial weights from a Pico checkpoint or a LLAMA model (`model.init_from`)."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -63,7 +63,7 @@ class _Source:
         self._files = WeightFiles(directory)
 
     def differences(self, model: ModelConfig) -> Iterator[str]:
-        """Configuration keys that must change to match the source, with their values; empty if the source fits."""
+        """Yield the configuration keys that must change to match the source, with their values."""
         required = _pico_keys(self._config) if self._kind == "pico_decoder" else _llama_keys(self._config)
         changes = {key: value for key, value in required.items() if not _is_same(getattr(model, key), value)}
         yield from (f"model.{key}: {value} (got {getattr(model, key)})" for key, value in changes.items())
@@ -87,7 +87,7 @@ class _Source:
 
 
 def _is_same(first: float, second: float) -> bool:
-    """Whether two values are equal up to fp32 rounding, which affects models converted from GGUF."""
+    """Return whether two values are equal up to fp32 rounding, which affects models converted from GGUF."""
     return first == second or bool(np.float32(first) == np.float32(second))
 
 
@@ -127,7 +127,7 @@ def _llama_keys(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _directory_of(init_from: str) -> Path:
-    """Path of a local directory, or of the downloaded model with this Hugging Face Hub id."""
+    """Return the path of a local directory, or of the downloaded model with this Hugging Face Hub id."""
     if (path := Path(init_from)).is_dir():
         return path
     from huggingface_hub import snapshot_download
