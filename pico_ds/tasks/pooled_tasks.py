@@ -1,6 +1,7 @@
 """Tasks from a sequence of pools of text."""
 
 from collections.abc import Callable
+from functools import partial
 from threading import Lock
 
 from pico_ds.config import Readout, SmlmtConfig
@@ -53,9 +54,8 @@ class PooledTasks:
             # earlier pools are dropped to free their memory
             numbers = [number] + ([number + 1] if number < self._last else [])
             self._pools = {
-                pool_number: self._pools.get(pool_number)
-                or Background(lambda number=pool_number: self._make(number), f"pool {pool_number}")  # type: ignore[misc]
-                for pool_number in numbers
+                other: self._pools.get(other) or Background(partial(self._make, other), f"pool {other}")
+                for other in numbers
             }
             pool = self._pools[number]
         return pool.result()
