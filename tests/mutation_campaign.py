@@ -83,8 +83,8 @@ MUTATIONS = [
         "held-out-words",
         "Held-out words are classes in training",
         "pico_ds/tasks/index/class_words.py",
-        "mine = [split == word_split(self.words[i], config, split_seed) for i in candidates]",
-        "mine = [True for _ in candidates]",
+        "in_split = [split == word_split(self.words[i], config, split_seed) for i in candidates]",
+        "in_split = [True for _ in candidates]",
         "tests/unit/tasks",
     ),
     Mutation(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pico_ds.preflight.hardware_checks import _unlike
+from pico_ds.preflight.hardware_checks import _gpu_differences
 from tests.conftest import write_text_corpus
 from tests.distributed.workers.preflight import preflight_findings
 from tests.launching import run_ranks
@@ -72,6 +72,6 @@ def test_other_checks_pass(findings: Findings, case: str, check: str) -> None:
 
 
 def test_different_gpus_are_reported() -> None:
-    assert _unlike([(8, 79)] * 16) == ()
-    (message,) = _unlike([(8, 79)] * 8 + [(8, 39)] * 8)
+    assert _gpu_differences([(8, 79)] * 16) == ()
+    (message,) = _gpu_differences([(8, 79)] * 8 + [(8, 39)] * 8)
     assert "8 of 39 GiB (from rank 8), 8 of 79 GiB (from rank 0)" in message

@@ -17,8 +17,8 @@ from pico_ds.model.attention_backends import (
     BACKENDS,
     Backend,
     UnavailableError,
-    attention_of_several_tasks,
     choose_attention,
+    choose_batched_attention,
     load_backend,
 )
 from tests.reference import SHAPE, random_episode, relative_error
@@ -105,7 +105,7 @@ def test_torch_warnings_about_unusable_kernels_are_hidden(
     monkeypatch.setattr(attention_backends, "load_backend", lambda *_: attend)
     cpu, shape = torch.device("cpu"), (torch.float32, 4, 2, 16)
     name, _ = choose_attention("math", cpu, *shape, [9])
-    assert attention_of_several_tasks(name, attend, cpu, *shape, 9)[0] == name
+    assert choose_batched_attention(name, attend, cpu, *shape, 9)[0] == name
     assert not recwarn.list
 
 
@@ -179,12 +179,12 @@ def test_batched_tasks_use_a_kernel_that_supports_vmap(caplog: pytest.LogCapture
     caplog.set_level("INFO", logger="pico_ds")
     shape = (torch.device("cpu"), torch.float32, 4, 2, 16, 9)
     plain = load_backend("math", DEVICE)
-    assert attention_of_several_tasks("math", plain, *shape) == ("math", plain)
+    assert choose_batched_attention("math", plain, *shape) == ("math", plain)
     opaque = attention_backends._direct(attention_backends._opaque(FlashAttention4OnCpu))
-    assert attention_of_several_tasks("flash_attn_4", opaque, *shape) == ("flash_attn_4", opaque)
+    assert choose_batched_attention("flash_attn_4", opaque, *shape) == ("flash_attn_4", opaque)
     # the CPU's flash kernel has no vmap rule, so vmap would run it task by task
     flash = load_backend("sdpa_flash", torch.device("cpu"))
-    assert attention_of_several_tasks("sdpa_flash", flash, *shape) == ("math", attention_backends.math_attention)
+    assert choose_batched_attention("sdpa_flash", flash, *shape) == ("math", attention_backends.math_attention)
     assert "attention for batched tasks: plain operations" in caplog.text
 
 
@@ -200,7 +200,7 @@ def test_batched_tasks_never_call_kernels_that_fail_under_vmap(
     opaque = attention_backends._direct(attention_backends._opaque(FlashAttention4OnCpu))
     monkeypatch.setattr(attention_backends, "load_backend", lambda *_: opaque)
     shape = (torch.device("cpu"), torch.float32, 4, 2, 16, 9)
-    assert attention_of_several_tasks(chosen, untouchable, *shape) == ("sdpa_flash", opaque)
+    assert choose_batched_attention(chosen, untouchable, *shape) == ("sdpa_flash", opaque)
 
 
 @pytest.mark.parametrize(

@@ -128,26 +128,28 @@ class ShardWriter:
             raise DataError(f"{path} cannot be read ({error}); remove {self._out} to start again") from error
         changed = [name for name, value in settings.items() if not _is_same(name, found.settings.get(name), value)]
         if changed:
-            was = "; ".join(
+            differences = "; ".join(
                 "the files are different or were changed"
                 if name == "files"
                 else f"{name} was {found.settings.get(name)!r}, now {settings[name]!r}"
                 for name in changed
             )
-            raise DataError(f"{self._out} holds shards of another job: {was}. Choose another --out, or remove it")
+            raise DataError(
+                f"{self._out} holds shards of another job: {differences}. Choose another --out, or remove it"
+            )
         return found
 
     def _write(self, n_rows: int) -> None:
         import pyarrow as pa
         import pyarrow.parquet as parquet
 
-        wanted = n_rows * self._row_length
+        remaining = n_rows * self._row_length
         values, done, part = [], 0, 0
-        while wanted:
+        while remaining:
             tokens, in_shards = self._buffer.popleft()
-            taken = tokens[:wanted]
+            taken = tokens[:remaining]
             values.append(taken)
-            wanted -= len(taken)
+            remaining -= len(taken)
             if len(taken) < len(tokens):
                 part = in_shards + len(taken)
                 self._buffer.appendleft((tokens[len(taken) :], part))
@@ -190,6 +192,6 @@ class ShardWriter:
 def _is_same(name: str, was: Any, now: Any) -> bool:
     if name == "files" and isinstance(was, dict):
         # an earlier version recorded only the names and sizes of the files
-        parts = [one.rsplit(" ", 2) for one in now]
+        parts = [entry.rsplit(" ", 2) for entry in now]
         return len(was) == len(now) and was == {Path(path).name: int(size) for path, size, _ in parts}
     return bool(was == now)
