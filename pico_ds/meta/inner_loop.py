@@ -26,7 +26,7 @@ class InnerLoopSpec:
             rates are learned.
         steps: number of inner steps.
         adapts_head: whether the head is adapted.
-        momentum: of the inner optimizer; 0 for none.
+        momentum: momentum of the inner optimizer; 0 for none.
         max_grad_norm: the inner gradients are clipped to this norm; 0 for no clipping.
         alternates: steps 1, 3, ... use the query set instead of the support set.
         keeps_sums: return the sum of the inner gradients.
@@ -134,8 +134,8 @@ def run_inner_steps(
         if after_step is not None and step < sgd.steps - 1:
             named = dict(zip(names, fast, strict=True)) if sgd.measure else None
             after_step(step + 1, named, dict(zip(names, leaves, strict=True)))
-    found = dict(zip(names, fast, strict=True)) if sgd.measure else None
-    return dict(zip(names, leaves, strict=True)), found, first_norm
+    fast_weights = dict(zip(names, fast, strict=True)) if sgd.measure else None
+    return dict(zip(names, leaves, strict=True)), fast_weights, first_norm
 
 
 #: (number of steps, weights after these steps)
@@ -196,15 +196,15 @@ def adapt(model: EpisodeModel, spec: InnerLoopSpec, after_step: AfterAdaptation 
         by_task = episode.n_tasks is not None
         condition = Conditioner(spec.max_grad_norm, spec.momentum, by_task, spec.keeps_sums)
     sgd = InnerSgd(rates, spec.steps, spec.keeps_graph, episode.n_tasks, spec.measure, model.network.update, condition)
-    each = None if after_step is None else lambda count, fast, now: after_step(count, adapted_at(fast, now, no_norm))
-    adapted, fast, first_gradient_norm = run_inner_steps(inner_loss, start, sgd, each)
-    found = adapted_at(fast, adapted, first_gradient_norm)
+    on_step = None if after_step is None else lambda count, fast, now: after_step(count, adapted_at(fast, now, no_norm))
+    adapted, fast, first_gradient_norm = run_inner_steps(inner_loss, start, sgd, on_step)
+    result = adapted_at(fast, adapted, first_gradient_norm)
     if condition is not None and spec.keeps_sums:
-        found.gradient_sums.update(zip(start, condition.sums, strict=True))
-    return found
+        result.gradient_sums.update(zip(start, condition.sums, strict=True))
+    return result
 
 
 def _split(fast: Parameters, start_head: HeadWeights) -> tuple[dict[str, Tensor], HeadWeights]:
-    """The decoder's weights and the head's. A head that is not adapted keeps its initial weights."""
+    """Return the weights of the decoder and of the head. A head that is not adapted keeps its initial weights."""
     body = {name: weight for name, weight in fast.items() if not name.startswith(HEAD)}
     return body, {name: fast.get(HEAD + name, weight) for name, weight in start_head.items()}

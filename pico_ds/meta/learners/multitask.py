@@ -12,7 +12,7 @@ class Multitask(WithoutInnerLoop):
     """A control without adaptation: the gradient of the query loss at the meta-parameters, with the initial head.
 
     The support and query contexts of all tasks of a batch go through the model in one forward pass. If the head does
-    not read the support features, the forward pass leaves out the support set.
+    not read the support features, the forward pass does not include the support set.
     """
 
     def add_gradient(self, batch: EpisodeBatch, total: GradientSum, scale: float) -> TaskOutcome:

@@ -36,7 +36,7 @@ def write_page(
         .from_string(template)
         .render(
             title=title,
-            # a script element ends at its first closing tag, wherever that stands
+            # a script element ends at the first closing tag, even inside a string
             plotly_source=get_plotlyjs().replace("</script", "<\\/script"),
             summary=summary,
             details=details,
