@@ -71,7 +71,7 @@ class _SavedByFlash(torch.autograd.Function):
 def activation_bytes(
     skeleton: MetaModel, shape: tuple[int, int], dtype: torch.dtype, config: RunConfig
 ) -> tuple[int, int]:
-    """Return the bytes that autograd holds after a forward pass, and those that one layer recomputes later."""
+    """Return bytes that autograd holds after a forward pass, and bytes recomputed per layer in the backward pass."""
     recompute, n_layers = config.training.activation_checkpointing, config.model.n_layers
     whole = saved_bytes(skeleton, shape, dtype)
     if recompute == "none":

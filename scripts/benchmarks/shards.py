@@ -42,8 +42,8 @@ def measure_index(directory: Path, n_rows: int, repeats: int) -> list[dict[str, 
     decoded = directory / "shard.npy"
     seconds = _median_seconds(lambda: convert_shard(shard, shard.name, expected, decoded), repeats)
     rows = open_rows(decoded)
-    facts = {"rows": n_rows, "tokens": rows.size, "vocabulary": tokenizer.vocab_size}
-    found = [{"what": "decoding", **facts, "tokens_per_second": rows.size / seconds}]
+    sizes = {"rows": n_rows, "tokens": rows.size, "vocabulary": tokenizer.vocab_size}
+    found = [{"what": "decoding", **sizes, "tokens_per_second": rows.size / seconds}]
     words = TokenWords.of(TokenClasses.of(tokenizer))
     for context in ("window", "sentence"):
         config = SmlmtConfig.model_validate({"min_word_freq": 100, "max_word_freq": 100_000, "context": context})
@@ -57,7 +57,7 @@ def measure_index(directory: Path, n_rows: int, repeats: int) -> list[dict[str, 
                 {
                     "what": f"index, context: {context}",
                     "threads": threads,
-                    **facts,
+                    **sizes,
                     "tokens_per_second": rows.size / seconds,
                     "bytes_per_token": (held + rows.nbytes) / rows.size,
                     "peak_bytes_per_token": (peak + rows.nbytes) / rows.size,
