@@ -46,7 +46,7 @@ METHODS: dict[str, list[str]] = {
     "reptile": ["meta.learner=reptile", "meta.inner_steps=4"],
     "meta_sgd": ["meta.learner=meta_sgd"],
 }
-#: the method whose amount of work the other methods get
+#: the method that defines the budget of the other methods
 REFERENCE = "fomaml"
 #: number of steps in a measurement, and number of steps at its start that are ignored
 MEASURED_STEPS, WARM_UP_STEPS = 24, 8

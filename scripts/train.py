@@ -59,7 +59,7 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
-def name_of(config: Path) -> str:
+def config_name_of(config: Path) -> str:
     """Return the file name after which a run is named.
 
     For the configuration inside a run directory this is the name of that run without its number.
@@ -99,7 +99,9 @@ def main() -> int:
 
     process = start_process()
     check_agreement(config, deepspeed_json, process)
-    request = RunRequest(config, name_of(arguments.config), deepspeed_json, arguments.deepspeed_config.name, STARTED)
+    request = RunRequest(
+        config, config_name_of(arguments.config), deepspeed_json, arguments.deepspeed_config.name, STARTED
+    )
     outcome = run_training(request, process, signals)
     stop_process()
     return outcome.exit_code

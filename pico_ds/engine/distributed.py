@@ -121,8 +121,8 @@ class Process:
 
     def lost_ranks(self) -> list[int]:
         """Return the ranks of this node whose process has ended."""
-        here = host_digest()
-        return [rank for rank, (host, pid) in enumerate(self.peers) if host == here and not _is_alive(pid)]
+        this_host = host_digest()
+        return [rank for rank, (host, pid) in enumerate(self.peers) if host == this_host and not _is_alive(pid)]
 
 
 def start_process(timeout: timedelta = timedelta(minutes=30)) -> Process:

@@ -20,7 +20,8 @@ from pico_ds.tasks.sentence_tasks import SentenceTasks
 from pico_ds.tasks.smlmt import SMLMT
 from pico_ds.tasks.task_statistics import visible_texts
 
-#: two contexts are near copies if they differ by at most this many tokens, and have more than twice as many
+#: two contexts are near copies if they differ by at most this number of tokens, and the longer one has more than twice
+#: this number
 _NEAR_TOKENS = 2
 #: a shortcut is a problem if its accuracy is above chance with p < 0.0005 (one-sided), and by this share of the
 #: distance from chance to 1. The margin is needed because the length of a context also depends on which words its ends
@@ -148,7 +149,7 @@ def audit(
         visible += _visible_words(both, episode.words, tokenizer)
     chance = float(np.mean(chances))
     above = [name for name in LENGTHS if judge_lengths and _is_above_chance([*excess[name].values()], chance)]
-    of_text = _words_of_text(tasks, tokenizer) if isinstance(tasks, SMLMT) else {}
+    word_shares = _words_of_text(tasks, tokenizer) if isinstance(tasks, SMLMT) else {}
     return Audit(
         n_tasks,
         chance,
@@ -161,7 +162,7 @@ def audit(
         visible,
         unbalanced,
         balance=_balance(words, len(tasks.words), n_tasks) if isinstance(tasks, SMLMT) else None,
-        **of_text,
+        **word_shares,
     )
 
 
@@ -199,8 +200,8 @@ def _near_copies(episode: Episode, tokenizer: TextTokenizer) -> int:
     found = 0
     for label in range(episode.n_way):
         ids = [part.input_ids[part.labels == label].numpy() for part in (episode.support, episode.query)]
-        tokens, places = np.unique(np.concatenate(ids), return_inverse=True)
-        rows = places.reshape(-1, ids[0].shape[1])
+        tokens, token_numbers = np.unique(np.concatenate(ids), return_inverse=True)
+        rows = token_numbers.reshape(-1, ids[0].shape[1])
         counts = (rows[:, :, None] == np.arange(len(tokens))).sum(axis=1)[:, tokens != tokenizer.pad_id]
         support, query = counts[: len(ids[0])], counts[len(ids[0]) :]
         shared = np.minimum(support[None], query[:, None]).sum(axis=2)

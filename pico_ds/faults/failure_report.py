@@ -183,8 +183,8 @@ class FailureReport:
         others = [failure for failure in read_failures(self._directory) if failure.rank != own.rank]
         failures = sorted([*others, own], key=lambda failure: failure.at)
         logged, dead = {failure.rank for failure in failures}, set(self._process.lost_ranks())
-        here = host_digest()
-        alive = {rank for rank, (host, _) in enumerate(self._process.peers) if host == here} - dead
+        this_host = host_digest()
+        alive = {rank for rank, (host, _) in enumerate(self._process.peers) if host == this_host} - dead
         first, rest = describe_first_failure(failures, sorted(dead - logged), sorted(alive - logged))
         lines = ["the run failed", f"  first      {first}"]
         lines += [f"  others     {text}" for text in rest]

@@ -54,7 +54,7 @@ class LauncherChain:
 
 
 def _length(ancestors: Iterable[tuple[str, list[str]]], is_rank: bool) -> int:
-    """Return how many ancestors are in the chain.
+    """Return the number of ancestors in the chain.
 
     Args:
         ancestors: names and command lines, starting with the parent.

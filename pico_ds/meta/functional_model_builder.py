@@ -29,12 +29,12 @@ def build_functional_model(config: RunConfig, vocab_size: int, device: torch.dev
     contexts = config.smlmt.context_tokens + LAYOUT_EXTRA_TOKENS
     has_tasks = config.meta_ratio > 0 or config.evaluation.n_tasks > 0
     lengths = sorted({config.data.sequence_length, *([contexts] if has_tasks else [])})
-    chosen, attend = choose_attention(model.attention, device, dtype, *heads, lengths)
+    kernel, attend = choose_attention(model.attention, device, dtype, *heads, lengths)
     skeleton = build_model_skeleton(model, config.meta, config.smlmt.n_ways[1], vocab_size, attend, recompute)
     batch_attention = math_attention
     has_separate_weights = not make_learner(config.meta, skeleton.decoder).shares_weights
     if config.meta_ratio and has_separate_weights and tasks_per_batch(config, skeleton, device.type == "cuda") > 1:
-        _, batch_attention = attention_of_several_tasks(chosen, attend, device, dtype, *heads, contexts)
+        _, batch_attention = attention_of_several_tasks(kernel, attend, device, dtype, *heads, contexts)
     return FunctionalModel(
         skeleton,
         dtype,

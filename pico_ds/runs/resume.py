@@ -167,13 +167,13 @@ class Resumer:
             self._state.fill(fragment, kind, partial(reader.read, fragment.name, kind, fragment.offset))
 
     def _check_model(self, reader: StateReader) -> None:
-        wanted = self._state.shapes
+        expected_shapes = self._state.shapes
         saved = {name: record.shape for name, record in reader.index.parameters.items()}
-        for name in {**wanted, **saved}:
-            if wanted.get(name) != saved.get(name):
+        for name in {**expected_shapes, **saved}:
+            if expected_shapes.get(name) != saved.get(name):
                 in_model, in_checkpoint = (
                     f"shape {list(shapes[name])}" if name in shapes else "no such parameter"
-                    for shapes in (wanted, saved)
+                    for shapes in (expected_shapes, saved)
                 )
                 raise CheckpointError(
                     f"{reader.checkpoint}: {name}: the model has {in_model}, the checkpoint has {in_checkpoint}. It "

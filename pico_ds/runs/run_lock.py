@@ -19,9 +19,9 @@ from pico_ds.errors import ConfigError
 from pico_ds.runs.job_identity import JobIdentity
 from pico_ds.runs.run_directory import JOB_FILE_NAME, RunDirectory
 
-#: how long a restarted job waits for its previous start to release the lock
+#: time that a restarted job waits for its previous start to release the lock [s]
 _RESTART_LOCK_SECONDS = 60.0
-#: how long a rank waits for a file that another node wrote
+#: time that a rank waits for a file that another node wrote [s]
 _SHARED_FILE_SECONDS = 10.0
 _LOCK_NAME = ".lock"
 #: locks that rank 0 holds until the process ends

@@ -48,7 +48,7 @@ def project(
     """Return the projected cost of steps of both kinds on each number of GPUs.
 
     Each step is projected with the batch size of the configuration ("fixed"), and with a batch that grows with the
-    number of GPUs ("grown"). Meta steps are left out if the configuration has none.
+    number of GPUs ("grown"). Meta steps are omitted if the configuration has none.
 
     Raises:
         ConfigError: the configuration does not set `model.vocab_size`.

@@ -122,7 +122,7 @@ def _measure(benchmark: StepBenchmark, units: int, steps: int, repeats: int) -> 
 def _communication(benchmark: StepBenchmark) -> Row:
     """Return the collectives of one step, counted in the dispatcher, and the bytes that the kernel sent and received.
 
-    The bytes are left out if the kernel does not report them or if the ranks use NCCL.
+    The bytes are omitted if the kernel does not report them or if the ranks use NCCL.
     """
     benchmark.synchronize_ranks()
     before = wire_bytes()

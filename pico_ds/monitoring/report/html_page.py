@@ -23,7 +23,7 @@ def write_page(
     details: Sequence[Table] = (),
     legend: Mapping[str, str] | None = None,
 ) -> None:
-    """Write a page: a table as the summary, the sections, each a grid of panels, then the other tables.
+    """Write a page with a summary table, sections with grids of panels, and further tables.
 
     Args:
         legend: name -> colour, for lines that have the same colour in all panels.

@@ -186,15 +186,17 @@ def _has_each_seed_once(records: Sequence[Record]) -> bool:
 
 def _names_of(groups: Sequence[Sequence[Record]]) -> list[str]:
     """Return a unique name for each group, because the file names of figures contain the name of the group."""
-    plain = [_common_name([record.name for record in members]) for members in groups]
-    longer = [f"{members[0].path.resolve().parent.name}-{name}" for name, members in zip(plain, groups, strict=True)]
+    short_names = [_common_name([record.name for record in members]) for members in groups]
+    long_names = [
+        f"{members[0].path.resolve().parent.name}-{name}" for name, members in zip(short_names, groups, strict=True)
+    ]
     names: list[str] = []
-    for name, other in zip(plain, longer, strict=True):
-        wanted = name if plain.count(name) == 1 else other
-        number, free = 2, wanted
-        while free in names:
-            free, number = f"{wanted}-{number}", number + 1
-        names.append(free)
+    for name, other in zip(short_names, long_names, strict=True):
+        base_name = name if short_names.count(name) == 1 else other
+        number, unused_name = 2, base_name
+        while unused_name in names:
+            unused_name, number = f"{base_name}-{number}", number + 1
+        names.append(unused_name)
     return names
 
 

@@ -23,7 +23,7 @@ class Series:
     _pending: list[float] = field(default_factory=list)
 
     def thin(self, lines_per_point: int) -> None:
-        """Set how many lines each later point averages, after points were sampled from that many lines each."""
+        """Set the number of lines per point, because each sampled point stands for this number of lines."""
         self._lines_per_point = max(1, lines_per_point)
 
     def add(self, value: float) -> None:

@@ -21,7 +21,7 @@ _STYLES = {
 #: states of a run that has ended. They show neither an ETA nor the last line of train.log
 _ENDED_STATES = ("finished", "stopped", "failed", "died")
 _BLOCKS, _ASCII_BLOCKS = "▁▂▃▄▅▆▇█", "_.-~=+*#"
-#: how often to check whether the terminal was resized [s]
+#: interval between checks whether the terminal was resized [s]
 _RESIZE_SECONDS = 0.2
 
 
