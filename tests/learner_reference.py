@@ -1,8 +1,7 @@
 """The outer gradient of every learner as one graph that autograd differentiates.
 
-Adapted weights are written as theta minus rate times gradients that are constants, so that the backward pass of the
-query loss gives all that a learner trains its first-order gradient at once: decoder, head, learned rates. Nothing of
-`pico_ds.meta` is used.
+Adapted weights are theta minus the rate times constant gradients. One backward pass of the query loss then gives the
+first-order gradients of the decoder, the head and the learned rates. This module uses no code of `pico_ds.meta`.
 """
 
 import torch
@@ -68,7 +67,7 @@ def rate_of(meta: MetaConfig, theta: Weights, name: str, adapted: list[str]) -> 
 
 
 def masked_word_loss(module: MetaModel, theta: Weights, episode: Episode) -> Tensor:
-    """Cross-entropy over the vocabulary at every readout position, support and query."""
+    """Mean cross-entropy over the vocabulary at the readout positions of support and query."""
     losses = []
     for contexts in (episode.support, episode.query):
         logits = functional_call(module, theta, (contexts.input_ids,)) @ theta["decoder.de_embedding_proj.weight"].T
@@ -83,7 +82,7 @@ def reference_gradient(
     """The outer gradient of one task.
 
     Args:
-        query_weights: of the query loss after 1, 2, ... inner steps; the last alone when left out.
+        query_weights: weights of the query losses after 1, 2, ... inner steps; by default only the last one counts.
     """
     theta = {name: weight.detach().clone().requires_grad_() for name, weight in module.named_parameters()}
     support, query, s = episode.support, episode.query, meta.feature_squared_norm
@@ -126,7 +125,7 @@ def reference_gradient(
     if meta.learner == "masked_word":
         loss = masked_word_loss(module, theta, episode)
     if meta.learner == "reptile":
-        # the sum of the inner gradients; the head's goes to where the head came from
+        # the gradient of this loss is the sum of the inner gradients, with the head's part through its start
         loss = sum((sums[name] * start[name]).sum() for name in start)
         loss = loss + sum((sums[name] * theta[name]).sum() for name in adapted)
     found = torch.autograd.grad(loss, list(theta.values()), allow_unused=True)

@@ -65,7 +65,7 @@ MUTATIONS = [
     ),
     Mutation(
         "fragment-offset",
-        "A fragment of ZeRO 1 and 2 is said to begin at element 0",
+        "A fragment under ZeRO 1 and 2 always has offset 0",
         "pico_ds/engine/optimizer_state.py",
         "tuple(weight.shape), address.start, address.numel)",
         "tuple(weight.shape), 0, address.numel)",
@@ -83,8 +83,8 @@ MUTATIONS = [
         "held-out-words",
         "Held-out words are classes in training",
         "pico_ds/tasks/index/class_words.py",
-        "mine = [split == word_split(self.words[i], config, split_seed) for i in candidates]",
-        "mine = [True for _ in candidates]",
+        "in_split = [split == word_split(self.words[i], config, split_seed) for i in candidates]",
+        "in_split = [True for _ in candidates]",
         "tests/unit/tasks",
     ),
     Mutation(
@@ -113,7 +113,7 @@ MUTATIONS = [
     ),
     Mutation(
         "coverage",
-        "A hole between the fragments of a parameter is accepted",
+        "A gap between the fragments of a parameter is accepted",
         "pico_ds/checkpoint/checkpoint_index.py",
         "if fragment.offset != covered:",
         "if fragment.offset < covered:",
@@ -129,7 +129,7 @@ MUTATIONS = [
     ),
     Mutation(
         "fsync",
-        "A small file gets its name before its content is on the disk",
+        "A small file is renamed before its content is on the disk",
         "pico_ds/file_writing.py",
         "        os.fsync(file.fileno())",
         "        pass",
@@ -137,7 +137,7 @@ MUTATIONS = [
     ),
     Mutation(
         "progress",
-        "A resumed run begins its rows anew",
+        "A resumed run starts again at the first row",
         "pico_ds/training/trainer.py",
         "for name, value in progress.items() if name in known}",
         'for name, value in progress.items() if name in known and name != "rows"}',
@@ -153,7 +153,7 @@ MUTATIONS = [
     ),
     Mutation(
         "activations",
-        "Snapshots record the token before the one asked for",
+        "Snapshots record the token before the requested one",
         "pico_ds/dynamics/activations.py",
         "output[:, sequence_idx].float()",
         "output[:, sequence_idx - 1].float()",
@@ -193,7 +193,7 @@ MUTATIONS = [
     ),
     Mutation(
         "report",
-        "A figure shows every metric at the tokens of the last line",
+        "A figure plots every metric at the token count of the last line",
         "pico_ds/monitoring/report/run_records.py",
         "found.append(tokens)",
         'found.append(self.maximum("tokens"))',

@@ -32,7 +32,7 @@ SHAPE = ModelConfig(
 
 
 def random_contexts(rng: np.random.Generator, n_way: int, per_class: int, seq: int = 9) -> Contexts:
-    """Contexts of random tokens whose first token hints at the class."""
+    """Contexts of random tokens. The first token correlates with the class."""
     labels = np.repeat(np.arange(n_way), per_class)
     ids = rng.integers(n_way, SHAPE.vocab_size, size=(len(labels), seq))
     ids[:, 0] = labels
@@ -45,7 +45,7 @@ def random_episode(seed: int, n_way: int = 3, k_shot: int = 2, q_query: int = 2)
     rng = np.random.default_rng(seed)
     words = tuple(f"word{i}" for i in range(n_way))
     support, query = random_contexts(rng, n_way, k_shot), random_contexts(rng, n_way, q_query)
-    # words of one token, of two and of three
+    # words of one, two and three tokens
     tokens = torch.from_numpy(rng.permutation(SHAPE.vocab_size)[: 3 * n_way].reshape(n_way, 3))
     tokens[torch.arange(3) > torch.arange(n_way)[:, None] % 3] = -1
     return Episode(support, query, words, tokens, keys=(seed,))
@@ -61,7 +61,7 @@ def add_task_gradient(
     scale: float,
     measure: bool = True,
 ) -> tuple[AdaptedWeights, torch.Tensor]:
-    """What the learner of a configuration adds for a task, as a function; the adapted weights and the query logits."""
+    """Add the configured learner's gradient of a task to `total`. Returns the adapted weights and query logits."""
     learner = make_learner(meta, network.skeleton.decoder)
     outcome = learner.add_gradient(EpisodeBatch(network, theta, episode, readout, measure=measure), total, scale)
     return outcome.adapted, outcome.query_logits
@@ -70,7 +70,7 @@ def add_task_gradient(
 def adapt_to(
     network: FunctionalModel, theta: Parameters, episode: Episode, meta: MetaConfig, steps: int, measure: bool = True
 ) -> AdaptedWeights:
-    """The inner loop of a configuration's learner."""
+    """Adapt with the inner loop of the configured learner."""
     learner = make_learner(meta, network.skeleton.decoder)
     model = EpisodeModel.at(theta, network, learner.head, episode, "fim", training=False)
     return adapt(model, replace(learner.inner_loop(theta), steps=steps, measure=measure))

@@ -1,1 +1,1 @@
-"""What a run leaves on disk for others to load."""
+"""Writes, reads and exports checkpoints."""

@@ -32,7 +32,7 @@ from pico_ds.file_writing import write_durably
 _POLL_SECONDS = 0.02
 #: interval at which waiting ranks synchronize and report progress to the watchdog
 _WAIT_SECONDS = 1.0
-#: elements written between two checks whether the job has ended
+#: number of elements written between two checks for the end of the job
 _PART_ELEMENTS = 16 * 2**20
 #: how long a failing job waits for an unfinished save
 _ABANDON_SECONDS = 10.0
@@ -102,7 +102,7 @@ class CheckpointSaver:
             index: index of the checkpoint, without files and parameters.
 
         Raises:
-            CheckpointError: the save before this one failed.
+            CheckpointError: the previous save failed.
         """
         started = time.perf_counter()
         self.finish()
@@ -121,7 +121,7 @@ class CheckpointSaver:
     def pre_optim_step(self) -> None:
         """Wait until the shard of this rank is copied, because the state is about to change.
 
-        An error of the copy is raised later by `finish`, on all ranks. Raised here, it would leave other ranks waiting.
+        `finish` raises an error of the copy on all ranks. Raising it here would leave the other ranks waiting.
         """
         if self._copy is not None:
             started = time.perf_counter()
@@ -149,7 +149,7 @@ class CheckpointSaver:
         """Wait until the current save is published. Every rank must call this.
 
         Raises:
-            CheckpointError: the save failed on this rank or on another one.
+            CheckpointError: the save failed on any rank.
         """
         self.pre_optim_step()
         if not self._pending:
@@ -177,9 +177,10 @@ class CheckpointSaver:
         )
 
     def abandon(self) -> None:
-        """End an unfinished save without the other ranks, because the job is failing. Partly written files stay.
+        """End an unfinished save without waiting for the other ranks, because the job is failing.
 
-        If the other ranks finish their part within a few seconds, the checkpoint is still published.
+        Partly written files remain. If the other ranks finish their part within a few seconds, the checkpoint is still
+        published.
         """
         try:
             wait(self._pending, timeout=_ABANDON_SECONDS, return_when=FIRST_EXCEPTION)
@@ -266,14 +267,14 @@ def _gathered(staging: Path, receipts: Sequence[Path], shapes: Mapping[str, tupl
     files: dict[str, FileRecord] = {}
     fragments: dict[str, list[FragmentRecord]] = {name: [] for name in shapes}
     for rank, receipt in enumerate(receipts):
-        record, held = _ReceiptAdapter.validate_json(receipt.read_bytes())
+        record, rank_fragments = _ReceiptAdapter.validate_json(receipt.read_bytes())
         name = f"{STATE_DIRECTORY}/shard_{rank}.safetensors"
         files[name] = record
-        for fragment in held:
-            place = FragmentRecord(file=name, offset=fragment.offset, length=fragment.length)
-            fragments[fragment.name].append(place)
+        for fragment in rank_fragments:
+            fragment_record = FragmentRecord(file=name, offset=fragment.offset, length=fragment.length)
+            fragments[fragment.name].append(fragment_record)
     parameters = {
-        name: ParameterRecord(shape=shape, fragments=tuple(sorted(fragments[name], key=lambda one: one.offset)))
+        name: ParameterRecord(shape=shape, fragments=tuple(sorted(fragments[name], key=lambda record: record.offset)))
         for name, shape in shapes.items()
     }
     return {"files": files, "parameters": parameters}

@@ -16,9 +16,9 @@ from pico_ds.progress import progress
 
 
 def find_checkpoints(path: Path) -> list[Path]:
-    """Return the checkpoints of a path: a checkpoint, a run, or the `checkpoints` directory of a run.
+    """Return the checkpoints at a path: a checkpoint, a run, or the `checkpoints` directory of a run.
 
-    Damaged checkpoints are included, even without an index. Interrupted saves are not.
+    Damaged checkpoints are included, even if they have no index. Interrupted saves are not included.
 
     Raises:
         CheckpointError: there is no checkpoint.
@@ -46,10 +46,10 @@ def verify(checkpoint: Path) -> Iterator[str]:
     with progress(f"verifying {checkpoint}, bytes", sum(record.size_bytes for record in index.files.values())) as work:
         for name in index.files:
             yield from _problems_of_file(checkpoint, index, name, work.advance)
-    yield from _additions(checkpoint, index)
+    yield from _unlisted_files(checkpoint, index)
 
 
-def _additions(checkpoint: Path, index: Index) -> Iterator[str]:
+def _unlisted_files(checkpoint: Path, index: Index) -> Iterator[str]:
     listed = {*index.files, f"{STATE_DIRECTORY}/{INDEX_NAME}", f"{STATE_DIRECTORY}/{INDEX_HASH_NAME}"}
     try:
         for path in sorted(checkpoint.rglob("*")):

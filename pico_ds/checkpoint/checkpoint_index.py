@@ -158,12 +158,12 @@ class Index(BaseModel):
                 yield from _link_problems(root, path)
             if len(record.chunk_hashes) != -(-record.size_bytes // CHUNK_BYTES):
                 yield f"{name!r} has {len(record.chunk_hashes)} hashes for {record.size_bytes} bytes"
-        held: Counter[str] = Counter()
+        file_elements: Counter[str] = Counter()
         for name, parameter in self.parameters.items():
             yield from self._coverage_problems(name, parameter)
             for fragment in parameter.fragments:
-                held[fragment.file] += fragment.length
-        for name, length in held.items():
+                file_elements[fragment.file] += fragment.length
+        for name, length in file_elements.items():
             if name in self.files and BYTES_PER_ELEMENT * length > self.files[name].size_bytes:
                 yield f"{name!r} has {self.files[name].size_bytes} bytes, too few for its {length} elements"
 

@@ -13,14 +13,14 @@ from pico_ds.file_writing import may_exist, replace_text, sync_directory
 
 _STEP = re.compile(r"step_(\d+)")
 _REPLACED = re.compile(r"(step_\d+)\.replaced-([0-9a-f]+)")
-#: suffixes of checkpoints that are being written or removed, and are not checkpoints yet or any more
+#: suffixes of directories that are being written or removed, and are not complete checkpoints
 _PARTIAL, _REMOVED = ".partial", ".removed"
 #: snapshot directory inside step_<N>, which may exist without a checkpoint
 _DYNAMICS = "learning_dynamics"
 
 
 class CheckpointStore:
-    """The directory `checkpoints/` of a run. One rename publishes `step_<N>`, so it is always complete."""
+    """The directory `checkpoints/` of a run. One rename publishes a checkpoint, so `step_<N>` is always complete."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -50,7 +50,7 @@ class CheckpointStore:
         with self._publishing:
             final.parent.mkdir(exist_ok=True)
             removed = self.directory / f".step_{step}.{_DYNAMICS}{_REMOVED}"
-            # left by a start that died at this point
+            # left by an earlier start that was killed at this point
             shutil.rmtree(removed, ignore_errors=True)
             if may_exist(final):
                 final.rename(removed)
@@ -116,9 +116,9 @@ class CheckpointStore:
         _sync_directories(staging)
         with self._publishing:
             if may_exist(final):
-                final.rename(_aside(final, start_id))
+                final.rename(_replaced_path(final, start_id))
             staging.rename(final)
-            _hand_over_snapshot(_aside(final, start_id), final)
+            _move_snapshot(_replaced_path(final, start_id), final)
         # the parent directories may be new, too
         for directory in (self.directory, self.directory.parent, self.directory.parent.parent):
             sync_directory(directory)
@@ -126,13 +126,13 @@ class CheckpointStore:
         return final
 
     def finish_replacements(self) -> None:
-        """Restore checkpoints that `publish` had renamed when the machine died before it renamed the new checkpoint."""
+        """Restore each old checkpoint that `publish` renamed, if the job was killed before the new one was renamed."""
         for path in self._entries():
             if (match := _REPLACED.fullmatch(path.name)) is None:
                 continue
             final, start_id = self.directory / match.group(1), int(match.group(2), 16)
             if may_exist(final):
-                _hand_over_snapshot(path, final)
+                _move_snapshot(path, final)
             elif may_exist(self.staging(_step_of(final), start_id)):
                 path.rename(final)
                 sync_directory(self.directory)
@@ -140,8 +140,8 @@ class CheckpointStore:
     def retain(self, newest: Index, settings: CheckpointingConfig, start_id: int, protected: Collection[int]) -> None:
         """Remove old checkpoints. Without `keep_last_n`, all are kept.
 
-        Only checkpoints that led to the newest one are counted and removed. Checkpoints that a resume has skipped stay
-        until a user removes them.
+        Only the newest checkpoint and its ancestors are counted and removed. Checkpoints that a resume has skipped
+        remain until a user removes them.
 
         Args:
             newest: the checkpoint that was just published.
@@ -151,7 +151,7 @@ class CheckpointStore:
         if settings.keep_last_n is None:
             return
         every = settings.keep_every_n_steps
-        for index in self._line_of(newest)[settings.keep_last_n :]:
+        for index in self._lineage(newest)[settings.keep_last_n :]:
             if (every is None or index.step % every) and index.save_number not in protected:
                 path = self.path(index.step)
                 old = path / STATE_DIRECTORY if settings.keep_weights else path
@@ -169,15 +169,15 @@ class CheckpointStore:
                 if path.name.endswith(_REMOVED):
                     shutil.rmtree(path)
 
-    def _line_of(self, newest: Index) -> list[Index]:
-        """Return the newest checkpoint and those that led to it, newest first, as far as they still exist."""
+    def _lineage(self, newest: Index) -> list[Index]:
+        """Return the newest checkpoint and its ancestors, newest first, up to the first that no longer exists."""
         saved = {index.save_number: index for index in self.survey()[0]}
-        line, index = [newest], newest
+        lineage, index = [newest], newest
         assert newest.previous_save_number != newest.save_number
         while index.previous_save_number in saved:
             index = saved[index.previous_save_number]
-            line.append(index)
-        return line
+            lineage.append(index)
+        return lineage
 
 
 def _step_of(checkpoint: Path) -> int:
@@ -190,17 +190,17 @@ def _sync_directories(staging: Path) -> None:
         sync_directory(directory)
 
 
-def _hand_over_snapshot(aside: Path, final: Path) -> None:
+def _move_snapshot(replaced: Path, final: Path) -> None:
     """Move the snapshot of a step into its new checkpoint, if the old directory contains only the snapshot."""
     try:
-        alone = [path.name for path in aside.iterdir()] == [_DYNAMICS]
-    except OSError:  # it does not exist, or cannot be read
+        has_only_snapshot = [path.name for path in replaced.iterdir()] == [_DYNAMICS]
+    except OSError:  # the old directory does not exist, or cannot be read
         return
-    if alone and not may_exist(final / _DYNAMICS):
-        (aside / _DYNAMICS).rename(final / _DYNAMICS)
+    if has_only_snapshot and not may_exist(final / _DYNAMICS):
+        (replaced / _DYNAMICS).rename(final / _DYNAMICS)
         sync_directory(final)
-        aside.rmdir()
+        replaced.rmdir()
 
 
-def _aside(checkpoint: Path, start_id: int) -> Path:
+def _replaced_path(checkpoint: Path, start_id: int) -> Path:
     return checkpoint.with_name(f"{checkpoint.name}.replaced-{start_id:x}")

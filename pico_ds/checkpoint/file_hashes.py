@@ -49,7 +49,7 @@ class ChunkHasher:
         self._chunk, self._filled = xxhash.xxh3_128(), 0
 
     def record(self) -> FileRecord:
-        """Return size and hashes of all bytes so far. This ends the last chunk."""
+        """Return the size and hashes of all bytes so far. This ends the last chunk."""
         if self._filled:
             self._close_chunk()
         return FileRecord(self._size, tuple(self._done))

@@ -14,7 +14,7 @@ from pico_ds.progress import track
 
 #: file name that transformers expects
 WEIGHTS_NAME = "model.safetensors"
-#: file of the parameters of head and learner
+#: file of the parameters of the head and the learner
 META_NAME = "meta_parameters.safetensors"
 
 
@@ -30,7 +30,7 @@ def export_weights(
     """Write a model that `AutoModelForCausalLM.from_pretrained(directory, trust_remote_code=True)` loads.
 
     The weights are the fp32 master weights rounded to `dtype`, which is the precision of training. The parameters of
-    head and learner are written to `meta_parameters.safetensors`. Memory holds one tensor at a time.
+    the head and the learner are written to `meta_parameters.safetensors`. Memory holds one tensor at a time.
 
     Args:
         special_token_ids: ids such as `eos_token_id`, which `generate` needs.

@@ -22,7 +22,7 @@ from pico_ds.progress import track
 
 _SIZES = ("d_model", "n_layers", "attention_n_heads", "attention_n_kv_heads", "activation_hidden_dim")
 #: files that are copied: the tokenizer, and the settings of `generate`
-_KEPT = (
+_COPIED_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -79,7 +79,7 @@ def _export(checkpoint: Path, out: Path, layout: Layout) -> int:
     try:
         partial.mkdir(parents=True)
         code = [path.name for path in checkpoint.glob("*.py")] if layout.has_code else []
-        for name in (*_KEPT, *code):
+        for name in (*_COPIED_FILES, *code):
             if (checkpoint / name).exists():
                 shutil.copyfile(checkpoint / name, partial / name)
         head_dim = config["d_model"] // config["attention_n_heads"]
@@ -97,7 +97,8 @@ def _config_of(checkpoint: Path) -> dict[str, Any]:
     config = read_config(checkpoint)
     if config.get("model_type") != "pico_decoder":
         raise CheckpointError(
-            f"{checkpoint}: has model_type {config.get('model_type')!r}, not 'pico_decoder'; use one of pico_ds"
+            f"{checkpoint}: has model_type {config.get('model_type')!r}, not 'pico_decoder'; "
+            "give a checkpoint of pico_ds"
         )
     return config
 
@@ -113,17 +114,17 @@ def _shapes_of(config: dict[str, Any], n_tensors: int) -> dict[str, tuple[int, .
     shape = SimpleNamespace(**sizes, **constants)
     with torch.device("meta"):
         # all blocks have equal shapes; build only one, because n_layers is not checked yet and may be huge
-        one = PicoDecoder(SimpleNamespace(**{**vars(shape), "n_layers": 1}), sizes["vocab_size"])
-    of_one = {name: tuple(weight.shape) for name, weight in one.named_parameters()}
-    block = {name: found for name, found in of_one.items() if name.startswith("layers.0.")}
-    if n_tensors != len(of_one) + (sizes["n_layers"] - 1) * len(block):
+        decoder = PicoDecoder(SimpleNamespace(**{**vars(shape), "n_layers": 1}), sizes["vocab_size"])
+    first = {name: tuple(weight.shape) for name, weight in decoder.named_parameters()}
+    block = {name: size for name, size in first.items() if name.startswith("layers.0.")}
+    if n_tensors != len(first) + (sizes["n_layers"] - 1) * len(block):
         raise WeightFilesError(f"has {n_tensors} tensors, which does not match n_layers = {sizes['n_layers']}")
-    others = {
-        name.replace("layers.0.", f"layers.{layer}.", 1): found
+    other_blocks = {
+        name.replace("layers.0.", f"layers.{layer}.", 1): size
         for layer in range(1, sizes["n_layers"])
-        for name, found in block.items()
+        for name, size in block.items()
     }
-    return {**of_one, **others}
+    return {**first, **other_blocks}
 
 
 def _write_weights(
@@ -134,8 +135,8 @@ def _write_weights(
     found = {names[name]: files.shape_of(name) for name in files.names}
     for name in {**shapes, **found}:
         if found.get(name) != shapes.get(name):
-            there, expected = (list(each[name]) if name in each else "missing" for each in (found, shapes))
-            raise CheckpointError(f"{files.directory}: {name} is {there}, config.json says {expected}")
+            actual, expected = (list(each[name]) if name in each else "missing" for each in (found, shapes))
+            raise CheckpointError(f"{files.directory}: {name} is {actual}, but config.json implies {expected}")
     dtypes = {name: files.dtype_of(name) for name in files.names}
     entries = {layout.name(names[name]): (dtypes[name], shapes[names[name]]) for name in files.names}
     with SafetensorsWriter(out / WEIGHTS_NAME, entries, {"format": "pt"}) as writer:
@@ -170,7 +171,7 @@ def _llama_config(config: dict[str, Any]) -> dict[str, Any]:
         architectures=["LlamaForCausalLM"],
         dtype=config.get("dtype"),
     ).to_dict()
-    # for versions of transformers before rope_parameters
+    # transformers versions without rope_parameters read these keys
     return {**found, "rope_theta": theta, "torch_dtype": config.get("dtype")}
 
 

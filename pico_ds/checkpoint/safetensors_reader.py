@@ -64,7 +64,7 @@ class VerifiedFile:
         position, end = start, start + len(out)
         if start < 0 or end > self._record.size_bytes:
             raise CheckpointError(
-                f"{self.path}: has {self._record.size_bytes} bytes, not bytes {start} to {end}; {RECOVER}"
+                f"{self.path}: has {self._record.size_bytes} bytes, so bytes {start} to {end} do not exist; {RECOVER}"
             )
         while position < end:
             number, within = divmod(position, CHUNK_BYTES)

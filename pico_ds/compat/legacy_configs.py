@@ -1,4 +1,4 @@
-"""Configurations of pico-train and pico-maml, with the defaults of these programs."""
+"""Reads keys of pico-train and pico-maml configurations, with the defaults of these programs."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -46,8 +46,8 @@ PICO_MAML: dict[str, Any] = PICO_TRAIN | {
 
 
 @dataclass(frozen=True)
-class Written:
-    """A key of the new configuration, and the old keys that its value comes from."""
+class NewEntry:
+    """A key of the new configuration, with the old keys that its value comes from."""
 
     key: str
     value: Any
@@ -55,8 +55,8 @@ class Written:
     comment: str
 
 
-class Predecessor:
-    """An old configuration. Keys that are not set have the predecessor's default."""
+class LegacyConfig:
+    """A configuration of pico-train or pico-maml. Keys that are not set have the default of that program."""
 
     def __init__(self, leaves: dict[str, Any], name: str) -> None:
         self.leaves = leaves
@@ -68,8 +68,8 @@ class Predecessor:
 
     def first(self, *keys: str) -> Any:
         """Return the value of the first key that is set, else the default of the first key that has one."""
-        written = [self.leaves[key] for key in keys if key in self.leaves]
-        return next(iter([*written, *(self._defaults[key] for key in keys if key in self._defaults)]), None)
+        values = [self.leaves[key] for key in keys if key in self.leaves]
+        return next(iter([*values, *(self._defaults[key] for key in keys if key in self._defaults)]), None)
 
     def number(self, *keys: str) -> int:
         """Like `first`, for a value that must be a positive integer.
@@ -83,12 +83,12 @@ class Predecessor:
             raise ConfigError(f"{name}: got {value!r}, expected a positive integer")
         return value
 
-    def entry(self, key: str, value: Any, *sources: str, why: str = "") -> Written:
-        """Return an entry of the new configuration. Its comment names `why` and those of its sources that are set."""
-        written = tuple(source for source in sources if source in self.leaves)
-        named = ", ".join(written) if written or why else f"{self.name}'s default"
-        return Written(key, value, written, "; ".join(filter(None, (why, named))))
+    def entry(self, key: str, value: Any, *sources: str, why: str = "") -> NewEntry:
+        """Return an entry of the new configuration. Its comment is `why` and the sources that are set."""
+        set_sources = tuple(source for source in sources if source in self.leaves)
+        origin = ", ".join(set_sources) if set_sources or why else f"{self.name}'s default"
+        return NewEntry(key, value, set_sources, "; ".join(filter(None, (why, origin))))
 
-    def unwritten(self) -> dict[str, Any]:
+    def unset_defaults(self) -> dict[str, Any]:
         """Return the defaults of all keys that are not set."""
         return {key: value for key, value in self._defaults.items() if key not in self.leaves}

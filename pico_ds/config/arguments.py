@@ -4,16 +4,16 @@ import argparse
 from collections.abc import Callable
 
 
-def at_least(least: int) -> Callable[[str], int]:
-    """Return an `argparse` type for integers that are at least `least`."""
+def at_least(minimum: int) -> Callable[[str], int]:
+    """Return an `argparse` type for integers that are at least `minimum`."""
 
     def parse(text: str) -> int:
         try:
             value = int(text)
         except ValueError:
-            value = least - 1
-        if value < least:
-            raise argparse.ArgumentTypeError(f"got {text!r}; give an integer of at least {least}")
+            value = minimum - 1
+        if value < minimum:
+            raise argparse.ArgumentTypeError(f"got {text!r}; give an integer of at least {minimum}")
         return value
 
     return parse

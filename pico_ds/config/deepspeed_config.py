@@ -1,4 +1,4 @@
-"""DeepSpeed's JSON: it contains only DeepSpeed's own settings. All others come from the YAML."""
+"""Loads and completes DeepSpeed's JSON, which contains only DeepSpeed's own settings. The YAML sets all others."""
 
 import json
 from collections.abc import Iterator
@@ -21,8 +21,8 @@ OWN_KEYS = frozenset(
         "dump_state",
     }
 )
-#: keys of DeepSpeed that the YAML decides -> the keys of the YAML
-_DECIDED_BY_YAML = {
+#: keys of DeepSpeed that the YAML sets -> the keys of the YAML
+_SET_BY_YAML = {
     "train_batch_size": "training.global_batch_size and meta.tasks_per_step",
     "train_micro_batch_size_per_gpu": "training.micro_batch_size",
     "gradient_accumulation_steps": "training.global_batch_size and training.micro_batch_size",
@@ -134,10 +134,10 @@ def resolve_deepspeed_config(
         "fp16": {"enabled": False},
     }
     for key, value in deepspeed_json.items():
-        if key in _DECIDED_BY_YAML:
+        if key in _SET_BY_YAML:
             if from_yaml.get(key) != value:
                 raise ConfigError(
-                    f"{name}: {key} is set to {value!r} here, but {_DECIDED_BY_YAML[key]} of the YAML decides it"
+                    f"{name}: {key} is set to {value!r} here, but {_SET_BY_YAML[key]} of the YAML decides it"
                     f"{f' ({from_yaml[key]!r})' if key in from_yaml else ''}; remove it from the JSON"
                 )
         elif key not in OWN_KEYS:

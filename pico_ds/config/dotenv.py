@@ -1,4 +1,4 @@
-"""Environment variables from a `.env` file."""
+"""Loads environment variables from a `.env` file."""
 
 from pathlib import Path
 

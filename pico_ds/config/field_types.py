@@ -9,10 +9,10 @@ Precision = Literal["fp32", "bf16"]
 LearnerName = Literal["fomaml", "anil", "boil", "reptile", "meta_sgd", "protonet", "multitask", "masked_word", "ar"]
 Readout = Literal["fim", "pre", "fimpre", "mask", "last", "mean"]
 
-#: largest count: more than anybody needs, and small enough that sums of sizes do not overflow
-_MOST = 10**9
-PositiveInt = Annotated[int, Field(ge=1, le=_MOST)]
-NonNegativeInt = Annotated[int, Field(ge=0, le=_MOST)]
+#: limit of counts, so that sums of sizes do not overflow
+_MAX_COUNT = 10**9
+PositiveInt = Annotated[int, Field(ge=1, le=_MAX_COUNT)]
+NonNegativeInt = Annotated[int, Field(ge=0, le=_MAX_COUNT)]
 IntRange = Annotated[list[PositiveInt], Field(min_length=2, max_length=2)]
 #: range that the keyed random functions accept
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]

@@ -16,10 +16,10 @@ from pico_ds.config.yaml_parsing import dump_yaml, parse_yaml
 from pico_ds.errors import ConfigError
 
 #: limit for a configuration file
-_MOST_BYTES = 2**20
+_MAX_BYTES = 2**20
 #: limit for a value in a message [characters]
-_LONGEST_VALUE = 200
-#: what pydantic appends to the path of a key with several types
+_MAX_VALUE_LENGTH = 200
+#: parts that pydantic appends to the path of a key with several types
 _TYPE_TAG = re.compile(r"^(int|float|str|none)$|^literal\[|^list\[|^constrained-")
 
 
@@ -41,11 +41,9 @@ def read_text(path: Path) -> str:
     """
     try:
         with path.open("rb") as file:
-            content = file.read(_MOST_BYTES + 1)
-        if len(content) > _MOST_BYTES:
-            raise ConfigError(
-                f"{path} has more than {_MOST_BYTES // 2**20} MiB, which is too large for a configuration"
-            )
+            content = file.read(_MAX_BYTES + 1)
+        if len(content) > _MAX_BYTES:
+            raise ConfigError(f"{path} has more than {_MAX_BYTES // 2**20} MiB, which is too large for a configuration")
         return content.decode("utf-8")
     except OSError as error:
         raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
@@ -83,13 +81,13 @@ def dump_config(config: RunConfig) -> str:
 
 
 def _apply_override(tree: dict[str, Any], override: str) -> None:
-    said = _shortened(override)
+    shown = _shortened(override)
     dotted, equals, value = override.partition("=")
     if not equals or not dotted:
-        raise ConfigError(f"override {said} must have the form section.key=value, e.g. training.max_steps=20")
+        raise ConfigError(f"override {shown} must have the form section.key=value, e.g. training.max_steps=20")
     # YAML treats text after # as a comment
     if not value.strip() or value.lstrip().startswith("#"):
-        raise ConfigError(f"override {said} has no value; use {dotted}=null for no value, or quote the value")
+        raise ConfigError(f"override {shown} has no value; use {dotted}=null for no value, or quote the value")
     *sections, key = dotted.split(".")
     branch = tree
     for section in sections:
@@ -97,9 +95,9 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
         if child is None:
             child = branch[section] = {}
         if not isinstance(child, dict):
-            raise ConfigError(f"override {said}: {section!r} is a value, not a section")
+            raise ConfigError(f"override {shown}: {section!r} is a value, not a section")
         branch = child
-    branch[key] = parse_yaml(value, f"override {said}", _declared_type(sections, key))
+    branch[key] = parse_yaml(value, f"override {shown}", _declared_type(sections, key))
 
 
 def _declared_type(sections: Sequence[str], key: str) -> Any:
@@ -199,7 +197,7 @@ def _meaning(names: Sequence[str]) -> str | None:
 def _shortened(value: Any) -> str:
     """Return the repr of a value, shortened for a terminal."""
     text = repr(value)
-    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]} ..."
+    return text if len(text) <= _MAX_VALUE_LENGTH else f"{text[:_MAX_VALUE_LENGTH]} ..."
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -199,8 +199,8 @@ class LearningDynamicsConfig(Section):
     save_every_n_steps: PositiveInt | None = None
     """outer steps between snapshots, with a first one at step 0; null takes no snapshots"""
     n_rows: PositiveInt = 8
-    """rows per split on which activations and gradients are recorded: the first of the validation set, and the next of
-    training"""
+    """rows per split on which activations and gradients are recorded: the first rows of the validation set, and the
+    next rows of training"""
     sequence_idx: Annotated[int, Field(ge=-(2**24), le=2**24)] = -1
     """token position whose activations are saved; negative values count from the end of the row, so -1 is the last
     token"""
@@ -268,7 +268,7 @@ class WandbConfig(Section):
 
 
 class MonitoringConfig(Section):
-    """What is logged during training."""
+    """Logging during training."""
 
     log_every_n_steps: PositiveInt = 10
     """outer steps between lines of logs/metrics.jsonl"""
@@ -304,7 +304,7 @@ class RunConfig(Section):
 
     @property
     def evaluation_meta(self) -> MetaConfig:
-        """The section `meta` for held-out tasks: that of training, with the head of `evaluation.head` if it is set."""
+        """The section `meta` for held-out tasks, with the head of `evaluation.head` if that key is set."""
         return self.meta if self.evaluation.head is None else self.meta.model_copy(update={"head": "prototype"})
 
     @property

@@ -53,7 +53,7 @@ class SmlmtConfig(Section):
     """minimum number of occurrences of a class word in the training documents, or in the pool of rows (smlmt.pool_rows)
     if data.source is shards or hub"""
     max_word_freq: PositiveInt = 10000
-    """maximum number of occurrences of a class word, counted in the same way"""
+    """maximum number of occurrences of a class word, counted as for min_word_freq"""
     validation_word_fraction: Fraction = 0.1
     """share of the class words that are held out for validation tasks"""
     test_word_fraction: Fraction = 0.1
@@ -130,7 +130,7 @@ class MetaConfig(Section):
     """outer steps after the warm-up during which the weights of these losses shift from equal to only the last; 0 keeps
     them equal"""
     learned_rates: Literal["tensor", "layer"] = "tensor"
-    """what has its own learned inner learning rate if meta.learner is meta_sgd: every tensor, or every layer. The head
+    """whether meta.learner: meta_sgd learns one inner learning rate for each tensor, or one for each layer. The head
     always has its own rate"""
     vocab_head_layers: LayerCount = 4
     """number of linear layers of the vocab head, including the layer to the vocabulary"""

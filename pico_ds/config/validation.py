@@ -8,11 +8,11 @@ from pico_ds.config.schema import RunConfig
 #: tokens that a layout adds to a context: the separator of `fim`, or the leading end-of-text of `pre`
 LAYOUT_EXTRA_TOKENS = 1
 #: longest name that common file systems support [bytes]
-_LONGEST_NAME = 255
+_MAX_NAME_BYTES = 255
 #: a thousand times the largest intended model
-_MOST_PARAMETERS = 10**12
+_MAX_PARAMETERS = 10**12
 #: per step, over all ranks
-_MOST_TOKENS = 2**32
+_MAX_TOKENS = 2**32
 
 
 def check_combinations(config: RunConfig) -> Iterator[str]:
@@ -41,12 +41,12 @@ def _check_sizes(config: RunConfig) -> Iterator[str]:
     sizes = {
         "model.n_layers, d_model, activation_hidden_dim, vocab_size and the meta.vocab_head_* keys": (
             n_parameters,
-            _MOST_PARAMETERS,
+            _MAX_PARAMETERS,
             "parameters",
         ),
         "training.global_batch_size x data.sequence_length": (
             training.global_batch_size * config.data.sequence_length,
-            _MOST_TOKENS,
+            _MAX_TOKENS,
             "tokens in an autoregressive step",
         ),
         "meta.tasks_per_step x smlmt.n_way x (k_shot + q_query) x context_tokens": (
@@ -54,28 +54,28 @@ def _check_sizes(config: RunConfig) -> Iterator[str]:
             * smlmt.n_ways[1]
             * (smlmt.k_shots[1] + smlmt.q_query)
             * (smlmt.context_tokens + LAYOUT_EXTRA_TOKENS),
-            _MOST_TOKENS,
+            _MAX_TOKENS,
             "tokens in a meta step",
         ),
         "evaluation.n_rows x data.sequence_length": (
             config.evaluation.n_rows * config.data.sequence_length,
-            _MOST_TOKENS,
+            _MAX_TOKENS,
             "tokens in an evaluation",
         ),
         "learning_dynamics.n_rows x data.sequence_length": (
             config.learning_dynamics.n_rows * config.data.sequence_length,
-            _MOST_TOKENS,
+            _MAX_TOKENS,
             "tokens in a snapshot",
         ),
         "smlmt.pool_rows x data.sequence_length": (
             smlmt.pool_rows * config.data.sequence_length if config.data.source in ("shards", "hub") else 0,
-            _MOST_TOKENS,
+            _MAX_TOKENS,
             "tokens in a pool",
         ),
     }
-    for keys, (size, most, unit) in sizes.items():
-        if size > most:
-            yield f"{keys}: {size:,} {unit}; the limit is {most:,}; lower one of the values"
+    for keys, (size, maximum, unit) in sizes.items():
+        if size > maximum:
+            yield f"{keys}: {size:,} {unit}; the limit is {maximum:,}; lower one of the values"
     if smlmt.k_shots[1] + smlmt.q_query > smlmt.max_word_freq:
         yield (
             f"smlmt.k_shot: got {smlmt.k_shot}, which with smlmt.q_query = {smlmt.q_query} exceeds "
@@ -83,7 +83,7 @@ def _check_sizes(config: RunConfig) -> Iterator[str]:
         )
 
 
-def warn_of(config: RunConfig) -> Iterator[str]:
+def probable_mistakes(config: RunConfig) -> Iterator[str]:
     """Yield a warning for each combination that works but is probably a mistake."""
     training, smlmt = config.training, config.smlmt
     if training.lr_warmup_steps > training.max_steps:
@@ -150,9 +150,9 @@ def _check_tasks(config: RunConfig) -> Iterator[str]:
             f"smlmt.context_tokens: got {smlmt.context_tokens}, which makes sequences of {longest} tokens, more than "
             f"model.max_seq_len = {model.max_seq_len}"
         )
-    for name, (least, most) in (("n_way", smlmt.n_ways), ("k_shot", smlmt.k_shots)):
-        if least > most:
-            yield f"smlmt.{name}: got {[least, most]}; write the minimum before the maximum"
+    for name, (minimum, maximum) in (("n_way", smlmt.n_ways), ("k_shot", smlmt.k_shots)):
+        if minimum > maximum:
+            yield f"smlmt.{name}: got {[minimum, maximum]}; write the minimum before the maximum"
     if smlmt.n_ways[0] < 2:
         yield f"smlmt.n_way: got {smlmt.n_way}; a task has at least 2 classes"
     if smlmt.n_ways[0] < smlmt.n_ways[1] and config.meta.head == "linear":
@@ -215,17 +215,17 @@ def _check_learner(config: RunConfig) -> Iterator[str]:
 
 
 def _check_speed(config: RunConfig) -> Iterator[str]:
-    together = config.meta.tasks_per_batch
-    if config.training.compile == "block" and together not in ("auto", 1):
+    tasks_per_batch = config.meta.tasks_per_batch
+    if config.training.compile == "block" and tasks_per_batch not in ("auto", 1):
         yield (
-            f"meta.tasks_per_batch: got {together} with training.compile: block; batched tasks need the "
+            f"meta.tasks_per_batch: got {tasks_per_batch} with training.compile: block; batched tasks need the "
             "whole model; use training.compile: model or none, or remove tasks_per_batch"
         )
     checkpointing = config.training.activation_checkpointing
-    if checkpointing != "none" and config.training.compile != "model" and together not in ("auto", 1):
+    if checkpointing != "none" and config.training.compile != "model" and tasks_per_batch not in ("auto", 1):
         yield (
-            f"meta.tasks_per_batch: got {together} with training.activation_checkpointing: {checkpointing}; that needs "
-            "tasks_per_batch: 1, or training.compile: model"
+            f"meta.tasks_per_batch: got {tasks_per_batch} with training.activation_checkpointing: {checkpointing}; use "
+            "training.compile: model, or remove tasks_per_batch"
         )
 
 
@@ -285,8 +285,8 @@ def _check_names(config: RunConfig) -> Iterator[str]:
         yield f"checkpointing.run_name: got {name!r}; the name must be a single directory, without slashes"
     elif not name.isprintable():
         yield f"checkpointing.run_name: got {name!r}; the name must be printable"
-    elif (length := len(name.encode())) > _LONGEST_NAME:
-        yield f"checkpointing.run_name: got a name of {length} bytes; the limit of file systems is {_LONGEST_NAME}"
+    elif (length := len(name.encode())) > _MAX_NAME_BYTES:
+        yield f"checkpointing.run_name: got a name of {length} bytes; the limit of file systems is {_MAX_NAME_BYTES}"
 
 
 def _check_empty(section: Section, prefix: str) -> Iterator[str]:
@@ -297,5 +297,5 @@ def _check_empty(section: Section, prefix: str) -> Iterator[str]:
             yield from _check_empty(value, f"{key}.")
         elif isinstance(value, str) and not value.strip():
             yield f"{key}: got {value!r}; set a value, or remove the key"
-        elif isinstance(value, list) and any(isinstance(one, str) and not one.strip() for one in value):
+        elif isinstance(value, list) and any(isinstance(item, str) and not item.strip() for item in value):
             yield f"{key}: got {value!r}, which contains an empty string; remove it"

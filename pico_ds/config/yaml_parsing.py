@@ -15,10 +15,10 @@ from pydantic import BaseModel
 from pico_ds.errors import ConfigError
 
 _TAG = "tag:yaml.org,2002:"
-_LONGEST_INTEGER = 40
-_DEEPEST = 200
+_MAX_INTEGER_LENGTH = 40
+_MAX_DEPTH = 200
 #: limit for a configuration, with aliases expanded
-_MOST_VALUES = 100_000
+_MAX_VALUES = 100_000
 #: digits may be grouped with underscores, as in Python
 _DIGITS = "[0-9]+(?:_[0-9]+)*"
 #: tag -> pattern, and the possible first characters; tried in this order
@@ -34,7 +34,7 @@ _SCALARS = {
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """Fails for duplicate keys."""
+    """A YAML loader that fails for duplicate keys."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: dict[Any, int] = {}
@@ -54,14 +54,14 @@ class _UniqueKeys(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-class _Loader(_UniqueKeys):
-    """YAML 1.2."""
+class _Yaml12Loader(_UniqueKeys):
+    """Loads YAML 1.2."""
 
     yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {}  # type: ignore[misc]
 
 
-class _OldLoader(_UniqueKeys):
-    """YAML 1.1, for files of pico-train and pico-maml, except that a date is text and `3e-4` is a number."""
+class _Yaml11Loader(_UniqueKeys):
+    """Loads YAML 1.1, for files of pico-train and pico-maml, except that a date is text and `3e-4` is a number."""
 
     yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {  # type: ignore[misc]
         first: [(tag, pattern) for tag, pattern in resolvers if tag != f"{_TAG}timestamp"]
@@ -81,10 +81,10 @@ def _float(text: str) -> float:
 
 def _short_integer(loader: yaml.SafeLoader, node: Any) -> str:
     text = str(loader.construct_scalar(node))
-    if len(text) > _LONGEST_INTEGER:
+    if len(text) > _MAX_INTEGER_LENGTH:
         raise ConfigError(
             f"{node.start_mark.name}: the integer at line {node.start_mark.line + 1} has {len(text)} characters; the "
-            f"limit is {_LONGEST_INTEGER}"
+            f"limit is {_MAX_INTEGER_LENGTH}"
         )
     return text
 
@@ -93,7 +93,7 @@ def _construct_integer(loader: yaml.SafeLoader, node: Any) -> int:
     return _integer(_short_integer(loader, node))
 
 
-def _construct_old_integer(loader: yaml.SafeLoader, node: Any) -> Any:
+def _construct_yaml_11_integer(loader: yaml.SafeLoader, node: Any) -> Any:
     _short_integer(loader, node)
     return loader.construct_yaml_int(node)
 
@@ -103,16 +103,16 @@ def _construct_float(loader: yaml.SafeLoader, node: Any) -> float:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes text that either version of YAML would not read as text."""
+    """Writes YAML, with quotes around text that either version of YAML would not read as text."""
 
 
 for _name, (_pattern, _first) in _SCALARS.items():
-    for _class in (_Loader, _Dumper):
+    for _class in (_Yaml12Loader, _Dumper):
         _class.add_implicit_resolver(_TAG + _name, re.compile(f"^(?:{_pattern})$"), _first)
-_OldLoader.add_implicit_resolver(f"{_TAG}float", re.compile(f"^(?:{_SCALARS['float'][0]})$"), _SCALARS["float"][1])
-_Loader.add_constructor(f"{_TAG}int", _construct_integer)
-_OldLoader.add_constructor(f"{_TAG}int", _construct_old_integer)
-_Loader.add_constructor(f"{_TAG}float", _construct_float)
+_Yaml11Loader.add_implicit_resolver(f"{_TAG}float", re.compile(f"^(?:{_SCALARS['float'][0]})$"), _SCALARS["float"][1])
+_Yaml12Loader.add_constructor(f"{_TAG}int", _construct_integer)
+_Yaml11Loader.add_constructor(f"{_TAG}int", _construct_yaml_11_integer)
+_Yaml12Loader.add_constructor(f"{_TAG}float", _construct_float)
 
 
 def parse_yaml(text: str, name: str, declared: Any = None, is_yaml_1_1: bool = False) -> Any:
@@ -127,12 +127,12 @@ def parse_yaml(text: str, name: str, declared: Any = None, is_yaml_1_1: bool = F
     Raises:
         ConfigError: the text is not valid YAML, or has a duplicate key.
     """
-    if _depth(text) > _DEEPEST:
+    if _depth(text) > _MAX_DEPTH:
         # checked first, because the time to scan grows with the square of the depth
-        raise ConfigError(f"{name} is nested too deeply: more than {_DEEPEST} brackets are open at once")
+        raise ConfigError(f"{name} is nested too deeply: more than {_MAX_DEPTH} brackets are open at once")
     loader = None
     try:
-        loader = _OldLoader(text) if is_yaml_1_1 else _Loader(text)
+        loader = _Yaml11Loader(text) if is_yaml_1_1 else _Yaml12Loader(text)
         loader.name = name
         node = loader.get_single_node()
         if node is None:
@@ -180,8 +180,8 @@ def _check_aliases(root: yaml.Node, name: str) -> None:
             open_nodes.discard(id(node))
         return sizes[id(node)]
 
-    if (size := size_of(root)) > _MOST_VALUES:
-        raise ConfigError(f"{name}: its aliases expand to {size:.3g} values; the limit is {_MOST_VALUES:,}")
+    if (size := size_of(root)) > _MAX_VALUES:
+        raise ConfigError(f"{name}: its aliases expand to {size:.3g} values; the limit is {_MAX_VALUES:,}")
 
 
 def dump_yaml(content: Any) -> str:
@@ -197,8 +197,8 @@ def _declared(node: yaml.Node, declared: Any) -> yaml.Node:
         fields = {name: field.annotation for name, field in declared.model_fields.items()}
         changed.value = [(key, _declared(value, fields.get(str(key.value)))) for key, value in node.value]
     elif isinstance(node, yaml.SequenceNode):
-        of_elements = next((get_args(kind)[0] for kind in types if get_origin(kind) is list), None)
-        changed.value = [_declared(element, of_elements) for element in node.value]
+        element_type = next((get_args(kind)[0] for kind in types if get_origin(kind) is list), None)
+        changed.value = [_declared(element, element_type) for element in node.value]
     elif isinstance(node, yaml.ScalarNode) and node.tag in (f"{_TAG}int", f"{_TAG}float"):
         if str in types and not {int, float} & {*types}:
             changed.tag = f"{_TAG}str"

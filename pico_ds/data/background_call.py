@@ -1,4 +1,4 @@
-"""A function call in a background thread."""
+"""Calls a function in a background thread."""
 
 from collections.abc import Callable
 from threading import Thread

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 RETRY_SECONDS = (1.0, 4.0, 16.0, 60.0)
 #: a request fails if the hub neither sends nor accepts data for this long; by default the library waits forever [s]
 TIMEOUT_SECONDS = 60.0
-#: HTTP status codes that are not retried, because the next answer would be the same
+#: HTTP status codes that are not retried, because a retry would get the same answer
 _FINAL_STATUSES = (400, 401, 403, 404, 413, 422)
 
 Result = TypeVar("Result")
@@ -22,9 +22,9 @@ def set_timeout() -> None:
 
     def client() -> Any:
         # the library's own factory returns a client of httpx or of httpx2, depending on the release
-        found = _http.default_client_factory()
-        found.timeout = TIMEOUT_SECONDS
-        return found
+        http_client = _http.default_client_factory()
+        http_client.timeout = TIMEOUT_SECONDS
+        return http_client
 
     set_client_factory(client)
 

@@ -20,7 +20,7 @@ Document = str | npt.NDArray[np.int64]
 
 #: field or column that holds token ids; a row with token ids needs no text
 TOKEN_COLUMN = "input_ids"  # noqa: S105
-_LARGEST_ID = 2**63 - 1
+_MAX_TOKEN_ID = 2**63 - 1
 SUFFIXES = (".txt", ".jsonl", ".parquet")
 #: byte order marks of unsupported encodings; UTF-32 comes first, because its little-endian mark starts with UTF-16's
 _OTHER_ENCODINGS = {
@@ -123,7 +123,7 @@ def _jsonl_rows(path: Path, columns: Columns) -> Iterator[Row]:
                 raise DataError(f"{where}: not valid JSON ({reason})") from None
             if (document := _document_of(record, columns, where)) is not None:
                 yield Row(document, _domain(record.get(columns.domain)))
-    _warn_of_undecodable(path, "line", undecodable)
+    _warn_about_undecodable(path, "line", undecodable)
 
 
 def _document_of(record: Any, columns: Columns, where: str) -> Document | None:
@@ -161,7 +161,7 @@ def _token_ids(value: Any, where: str) -> npt.NDArray[np.int64] | None:
     if not isinstance(value, list):
         raise DataError(f"{where}: {TOKEN_COLUMN!r} is {value!r:.40}, expected a list of token ids")
     for position, token in enumerate(value):
-        if type(token) is not int or not 0 <= token <= _LARGEST_ID:
+        if type(token) is not int or not 0 <= token <= _MAX_TOKEN_ID:
             raise DataError(
                 f"{where}: {TOKEN_COLUMN!r} holds {token!r:.40} at position {position}, expected a token id"
             )
@@ -177,22 +177,22 @@ def _parquet_rows(path: Path, columns: Columns) -> Iterator[Row]:
         file = parquet.ParquetFile(path)
         schema = file.schema_arrow
         # a row whose token ids are null may still have a text
-        wanted = [column for column in (TOKEN_COLUMN, columns.text) if column in schema.names]
-        if not wanted:
+        content_columns = [column for column in (TOKEN_COLUMN, columns.text) if column in schema.names]
+        if not content_columns:
             raise DataError(
                 f"{path} has the columns {', '.join(schema.names)}; expected {columns.text!r} (set {columns.setting}) "
                 f"or {TOKEN_COLUMN!r} for a corpus that is already tokenized"
             )
-        check_type(path, wanted[0], schema.field(wanted[0]).type, columns.setting)
-        if len(wanted) > 1 and not _holds_text(schema.field(columns.text).type):
-            wanted.pop()
-        read = [*wanted, *([columns.domain] if columns.domain in schema.names else [])]
+        check_type(path, content_columns[0], schema.field(content_columns[0]).type, columns.setting)
+        if len(content_columns) > 1 and not _holds_text(schema.field(columns.text).type):
+            content_columns.pop()
+        read = [*content_columns, *([columns.domain] if columns.domain in schema.names else [])]
         first = 0
         for batch in file.iter_batches(columns=read):
             domains = batch.column(columns.domain).to_pylist() if columns.domain in read else [None] * len(batch)
             for number, domain in enumerate(domains):
-                values = ((column, batch.column(column)[number]) for column in wanted)
-                column, value = next(((name, one) for name, one in values if one.is_valid), ("", None))
+                values = ((column, batch.column(column)[number]) for column in content_columns)
+                column, value = next(((name, scalar) for name, scalar in values if scalar.is_valid), ("", None))
                 if value is None:
                     continue
                 where = f"{path}, row {first + number}"
@@ -205,7 +205,7 @@ def _parquet_rows(path: Path, columns: Columns) -> Iterator[Row]:
     # a damaged column name raises UnicodeDecodeError
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read as parquet: {error}") from error
-    _warn_of_undecodable(path, "row", undecodable)
+    _warn_about_undecodable(path, "row", undecodable)
 
 
 def _text(value: Any, number: int, undecodable: list[int]) -> str:
@@ -224,13 +224,13 @@ def _token_array(value: Any, where: str) -> npt.NDArray[np.int64]:
         position = value.values.is_valid().to_pylist().index(False)
         raise DataError(f"{where}: {TOKEN_COLUMN!r} holds null at position {position}, expected a token id")
     tokens = np.asarray(value.values.to_numpy(zero_copy_only=False))
-    bad = np.flatnonzero((tokens < 0) | (tokens > _LARGEST_ID))
+    bad = np.flatnonzero((tokens < 0) | (tokens > _MAX_TOKEN_ID))
     if len(bad):
         raise DataError(f"{where}: {TOKEN_COLUMN!r} holds {tokens[bad[0]]} at position {bad[0]}, expected a token id")
     return tokens.astype(np.int64)
 
 
-def _warn_of_undecodable(path: Path, kind: str, numbers: list[int]) -> None:
+def _warn_about_undecodable(path: Path, kind: str, numbers: list[int]) -> None:
     """Log one warning per file, because a corpus may have millions of undecodable rows."""
     if numbers:
         logger.warning(
@@ -265,9 +265,9 @@ def check_type(name: object, column: str, found: Any, setting: str = "data.text_
 
     if column == TOKEN_COLUMN:
         is_list = types.is_list(found) or types.is_large_list(found) or types.is_fixed_size_list(found)
-        fits, wanted = is_list and types.is_integer(found.value_type), "lists of integers"
+        fits, expected = is_list and types.is_integer(found.value_type), "lists of integers"
     else:
-        fits, wanted = _holds_text(found), "strings"
+        fits, expected = _holds_text(found), "strings"
     if not fits:
         hint = f"; set {setting} to the column that holds the text" if column != TOKEN_COLUMN else ""
-        raise DataError(f"{name}: column {column!r} holds {found}, expected {wanted}{hint}")
+        raise DataError(f"{name}: column {column!r} holds {found}, expected {expected}{hint}")

@@ -39,7 +39,7 @@ class TrainingRows(Protocol):
         """
 
     def state_dict(self, position: int) -> dict[str, int]:
-        """Return the state that finds a global position again without reading from the beginning."""
+        """Return a state with which a resumed run finds a global position without reading from the beginning."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore a state that `state_dict` returned."""
@@ -85,8 +85,8 @@ class ShuffledRows:
         epochs, places = np.divmod(np.arange(first + rank, first + count, world_size), self._rows.n_rows)
         chosen = np.empty(len(places), dtype=np.int64)
         for epoch in np.unique(epochs):
-            here = epochs == epoch
-            chosen[here] = self._order(int(epoch))[places[here]]
+            in_epoch = epochs == epoch
+            chosen[in_epoch] = self._order(int(epoch))[places[in_epoch]]
         return chosen
 
     def take(self, first: int, count: int, rank: int = 0, world_size: int = 1) -> Int[Tensor, "rows length"]:

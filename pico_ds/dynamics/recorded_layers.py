@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 
 from pico_ds.config import ConfigError
-from pico_ds.model.meta_model import DECODER, is_of_the_body
+from pico_ds.model.meta_model import DECODER, is_body_parameter
 
 _WEIGHT = ".weight"
 
@@ -21,7 +21,7 @@ def recorded_layers(parameters: Iterable[str], suffixes: Sequence[str]) -> Mappi
     Raises:
         ConfigError: a suffix matches no module of the decoder.
     """
-    paths = {name.removeprefix(DECODER).removesuffix(_WEIGHT): name for name in parameters if is_of_the_body(name)}
+    paths = {name.removeprefix(DECODER).removesuffix(_WEIGHT): name for name in parameters if is_body_parameter(name)}
     for suffix in suffixes:
         if not any(path.endswith(suffix) for path in paths):
             ends = sorted({path.split(".", 2)[-1] for path in paths})

@@ -19,7 +19,7 @@ from pico_ds.config import PerplexityConfig, RunConfig
 from pico_ds.data.input_files import Document
 from pico_ds.data.keyed_random import digest64
 from pico_ds.data.text.perplexity_texts import read_texts
-from pico_ds.data.text.tokenizer import TextTokenizer, warn_of_special
+from pico_ds.data.text.tokenizer import TextTokenizer, warn_about_special_tokens
 from pico_ds.engine.distributed import Process
 from pico_ds.errors import DataError
 from pico_ds.file_writing import replace_text
@@ -112,7 +112,7 @@ class PerplexityDataset:
             rows += [
                 (number, ids[first : first + length]) for first in range(0, max(0, len(ids) - 1), max(1, length - 1))
             ]
-        warn_of_special(special)
+        warn_about_special_tokens(special)
         if not rows:
             raise DataError(
                 "evaluation.perplexity.data: no text has two or more tokens, so there is nothing to predict"

@@ -1,1 +1,1 @@
-"""Models, snapshots and results on the Hugging Face hub."""
+"""Pushes models, snapshots and results to the Hugging Face hub."""

@@ -29,7 +29,7 @@ def model_files(checkpoint: Path) -> dict[str, Path]:
     Raises:
         CheckpointError: the index of the checkpoint is damaged.
     """
-    assert (checkpoint / WEIGHTS_NAME).exists(), f"{checkpoint} holds no weights"
+    assert (checkpoint / WEIGHTS_NAME).exists(), f"{checkpoint} has no weights"
     # a checkpoint that lost its training state has no index
     has_index = (checkpoint / STATE_DIRECTORY / INDEX_NAME).exists()
     names = Index.read(checkpoint).files if has_index else (path.name for path in checkpoint.iterdir())
@@ -49,9 +49,9 @@ def public_config(config: RunConfig) -> RunConfig:
 
 def _without_directories(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _without_directories(each) for key, each in value.items()}
+        return {key: _without_directories(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_without_directories(each) for each in value]
+        return [_without_directories(item) for item in value]
     is_absolute = isinstance(value, str) and (value.startswith("~") or Path(value).is_absolute())
     return PurePath(value).name or "/" if is_absolute else value
 

@@ -4,7 +4,7 @@ import re
 from functools import lru_cache
 
 from pico_ds.config import ConfigError
-from pico_ds.model.meta_model import DECODER, is_of_the_body
+from pico_ds.model.meta_model import DECODER, is_body_parameter
 
 _LAST_BLOCKS = re.compile(r"last_(\d+)_blocks?")
 
@@ -21,7 +21,7 @@ def adapted_names(adapt: str, names: tuple[str, ...], n_layers: int) -> frozense
     Raises:
         ConfigError: the regular expression is invalid or matches nothing, or `k` exceeds the number of blocks.
     """
-    body = {name: name.removeprefix(DECODER) for name in names if is_of_the_body(name)}
+    body = {name: name.removeprefix(DECODER) for name in names if is_body_parameter(name)}
     if adapt == "all":
         return frozenset(body)
     if adapt == "head":

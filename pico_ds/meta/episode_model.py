@@ -12,7 +12,7 @@ from pico_ds.config import Readout
 from pico_ds.meta.functional_model import FunctionalModel, Parameters
 from pico_ds.meta.heads import Head, HeadWeights, keyed_dropout, own_parameters
 from pico_ds.meta.inner_optimizer import total_norm
-from pico_ds.model.meta_model import HEAD, is_of_the_body
+from pico_ds.model.meta_model import HEAD, is_body_parameter
 from pico_ds.tasks.episode import Contexts, Episode
 
 
@@ -78,7 +78,7 @@ def task_leaves(theta: Parameters, n_tasks: int | None = None) -> dict[str, Tens
     Args:
         n_tasks: add a first axis of this size, with separate leaves for each task.
     """
-    leaves = {name: weight.detach() for name, weight in theta.items() if is_of_the_body(name)}
+    leaves = {name: weight.detach() for name, weight in theta.items() if is_body_parameter(name)}
     if n_tasks is not None:
         leaves = {name: weight.expand(n_tasks, *weight.shape) for name, weight in leaves.items()}
     return {name: weight.requires_grad_() for name, weight in leaves.items()}

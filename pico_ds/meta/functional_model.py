@@ -17,7 +17,7 @@ from pico_ds.model.attention import Attend
 from pico_ds.model.attention_backends import math_attention
 from pico_ds.model.compilation import compiled
 from pico_ds.model.loss import chunk_loss_and_gradients, linear_cross_entropy, token_cross_entropies
-from pico_ds.model.meta_model import OUTPUT_PROJECTION, MetaModel, is_of_the_body
+from pico_ds.model.meta_model import OUTPUT_PROJECTION, MetaModel, is_body_parameter
 from pico_ds.tasks.episode import Contexts
 
 CompileMode = Literal["none", "block", "model"]
@@ -53,7 +53,7 @@ class FunctionalModel:
         self.feature_length = feature_squared_norm**0.5
         self.n_layers = len(skeleton.decoder.layers)
         #: the parameters that the hidden states depend on, in a fixed order, because another set compiles another graph
-        self._names = [name for name, _ in skeleton.named_parameters() if is_of_the_body(name)]
+        self._names = [name for name, _ in skeleton.named_parameters() if is_body_parameter(name)]
         self._ndim = skeleton.get_parameter(self._names[0]).ndim
         self._skeleton_of_tasks = skeleton.with_attention(attend_batch)
         self._run: Callable[..., Tensor] = self._call

@@ -10,7 +10,7 @@ from pico_ds.meta.functional_model import CompileMode, FunctionalModel
 from pico_ds.meta.learners import make_learner
 from pico_ds.meta.meta_model_builder import build_model_skeleton
 from pico_ds.meta.task_batching import tasks_per_batch
-from pico_ds.model.attention_backends import attention_of_several_tasks, choose_attention, math_attention
+from pico_ds.model.attention_backends import choose_attention, choose_batched_attention, math_attention
 from pico_ds.model.compilation import why_not_compile
 from pico_ds.model.precision import COMPUTE_DTYPE
 
@@ -34,7 +34,7 @@ def build_functional_model(config: RunConfig, vocab_size: int, device: torch.dev
     batch_attention = math_attention
     has_separate_weights = not make_learner(config.meta, skeleton.decoder).shares_weights
     if config.meta_ratio and has_separate_weights and tasks_per_batch(config, skeleton, device.type == "cuda") > 1:
-        _, batch_attention = attention_of_several_tasks(kernel, attend, device, dtype, *heads, contexts)
+        _, batch_attention = choose_batched_attention(kernel, attend, device, dtype, *heads, contexts)
     return FunctionalModel(
         skeleton,
         dtype,

@@ -10,7 +10,7 @@ from torch import Tensor
 from pico_ds.config import RunConfig
 from pico_ds.config.validation import LAYOUT_EXTRA_TOKENS
 from pico_ds.meta.learners import make_learner
-from pico_ds.model.meta_model import MetaModel, is_of_the_body
+from pico_ds.model.meta_model import MetaModel, is_body_parameter
 from pico_ds.model.precision import COMPUTE_DTYPE
 from pico_ds.model.recompute import Recompute
 
@@ -33,7 +33,7 @@ def task_bytes(skeleton: MetaModel, config: RunConfig) -> dict[str, int]:
         together = (support if pass_counts.support else 0) + query + max(layer, layer_of_query)
         return {"activations (estimate)": together}
     activations = max(support + layer, query + layer_of_query)
-    body = sum(size for name, size in sizes.items() if is_of_the_body(name))
+    body = sum(size for name, size in sizes.items() if is_body_parameter(name))
     adapted = sum(sizes[name] for name in learner.adapted)
     # in bf16 a step allocates new fp32 weights; in fp32 the storage of the gradient becomes the new weights
     old = FP32_BYTES * adapted if steps > 1 and dtype != torch.float32 else 0

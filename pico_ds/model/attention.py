@@ -22,7 +22,7 @@ class Attend(Protocol):
 
 
 def causal_attention(queries: Tensor, keys: Tensor, values: Tensor, layer: int = 0) -> Tensor:
-    """Causal self-attention without a mask tensor, so that the flash kernels apply.
+    """Compute causal self-attention without a mask tensor, so that the flash kernels apply.
 
     Sequences are right-padded, so the causal mask already hides the padding from every real position.
     """

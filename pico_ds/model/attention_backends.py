@@ -1,4 +1,4 @@
-"""Choice of the attention kernel. All kernels compute the same function; they differ in speed and availability."""
+"""Chooses the attention kernel. All kernels compute the same function; they differ in speed and availability."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _SDPA = {
 #: under vmap, torch does not detect that a gradient will be needed; these kernels then save nothing for backward
 _NOT_UNDER_VMAP = {"cudnn", "sdpa_efficient"}
 #: last cuDNN release that accesses memory out of bounds unless the length is a multiple of 128 (pytorch issue 169849)
-_CUDNN_WRONG_UNTIL, _CUDNN_RIGHT_LENGTHS = 91500, 128
+_CUDNN_LAST_WRONG_VERSION, _CUDNN_LENGTH_MULTIPLE = 91500, 128
 #: module to import, and how to install it
 _PACKAGES = {
     "flash_attn": ("flash_attn", "pip install flash-attn --no-build-isolation (needs nvcc)"),
@@ -48,11 +48,11 @@ class UnavailableError(Exception):
 
 
 #: log lines already written, because a run builds several networks
-_said: set[str] = set()
+_logged: set[str] = set()
 
 
 def choose_attention(
-    wanted: Backend | Literal["auto"],
+    requested: Backend | Literal["auto"],
     device: torch.device,
     dtype: torch.dtype,
     n_heads: int,
@@ -68,7 +68,7 @@ def choose_attention(
         ConfigError: the requested kernel does not work; the message says how to install it.
     """
     problems: list[str] = []
-    for name in BACKENDS if wanted == "auto" else (wanted,):
+    for name in BACKENDS if requested == "auto" else (requested,):
         for repeat_keys in (False, True) if name in _SDPA and n_kv_heads < n_heads else (False,):
             try:
                 attend = load_backend(name, device, repeat_keys)
@@ -80,15 +80,15 @@ def choose_attention(
                         warnings.simplefilter("ignore")
                         probe(attend, device, dtype, n_heads, n_kv_heads, head_dim, length)
             except UnavailableError as problem:
-                said = f"{name}: {problem}"
+                message = f"{name}: {problem}"
                 # a missing kernel gives the same message with and without repeated keys
-                problems += [said] if said not in problems else []
+                problems += [message] if message not in problems else []
                 continue
-            how = "keys and values repeated for each query head" if repeat_keys else f"model.attention: {wanted}"
-            said = f"attention: {name} ({how}){''.join(f'; not {problem}' for problem in problems)}"
-            if said not in _said:
-                _said.add(said)
-                logger.info("%s", said)
+            how = "keys and values repeated for each query head" if repeat_keys else f"model.attention: {requested}"
+            message = f"attention: {name} ({how}){''.join(f'; not {problem}' for problem in problems)}"
+            if message not in _logged:
+                _logged.add(message)
+                logger.info("%s", message)
             return name, attend
     raise ConfigError(
         f"model.attention: {'; '.join(problems)}. Choose another one of auto, {', '.join(BACKENDS)}; auto finds the "
@@ -96,7 +96,7 @@ def choose_attention(
     )
 
 
-def attention_of_several_tasks(
+def choose_batched_attention(
     chosen: Backend,
     attend: Attend,
     device: torch.device,
@@ -130,20 +130,20 @@ def attention_of_several_tasks(
 
 
 def _under_vmap(attend: Attend) -> Attend:
-    def together(queries: Tensor, keys: Tensor, values: Tensor, layer: int) -> Tensor:
-        def alone(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    def batched(queries: Tensor, keys: Tensor, values: Tensor, layer: int) -> Tensor:
+        def single(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
             return attend(queries, keys, values, layer)
 
-        return torch.func.vmap(alone)(queries[:, None], keys[:, None], values[:, None])[:, 0]
+        return torch.func.vmap(single)(queries[:, None], keys[:, None], values[:, None])[:, 0]
 
-    return together
+    return batched
 
 
 def _check_cudnn(lengths: Sequence[int]) -> None:
     version = torch.backends.cudnn.version() or 0
-    if version <= _CUDNN_WRONG_UNTIL and any(length % _CUDNN_RIGHT_LENGTHS for length in lengths):
+    if version <= _CUDNN_LAST_WRONG_VERSION and any(length % _CUDNN_LENGTH_MULTIPLE for length in lengths):
         raise UnavailableError(
-            f"cuDNN {version} gives wrong results unless lengths are multiples of {_CUDNN_RIGHT_LENGTHS} (got "
+            f"cuDNN {version} gives wrong results unless lengths are multiples of {_CUDNN_LENGTH_MULTIPLE} (got "
             f"{lengths}); install a newer torch or nvidia-cudnn"
         )
 
@@ -205,7 +205,7 @@ def _direct(function: Callable[[Tensor, Tensor, Tensor], Any]) -> Attend:
 def _opaque(interface: Any) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     """Wrap FlashAttention-4 as a custom operator, because torch.compile cannot trace its Python code.
 
-    Uses private functions of the package; `probe` checks their results before they are used.
+    Uses private functions of the package. `probe` checks their results first.
     """
 
     @torch.library.custom_op("pico_ds::flash_attn_4", mutates_args=())
@@ -240,13 +240,13 @@ def _opaque(interface: Any) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
         out, normaliser = (tensor.unflatten(0, (info.batch_size, -1)) for tensor in found)
         return (out, normaliser), (0, 0)
 
-    def keep(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
+    def save_for_backward(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
         ctx.save_for_backward(*inputs, *output)
 
     def differentiate(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return backward(gradient.contiguous(), *ctx.saved_tensors)
 
-    forward.register_autograd(differentiate, setup_context=keep)
+    forward.register_autograd(differentiate, setup_context=save_for_backward)
     return lambda queries, keys, values: forward(queries, keys, values)[0]
 
 
@@ -269,11 +269,11 @@ def probe(
 
     try:
         with torch.enable_grad():
-            got, wanted = outcome(attend, dtype), outcome(_sdpa(SDPBackend.MATH), torch.float32)
+            results, references = outcome(attend, dtype), outcome(_sdpa(SDPBackend.MATH), torch.float32)
     except Exception as error:
         reason = textwrap.shorten(f"{type(error).__name__}: {error}", 150, placeholder=" ...")
         raise UnavailableError(f"fails on {tuple(shapes[0])} in {dtype}: {reason}") from error
-    for mine, reference in zip(got, wanted, strict=True):
-        difference = (mine.float() - reference).abs().max() / reference.abs().max()
+    for result, reference in zip(results, references, strict=True):
+        difference = (result.float() - reference).abs().max() / reference.abs().max()
         if not difference <= _TOLERANCE[dtype]:
             raise UnavailableError(f"is wrong by {difference:.1e} at {tuple(shapes[0])} in {dtype}")

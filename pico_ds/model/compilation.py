@@ -11,7 +11,7 @@ import torch._functorch.config
 import torch.compiler.config
 
 #: limit on the graphs per function; torch.compile stops compiling a function that exceeds its limit
-_MOST_GRAPHS = 64
+_MAX_GRAPHS = 64
 _CACHE_TAG = "pico_ds-no-donation"
 
 
@@ -32,14 +32,14 @@ def prepare_compiler() -> None:
     give wrong gradients, so the cache key gets a tag.
     """
     dynamo: Any = torch._dynamo.config
-    dynamo.recompile_limit = max(dynamo.recompile_limit, _MOST_GRAPHS)
+    dynamo.recompile_limit = max(dynamo.recompile_limit, _MAX_GRAPHS)
     torch._functorch.config.donated_buffer = False
     if _CACHE_TAG not in torch.compiler.config.cache_key_tag:
         torch.compiler.config.cache_key_tag += _CACHE_TAG
 
 
 def why_not_compile() -> str | None:
-    """Reason why torch.compile cannot compile for a GPU here, or None if it can."""
+    """Return the reason why torch.compile cannot compile for a GPU here, or None if it can."""
     if importlib.util.find_spec("triton") is None:
         return "the package triton is not installed"
     compiler = os.environ.get("CC")

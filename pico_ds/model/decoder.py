@@ -32,7 +32,7 @@ class PicoDecoder(nn.Module):
         recompute: Recompute = "none",
         states: list[Tensor] | None = None,
     ) -> Tensor:
-        """Hidden states of the last block after the final norm.
+        """Return the hidden states of the last block after the final norm.
 
         Args:
             input_ids: `[batch, seq]` token ids, right-padded.
@@ -54,7 +54,7 @@ class PicoDecoder(nn.Module):
         return self.output_norm(x)
 
     def forward(self, input_ids: Tensor) -> Tensor:
-        """Next-token logits `[batch, seq, vocab_size]` for token ids `[batch, seq]`."""
+        """Return next-token logits `[batch, seq, vocab_size]` for token ids `[batch, seq]`."""
         return self.de_embedding_proj(self.hidden(input_ids))
 
 
@@ -74,7 +74,7 @@ def initialize_weights(decoder: PicoDecoder, std: float, generator: torch.Genera
 
 
 def parameter_count(shape: DecoderShape, vocab_size: int) -> int:
-    """Number of parameters of a decoder, without allocating it."""
+    """Return the number of parameters of a decoder, without allocating it."""
     with torch.device("meta"):
         decoder = PicoDecoder(shape, vocab_size)
     return sum(weight.numel() for weight in decoder.parameters())

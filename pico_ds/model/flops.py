@@ -21,7 +21,7 @@ _PEAK_BF16 = {
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """Peak dense bf16 rate of a device [FLOP/s]; None if it is unknown, as for a CPU."""
+    """Return the peak dense bf16 rate of a device [FLOP/s]; None if it is unknown, as for a CPU."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
@@ -29,7 +29,7 @@ def peak_flops(device: torch.device) -> float | None:
 
 
 def forward_flops_per_token(shape: ModelConfig, vocab_size: int, length: int, with_logits: bool) -> float:
-    """FLOPs per token of one forward pass: 2 per matrix weight, plus attention.
+    """Return the FLOPs per token of one forward pass: 2 per matrix weight, plus attention.
 
     A backward pass needs twice as many. Causal attention needs 2 T d per layer on average, scores and values together.
     Source: Chowdhery et al. 2022 (PaLM), arXiv 2204.02311, appendix B, with attention halved for the causal mask.
@@ -45,10 +45,10 @@ def forward_flops_per_token(shape: ModelConfig, vocab_size: int, length: int, wi
 
 
 def language_model_flops(shape: ModelConfig, vocab_size: int, rows: int, length: int) -> float:
-    """FLOPs of one autoregressive step: the forward and backward passes over all rows."""
+    """Return the FLOPs of one autoregressive step: the forward and backward passes over all rows."""
     return 3 * rows * length * forward_flops_per_token(shape, vocab_size, length, with_logits=True)
 
 
 def context_flops(shape: ModelConfig, vocab_size: int, length: int) -> float:
-    """FLOPs of one forward pass over one context, without the output projection."""
+    """Return the FLOPs of one forward pass over one context, without the output projection."""
     return length * forward_flops_per_token(shape, vocab_size, length, with_logits=False)

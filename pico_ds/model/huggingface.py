@@ -141,13 +141,13 @@ class PicoDecoderHF(PicoDecoder, PreTrainedModel, GenerationMixin):
                 position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -input_ids.shape[1] :]
             else:
                 position_ids = torch.arange(seen, seen + input_ids.shape[1], device=input_ids.device)[None]
-        attentions: list[Tensor] | None = [] if self._is_asked("attentions", output_attentions) else None
+        attentions: list[Tensor] | None = [] if self._is_requested("attentions", output_attentions) else None
         if attentions is not None and self.config._attn_implementation != "eager":
             raise ValueError(
                 f"output_attentions: {self.config._attn_implementation} attention does not return attention weights; "
                 'load the model with attn_implementation="eager"'
             )
-        states: list[Tensor] | None = [] if self._is_asked("hidden_states", output_hidden_states) else None
+        states: list[Tensor] | None = [] if self._is_requested("hidden_states", output_hidden_states) else None
         attend = self._attend(input_ids, attention_mask, position_ids, cache, attentions)
         hidden = self.hidden(input_ids, position_ids, attend, states=states)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
@@ -162,7 +162,7 @@ class PicoDecoderHF(PicoDecoder, PreTrainedModel, GenerationMixin):
             output["attentions"] = tuple(attentions)
         return CausalLMOutputWithPast(**output)
 
-    def _is_asked(self, name: str, argument: bool | None) -> bool:
+    def _is_requested(self, name: str, argument: bool | None) -> bool:
         return bool(getattr(self.config, f"output_{name}", False) if argument is None else argument)
 
     def _attend(
@@ -173,13 +173,13 @@ class PicoDecoderHF(PicoDecoder, PreTrainedModel, GenerationMixin):
         cache: Cache | None,
         attentions: list[Tensor] | None,
     ) -> Attend:
-        named: dict[str, Any] = {CACHE_NAME: cache}
+        cache_argument: dict[str, Any] = {CACHE_NAME: cache}
         mask: Any = create_causal_mask(
             config=self.config,
             inputs_embeds=torch.empty((*input_ids.shape, 0), dtype=self.dtype, device=input_ids.device),
             attention_mask=attention_mask,
             position_ids=position_ids,
-            **named,
+            **cache_argument,
         )
         kernel = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
 
@@ -187,9 +187,11 @@ class PicoDecoderHF(PicoDecoder, PreTrainedModel, GenerationMixin):
             if cache is not None:
                 keys, values = cache.update(keys, values, layer)
             # with device_map, blocks may be on different devices
-            here = mask.to(queries.device) if isinstance(mask, Tensor) else mask
+            local_mask = mask.to(queries.device) if isinstance(mask, Tensor) else mask
             attention = self.layers[layer].attention
-            mixed, weights = kernel(attention, queries, keys, values, here, dropout=0.0, scaling=self.head_dim**-0.5)
+            mixed, weights = kernel(
+                attention, queries, keys, values, local_mask, dropout=0.0, scaling=self.head_dim**-0.5
+            )
             if attentions is not None:
                 attentions.append(weights)
             return mixed.transpose(1, 2)
@@ -206,7 +208,7 @@ def eager_attention(
     scaling: float,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor]:
-    """Attention by explicit matrix products, with the interface of transformers' attention functions.
+    """Compute attention by explicit matrix products, with the interface of transformers' attention functions.
 
     Args:
         query: `[batch, heads, seq, head_dim]`; key and value are `[batch, kv_heads, cached, head_dim]`.

@@ -40,7 +40,9 @@ class RMSNorm(nn.Module):
 
 
 def rotary_angles(position_ids: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of the rotary angles in fp32. They are computed at each call, so a checkpoint has no RoPE buffer.
+    """Return cosine and sine of the rotary angles in fp32.
+
+    They are computed at each call, so a checkpoint has no RoPE buffer.
 
     Args:
         position_ids: `[batch or 1, seq]` integers.

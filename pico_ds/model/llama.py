@@ -1,4 +1,4 @@
-"""Conversion of weights between a Pico decoder and transformers' LLAMA.
+"""Converts weights between a Pico decoder and transformers' LLAMA.
 
 The two differ in parameter names and in how rotary embeddings pair the features of a head: Pico rotates neighbours
 (2i, 2i + 1), transformers' LLAMA rotates halves (i, i + head_dim / 2). Permuting the rows of the query and key
@@ -11,14 +11,14 @@ from types import MappingProxyType
 
 from torch import Tensor
 
-_OUTER = MappingProxyType(
+_NAMES_OUTSIDE_BLOCKS = MappingProxyType(
     {
         "embedding_proj.weight": "model.embed_tokens.weight",
         "output_norm.weight": "model.norm.weight",
         "de_embedding_proj.weight": "lm_head.weight",
     }
 )
-_OF_A_BLOCK: Mapping[str, str] = MappingProxyType(
+_NAMES_IN_BLOCKS: Mapping[str, str] = MappingProxyType(
     {
         "attention.q_proj": "self_attn.q_proj",
         "attention.k_proj": "self_attn.k_proj",
@@ -36,17 +36,17 @@ _ROTATED = ("attention.q_proj.weight", "attention.k_proj.weight")
 
 
 def llama_name(name: str) -> str:
-    """Name of a decoder parameter in `LlamaForCausalLM`.
+    """Return the name of a decoder parameter in `LlamaForCausalLM`.
 
     Raises:
         ValueError: the decoder has no such parameter.
     """
-    if name in _OUTER:
-        return _OUTER[name]
+    if name in _NAMES_OUTSIDE_BLOCKS:
+        return _NAMES_OUTSIDE_BLOCKS[name]
     match = _BLOCK.fullmatch(name)
-    if match is None or match[2] not in _OF_A_BLOCK:
+    if match is None or match[2] not in _NAMES_IN_BLOCKS:
         raise ValueError(f"{name} is not a parameter of a decoder")
-    return f"model.layers.{match[1]}.{_OF_A_BLOCK[match[2]]}.weight"
+    return f"model.layers.{match[1]}.{_NAMES_IN_BLOCKS[match[2]]}.weight"
 
 
 def to_llama(name: str, weight: Tensor, head_dim: int) -> Tensor:

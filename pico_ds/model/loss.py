@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-#: most logits in memory at a time [elements]; 1 GiB in fp32
+#: maximum number of logits in memory at a time; 1 GiB in fp32
 CHUNK_LOGITS = 2**28
 
 #: computes the loss of one chunk of tokens, and its gradients with respect to the hidden states and the weight
@@ -16,7 +16,7 @@ ChunkFunction = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]
 
 
 def chunk_loss_and_gradients(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Sum of the cross-entropies, and its gradients with respect to `hidden` and `weight`.
+    """Return the sum of the cross-entropies, and its gradients with respect to `hidden` and `weight`.
 
     Args:
         hidden: `[tokens, width]`.
@@ -43,7 +43,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     ) -> Tensor:
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
         hidden_gradient = torch.empty_like(hidden)
-        # chunks are summed in fp32, whatever the compute type
+        # chunks are summed in fp32, even if the compute type is bf16
         weight_gradient = torch.zeros_like(weight, dtype=torch.float32)
         count = _chunks(targets, weight, chunk_logits)
         parts = (part.chunk(count) for part in (hidden, targets, hidden_gradient))
@@ -63,7 +63,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def _chunks(targets: Tensor, weight: Tensor, chunk_logits: int) -> int:
-    # a rank may have no rows: then there is one empty chunk
+    # a rank without rows has one empty chunk
     return max(1, -(-len(targets) * len(weight) // chunk_logits))
 
 
@@ -74,13 +74,13 @@ def linear_cross_entropy(
     chunk_logits: int = CHUNK_LOGITS,
     on_chunk: ChunkFunction = chunk_loss_and_gradients,
 ) -> Float[Tensor, ""]:
-    """SUM over tokens of the cross-entropy of the logits `hidden weight^T`, fp32 [nats].
+    """Return the SUM over tokens of the cross-entropy of the logits `hidden weight^T`, fp32 [nats].
 
     Equals `F.cross_entropy(F.linear(hidden, weight).float(), targets, reduction="sum")`, but never holds all logits,
-    their fp32 copy and its gradient, which would be by far the largest tensors of a training step.
+    their fp32 copy and its gradient in memory. These would be by far the largest tensors of a training step.
 
     Args:
-        chunk_logits: most logits in memory at a time [elements].
+        chunk_logits: maximum number of logits in memory at a time.
         on_chunk: `chunk_loss_and_gradients`, possibly compiled.
     """
     if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
@@ -94,10 +94,10 @@ def token_cross_entropies(
     targets: Int[Tensor, " tokens"],
     chunk_logits: int = CHUNK_LOGITS,
 ) -> Float[Tensor, " tokens"]:
-    """Cross-entropy per token of the logits `hidden weight^T`, fp32 [nats]; 0 if the target is -100.
+    """Return the cross-entropy per token of the logits `hidden weight^T`, fp32 [nats]; 0 if the target is -100.
 
     Args:
-        chunk_logits: most logits in memory at a time [elements].
+        chunk_logits: maximum number of logits in memory at a time.
     """
     count = _chunks(targets, weight, chunk_logits)
     return torch.cat(

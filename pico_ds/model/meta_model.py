@@ -18,8 +18,8 @@ OUTPUT_PROJECTION = "decoder.de_embedding_proj.weight"
 HEAD, LEARNER = "head.", "learner."
 
 
-def is_of_the_body(name: str) -> bool:
-    """Whether the hidden states of the last block, and therefore the task losses, depend on a parameter."""
+def is_body_parameter(name: str) -> bool:
+    """Return whether the hidden states of the last block, and therefore the task losses, depend on a parameter."""
     return name.startswith(DECODER) and name != OUTPUT_PROJECTION
 
 
@@ -43,11 +43,11 @@ class MetaModel(nn.Module):
             self.learner = learner
 
     def with_attention(self, attend: Attend) -> MetaModel:
-        """A shallow copy that shares all parameters but uses another attention kernel."""
+        """Return a shallow copy that shares all parameters but uses another attention kernel."""
         other = copy.copy(self)
         other._attend = attend
         return other
 
     def forward(self, input_ids: Tensor) -> Tensor:
-        """Hidden states `[batch, seq, d_model]` for token ids `[batch, seq]`."""
+        """Return hidden states `[batch, seq, d_model]` for token ids `[batch, seq]`."""
         return self.decoder.hidden(input_ids, attend=self._attend, recompute=self._recompute)

@@ -1,4 +1,4 @@
-"""Initial weights from a Pico checkpoint or a LLAMA model (`model.init_from`)."""
+"""Loads initial weights from a Pico checkpoint or a LLAMA model (`model.init_from`)."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -63,9 +63,9 @@ class _Source:
         self._files = WeightFiles(directory)
 
     def differences(self, model: ModelConfig) -> Iterator[str]:
-        """Configuration keys that must change to match the source, with their values; empty if the source fits."""
-        wanted = _pico_keys(self._config) if self._kind == "pico_decoder" else _llama_keys(self._config)
-        changes = {key: value for key, value in wanted.items() if not _is_same(getattr(model, key), value)}
+        """Yield the configuration keys that must change to match the source, with their values."""
+        required = _pico_keys(self._config) if self._kind == "pico_decoder" else _llama_keys(self._config)
+        changes = {key: value for key, value in required.items() if not _is_same(getattr(model, key), value)}
         yield from (f"model.{key}: {value} (got {getattr(model, key)})" for key, value in changes.items())
         if model.vocab_size is not None and model.vocab_size < self.vocab_size:
             yield f"model.vocab_size: at least {self.vocab_size} (got {model.vocab_size})"
@@ -79,16 +79,16 @@ class _Source:
         candidates = [name, UPSTREAM_PREFIX + name] if self._kind == "pico_decoder" else [llama_name(name)]
         if name == "de_embedding_proj.weight" and self._config.get("tie_word_embeddings"):
             return self.read("embedding_proj.weight", shape, head_dim)
-        candidate = next((one for one in candidates if one in self._files.names), candidates[0])
+        candidate = next((found for found in candidates if found in self._files.names), candidates[0])
         if (found := self._files.shape_of(candidate)) != shape:
             raise WeightFilesError(f"{candidate} has shape {list(found)}, but config.json implies {list(shape)}")
         weight = self._files.read(candidate)
         return weight if self._kind == "pico_decoder" else from_llama(name, weight, head_dim)
 
 
-def _is_same(ours: float, theirs: float) -> bool:
-    """Whether two values are equal up to fp32 rounding, which models converted from GGUF have gone through."""
-    return ours == theirs or bool(np.float32(ours) == np.float32(theirs))
+def _is_same(first: float, second: float) -> bool:
+    """Return whether two values are equal up to fp32 rounding, which affects models converted from GGUF."""
+    return first == second or bool(np.float32(first) == np.float32(second))
 
 
 def _pico_keys(config: dict[str, Any]) -> dict[str, Any]:
@@ -103,14 +103,14 @@ def _llama_keys(config: dict[str, Any]) -> dict[str, Any]:
         raise WeightFilesError(f"config.json: rope_parameters is {rope!r}; it must be a JSON object")
     kind = rope.get("rope_type", rope.get("type", "default"))
     width, heads = checked_int(config, "hidden_size"), checked_int(config, "num_attention_heads")
-    unlike = {
+    unsupported = {
         f"rope_type {kind}": kind != "default",
         "attention_bias": bool(config.get("attention_bias")),
         "mlp_bias": bool(config.get("mlp_bias")),
         f"head_dim {config.get('head_dim')}": (config.get("head_dim") or width // heads) != width // heads,
         f"hidden_act {config.get('hidden_act')}": config.get("hidden_act", "silu") != "silu",
     }
-    if found := [what for what, is_so in unlike.items() if is_so]:
+    if found := [setting for setting, is_set in unsupported.items() if is_set]:
         raise WeightFilesError(f"has {', '.join(found)}, which a Pico decoder does not support")
     theta = {"rope_theta": rope.get("rope_theta", config.get("rope_theta", 10000.0))}
     return {
@@ -127,7 +127,7 @@ def _llama_keys(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _directory_of(init_from: str) -> Path:
-    """Path of a local directory, or of the downloaded model with this Hugging Face Hub id."""
+    """Return the path of a local directory, or of the downloaded model with this Hugging Face Hub id."""
     if (path := Path(init_from)).is_dir():
         return path
     from huggingface_hub import snapshot_download

@@ -1,4 +1,4 @@
-"""Reader for model directories in transformers format. It validates everything that it reads."""
+"""Reads model directories in transformers format, and validates everything that it reads."""
 
 import json
 import math
@@ -47,7 +47,7 @@ class WeightFiles:
         return tuple(self._files)
 
     def shape_of(self, name: str) -> tuple[int, ...]:
-        """Shape of a tensor, read from the file's header.
+        """Return the shape of a tensor, read from the file's header.
 
         Raises:
             WeightFilesError: the tensor does not exist or cannot be read.
@@ -56,7 +56,7 @@ class WeightFiles:
             return tuple(weights.get_slice(name).get_shape())
 
     def dtype_of(self, name: str) -> torch.dtype:
-        """Data type of a tensor: fp32, bf16 or fp16.
+        """Return the data type of a tensor: fp32, bf16 or fp16.
 
         Raises:
             WeightFilesError: the tensor has another type.
@@ -115,7 +115,7 @@ class WeightFiles:
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """Contents of a model's config.json.
+    """Return the contents of a model's config.json.
 
     Raises:
         WeightFilesError: the file cannot be read or is not a JSON object.
@@ -143,7 +143,7 @@ def _reason(error: Exception) -> str:
 
 
 def checked_int(config: dict[str, Any], key: str) -> int:
-    """Value of a key in config.json, checked to be an integer of at least 1.
+    """Return the value of a key in config.json, which must be an integer of at least 1.
 
     Raises:
         WeightFilesError: the key is missing or has another value.
@@ -155,7 +155,7 @@ def checked_int(config: dict[str, Any], key: str) -> int:
 
 
 def checked_float(config: dict[str, Any], key: str) -> float:
-    """Value of a key in config.json, checked to be a finite number above 0.
+    """Return the value of a key in config.json, which must be a finite number above 0.
 
     Raises:
         WeightFilesError: the key is missing or has another value.

@@ -7,7 +7,7 @@ from rich.table import Table
 
 from pico_ds.config import RunConfig, dump_config
 from pico_ds.config.deepspeed_config import resolve_deepspeed_config, zero_stage
-from pico_ds.config.validation import LAYOUT_EXTRA_TOKENS, warn_of
+from pico_ds.config.validation import LAYOUT_EXTRA_TOKENS, probable_mistakes
 from pico_ds.console import make_console
 from pico_ds.engine.zero_checks import check_zero_settings
 from pico_ds.planning.run_plan import Plan, make_plan
@@ -16,7 +16,7 @@ _GIB = 2**30
 
 
 def print_plan(config: RunConfig, deepspeed_json: dict[str, Any], name: str, world_size: int | None) -> None:
-    """Print configuration, parameter count, work per step, memory per rank and communication per step.
+    """Print the configuration, parameter count, work per step, memory per rank and communication per step.
 
     Args:
         world_size: number of ranks to plan for; None uses $WORLD_SIZE, or 1 if it is not set.
@@ -37,7 +37,7 @@ def print_plan(config: RunConfig, deepspeed_json: dict[str, Any], name: str, wor
     plan = make_plan(config, deepspeed_json, vocab_size, world_size)
     console = make_console()
     console.print(dump_config(config), soft_wrap=True)
-    for warning in warn_of(config):
+    for warning in probable_mistakes(config):
         console.print(f"warning: {warning}", soft_wrap=True)
     console.print(_work(config, plan, zero_stage(deepspeed_json), name), soft_wrap=True)
     titles = {"ar": "AR step", "meta": "meta step", "update": "update"}

@@ -64,7 +64,7 @@ def make_plan(config: RunConfig, deepspeed_json: dict[str, Any], vocab_size: int
         "reduced gradient, flat": round(weights * share) if stage else 0,
         "reduced gradient, fp32": round(FP32_BYTES * total * share) if stage else 0,
     }
-    lasting = {
+    persistent = {
         "weights": round(weights * share) if stage == 3 else weights,
         # below stage 3 the outer loop reads the weights in place and needs no copy
         "full copy of the weights": weights if stage == 3 else 0,
@@ -77,7 +77,7 @@ def make_plan(config: RunConfig, deepspeed_json: dict[str, Any], vocab_size: int
     if offloads(deepspeed_json):
         host_memory |= optimizer
     else:
-        lasting |= optimizer
+        persistent |= optimizer
     return Plan(
         world_size=world_size,
         n_parameters=total,
@@ -85,7 +85,7 @@ def make_plan(config: RunConfig, deepspeed_json: dict[str, Any], vocab_size: int
         meta_tokens_per_step=meta.tasks_per_step * contexts * (smlmt.context_tokens + LAYOUT_EXTRA_TOKENS),
         tasks_per_rank=math.ceil(meta.tasks_per_step / world_size),
         rows_per_rank=rows_per_rank,
-        memory={phase: {**lasting, **parts} for phase, parts in working.items()},
+        memory={phase: {**persistent, **parts} for phase, parts in working.items()},
         host_memory=host_memory,
         communication=communication(stage, weights, world_size),
     )
@@ -104,15 +104,15 @@ def _ar_step(skeleton: MetaModel, config: RunConfig, total: int, rows_per_rank: 
     loss = FP32_BYTES * projection + chunk
     # when a layer is recomputed, the logits have been freed, but not the gradient of the projection
     recomputed = max(0, layer + dtype.itemsize * projection - loss)
-    held = _held(dtype, math.ceil(rows_per_rank / rows)) * total
+    gradient_sum = _gradient_sum_bytes(dtype, math.ceil(rows_per_rank / rows)) * total
     # after the graph is freed: the gradient of the last micro-batch, and the sum that it is added to
-    end = dtype.itemsize * (total + projection) + (FP32_BYTES * total if held else 0)
+    end = dtype.itemsize * (total + projection) + (FP32_BYTES * total if gradient_sum else 0)
     return {
-        "sum of gradients": held,
+        "sum of gradients": gradient_sum,
         "activations (estimate)": activations,
         "logits of a chunk and gradient of the output projection": loss,
         "recomputed layer": recomputed,
-        "gradient beyond what it replaces": max(0, end - held - activations - loss - recomputed),
+        "gradient beyond what it replaces": max(0, end - gradient_sum - activations - loss - recomputed),
     }
 
 
@@ -121,14 +121,17 @@ def _meta_step(skeleton: MetaModel, config: RunConfig, sizes: dict[str, int], wo
     tasks = min(tasks_per_batch(config, skeleton, on_gpu=True), math.ceil(meta.tasks_per_step / world_size))
     batches = math.ceil(meta.tasks_per_step / world_size / tasks)
     # contributions of the query loss, and of the support features from which the head starts
-    through = learner.head.reads_features and not learner.shares_weights
-    contributions = batches * (2 if through else 1)
+    feature_gradient = learner.head.reads_features and not learner.shares_weights
+    contributions = batches * (2 if feature_gradient else 1)
     # the sum exists from the first of several contributions on, so assume fp32
-    held = FP32_BYTES * sum(sizes.values()) if contributions > 1 or tasks > 1 else 0
-    return {"sum of gradients": held, **{part: tasks * size for part, size in task_bytes(skeleton, config).items()}}
+    gradient_sum = FP32_BYTES * sum(sizes.values()) if contributions > 1 or tasks > 1 else 0
+    return {
+        "sum of gradients": gradient_sum,
+        **{part: tasks * size for part, size in task_bytes(skeleton, config).items()},
+    }
 
 
-def _held(dtype: torch.dtype, contributions: int) -> int:
+def _gradient_sum_bytes(dtype: torch.dtype, contributions: int) -> int:
     """Return the bytes per parameter of the sum of gradients while its last contribution is computed."""
     return (0, dtype.itemsize, FP32_BYTES)[min(contributions, 3) - 1]
 

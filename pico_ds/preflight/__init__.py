@@ -1,1 +1,1 @@
-"""Checks to run before training: whether all ranks agree, and whether the resources that they need work."""
+"""Checks before training that all ranks agree, and that their devices, network, disk and data work."""

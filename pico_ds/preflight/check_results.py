@@ -12,7 +12,7 @@ from rich.text import Text
 from pico_ds.engine.distributed import Process
 
 #: maximum number of ranks that one message lists
-_NAMED = 8
+_MAX_LISTED_RANKS = 8
 
 
 @dataclass(frozen=True)
@@ -29,14 +29,14 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Local:
+class RankResult:
     """Result of one check on one rank."""
 
     found: str
     problem: str | None = None
 
 
-def gather_finding(check: str, local: Local, process: Process) -> Finding:
+def gather_finding(check: str, local: RankResult, process: Process) -> Finding:
     """Combine the results of all ranks into one finding. Every rank must call this.
 
     The finding shows up to three different results, in rank order, and lists every different problem with the ranks
@@ -48,20 +48,20 @@ def gather_finding(check: str, local: Local, process: Process) -> Finding:
     for rank, (_, problem, host) in enumerate(ranks):
         if problem is not None:
             by_problem.setdefault(problem, []).append(f"{rank} ({host})")
-    problems = [f"rank {named(where)}: {problem}" for problem, where in by_problem.items()]
+    problems = [f"rank {format_ranks(labels)}: {problem}" for problem, labels in by_problem.items()]
     different = dict.fromkeys(found for found, _, _ in ranks)
     return Finding(check, "; ".join([*different][:3]), tuple(problems))
 
 
-def named(ranks: Sequence[str]) -> str:
+def format_ranks(ranks: Sequence[str]) -> str:
     """Return the first few ranks as text, and the number of the remaining ranks."""
-    more = len(ranks) - _NAMED
-    return ", ".join(ranks[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+    more = len(ranks) - _MAX_LISTED_RANKS
+    return ", ".join(ranks[:_MAX_LISTED_RANKS]) + (f" and {more} more" if more > 0 else "")
 
 
 def findings_table(findings: Sequence[Finding]) -> Table:
     """Return a table with the columns check, finding, and "ok" or "fail"."""
     table = Table("check", "finding", "", box=SIMPLE_HEAD, title="preflight", title_justify="left")
-    for one in findings:
-        table.add_row(one.check, one.found, Text("fail", "red") if one.problems else Text("ok", "green"))
+    for finding in findings:
+        table.add_row(finding.check, finding.found, Text("fail", "red") if finding.problems else Text("ok", "green"))
     return table

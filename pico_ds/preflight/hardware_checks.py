@@ -9,9 +9,9 @@ import torch
 
 from pico_ds.engine.bandwidth import Transfer, measure_transfers
 from pico_ds.engine.distributed import Process
-from pico_ds.preflight.check_results import Finding, Local, gather_finding
+from pico_ds.preflight.check_results import Finding, RankResult, gather_finding
 
-#: torchrun compares the clocks of two nodes, and treats a node as dead if its last sign of life is 15 s old
+#: torchrun compares the clocks of two nodes, and treats a node as dead if its last heartbeat is 15 s old
 CLOCK_SKEW_SECONDS = 2.0
 _CLOCK_REPEATS = 5
 #: if less than this share of the GPU memory is free, another process uses the GPU
@@ -26,7 +26,7 @@ def check_devices(process: Process) -> Finding:
     """
     if process.device.type != "cuda":
         memory = psutil.virtual_memory().total / 2**30
-        return gather_finding("devices", Local(f"cpu, {os.cpu_count()} cores, {memory:.0f} GiB"), process)
+        return gather_finding("devices", RankResult(f"cpu, {os.cpu_count()} cores, {memory:.0f} GiB"), process)
     free, total = torch.cuda.mem_get_info(process.device)
     count, name = torch.cuda.device_count(), torch.cuda.get_device_name(process.device)
     problem = None
@@ -35,11 +35,13 @@ def check_devices(process: Process) -> Finding:
             f"only {free / 2**30:.1f} of {total / 2**30:.1f} GiB of the GPU are free, because another process uses it; "
             "end that process, or choose other GPUs (CUDA_VISIBLE_DEVICES)"
         )
-    finding = gather_finding("devices", Local(f"{count} x {name}, {total / 2**30:.0f} GiB", problem), process)
-    return Finding(finding.check, finding.found, (*finding.problems, *_unlike(process.gather([count, total >> 30]))))
+    finding = gather_finding("devices", RankResult(f"{count} x {name}, {total / 2**30:.0f} GiB", problem), process)
+    return Finding(
+        finding.check, finding.found, (*finding.problems, *_gpu_differences(process.gather([count, total >> 30])))
+    )
 
 
-def _unlike(nodes: list[tuple[int, ...]]) -> tuple[str, ...]:
+def _gpu_differences(nodes: list[tuple[int, ...]]) -> tuple[str, ...]:
     """Return a message if ranks see different numbers of GPUs or GPUs with different memory."""
     kinds = sorted(set(nodes))
     if len(kinds) == 1:
@@ -65,7 +67,7 @@ def check_clocks(process: Process) -> Finding:
             f"the clock differs from the clock of rank 0 by {by_rank[process.rank]:+.1f} s, so torchrun may treat a "
             "node as dead; synchronize the clocks (chrony or ntpd)"
         )
-    return gather_finding("clocks", Local(f"{1000 * largest:.1f} ms apart", problem), process)
+    return gather_finding("clocks", RankResult(f"{1000 * largest:.1f} ms apart", problem), process)
 
 
 def check_network(process: Process, largest_bytes: int, least_gb_per_second: float | None) -> list[Finding]:
@@ -74,20 +76,20 @@ def check_network(process: Process, largest_bytes: int, least_gb_per_second: flo
     The check fails if the best bandwidth of a collective is below `least_gb_per_second`.
     """
     if process.world_size == 1:
-        return [Finding("network", "one process, nothing to measure")]
+        return [Finding("network", "there is only one process")]
     sizes = [size for size in (64 * 2**10, _MIB, 16 * _MIB, 256 * _MIB) if size <= largest_bytes]
     transfers = measure_transfers(process, sizes)
     findings = []
     for name in dict.fromkeys(transfer.collective for transfer in transfers):
-        ours = [transfer for transfer in transfers if transfer.collective == name]
+        measured = [transfer for transfer in transfers if transfer.collective == name]
         problems = []
-        best = max(transfer.bus_gb_per_second for transfer in ours)
+        best = max(transfer.bus_gb_per_second for transfer in measured)
         if least_gb_per_second is not None and best < least_gb_per_second:
             problems.append(
                 f"{name}: the best bandwidth is {best:.2f} GB/s, but --least_gb_per_second is {least_gb_per_second:g}; "
                 "set NCCL_DEBUG=INFO to see which interface and transport NCCL uses (docs/clusters.md)"
             )
-        findings.append(Finding(name, "\n".join(map(_shown, ours)), tuple(problems)))
+        findings.append(Finding(name, "\n".join(map(_shown, measured)), tuple(problems)))
     return findings
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from pico_ds.config import ConfigError, RunConfig
 from pico_ds.data.keyed_random import digest64
 from pico_ds.engine.distributed import Process
-from pico_ds.preflight.check_results import Finding, named
+from pico_ds.preflight.check_results import Finding, format_ranks
 from pico_ds.version import __version__
 
 #: directory of the pico_ds package
@@ -22,7 +22,7 @@ _SOURCES = Path(__file__).resolve().parents[1]
 _PACKAGES = ("torch", "deepspeed", "transformers")
 _CODE, _CONFIG = "code of pico_ds", "configuration"
 #: maximum number of differing keys that one message lists
-_NAMED_KEYS = 5
+_MAX_LISTED_KEYS = 5
 
 
 def check_agreement(config: RunConfig, deepspeed_json: Mapping[str, Any], process: Process) -> None:
@@ -39,15 +39,17 @@ def check_agreement(config: RunConfig, deepspeed_json: Mapping[str, Any], proces
 def compare_ranks(config: RunConfig, deepspeed_json: Mapping[str, Any], process: Process) -> list[Finding]:
     """Return one finding each for the versions, the code and the configuration. Every rank must call this."""
     settings = {**config.model_dump(), "deepspeed_config": dict(deepspeed_json)}
-    own = {**versions(), _CODE: source_digest(), _CONFIG: _digest(json.dumps(settings, sort_keys=True))}
-    texts = process.gather_texts(json.dumps([socket.gethostname(), own]))
+    local_facts = {**versions(), _CODE: source_digest(), _CONFIG: _digest(json.dumps(settings, sort_keys=True))}
+    texts = process.gather_texts(json.dumps([socket.gethostname(), local_facts]))
     hosts, facts = zip(*map(json.loads, texts), strict=True)
     return [
         Finding(
-            "versions", ", ".join(f"{name} {own[name]}" for name in versions()), _odd_ranks(facts, hosts, [*versions()])
+            "versions",
+            ", ".join(f"{name} {local_facts[name]}" for name in versions()),
+            _differing_ranks(facts, hosts, [*versions()]),
         ),
-        Finding(_CODE, f"{own[_CODE]} (hash of its sources)", _odd_ranks(facts, hosts, [_CODE])),
-        Finding(_CONFIG, f"{own[_CONFIG]} (hash, resolved)", _odd_keys(facts, hosts, settings, process)),
+        Finding(_CODE, f"{local_facts[_CODE]} (hash of its sources)", _differing_ranks(facts, hosts, [_CODE])),
+        Finding(_CONFIG, f"{local_facts[_CONFIG]} (hash, resolved)", _differing_keys(facts, hosts, settings, process)),
     ]
 
 
@@ -71,20 +73,20 @@ def _digest(text: str) -> str:
     return f"{digest64(text):016x}"
 
 
-def _odd_ranks(facts: tuple[dict[str, str], ...], hosts: tuple[str, ...], names: list[str]) -> tuple[str, ...]:
+def _differing_ranks(facts: tuple[dict[str, str], ...], hosts: tuple[str, ...], names: list[str]) -> tuple[str, ...]:
     problems = []
     for name in names:
         values: dict[str, list[str]] = {}
         for rank, fact in enumerate(facts):
             values.setdefault(fact[name], []).append(f"{rank} ({hosts[rank]})")
         if len(values) > 1:
-            shown = ", ".join(f"{value} on rank {named(ranks)}" for value, ranks in values.items())
-            what = "check out the same commit" if name == _CODE else "install the same version"
-            problems.append(f"{name}: {shown}; {what} on all nodes, or start from a shared directory")
+            shown = ", ".join(f"{value} on rank {format_ranks(ranks)}" for value, ranks in values.items())
+            advice = "check out the same commit" if name == _CODE else "install the same version"
+            problems.append(f"{name}: {shown}; {advice} on all nodes, or start from a shared directory")
     return tuple(problems)
 
 
-def _odd_keys(
+def _differing_keys(
     facts: tuple[dict[str, str], ...], hosts: tuple[str, ...], settings: Mapping[str, Any], process: Process
 ) -> tuple[str, ...]:
     """Describe the configuration keys that differ from rank 0.
@@ -99,10 +101,10 @@ def _odd_keys(
     for rank, config in enumerate(configs):
         if digests[rank] not in digests[:rank] and digests[rank] != digests[0]:
             keys = [*_differences(configs[0], config)]
-            more = f" and {len(keys) - _NAMED_KEYS} more" if len(keys) > _NAMED_KEYS else ""
+            more = f" and {len(keys) - _MAX_LISTED_KEYS} more" if len(keys) > _MAX_LISTED_KEYS else ""
             problems.append(
                 f"configuration: rank {rank} ({hosts[rank]}) differs from rank 0 ({hosts[0]}): "
-                f"{'; '.join(keys[:_NAMED_KEYS])}{more}; start every node with the same command and the same files"
+                f"{'; '.join(keys[:_MAX_LISTED_KEYS])}{more}; start every node with the same command and the same files"
             )
     return tuple(problems)
 

@@ -13,7 +13,7 @@ from pico_ds.data.keyed_random import digest64
 from pico_ds.engine.distributed import Process
 from pico_ds.errors import DataError
 from pico_ds.file_writing import write_durably
-from pico_ds.preflight.check_results import Finding, Local, gather_finding
+from pico_ds.preflight.check_results import Finding, RankResult, gather_finding
 
 #: how long to wait for a file of rank 0 [s], because a shared file system may show it late on other nodes
 _SHARED_SECONDS = 10.0
@@ -37,7 +37,7 @@ def check_shared(directory: Path, process: Process) -> Finding:
         except OSError as error:
             problem = _not_writable(directory, error)
     if process.any_rank(problem is not None):
-        return gather_finding("run directory is shared", Local(found, problem), process)
+        return gather_finding("run directory is shared", RankResult(found, problem), process)
     end = time.monotonic() + _SHARED_SECONDS
     while not (seen := path.exists()) and time.monotonic() < end:
         time.sleep(0.1)
@@ -46,7 +46,7 @@ def check_shared(directory: Path, process: Process) -> Finding:
             f"checkpointing.runs_dir: a file that rank 0 wrote to {directory.absolute()} does not exist here; choose a "
             "directory on a file system that all nodes share"
         )
-    finding = gather_finding("run directory is shared", Local(found, problem), process)
+    finding = gather_finding("run directory is shared", RankResult(found, problem), process)
     if process.is_main:
         path.unlink(missing_ok=True)
     return finding
@@ -62,7 +62,7 @@ def check_disk(directory: Path, n_parameters: int, process: Process) -> Finding:
     """
     process.wait_for_all()
     needed = _CHECKPOINTS * _CHECKPOINT_BYTES_PER_PARAMETER * n_parameters
-    local = _write_here(directory, process.rank, needed)
+    local = _measure_writing(directory, process.rank, needed)
     return gather_finding("disk of the run directory", local, process)
 
 
@@ -85,13 +85,13 @@ def check_data(config: RunConfig, process: Process) -> tuple[Finding, int | None
         found = ", ".join(f"{split} {part['tokens']:,} tokens" for split, part in splits.items()) or "token shards"
         # the digest is sent as a signed int64, so it must fit in 63 bits
         digest = digest64(json.dumps(identity)) >> 1
-    of_main = process.from_main(digest)
-    if 0 not in (digest, of_main) and digest != of_main:
+    main_digest = process.from_main(digest)
+    if 0 not in (digest, main_digest) and digest != main_digest:
         problem = "the data differ from the data of rank 0; use files on a shared disk, or copy them to all nodes"
-    return gather_finding("data", Local(found, problem), process), vocab_size
+    return gather_finding("data", RankResult(found, problem), process), vocab_size
 
 
-def _write_here(directory: Path, rank: int, needed_bytes: int) -> Local:
+def _measure_writing(directory: Path, rank: int, needed_bytes: int) -> RankResult:
     path = directory / f".preflight-speed-{rank}"
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -104,11 +104,11 @@ def _write_here(directory: Path, rank: int, needed_bytes: int) -> Local:
         finally:
             path.unlink(missing_ok=True)
     except OSError as error:
-        return Local("cannot be written", _not_writable(directory, error))
+        return RankResult("cannot be written", _not_writable(directory, error))
     found = f"{free / 2**30:,.1f} GiB free, {_WRITTEN_BYTES / seconds / 1e9:.2f} GB/s per rank while all ranks write"
     if free >= needed_bytes:
-        return Local(found)
-    return Local(
+        return RankResult(found)
+    return RankResult(
         found,
         f"checkpointing.runs_dir: {free / 2**30:,.1f} GiB are free in {directory.absolute()}, but {_CHECKPOINTS} "
         f"checkpoints need {needed_bytes / 2**30:,.1f} GiB; free space, or choose another directory",

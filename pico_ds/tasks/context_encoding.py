@@ -83,7 +83,7 @@ class ContextEncoder:
     def _mask(self, index: Index, starts: _Integers, ends: _Integers, words: _Integers) -> tuple[_Integers, _Flags]:
         """Return the tokens of the contexts, `[n_contexts, longest]`, and a flag for each: whether it is kept.
 
-        Tokens past the end of a context are dropped, and all tokens of a masked word except its first.
+        Tokens past the end of a context are dropped, as are all tokens of a masked word except its first.
         """
         places = starts[:, None] + np.arange(int((ends - starts).max()))
         is_inside = places < ends[:, None]
@@ -119,7 +119,7 @@ def encode_context(
         anchor: index of the [MASK] that is read.
 
     Returns:
-        `context_tokens + 1` token ids, how many of them are not padding, and the readout position.
+        `context_tokens + 1` token ids, the number of tokens without padding, and the readout position.
     """
     start = max(0, min(anchor - context_tokens // 2, len(tokens) - context_tokens))
     tokens, anchor = list(tokens[start : start + context_tokens]), anchor - start

@@ -22,7 +22,7 @@ _OVERSAMPLING: dict[Documents, int] = {"any": 4, "same": 48, "different": 48}
 _MAX_ASSIGNMENTS = 16
 
 
-class ContextChoice:
+class ContextSampler:
     """Samples contexts that contain only one word of the task, do not overlap, and differ after masking."""
 
     def __init__(self, index: Index, documents: Documents = "any") -> None:
@@ -33,50 +33,57 @@ class ContextChoice:
         free = self._free_contexts(words, shape, rng)
         for _ in range(1 if self._documents == "any" else _MAX_ASSIGNMENTS):
             chosen = self._split(free, shape, rng)
-            if all(len(some) == shape.per_class for some in chosen):
+            if all(len(occurrences) == shape.per_class for occurrences in chosen):
                 return np.array(chosen, dtype=np.int64)
         return None
 
-    def supplies(self, words: Integers, shape: TaskShape, rng: np.random.Generator) -> npt.NDArray[np.bool_]:
+    def has_enough_contexts(self, words: Integers, shape: TaskShape, rng: np.random.Generator) -> npt.NDArray[np.bool_]:
         """Return whether each word, as the only word of a task, has enough contexts."""
         return np.array([self.choose(np.array([word]), shape, rng) is not None for word in words], dtype=np.bool_)
 
     def _split(self, free: list[list[int]], shape: TaskShape, rng: np.random.Generator) -> list[list[int]]:
         """Return the support and query contexts of each word. A word with too few free contexts gets a shorter list."""
         if self._documents == "any":
-            return [some[: shape.per_class] for some in free]
+            return [occurrences[: shape.per_class] for occurrences in free]
         if self._documents == "same":
-            return [self._same_documents(rng.permutation(some).tolist(), shape) for some in free]
+            return [self._same_documents(rng.permutation(occurrences).tolist(), shape) for occurrences in free]
         # a document is assigned once for all classes, so that no document is in both sets of the task
-        coins = rng.random(len(self._index.document_ends)) < 0.5
-        return [self._different_documents(some, shape, coins) for some in free]
+        is_support_document = rng.random(len(self._index.document_ends)) < 0.5
+        return [self._different_documents(occurrences, shape, is_support_document) for occurrences in free]
 
-    def _different_documents(self, occurrences: list[int], shape: TaskShape, coins: npt.NDArray[np.bool_]) -> list[int]:
-        of_support = coins[self._document_of(occurrences)]
-        support = [one for one, mine in zip(occurrences, of_support, strict=True) if mine]
-        query = [one for one, mine in zip(occurrences, of_support, strict=True) if not mine]
+    def _different_documents(
+        self, occurrences: list[int], shape: TaskShape, is_support_document: npt.NDArray[np.bool_]
+    ) -> list[int]:
+        flags = is_support_document[self._document_of(occurrences)]
+        support = [occurrence for occurrence, is_support in zip(occurrences, flags, strict=True) if is_support]
+        query = [occurrence for occurrence, is_support in zip(occurrences, flags, strict=True) if not is_support]
         return [*support[: shape.k_shot], *query[: shape.q_query]] if len(support) >= shape.k_shot else []
 
     def _same_documents(self, occurrences: list[int], shape: TaskShape) -> list[int]:
         by_document: dict[int, list[int]] = {}
-        for one, document in zip(occurrences, self._document_of(occurrences).tolist(), strict=True):
-            by_document.setdefault(document, []).append(one)
-        groups = [some for some in by_document.values() if len(some) > 1]
-        # The first occurrence in a document is for the support set, the next ones are for the query set, so that every
+        for occurrence, document in zip(occurrences, self._document_of(occurrences).tolist(), strict=True):
+            by_document.setdefault(document, []).append(occurrence)
+        groups = [group for group in by_document.values() if len(group) > 1]
+        # The first occurrence in a document goes to the support set and the next ones to the query set, so that every
         # query context shares a document with a support context.
         support: list[int] = []
         query: list[int] = []
-        for some in groups:
+        for group in groups:
             if len(support) < shape.k_shot:
-                support.append(some[0])
-                query += some[1 : 1 + -(-shape.q_query // shape.k_shot)]
-        spare = [one for some in groups for one in some if one not in support and one not in query]
+                support.append(group[0])
+                query += group[1 : 1 + -(-shape.q_query // shape.k_shot)]
+        spare = [
+            occurrence
+            for group in groups
+            for occurrence in group
+            if occurrence not in support and occurrence not in query
+        ]
         used = set(self._document_of(support).tolist()) if support else set()
         while len(support) < shape.k_shot and spare:
             support.append(spare.pop())
-        for one in spare:
-            if len(query) < shape.q_query and int(self._document_of([one])[0]) in used:
-                query.append(one)
+        for occurrence in spare:
+            if len(query) < shape.q_query and int(self._document_of([occurrence])[0]) in used:
+                query.append(occurrence)
         if len(support) < shape.k_shot or len(query) < shape.q_query:
             return []
         return [*support, *query[: shape.q_query]]
@@ -86,7 +93,7 @@ class ContextChoice:
         return np.searchsorted(self._index.document_ends, positions, side="right")
 
     def _free_contexts(self, words: Integers, shape: TaskShape, rng: np.random.Generator) -> list[list[int]]:
-        """Return occurrences of each word, in random order. Contexts are disjoint, distinct, without other words."""
+        """Return occurrences of each word, in random order. Contexts are disjoint, distinct and without other words."""
         enough = shape.per_class if self._documents == "any" else _OVERSAMPLING[self._documents] * shape.per_class
         free: list[list[int]] = [[] for _ in words]
         # bounds of the chosen contexts; these are disjoint, so both lists are sorted
@@ -112,35 +119,35 @@ class ContextChoice:
     ) -> Iterator[tuple[int, int, int, int, int]]:
         """Yield (occurrence, label, start, end, digest after masking) of contexts without other words of the task."""
         index = self._index
-        drawn = [self._draw(int(word), shape.per_class, rng) for word in words]
-        occurrences = np.concatenate(drawn)
-        owner = np.repeat(np.arange(len(words)), [len(some) for some in drawn])
+        samples = [self._sample(int(word), shape.per_class, rng) for word in words]
+        occurrences = np.concatenate(samples)
+        owner = np.repeat(np.arange(len(words)), [len(sample) for sample in samples])
         starts, ends = index.contexts(occurrences)
         places = starts[:, None] + np.arange((ends - starts).max())
         inside = places < ends[:, None]
         places = np.minimum(places, len(index.tokens) - 1)
-        there = np.where(inside, index.words_at(places), -1)
-        has_other = (np.isin(there, words) & (there != words[owner][:, None])).any(axis=1)
+        context_words = np.where(inside, index.words_at(places), -1)
+        has_other = (np.isin(context_words, words) & (context_words != words[owner][:, None])).any(axis=1)
         has_other |= (np.isin(index.unmasked_words_at(places), words) & inside).any(axis=1)
-        alone = np.flatnonzero(~has_other)
+        usable = np.flatnonzero(~has_other)
         if self._documents != "any":
             # More contexts of a word are chosen than a task needs. Alternating between the words prevents the contexts
             # of a frequent word from blocking those of a rare one.
-            turn = np.concatenate([np.arange(len(some)) for some in drawn])
-            alone = alone[np.argsort(turn[alone], kind="stable")]
-        is_own = there == words[owner][:, None]
+            turn = np.concatenate([np.arange(len(sample)) for sample in samples])
+            usable = usable[np.argsort(turn[usable], kind="stable")]
+        is_own = context_words == words[owner][:, None]
         digests = _digests(
             np.where(is_own, -1, index.tokens[places].astype(np.int64)),
             kept=inside & (~is_own | index.begins_word(places)),
         )
-        parts = (part[alone].tolist() for part in (occurrences, owner, starts, ends, digests))
+        parts = (part[usable].tolist() for part in (occurrences, owner, starts, ends, digests))
         return zip(*parts, strict=True)
 
-    def _draw(self, word: int, per_class: int, rng: np.random.Generator) -> Integers:
+    def _sample(self, word: int, per_class: int, rng: np.random.Generator) -> Integers:
         found = self._index.occurrences(word)
         count = found.stop - found.start
-        wanted = min(count, _OVERSAMPLING[self._documents] * per_class)
-        return found.start + rng.choice(count, size=wanted, replace=False)
+        n_samples = min(count, _OVERSAMPLING[self._documents] * per_class)
+        return found.start + rng.choice(count, size=n_samples, replace=False)
 
 
 def _digests(tokens: Integers, kept: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint64]:

@@ -25,7 +25,7 @@ class Contexts:
     labels: Int[Tensor, "*tasks contexts"]
 
     def to(self, device: torch.device) -> "Contexts":
-        """Return the contexts on `device`. Tensors that are already there are not copied."""
+        """Return the contexts on `device`. Tensors that are already on `device` are not copied."""
         return self.map(lambda tensor: tensor.to(device, non_blocking=True))
 
     @staticmethod
@@ -93,7 +93,7 @@ class Episode:
         return self.support.input_ids.numel() + self.query.input_ids.numel()
 
     def to(self, device: torch.device) -> "Episode":
-        """Return the episode on `device`. Tensors that are already there are not copied."""
+        """Return the episode on `device`. Tensors that are already on `device` are not copied."""
         return self.map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Episode":

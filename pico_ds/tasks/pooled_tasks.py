@@ -1,6 +1,7 @@
 """Tasks from a sequence of pools of text."""
 
 from collections.abc import Callable
+from functools import partial
 from threading import Lock
 
 from pico_ds.config import Readout, SmlmtConfig
@@ -51,10 +52,10 @@ class PooledTasks:
     def _pool(self, number: int) -> TaskSource:
         with self._lock:
             # earlier pools are dropped to free their memory
-            wanted = [number] + ([number + 1] if number < self._last else [])
+            numbers = [number] + ([number + 1] if number < self._last else [])
             self._pools = {
-                one: self._pools.get(one) or Background(lambda one=one: self._make(one), f"pool {one}")  # type: ignore[misc]
-                for one in wanted
+                other: self._pools.get(other) or Background(partial(self._make, other), f"pool {other}")
+                for other in numbers
             }
             pool = self._pools[number]
         return pool.result()

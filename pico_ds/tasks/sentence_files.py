@@ -102,7 +102,7 @@ def without_conflicts(
     """Return the sentences without those that have the same key but different labels.
 
     Args:
-        what: what sentences with the same key share, for the message.
+        what: description of equal keys, for the message.
 
     Raises:
         TaskError: there are conflicts, and `on_conflict` is "error".
@@ -111,13 +111,17 @@ def without_conflicts(
     for sentence in kept:
         if sentence.kind == "label":
             by_key.setdefault(key(sentence), []).append(sentence)
-    conflicts = {place: members for place, members in by_key.items() if len({one.name for one in members}) > 1}
+    conflicts = {
+        place: members for place, members in by_key.items() if len({sentence.name for sentence in members}) > 1
+    }
     if not conflicts:
         return kept
     if on_conflict == "drop":
         logger.warning("warning: dropped %d texts that have several labels (--on_conflict drop)", len(conflicts))
         return [sentence for sentence in kept if sentence.kind != "label" or key(sentence) not in conflicts]
-    lines = [", ".join(f"{one.name!r} at {one.where}" for one in members) for members in conflicts.values()]
+    lines = [
+        ", ".join(f"{sentence.name!r} at {sentence.where}" for sentence in members) for members in conflicts.values()
+    ]
     shown = [*lines[:_SHOWN_CONFLICTS], *(["..."] if lines[_SHOWN_CONFLICTS:] else [])]
     raise TaskError(
         f"{len(conflicts)} texts have several labels ({what}); keep one label for each text, or drop these texts "
@@ -141,9 +145,10 @@ def _parse(where: str, record: Any) -> Sentence:
     for key in ("text", kinds[0]):
         if not isinstance(record.get(key), str) or not record[key].strip():
             raise TaskError(f"{where}: {key}: got {record.get(key)!r:.80}; expected a non-empty string")
-        if lone := _SURROGATE.search(record[key]):
+        if surrogate := _SURROGATE.search(record[key]):
             raise TaskError(
-                f"{where}: {key}: contains {lone.group()!a}, half of a character; write a whole character, or none"
+                f"{where}: {key}: contains {surrogate.group()!a}, half of a character; write the whole character, or "
+                "remove it"
             )
     text, name, kind = record["text"].strip(), record[kinds[0]].strip(), kinds[0]
     if kind == "word":

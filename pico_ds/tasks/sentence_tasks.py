@@ -20,7 +20,7 @@ from pico_ds.tasks.task_shape import TaskShapes
 
 #: samples of classes that are tried before a task fails
 _MAX_DRAWS = 1000
-_TOKENIZED_TOGETHER = 2000
+_BATCH_SENTENCES = 2000
 #: token ids, their number without padding, and the readout position
 Row = tuple[torch.Tensor, int, int]
 
@@ -32,20 +32,20 @@ def encode_sentences(
     context_tokens: int,
     on_conflict: OnConflict = "error",
 ) -> dict[Sentence, Row]:
-    """Encode each sentence. Of sentences of a class that have the same encoding, only the first is kept.
+    """Encode each sentence. If sentences of a class have the same encoding, only the first is kept.
 
     Raises:
         TaskError: a sentence contains a special token, or texts with different labels are equal after they are cut to
             `context_tokens`.
     """
-    own = {tokenizer.mask_id, tokenizer.pad_id, tokenizer.end_of_text_id}
+    task_tokens = {tokenizer.mask_id, tokenizer.pad_id, tokenizer.end_of_text_id}
     added = tokenizer.backend.get_added_tokens_decoder()
-    special = [token.content for number, token in added.items() if token.special or number in own]
+    special = [token.content for number, token in added.items() if token.special or number in task_tokens]
     any_special = regex.compile("|".join(map(re.escape, special)))
     for sentence in sentences:
-        if held := any_special.search(sentence.text) or any_special.search(sentence.name):
+        if match := any_special.search(sentence.text) or any_special.search(sentence.name):
             raise TaskError(
-                f"{sentence.where}: contains {held.group()!r}, which is a special token of the tokenizer; "
+                f"{sentence.where}: contains {match.group()!r}, which is a special token of the tokenizer; "
                 "rewrite the sentence without it"
             )
     encoded = zip(sentences, _encode(sentences, tokenizer, context_tokens), strict=True)
@@ -73,14 +73,14 @@ def _encode(
     ]
     encoded: list[list[int]] = []
     with progress("tokenizing sentences", len(pieces)) as work:
-        for start in range(0, len(pieces), _TOKENIZED_TOGETHER):
-            some = pieces[start : start + _TOKENIZED_TOGETHER]
-            encoded += tokenizer.encode([piece for of_one in some for piece in of_one])
-            work.advance(len(some))
+        for start in range(0, len(pieces), _BATCH_SENTENCES):
+            batch = pieces[start : start + _BATCH_SENTENCES]
+            encoded += tokenizer.encode([piece for parts in batch for piece in parts])
+            work.advance(len(batch))
     place = 0
-    for sentence, of_one in zip(sentences, pieces, strict=True):
-        tokens, *others = encoded[place : place + len(of_one)]
-        place += len(of_one)
+    for sentence, parts in zip(sentences, pieces, strict=True):
+        tokens, *others = encoded[place : place + len(parts)]
+        place += len(parts)
         if sentence.kind == "label":
             tokens = tokens[: context_tokens - 1]
             others = [[]]
@@ -104,7 +104,7 @@ class SentenceTasks:
         config: SmlmtConfig,
         seed: int,
         readout: Readout | None = None,
-        name: str = "the sentences given",
+        name: str = "the given sentences",
         rows: Mapping[Sentence, Row] | None = None,
     ) -> None:
         """
@@ -121,17 +121,17 @@ class SentenceTasks:
         self.sequence_length = config.context_tokens + LAYOUT_EXTRA_TOKENS
         self.shapes = TaskShapes(config, seed)
         self._key, self._name = ("sentences", seed), name
-        laid_out = rows
-        if laid_out is None:
-            laid_out = encode_sentences(sentences, tokenizer, self.readout, config.context_tokens)
+        encoded = rows
+        if encoded is None:
+            encoded = encode_sentences(sentences, tokenizer, self.readout, config.context_tokens)
         by_class: dict[str, list[Sentence]] = {}
-        for sentence in laid_out:
+        for sentence in encoded:
             by_class.setdefault(sentence.name, []).append(sentence)
         needed, n_way = self.shapes.largest.per_class, self.shapes.largest.n_way
         self.classes = sorted(name for name, members in by_class.items() if len(members) >= needed)
         if len(self.classes) < n_way:
-            some = [f"{label} {len(members)}" for label, members in sorted(by_class.items())]
-            counts = ", ".join([*some[:8], *(["..."] if some[8:] else [])])
+            sizes = [f"{label} {len(members)}" for label, members in sorted(by_class.items())]
+            counts = ", ".join([*sizes[:8], *(["..."] if sizes[8:] else [])])
             raise TaskError(
                 f"{name}: {len(self.classes)} classes have smlmt.k_shot + smlmt.q_query = {needed} different "
                 f"sentences, but smlmt.n_way is {n_way} (sentences by class: {counts}); "
@@ -139,21 +139,21 @@ class SentenceTasks:
             )
         chosen = [sentence for name in self.classes for sentence in by_class[name]]
         self._first = np.cumsum([0, *(len(by_class[name]) for name in self.classes)])
-        ids, lengths, places = zip(*(laid_out[sentence] for sentence in chosen), strict=True)
+        ids, lengths, places = zip(*(encoded[sentence] for sentence in chosen), strict=True)
         self._ids, self._lengths, self._readout_index = torch.stack(ids), torch.tensor(lengths), torch.tensor(places)
         self._word_tokens = name_tokens(self.classes, tokenizer)
-        self._others = self._words_within(chosen)
+        self._other_classes = self._other_classes_in(chosen)
 
-    def _words_within(self, sentences: Sequence[Sentence]) -> list[frozenset[int]] | None:
+    def _other_classes_in(self, sentences: Sequence[Sentence]) -> list[frozenset[int]] | None:
         """Return the other classes whose words each sentence contains; None if classes are labels."""
         place = {name: i for i, name in enumerate(self.classes)}
         if sentences[0].kind == "label":
             return None
         any_class = regex.compile("|".join(occurrences_of(name).pattern for name in self.classes), regex.IGNORECASE)
         # a few letters, such as the long s, match case-insensitively but have a different lower case; no class has them
-        named = [{lower_case(word.strip()) for word in any_class.findall(one.text)} for one in sentences]
-        found = [{place[word] for word in words if word in place} for words in named]
-        return [frozenset(words - {place[one.name]}) for words, one in zip(found, sentences, strict=True)]
+        matches = [{lower_case(word.strip()) for word in any_class.findall(sentence.text)} for sentence in sentences]
+        found = [{place[word] for word in words if word in place} for words in matches]
+        return [frozenset(words - {place[sentence.name]}) for words, sentence in zip(found, sentences, strict=True)]
 
     def sample(self, step: int, index: int) -> Episode:
         """Return task `index` of outer step `step`, a pure function of (seed, step, index).
@@ -164,8 +164,8 @@ class SentenceTasks:
         rng, shape = keyed_rng(*self._key, step, index), self.shapes.at(step, index)
         for _ in range(_MAX_DRAWS):
             classes = rng.choice(len(self.classes), size=shape.n_way, replace=False)
-            chosen = [self._draw(int(label), set(classes.tolist()), rng)[: shape.per_class] for label in classes]
-            if all(len(some) == shape.per_class for some in chosen):
+            chosen = [self._candidates(int(label), set(classes.tolist()), rng)[: shape.per_class] for label in classes]
+            if all(len(places) == shape.per_class for places in chosen):
                 places = torch.from_numpy(np.stack(chosen))
                 return Episode(
                     self._contexts(places[:, : shape.k_shot]),
@@ -180,12 +180,13 @@ class SentenceTasks:
             "k_shot or q_query"
         )
 
-    def _draw(self, label: int, classes: set[int], rng: np.random.Generator) -> np.ndarray:
+    def _candidates(self, label: int, classes: set[int], rng: np.random.Generator) -> np.ndarray:
         """Return the sentences of a class without the words of other classes, in random order."""
-        mine = np.arange(self._first[label], self._first[label + 1])
-        if self._others is not None:
-            mine = mine[np.array([not self._others[place] & classes for place in mine], dtype=np.bool_)]
-        return rng.permutation(mine)
+        places = np.arange(self._first[label], self._first[label + 1])
+        if self._other_classes is not None:
+            is_free = [not self._other_classes[place] & classes for place in places]
+            places = places[np.array(is_free, dtype=np.bool_)]
+        return rng.permutation(places)
 
     def _contexts(self, places: torch.Tensor) -> Contexts:
         n_way, per_class = places.shape

@@ -11,9 +11,9 @@ from pico_ds.config.validation import LAYOUT_EXTRA_TOKENS
 from pico_ds.data.keyed_random import digest64, keyed_rng
 from pico_ds.data.text.tokenizer import TextTokenizer
 from pico_ds.errors import TaskError
-from pico_ds.tasks.class_sampling import ClassChoice
+from pico_ds.tasks.class_sampling import ClassSampler
 from pico_ds.tasks.context_encoding import ContextEncoder, name_tokens
-from pico_ds.tasks.context_sampling import ContextChoice, Documents
+from pico_ds.tasks.context_sampling import ContextSampler, Documents
 from pico_ds.tasks.episode import Contexts, Episode
 from pico_ds.tasks.index.class_words import WordSplit
 from pico_ds.tasks.index.word_index_protocols import Index, Vocabulary
@@ -37,7 +37,7 @@ Integers = npt.NDArray[np.int64]
 class SMLMT:
     """Tasks over the words of one split in the documents of one index.
 
-    A task has n_way distinct words. Each has k_shot + q_query contexts that contain the word and none of the other
+    A task has n_way distinct words. Each word has k_shot + q_query contexts that contain it and none of the other
     words. No two contexts of a task overlap or are equal after masking. Labels are a random permutation.
     """
 
@@ -77,9 +77,11 @@ class SMLMT:
         self.shapes = TaskShapes(config, seed)
         largest = self.shapes.largest
         self.words: Integers = words[index.disjoint_contexts(words, at_least=largest.per_class)]
-        self._contexts_of = ContextChoice(index, documents)
+        self._context_sampler = ContextSampler(index, documents)
         if documents != "any":
-            self.words = self.words[self._contexts_of.supplies(self.words, largest, keyed_rng("supplies", *self._key))]
+            self.words = self.words[
+                self._context_sampler.has_enough_contexts(self.words, largest, keyed_rng("supplies", *self._key))
+            ]
         if len(self.words) < largest.n_way:
             raise TaskError(
                 f"smlmt.n_way: got {largest.n_way}, but only {len(self.words)} {split} words have smlmt.k_shot + "
@@ -93,7 +95,7 @@ class SMLMT:
                 )
             )
         self._max_draws = _MAX_DRAWS[documents]
-        self._choice = ClassChoice(self.words, config, index)
+        self._choice = ClassSampler(self.words, config, index)
         #: tokens of every class word, in the order of `words`
         self._word_tokens = name_tokens([lexicon.words[word] for word in self.words], tokenizer)
 
@@ -115,7 +117,10 @@ class SMLMT:
         Raises:
             TaskError: a sentence is invalid, or there are too few sentences.
         """
-        records = [one if isinstance(one, Mapping) else {"text": one[0], "word": one[1]} for one in sentences]
+        records = [
+            sentence if isinstance(sentence, Mapping) else {"text": sentence[0], "word": sentence[1]}
+            for sentence in sentences
+        ]
         found = parse_sentences((f"sentence {number}", record) for number, record in enumerate(records, start=1))
         return SentenceTasks(found, tokenizer, config, seed)
 
@@ -150,7 +155,7 @@ class SMLMT:
         rng, shape = keyed_rng(*self._key, step, index), self.shapes.at(step, index)
         for _ in range(self._max_draws):
             words = self._choice.draw(rng, shape.n_way, self.shapes.progress(step))
-            if (chosen := self._contexts_of.choose(words, shape, rng)) is not None:
+            if (chosen := self._context_sampler.choose(words, shape, rng)) is not None:
                 return words, chosen
         raise TaskError(
             f"{self._max_draws} random samples found no {shape.n_way} words with {shape.per_class} contexts each that "

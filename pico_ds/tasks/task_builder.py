@@ -19,8 +19,8 @@ from pico_ds.tasks.task_source import MixedTasks, TaskSource
 
 logger = logging.getLogger("pico_ds")
 
-#: consecutive pools without enough words that are skipped before a run fails
-_POOLS_PASSED_OVER = 3
+#: maximum number of consecutive pools that are skipped because they have too few words
+_MAX_SKIPPED_POOLS = 3
 
 
 class TaskBuilder:
@@ -45,7 +45,7 @@ class TaskBuilder:
         smlmt = self._config.smlmt
         if self.texts.is_pooled:
             last = self._config.training.max_steps - 1
-            tasks: TaskSource = PooledTasks(lambda number: self._of_pool(number, readout), smlmt, last)
+            tasks: TaskSource = PooledTasks(lambda number: self._pool_tasks(number, readout), smlmt, last)
         else:
             tasks = self.training_words(0, readout)
         injected = self.injected(readout)
@@ -106,14 +106,14 @@ class TaskBuilder:
         words = vocabulary.class_words(split, self._config.smlmt, self._config.data.split_seed)
         return sorted({vocabulary.words[word] for word in words} & {sentence.name for sentence in self.sentences})
 
-    def _of_pool(self, number: int, readout: Readout | None) -> SMLMT:
+    def _pool_tasks(self, number: int, readout: Readout | None) -> SMLMT:
         """Return the tasks of a pool. If a pool other than the first has too few words, use one of the next pools."""
-        for other in range(number, number + _POOLS_PASSED_OVER if number else 0):
+        for other in range(number, number + _MAX_SKIPPED_POOLS if number else 0):
             try:
                 return self.training_words(other, readout)
             except TaskError as error:
                 logger.warning("warning: skipped pool %d of the tasks: %s", other, error)
-        return self.training_words(number + _POOLS_PASSED_OVER if number else 0, readout)
+        return self.training_words(number + _MAX_SKIPPED_POOLS if number else 0, readout)
 
     def _smlmt(
         self,
@@ -124,8 +124,8 @@ class TaskBuilder:
         readout: Readout | None,
         documents: Documents,
     ) -> SMLMT:
-        of_text = (text.index, text.vocabulary, self._corpus.tokenizer)
-        return SMLMT(*of_text, smlmt, split, self._config.data.split_seed, seed, readout, documents)
+        source = (text.index, text.vocabulary, self._corpus.tokenizer)
+        return SMLMT(*source, smlmt, split, self._config.data.split_seed, seed, readout, documents)
 
 
 def evaluation_settings(smlmt: SmlmtConfig, shape: TaskShape | None = None) -> SmlmtConfig:

@@ -37,10 +37,10 @@ class TaskShapes:
         if self._fixed:
             return self.largest
         rng, progress = keyed_rng("shape", self._seed, step, index), self.progress(step)
-        (least_way, most_way), (least_shot, most_shot) = self._config.n_ways, self._config.k_shots
+        (min_way, max_way), (min_shot, max_shot) = self._config.n_ways, self._config.k_shots
         return TaskShape(
-            int(rng.integers(least_way, least_way + round(progress * (most_way - least_way)) + 1)),
-            int(rng.integers(most_shot - round(progress * (most_shot - least_shot)), most_shot + 1)),
+            int(rng.integers(min_way, min_way + round(progress * (max_way - min_way)) + 1)),
+            int(rng.integers(max_shot - round(progress * (max_shot - min_shot)), max_shot + 1)),
             self._config.q_query,
         )
 

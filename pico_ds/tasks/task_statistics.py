@@ -1,4 +1,4 @@
-"""Readable tasks, and statistics of the tasks of a corpus."""
+"""Prints tasks as text, and computes statistics of the tasks of a corpus."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -17,7 +17,7 @@ from pico_ds.checkpoint.checkpoint_store import CheckpointStore
 from pico_ds.command_line import INTERRUPTED_EXIT_CODE
 from pico_ds.config import RunConfig, dump_config
 from pico_ds.config.deepspeed_config import resolve_deepspeed_config
-from pico_ds.config.validation import warn_of
+from pico_ds.config.validation import probable_mistakes
 from pico_ds.engine.distributed import Process, is_lost_peer
 from pico_ds.engine.meta_engine import MetaEngine
 from pico_ds.engine.optimizer_state import OptimizerState
@@ -152,7 +152,7 @@ def _check_request(request: RunRequest, process: Process) -> dict[str, Any]:
         process.device.type,
         config.training.precision,
     )
-    for warning in (*warn_of(config), *_launcher_warnings(config)):
+    for warning in (*probable_mistakes(config), *_launcher_warnings(config)):
         logger.warning("warning: %s", warning)
     check_trackers(config)
     check_zero_settings(request.deepspeed_json["zero_optimization"], request.deepspeed_name)

@@ -15,11 +15,11 @@ def errors() -> dict[str, dict[str, float]]:
 
 
 @pytest.mark.parametrize("learner", CASES)
-def test_two_ranks_equal_one_plain_loop(errors: dict[str, dict[str, float]], learner: str) -> None:
-    """Uneven and empty shares, AdamW with clipping: after three steps the weights are equal under ZeRO 1, 2 and 3."""
+def test_two_ranks_equal_a_plain_loop(errors: dict[str, dict[str, float]], learner: str) -> None:
+    """Three AdamW steps with clipping under ZeRO 1, 2 and 3, with uneven and empty shares of the ranks."""
     assert errors[learner].keys() == {"1", "2", "3"}
     assert max(errors[learner].values()) <= 1e-6, errors[learner]
 
 
-def test_every_learner_is_here() -> None:
+def test_every_learner_has_a_case() -> None:
     assert {*CASES, "ar"} == set(LEARNERS)

@@ -1,8 +1,8 @@
-"""Preflight on two gloo ranks: silent where all is well, and a sentence for everything that is not."""
+"""Preflight on two gloo ranks reports each problem in one sentence, and nothing else."""
 
 import pytest
 
-from pico_ds.preflight.hardware_checks import _unlike
+from pico_ds.preflight.hardware_checks import _gpu_differences
 from tests.conftest import write_text_corpus
 from tests.distributed.workers.preflight import preflight_findings
 from tests.launching import run_ranks
@@ -22,11 +22,11 @@ def findings(tmp_path_factory: pytest.TempPathFactory) -> Findings:
     first, second = run_ranks(preflight_findings, 2, str(place))
     for case in first:
         problems = [{check: found[1] for check, found in rank[case].items()} for rank in (first, second)]
-        assert problems[0] == problems[1], "all ranks know of all problems"
+        assert problems[0] == problems[1], "all ranks report all problems"
     return first
 
 
-def test_all_is_well(findings: Findings) -> None:
+def test_preflight_finds_no_problem_on_identical_ranks(findings: Findings) -> None:
     sound = findings["sound"]
     assert [check for check, (_, problems) in sound.items() if problems] == []
     assert set(sound) > {"versions", "configuration", "devices", "clocks", "data", "all-reduce", "all-gather"}
@@ -37,7 +37,7 @@ def test_all_is_well(findings: Findings) -> None:
     assert "train" in sound["data"][0]
 
 
-def test_shards_are_well(findings: Findings) -> None:
+def test_preflight_accepts_token_shards(findings: Findings) -> None:
     assert [check for check, (_, problems) in findings["shards"].items() if problems] == []
     assert findings["shards"]["data"][0] == "token shards"
 
@@ -72,6 +72,6 @@ def test_other_checks_pass(findings: Findings, case: str, check: str) -> None:
 
 
 def test_different_gpus_are_reported() -> None:
-    assert _unlike([(8, 79)] * 16) == ()
-    (message,) = _unlike([(8, 79)] * 8 + [(8, 39)] * 8)
+    assert _gpu_differences([(8, 79)] * 16) == ()
+    (message,) = _gpu_differences([(8, 79)] * 8 + [(8, 39)] * 8)
     assert "8 of 39 GiB (from rank 8), 8 of 79 GiB (from rank 0)" in message

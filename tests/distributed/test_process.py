@@ -1,4 +1,4 @@
-"""The few collectives that are not DeepSpeed's own."""
+"""The collectives of `Process`."""
 
 import torch
 
@@ -18,7 +18,7 @@ def collectives(process: Process) -> dict[str, object]:
     }
 
 
-def test_every_rank_gets_the_same_from_a_collective() -> None:
+def test_all_ranks_receive_equal_results() -> None:
     expected = {
         "sum": [3.0, 3.0],
         "any": [True, False],

@@ -1,4 +1,4 @@
-"""What N ranks saved under one stage, M ranks go on from under another."""
+"""M ranks resume under one ZeRO stage from a checkpoint that N ranks saved under another."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ def saves(tmp_path_factory: pytest.TempPathFactory) -> Saves:
 
 @pytest.mark.parametrize("world", WORLDS)
 def test_resume_at_the_same_world_size_and_stage_is_bit_identical(saves: Saves, world: int) -> None:
-    """fp32 under all stages and offloads, bf16 under stages 1 to 3; master weights and moments exact."""
+    """Covers fp32 under all stages and offloads, and bf16 under stages 1 to 3."""
     for result in saves[1][world]:
         assert len(result) == len(CONFIGS) + 3
         assert all(result.values()), result

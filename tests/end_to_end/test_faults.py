@@ -38,7 +38,8 @@ def fault(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], No
 def test_dead_rank_ends_the_job_and_is_named(
     launcher: str, arguments: Callable[..., list[str]], place: Path, fault: Callable[[str], None]
 ) -> None:
-    fault("die 1 5")
+    # the save at step 6 starts only after the save at step 4 is published
+    fault("die 1 7")
     name = f"dies-{launcher}"
     started = time.monotonic()
     launch = {"torchrun": real.torchrun, "deepspeed": real.deepspeed}[launcher]
@@ -46,10 +47,11 @@ def test_dead_rank_ends_the_job_and_is_named(
     said = "rank 0: a collective failed because another rank has ended: rank 1 of this node has died"
     assert said in output, output
     assert time.monotonic() - started < 60, "30 s after the death, and the start before it"
-    assert "step_4" in warm.python("scripts/checkpoint.py", "verify", str(place / name))
+    checkpoint = place / name / "checkpoints" / "step_4"
+    assert "all files match their hashes" in warm.python("scripts/checkpoint.py", "verify", str(checkpoint))
     summary = summary_of(place / name, output)
     assert "first      rank 1 died without an error message" in summary
-    assert "others     rank 0 ended as a result, after 5 steps" in summary
+    assert "others     rank 0 ended as a result, after 7 steps" in summary
 
 
 def summary_of(run_directory: Path, output: str) -> str:
@@ -136,6 +138,9 @@ def test_two_agents_restart_a_job_after_a_death_and_a_hang(
     output = two_agents(
         arguments("back", "training.hang_timeout_seconds=10"), "--max-restarts", "3", variables=variables
     )
-    assert re.findall(r"resuming from \S+step_(\d+)", output) == ["4", "8"]
+    after_death, after_hang = re.findall(r"resuming from \S+step_(\d+)", output)
+    # a rank that dies at step 5 may leave the save of step 4 unfinished
+    assert after_death in ("2", "4")
+    assert after_hang == "8"
     assert_bit_identical(place / "back", shared_runs["resumable_on_two_ranks"], RESUMABLE_STEPS)
     assert [line["step"] for line in metrics_of(place / "back") if "lr" in line] == list(range(1, 13))

@@ -1,4 +1,4 @@
-"""Every attention kernel that is here computes what fp32 arithmetic does; one that is not is an error that helps."""
+"""Attention kernels agree with fp64 arithmetic. A kernel that is not available is a clear error."""
 
 import math
 import warnings
@@ -17,8 +17,8 @@ from pico_ds.model.attention_backends import (
     BACKENDS,
     Backend,
     UnavailableError,
-    attention_of_several_tasks,
     choose_attention,
+    choose_batched_attention,
     load_backend,
 )
 from tests.reference import SHAPE, random_episode, relative_error
@@ -93,10 +93,10 @@ def test_auto_selects_the_first_kernel_that_works(
     assert name == "math"
 
 
-def test_reasons_of_a_refusal_are_no_warnings(
+def test_torch_warnings_about_unusable_kernels_are_hidden(
     monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
 ) -> None:
-    """torch warns once for each reason that a kernel has; only a missing rule of `vmap` decides something."""
+    """torch warns about each reason why a kernel is unusable. Only a missing `vmap` rule affects the choice."""
 
     def attend(queries: Tensor, keys: Tensor, values: Tensor, layer: int = 0) -> Tensor:
         warnings.warn("Memory efficient kernel not used because: ...", stacklevel=1)
@@ -105,11 +105,11 @@ def test_reasons_of_a_refusal_are_no_warnings(
     monkeypatch.setattr(attention_backends, "load_backend", lambda *_: attend)
     cpu, shape = torch.device("cpu"), (torch.float32, 4, 2, 16)
     name, _ = choose_attention("math", cpu, *shape, [9])
-    assert attention_of_several_tasks(name, attend, cpu, *shape, 9)[0] == name
+    assert choose_batched_attention(name, attend, cpu, *shape, 9)[0] == name
     assert not recwarn.list
 
 
-def test_a_kernel_that_computes_something_else_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_skips_a_kernel_with_wrong_results(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         attention_backends, "load_backend", lambda *_: lambda q, k, v, *_: causal_attention(q, k, v) * 1.001
     )
@@ -118,19 +118,19 @@ def test_a_kernel_that_computes_something_else_is_not_taken(monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("name", ["cudnn", "flash_attn", "flash_attn_3", "flash_attn_4"])
-def test_a_kernel_that_is_not_there_is_named(name: Backend) -> None:
+def test_error_names_the_unavailable_kernel(name: Backend) -> None:
     with pytest.raises(ConfigError, match=rf"model\.attention: {name}: needs an NVIDIA GPU.*auto finds the fastest"):
         choose_attention(name, torch.device("cpu"), torch.float32, 4, 2, 16, [9])
 
 
-def test_a_package_that_is_missing_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_says_how_to_install_a_missing_kernel_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(attention_backends._PACKAGES, "flash_attn_4", ("no_such_package", "pip install it"))
     with pytest.raises(UnavailableError, match=r"no_such_package cannot be imported .*; pip install it"):
         load_backend("flash_attn_4", torch.device("cuda"))
 
 
-class PlayedInterface:
-    """The two functions of FlashAttention-4 that are used, on CPU."""
+class FlashAttention4OnCpu:
+    """A CPU version of the two FlashAttention-4 functions that the package uses."""
 
     @staticmethod
     def _flash_attn_fwd(q: Tensor, k: Tensor, v: Tensor, causal: bool, return_lse: bool) -> tuple[Tensor, ...]:
@@ -155,8 +155,8 @@ class PlayedInterface:
 
 
 @pytest.mark.parametrize("mode", ["none", "model"])
-def test_the_network_runs_with_any_kernel_compiled_or_not(mode: str) -> None:
-    """Under functional_call and torch.compile: SDPA with a forced kernel, and an opaque operator."""
+def test_gradients_agree_for_all_kernels_compiled_and_eager(mode: str) -> None:
+    """SDPA with a fixed kernel and an opaque operator both work under functional_call and torch.compile."""
     meta = MetaConfig()
     module = build_meta_model(SHAPE, meta, 3, vocab_size=61, seed=0)
     theta = {name: weight.detach().requires_grad_() for name, weight in module.named_parameters()}
@@ -170,44 +170,44 @@ def test_the_network_runs_with_any_kernel_compiled_or_not(mode: str) -> None:
         return {name: value for name, value in zip(theta, found, strict=True) if value is not None}
 
     wanted = gradient(None, "none")
-    opaque = attention_backends._direct(attention_backends._opaque(PlayedInterface))
+    opaque = attention_backends._direct(attention_backends._opaque(FlashAttention4OnCpu))
     for attend in (load_backend("math", DEVICE), load_backend("sdpa_flash", DEVICE), opaque):
         assert relative_error(gradient(attend, mode), wanted) < 1e-5
 
 
-def test_tasks_together_take_a_kernel_that_knows_vmap(caplog: pytest.LogCaptureFixture) -> None:
+def test_batched_tasks_use_a_kernel_that_supports_vmap(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", logger="pico_ds")
     shape = (torch.device("cpu"), torch.float32, 4, 2, 16, 9)
     plain = load_backend("math", DEVICE)
-    assert attention_of_several_tasks("math", plain, *shape) == ("math", plain)
-    opaque = attention_backends._direct(attention_backends._opaque(PlayedInterface))
-    assert attention_of_several_tasks("flash_attn_4", opaque, *shape) == ("flash_attn_4", opaque)
-    # the CPU's flash kernel has no rule: it would run task by task
+    assert choose_batched_attention("math", plain, *shape) == ("math", plain)
+    opaque = attention_backends._direct(attention_backends._opaque(FlashAttention4OnCpu))
+    assert choose_batched_attention("flash_attn_4", opaque, *shape) == ("flash_attn_4", opaque)
+    # the CPU's flash kernel has no vmap rule, so vmap would run it task by task
     flash = load_backend("sdpa_flash", torch.device("cpu"))
-    assert attention_of_several_tasks("sdpa_flash", flash, *shape) == ("math", attention_backends.math_attention)
+    assert choose_batched_attention("sdpa_flash", flash, *shape) == ("math", attention_backends.math_attention)
     assert "attention for batched tasks: plain operations" in caplog.text
 
 
 @pytest.mark.parametrize("chosen", ["cudnn", "sdpa_efficient"])
-def test_a_kernel_whose_backward_fails_under_vmap_is_not_even_tried(
+def test_batched_tasks_never_call_kernels_that_fail_under_vmap(
     monkeypatch: pytest.MonkeyPatch, chosen: Backend
 ) -> None:
-    """cuDNN leaves out the normaliser; tasks together then take the flash kernel."""
+    """The backward pass of cuDNN fails under vmap, so batched tasks use the flash kernel."""
 
     def untouchable(*_: object) -> Tensor:
         raise AssertionError("was called")
 
-    opaque = attention_backends._direct(attention_backends._opaque(PlayedInterface))
+    opaque = attention_backends._direct(attention_backends._opaque(FlashAttention4OnCpu))
     monkeypatch.setattr(attention_backends, "load_backend", lambda *_: opaque)
     shape = (torch.device("cpu"), torch.float32, 4, 2, 16, 9)
-    assert attention_of_several_tasks(chosen, untouchable, *shape) == ("sdpa_flash", opaque)
+    assert choose_batched_attention(chosen, untouchable, *shape) == ("sdpa_flash", opaque)
 
 
 @pytest.mark.parametrize(
     ("version", "lengths", "allowed"),
     [(91500, [2048], True), (91500, [64, 2048], False), (91501, [64, 2048], True), (None, [64], False)],
 )
-def test_cudnn_releases_that_write_beyond_the_end_are_not_taken(
+def test_cudnn_releases_that_write_out_of_bounds_are_rejected(
     monkeypatch: pytest.MonkeyPatch, version: int | None, lengths: list[int], allowed: bool
 ) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "version", lambda: version)

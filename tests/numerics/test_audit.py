@@ -1,4 +1,4 @@
-"""Nothing but the text of a context tells its class, in the embedded corpus, for every readout."""
+"""In tasks of the embedded corpus, only the text of a context reveals its class, for every readout."""
 
 from pathlib import Path
 from typing import get_args
@@ -19,7 +19,7 @@ def builder() -> TaskBuilder:
 
 
 @pytest.mark.parametrize("readout", get_args(Readout))
-def test_tasks_of_the_embedded_corpus_are_clean(builder: TaskBuilder, readout: Readout) -> None:
+def test_tasks_of_the_embedded_corpus_have_no_leaks(builder: TaskBuilder, readout: Readout) -> None:
     tokenizer = open_corpus(CONFIG.data).tokenizer
     for tasks in (builder.training_words(0, readout), builder.held_out("test", readout)):
         found = audit(tasks, tokenizer, n_tasks=25)

@@ -1,4 +1,4 @@
-"""The compiled network computes what the eager one does, in few graphs, each of them whole."""
+"""The compiled network agrees with the eager one. It compiles few graphs, without graph breaks."""
 
 import os
 import re
@@ -38,7 +38,7 @@ def theta() -> Parameters:
 def _from_scratch() -> Iterator[None]:
     torch._dynamo.reset()
     counters.clear()
-    # the checks of shapes that the tests put around every function have a state, on which graphs would depend
+    # the shape checks that the tests add to every function have state, and graphs would depend on it
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
@@ -47,7 +47,7 @@ def _from_scratch() -> Iterator[None]:
 def gradient_of(
     network: FunctionalModel, theta: Parameters, seed: int = 0, measure: bool = True
 ) -> dict[str, torch.Tensor]:
-    """Of a task, of rows in two micro-batches, and a forward pass without gradients: all that a step does."""
+    """The gradient of a task and of rows in two micro-batches, with a forward pass without gradients in between."""
     total = GradientSum(theta)
     add_task_gradient(network, theta, random_episode(seed), "fim", META, total, 1.0, measure)
     rows = torch.randint(0, 61, (4, 9), generator=torch.Generator().manual_seed(seed))
@@ -59,7 +59,7 @@ def gradient_of(
 
 @pytest.mark.parametrize("mode", ["block", "model"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_gradients_equal_the_eager_ones(theta: Parameters, mode: CompileMode, dtype: torch.dtype) -> None:
+def test_compiled_gradients_equal_eager_gradients(theta: Parameters, mode: CompileMode, dtype: torch.dtype) -> None:
     weights = {name: weight.to(dtype) for name, weight in theta.items()}
     wanted = gradient_of(network_of("none", dtype=dtype), weights)
     got = gradient_of(network_of(mode, dtype=dtype), weights)
@@ -67,8 +67,8 @@ def test_gradients_equal_the_eager_ones(theta: Parameters, mode: CompileMode, dt
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)  # inductor compiles, on machines that do other things as well
-def test_gradients_equal_the_eager_ones_through_inductor(tmp_path: Path) -> None:
+@pytest.mark.timeout(600)  # inductor compiles, possibly on a busy machine
+def test_gradients_through_inductor_equal_eager_gradients(tmp_path: Path) -> None:
     """Also where the first backward pass of a graph did not keep it, in this process and in one that filled the
     cache.
     """
@@ -95,12 +95,12 @@ def test_no_recompilation_after_the_first_steps(theta: Parameters, mode: Compile
         moved = {name: (weight + 0.01 * seed).to(dtype) for name, weight in theta.items()}
         gradient_of(network, moved, seed, measure)
 
-    # one step with the metrics that are taken now and then, and one without
+    # one step with metrics and one without
     step(0, measure=True)
     step(1, measure=False)
     graphs = counters["stats"]["unique_graphs"]
-    # support and rows, with gradients; query without; the loss: support and query have one shape. Of the update the
-    # first step and the next; in bf16 the last is another, where nobody asks for the weights in fp32
+    # graphs: support and rows with gradients, query without, the loss, and the first and the next inner update. Support
+    # and query have one shape. bf16 has another graph for the last update if the fp32 weights are not requested
     assert graphs == (6 if dtype == torch.float32 else 7)
     for seed in range(2, 5):
         step(seed, measure=seed % 2 == 0)
@@ -108,7 +108,7 @@ def test_no_recompilation_after_the_first_steps(theta: Parameters, mode: Compile
     assert not counters["graph_break"]
 
 
-def test_tasks_of_many_sizes_are_compiled_for_a_few(theta: Parameters) -> None:
+def test_tasks_of_many_sizes_compile_few_graphs(theta: Parameters) -> None:
     skeleton = build_model_skeleton(SHAPE, META, N_WAY, vocab_size=61)
     eager = network_of("none")
     network = FunctionalModel(
@@ -120,7 +120,7 @@ def test_tasks_of_many_sizes_are_compiled_for_a_few(theta: Parameters) -> None:
             torch.testing.assert_close(
                 network.features(theta, contexts, "fim"), eager.features(theta, contexts, "fim"), rtol=1e-4, atol=1e-5
             )
-    # 2, 3, 4, 6, 8, 12 and 16 contexts
+    # graphs for 2, 3, 4, 6, 8, 12 and 16 contexts
     assert counters["stats"]["unique_graphs"] == 7
 
 

@@ -1,4 +1,4 @@
-"""Snapshots against plain PyTorch: a module, hooks by hand, `.backward()`."""
+"""Snapshots agree with plain PyTorch: a module, manual hooks, and `.backward()`."""
 
 from typing import Any
 
@@ -60,11 +60,11 @@ def test_activations_and_gradients_equal_plain_pytorch(sequence_idx: int, micro_
         outputs[path] = outputs[path][:, sequence_idx]
     assert relative_error(got.activations, outputs) < 1e-6
     assert relative_error(got.gradients, {path: decoder.get_submodule(path).weight.grad for path in layers}) < 1e-6
-    # nothing of the training is touched
+    # the snapshot does not change the state of training
     assert all(torch.equal(theta[name], before[name]) and theta[name].grad is None for name in theta)
 
 
-def test_layers_are_found_by_the_end_of_their_path() -> None:
+def test_layers_are_selected_by_the_end_of_their_path() -> None:
     _, _, theta = make(MetaConfig())
     layers = recorded_layers(theta, ["attention.v_proj", "w_2"])
     assert list(layers) == [f"layers.{i}.{end}" for i in range(2) for end in ("attention.v_proj", "swiglu.w_2")]
@@ -78,7 +78,7 @@ def test_layers_are_found_by_the_end_of_their_path() -> None:
 
 
 class Tasks:
-    """The same few tasks at every step."""
+    """A task source with equal tasks at every step."""
 
     readout = "fim"
 
@@ -143,7 +143,7 @@ def test_adaptation_equals_a_plain_loop(learner: str) -> None:
 
 
 class LiveGradients(TorchDispatchMode):
-    """Counts the results of matrix products that have the shape of a weight and are not freed yet."""
+    """Counts live results of matrix products with the shape of a weight."""
 
     def __init__(self, shapes: set[torch.Size]) -> None:
         super().__init__()
@@ -159,7 +159,7 @@ class LiveGradients(TorchDispatchMode):
         return result
 
 
-def test_there_is_never_more_than_one_gradient_of_one_layer_on_the_device() -> None:
+def test_snapshot_holds_one_gradient_per_layer_on_the_device() -> None:
     meta = MetaConfig()
     _, network, theta = make(meta)
     layers = recorded_layers(theta, ["attention.v_proj", "attention.o_proj", "swiglu.w_2"])
@@ -171,7 +171,7 @@ def test_there_is_never_more_than_one_gradient_of_one_layer_on_the_device() -> N
     assert live.most == 1
     # a snapshot may take longer than training.hang_timeout_seconds
     assert len(beats) == 3
-    # no step of the inner loop, whose gradients are those of training
+    # leave out the inner loop, whose gradients have the same shapes
     tasks, rule = Tasks(), make_learner(meta, network.skeleton.decoder)
     probe = AdaptationProbe(network, rule, tasks, 3, 0, layers, ALONE, lambda: beats.append(None))
     with live:

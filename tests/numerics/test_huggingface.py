@@ -1,4 +1,4 @@
-"""The ways in which transformers' users load and call a checkpoint."""
+"""Users of transformers load and call a checkpoint in these ways."""
 
 import importlib.util
 from pathlib import Path
@@ -37,7 +37,7 @@ def load(directory: Path, **options: Any) -> Any:
 
 
 def batch() -> dict[str, torch.Tensor]:
-    """Two rows, the second padded on the left by 4 tokens."""
+    """Two rows. The second row has 4 padding tokens on the left."""
     ids = torch.randint(0, SHAPE["vocab_size"], (2, 12), generator=torch.Generator().manual_seed(1))
     mask = torch.ones_like(ids)
     mask[1, :4] = 0
@@ -59,7 +59,7 @@ def test_attention_implementations_agree(saved: Path) -> None:
 
 
 @torch.no_grad()
-def test_the_implementation_that_was_asked_for_is_called(saved: Path) -> None:
+def test_requested_attention_implementation_is_called(saved: Path) -> None:
     layers: list[int] = []
 
     def recorded(module: Any, *tensors: torch.Tensor, **options: Any) -> Any:
@@ -111,7 +111,7 @@ def test_device_map(saved: Path, tmp_path: Path, placed: str) -> None:
     if placed == "layers on disk":
         where = dict.fromkeys(names, "cpu") | {"layers.1": "disk", "embedding_proj": "disk"}
     model, exact = load(saved, device_map=where, offload_folder=tmp_path), load(saved)
-    # auto takes a GPU where there is one
+    # `auto` uses a GPU if there is one
     exact = exact.to(model.device) if placed == "auto" else exact
     inputs = {name: tensor.to(exact.device) for name, tensor in batch().items()}
     assert torch.equal(real(model(**inputs).logits), real(exact(**inputs).logits))
@@ -131,7 +131,7 @@ def test_hidden_states_and_attentions(saved: Path) -> None:
     assert output.attentions[0].shape == (2, SHAPE["attention_n_heads"], 12, 12)
     of_row = output.attentions[1][1, :, 4:]
     torch.testing.assert_close(of_row.sum(-1), torch.ones(SHAPE["attention_n_heads"], 8))
-    assert (of_row[..., :4] == 0).all(), "padding is attended to"
+    assert (of_row[..., :4] == 0).all(), "no token attends to padding"
     assert model(**batch()).hidden_states is None
     assert model(**batch(), return_dict=False)[0].shape == output.logits.shape
 
@@ -141,6 +141,6 @@ def test_output_attentions_fails_for_a_fused_kernel(saved: Path) -> None:
         load(saved)(**batch(), output_attentions=True)
 
 
-def test_a_mistyped_keyword_is_an_error(saved: Path) -> None:
+def test_misspelled_keyword_argument_fails(saved: Path) -> None:
     with pytest.raises(TypeError, match="atention_mask"):
         load(saved)(batch()["input_ids"], atention_mask=batch()["attention_mask"])

@@ -1,4 +1,4 @@
-"""Every learner and head against one graph that autograd differentiates, and against closed forms."""
+"""Learners and heads agree with a reference that autograd differentiates as one graph, and with closed forms."""
 
 import itertools
 
@@ -21,7 +21,7 @@ from tests.reference import SHAPE, add_task_gradient, random_episode, relative_e
 
 N_WAY = 3
 GRADIENT_BASED = ["fomaml", "anil", "boil", "meta_sgd"]
-#: what each learner is trained with here
+#: settings of each learner in these tests
 HEADS_OF = {
     **{learner: list(HEADS) for learner in [*GRADIENT_BASED, "reptile"]},
     "protonet": ["prototype"],
@@ -43,7 +43,7 @@ def make(meta: MetaConfig) -> tuple[MetaModel, FunctionalModel, dict[str, torch.
             if weight.ndim > 1:
                 weight *= 5
         if hasattr(module, "learner"):
-            # rates that differ
+            # different rates
             module.learner.log_rates += 0.3 * torch.randn(
                 len(module.learner.log_rates), generator=torch.Generator().manual_seed(0)
             )
@@ -73,7 +73,7 @@ def error_of(got: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> f
 
 
 @pytest.mark.parametrize(("learner", "head"), PAIRS)
-def test_the_outer_gradient_equals_the_reference(learner: str, head: str) -> None:
+def test_learner_gradient_equals_the_reference(learner: str, head: str) -> None:
     meta = config(learner, head)
     module, network, theta = make(meta)
     for seed in (0, 1):
@@ -89,12 +89,14 @@ def test_inner_optimizers_equal_the_reference(learner: str, settings: dict[str, 
     got = gradient_of(network, theta, random_episode(2), meta)
     assert error_of(got, reference_gradient(module, random_episode(2), meta)) < 2e-4
     plain = config(learner)
-    assert relative_error(got, gradient_of(network, theta, random_episode(2), plain)) > 1e-3, "it makes a difference"
+    assert relative_error(got, gradient_of(network, theta, random_episode(2), plain)) > 1e-3, (
+        "the setting must have an effect"
+    )
 
 
 @pytest.mark.parametrize("by_task", [True, False])
-def test_momentum_and_clipping_are_those_of_torch(by_task: bool) -> None:
-    """Two tasks side by side, or one, against torch.optim.SGD after clip_grad_norm_."""
+def test_inner_momentum_and_clipping_equal_torch(by_task: bool) -> None:
+    """The oracle is torch.optim.SGD after clip_grad_norm_, for one task and for a batch of two."""
     weights = torch.randn(2, 5, generator=torch.Generator().manual_seed(0))
     target, rate = torch.arange(5.0), 0.1
     start = weights.clone() if by_task else weights[0].clone()
@@ -122,7 +124,7 @@ def test_momentum_and_clipping_are_those_of_torch(by_task: bool) -> None:
 
 @pytest.mark.parametrize("learner", GRADIENT_BASED)
 @pytest.mark.parametrize("head", ["prototype", "linear"])
-def test_the_multi_step_loss_equals_the_reference(learner: str, head: str) -> None:
+def test_multi_step_loss_equals_the_reference(learner: str, head: str) -> None:
     meta = config(learner, head, multi_step_loss=True, multi_step_loss_annealing_steps=10)
     module, network, theta = make(meta)
     for step, weights in [
@@ -140,7 +142,7 @@ def test_learned_rates_by_tensor_and_by_layer(granularity: str) -> None:
     meta = config("meta_sgd", learned_rates=granularity)
     module, network, theta = make(meta)
     count = {"tensor": 2 * 9 + 2 + 1, "layer": 2 + 2 + 1}[granularity]
-    assert theta["learner.log_rates"].shape == (count,), "embedding and final norm, the layers, the head"
+    assert theta["learner.log_rates"].shape == (count,), "embedding, final norm, layers, head"
     got = gradient_of(network, theta, random_episode(4), meta)
     wanted = reference_gradient(module, random_episode(4), meta)
     torch.testing.assert_close(got["learner.log_rates"], wanted["learner.log_rates"], rtol=2e-4, atol=1e-7)
@@ -150,8 +152,8 @@ def test_learned_rates_by_tensor_and_by_layer(granularity: str) -> None:
     assert float(untouched[-1].exp()) == pytest.approx(meta.head_inner_lr)
 
 
-def test_the_gradient_of_a_learned_rate_on_a_quadratic_equals_the_closed_form() -> None:
-    """One step on L_S = 1/2 (w-a)'A(w-a): d L_Q / d rate = -(A (w0-a))' B (w1-b), and times rate for its logarithm."""
+def test_learned_rate_gradient_on_a_quadratic_equals_the_closed_form() -> None:
+    """For one step on L_S = 1/2 (w-a)'A(w-a): d L_Q / d log rate = -rate (A (w0-a))' B (w1-b)."""
     generator = torch.Generator().manual_seed(0)
     a, b, w0 = (torch.randn(4, generator=generator, dtype=torch.float64) for _ in range(3))
     matrix_a, matrix_b = torch.diag(torch.tensor([1.0, 2.0, 3.0, 4.0]).double()), torch.eye(4).double()
@@ -167,7 +169,7 @@ def test_the_gradient_of_a_learned_rate_on_a_quadratic_equals_the_closed_form() 
 
 
 @pytest.mark.parametrize(("learner", "head"), PAIRS)
-def test_tasks_together_are_tasks_one_by_one(learner: str, head: str) -> None:
+def test_batched_tasks_equal_single_tasks(learner: str, head: str) -> None:
     meta = config(learner, head, vocab_head_dropout=0.3)
     _, network, theta = make(meta)
     episodes = [random_episode(i) for i in range(3)]
@@ -192,7 +194,7 @@ def test_metrics_do_not_change_gradients(learner: str, head: str) -> None:
 
 
 def test_protonet_equals_a_plain_loop() -> None:
-    """Snell et al. 2017: softmax over negative squared distances to class means."""
+    """The oracle is Snell et al. 2017: softmax over negative squared distances to class means."""
     meta = config("protonet")
     module, network, theta = make(meta)
     episodes = [random_episode(i) for i in range(4)]
@@ -229,7 +231,7 @@ def test_dropout_is_keyed_by_task_and_pass_and_keeps_the_mean() -> None:
         drop(1, values),
     ]
     for a, b in itertools.combinations([dropped, *others], 2):
-        assert 0.3 < float((a != b).float().mean()) < 0.45, "independent masks differ in 2 p (1 - p) of the places"
+        assert 0.3 < float((a != b).float().mean()) < 0.45, "two independent masks differ with probability 2 p (1 - p)"
     assert keyed_dropout(0.0, (7,), 0, False) is None
     both = keyed_dropout(0.25, (7, 8), call=0, has_tasks=True)(0, torch.ones(2, 400, 50))
     assert torch.equal(both[0], dropped)
@@ -249,8 +251,8 @@ def test_no_dropout_in_evaluation() -> None:
     assert relative_error(*trained) > 0.1
 
 
-def test_a_word_of_one_token_has_the_score_of_its_row() -> None:
-    """pico-maml's head: an MLP to the whole vocabulary, of which the words of the task are looked at."""
+def test_vocab_head_scores_a_one_token_word_by_its_row() -> None:
+    """The oracle is pico-maml's head: an MLP to the whole vocabulary, restricted to the words of the task."""
     meta = config("anil", "vocab", inner_steps=0)
     module, network, theta = make(meta)
     episode = random_episode(0)

@@ -1,4 +1,4 @@
-"""A Pico decoder as transformers' own LLAMA, and as pico-train publishes it: the same logits, the same words."""
+"""Exports as transformers' LLAMA and in the layout of pico-train keep the logits and the tokens."""
 
 import json
 import shutil
@@ -34,7 +34,7 @@ def exported(checkpoint: Path) -> Path:
     return checkpoint.parent / "llama"
 
 
-def test_logits_are_those_of_the_checkpoint(checkpoint: Path, exported: Path) -> None:
+def test_llama_export_keeps_the_logits(checkpoint: Path, exported: Path) -> None:
     ids = torch.randint(0, 303, (3, 40), generator=torch.Generator().manual_seed(1))
     pico = AutoModelForCausalLM.from_pretrained(checkpoint, trust_remote_code=True)
     llama = AutoModelForCausalLM.from_pretrained(exported)
@@ -56,7 +56,7 @@ def test_llama_export_needs_no_package_and_keeps_special_tokens(exported: Path) 
     assert tokenizer.convert_tokens_to_ids("[MASK]") in ids
 
 
-def test_the_way_back_is_exact(checkpoint: Path) -> None:
+def test_import_of_a_llama_export_is_exact(checkpoint: Path) -> None:
     model = PicoDecoderHF.from_pretrained(checkpoint)
     names = set()
     for name, weight in model.state_dict().items():
@@ -72,37 +72,37 @@ def assert_equal_files(got: Path, wanted: Path) -> None:
 
 
 @pytest.mark.usefixtures("exported")
-def test_the_layout_of_pico_train(checkpoint: Path, tmp_path: Path) -> None:
+def test_pico_train_export_has_the_layout_of_pico_train(checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "pico"
     export_model(checkpoint, out, PICO_TRAIN)
     with safe_open(out / "model.safetensors", "pt") as weights:
         names = set(weights.keys())
     assert names == {f"pico_decoder.{name}" for name in PicoDecoderHF.from_pretrained(checkpoint).state_dict()}
     config = json.loads((out / "config.json").read_text())
-    # what pico-train's modules read of a configuration
+    # the keys that pico-train's modules read from a configuration
     asked = "d_model n_layers vocab_size batch_size max_seq_len attention_n_heads attention_n_kv_heads"
     assert set(f"{asked} activation_hidden_dim norm_eps position_emb_theta".split()) <= config.keys()
     model, wanted = (AutoModelForCausalLM.from_pretrained(path, trust_remote_code=True) for path in (out, checkpoint))
     for (name, ours), theirs in zip(model.state_dict().items(), wanted.state_dict().values(), strict=True):
         assert torch.equal(ours, theirs), name
-    # to LLAMA as well, and what is exported twice is the same
+    # export to LLAMA works too, and a second export is identical
     for layout, name in ((LLAMA, "llama"), (PICO_TRAIN, "again")):
         export_model(out, tmp_path / name, layout)
     assert_equal_files(tmp_path / "llama", checkpoint.parent / "llama")
     assert_equal_files(tmp_path / "again", out)
-    # and back into training
+    # training can start from the export
     shape = ModelConfig(**SHAPE, activation_hidden_dim=96, norm_eps=1e-3, init_from=str(out))
     decoder = PicoDecoder(shape, SHAPE["vocab_size"])
     load_initial_weights(decoder, shape)
     assert torch.equal(decoder.layers[1].swiglu.w_2.weight, wanted.layers[1].swiglu.w_2.weight)
 
 
-def test_mistakes_have_clear_messages(checkpoint: Path, exported: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="is there already"):
+def test_invalid_exports_are_clear_errors(checkpoint: Path, exported: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="already exists; choose another directory"):
         export_model(checkpoint, exported, LLAMA)
     with pytest.raises(CheckpointError, match=r"config\.json: cannot be read"):
         export_model(tmp_path, tmp_path / "out", LLAMA)
-    with pytest.raises(CheckpointError, match="is a model of type 'llama'"):
+    with pytest.raises(CheckpointError, match="has model_type 'llama', not 'pico_decoder'"):
         export_model(exported, tmp_path / "out", PICO_TRAIN)
     assert list(tmp_path.iterdir()) == []
     odd = tmp_path / "odd"

@@ -1,4 +1,4 @@
-"""The chunked loss is the plain one."""
+"""The chunked loss equals the plain cross-entropy."""
 
 import pytest
 import torch
@@ -31,8 +31,8 @@ def test_loss_and_gradients_equal_plain_cross_entropy(chunk_logits: int) -> None
             torch.testing.assert_close(mine, plain)
 
 
-def test_bf16_is_as_near_to_fp32_as_the_plain_loss() -> None:
-    """The oracle is fp64 at the rounded inputs; a chunk's part is rounded to bf16, their sum is not."""
+def test_bf16_loss_is_as_accurate_as_the_plain_loss() -> None:
+    """The oracle is fp64 at the rounded inputs. Each chunk's gradient is rounded to bf16, but not their sum."""
     hidden, weight, targets = inputs(torch.bfloat16)
     exact = [tensor.detach().double().requires_grad_() for tensor in (hidden, weight)]
     wanted = torch.autograd.grad(F.cross_entropy(F.linear(*exact), targets, reduction="sum"), exact)
@@ -45,14 +45,14 @@ def test_bf16_is_as_near_to_fp32_as_the_plain_loss() -> None:
         assert (mine - truth).norm() <= 1.5 * (theirs - truth).norm()
 
 
-def test_without_gradients_it_is_the_same_number() -> None:
+def test_loss_without_gradients_is_equal() -> None:
     hidden, weight, targets = inputs(torch.float32)
     wanted = linear_cross_entropy(hidden, weight, targets, 5 * VOCAB)
     with torch.no_grad():
         torch.testing.assert_close(linear_cross_entropy(hidden, weight, targets, 5 * VOCAB), wanted)
 
 
-def test_logits_never_exist_as_a_whole() -> None:
+def test_loss_never_allocates_all_logits() -> None:
     tokens, vocab = 512, 4096
     hidden, weight = torch.randn(tokens, 4, requires_grad=True), torch.randn(vocab, 4, requires_grad=True)
     targets = torch.randint(0, vocab, (tokens,))
@@ -71,8 +71,8 @@ def test_logits_never_exist_as_a_whole() -> None:
     assert largest == 32 * vocab
 
 
-def test_no_tokens_are_no_loss() -> None:
-    """A rank's share of the rows may be empty."""
+def test_loss_of_no_tokens_is_zero() -> None:
+    """A rank may have no rows."""
     hidden, weight, targets = inputs(torch.float32)
     empty = hidden[:0].detach().requires_grad_()
     loss = linear_cross_entropy(empty, weight, targets[:0])

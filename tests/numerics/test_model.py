@@ -1,4 +1,4 @@
-"""The decoder against transformers' Llama, and the HF wrapper against itself."""
+"""The decoder agrees with transformers' Llama, and the HF model agrees with the decoder."""
 
 from pathlib import Path
 
@@ -29,7 +29,7 @@ def make_decoder(**others: int) -> PicoDecoder:
 
 
 def to_halves(weight: torch.Tensor, head_dim: int) -> torch.Tensor:
-    """Rows of q and k from adjacent rotary pairs (Pico) to halves (Llama)."""
+    """Reorder the rows of q or k from adjacent rotary pairs (Pico) to halves (Llama)."""
     return weight.unflatten(0, (-1, head_dim // 2, 2)).transpose(1, 2).flatten(0, 2)
 
 
@@ -58,7 +58,7 @@ def llama_twin(decoder: PicoDecoder, shape: ModelConfig) -> LlamaForCausalLM:
 
 
 def llama_name(name: str) -> str:
-    """Llama's name of a Pico parameter."""
+    """The name in Llama of a Pico parameter."""
     for pico, llama in (("de_embedding_proj", "lm_head"), ("embedding_proj", "model.embed_tokens")):
         if name.startswith(pico):
             return name.replace(pico, llama)
@@ -92,7 +92,7 @@ def test_logits_and_gradients_equal_llama(kv_heads: int) -> None:
         assert (got - wanted).norm() / wanted.norm() < 1e-5, name
 
 
-def test_state_dict_names_are_pico_trains() -> None:
+def test_state_dict_has_the_names_of_pico_train() -> None:
     block = ["attention.q_proj", "attention.k_proj", "attention.v_proj", "attention.o_proj"]
     block += ["swiglu.w_0", "swiglu.w_1", "swiglu.w_2", "attention_norm", "swiglu_norm"]
     wanted = {"embedding_proj.weight", "output_norm.weight", "de_embedding_proj.weight"}
@@ -100,14 +100,14 @@ def test_state_dict_names_are_pico_trains() -> None:
     assert set(make_decoder().state_dict()) == wanted
 
 
-def test_right_padding_changes_nothing_before_it() -> None:
+def test_right_padding_does_not_change_earlier_logits() -> None:
     decoder = make_decoder()
     ids = torch.randint(0, VOCAB_SIZE, (2, 10))
     padded = torch.cat([ids, torch.full((2, 5), VOCAB_SIZE - 1)], dim=1)
     torch.testing.assert_close(decoder.hidden(padded)[:, :10], decoder.hidden(ids))
 
 
-def test_initial_weights_have_the_asked_scale() -> None:
+def test_initial_weights_have_the_configured_scale() -> None:
     decoder = PicoDecoder(ModelConfig(d_model=192, attention_n_heads=6, attention_n_kv_heads=2, n_layers=8), 500)
     initialize_weights(decoder, std=0.02, generator=torch.Generator().manual_seed(0))
     assert abs(decoder.embedding_proj.weight.std().item() - 0.02) < 5e-4
@@ -127,7 +127,7 @@ def random_ids(rows: int, length: int) -> torch.Tensor:
     return torch.randint(0, VOCAB_SIZE, (rows, length), generator=torch.Generator().manual_seed(2))
 
 
-def test_the_hf_model_equals_the_decoder(hf_model: PicoDecoderHF) -> None:
+def test_hf_model_equals_the_decoder(hf_model: PicoDecoderHF) -> None:
     ids = random_ids(2, 20)
     output = hf_model(ids, labels=ids)
     logits = make_decoder()(ids)
@@ -149,7 +149,7 @@ def test_cached_decoding_equals_uncached(hf_model: PicoDecoderHF, pieces: list[i
     torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=1e-5, atol=1e-5)
 
 
-def test_left_padding_changes_nothing(hf_model: PicoDecoderHF) -> None:
+def test_left_padding_does_not_change_logits(hf_model: PicoDecoderHF) -> None:
     ids = random_ids(2, 12)
     padded = torch.cat([torch.zeros(2, 4, dtype=torch.long), ids], dim=1)
     mask = torch.cat([torch.zeros(2, 4, dtype=torch.long), torch.ones_like(ids)], dim=1)

@@ -1,4 +1,4 @@
-"""The inner loop and the outer gradient against closed forms and an independent reference."""
+"""The inner loop and the outer gradient agree with closed forms and an independent reference."""
 
 import copy
 from collections.abc import Callable
@@ -34,7 +34,7 @@ N_WAY = 3
 
 def make(meta: MetaConfig, seed: int = 0) -> tuple[MetaModel, FunctionalModel]:
     module = build_meta_model(SHAPE, meta, N_WAY, vocab_size=61, seed=seed)
-    # larger weights than at initialisation, so that adaptation moves the features
+    # larger weights than after initialization, so that adaptation changes the features
     with torch.no_grad():
         for weight in module.decoder.parameters():
             if weight.ndim > 1:
@@ -83,7 +83,7 @@ def test_outer_gradient_equals_the_reference(head: str, inner_steps: int) -> Non
     assert relative_error(got.result(), wanted) < 1e-5
 
 
-def test_without_inner_steps_prototypes_give_the_exact_gradient_of_a_prototypical_network() -> None:
+def test_zero_inner_steps_equal_a_prototypical_network() -> None:
     meta = MetaConfig(inner_steps=0)
     module, network = make(meta)
     theta = {name: weight.detach() for name, weight in module.named_parameters()}
@@ -115,7 +115,7 @@ def test_language_model_gradient_equals_the_reference_for_any_micro_batch() -> N
         torch.testing.assert_close(loss_sum, F.cross_entropy(logits, rows[:, 1:].flatten(), reduction="sum").detach())
 
 
-def test_the_inner_loop_leaves_theta_bit_identical() -> None:
+def test_inner_loop_does_not_change_theta() -> None:
     meta = MetaConfig(inner_steps=3, inner_lr=0.5)
     module, network = make(meta)
     theta = {name: weight.detach() for name, weight in module.named_parameters()}
@@ -126,7 +126,7 @@ def test_the_inner_loop_leaves_theta_bit_identical() -> None:
     assert all(weight.grad is None for weight in module.parameters())
 
 
-def test_fast_weights_stay_fp32_and_keep_small_updates_when_computing_in_bf16() -> None:
+def test_fast_weights_stay_fp32_if_the_network_computes_in_bf16() -> None:
     meta = MetaConfig(inner_steps=5, inner_lr=2e-4)
     module, _ = make(meta)
     network = FunctionalModel(
@@ -175,12 +175,12 @@ def test_mean_readout_averages_real_positions_only() -> None:
     torch.testing.assert_close(got, 2 * wanted / wanted.norm(dim=-1, keepdim=True))
 
 
-def test_one_contribution_stays_as_it_came_and_more_are_summed_in_fp32() -> None:
+def test_gradient_sum_keeps_one_gradient_and_adds_more_in_fp32() -> None:
     theta = {name: torch.zeros(2, dtype=torch.bfloat16) for name in ("none", "one", "many")}
     total = GradientSum(theta)
     alone = torch.tensor([3.0, 4.0], dtype=torch.bfloat16)
     total.add(["one"], [alone])
-    # in bf16 256 + 1 is 256: only a sum in fp32 comes to 384
+    # 256 + 1 is 256 in bf16, so only an fp32 sum gives 384
     for part in [256.0, *128 * [1.0]]:
         total.add(["many"], [torch.full((2,), part, dtype=torch.bfloat16)])
     result = total.result()
@@ -210,8 +210,8 @@ def test_metrics_do_not_change_gradients(dtype: torch.dtype, inner_steps: int, a
 
 @pytest.mark.parametrize("head", ["prototype", "linear"])
 @pytest.mark.parametrize("inner_steps", [0, 1, 3])
-def test_weights_in_the_compute_type_give_the_gradient_of_their_fp32_copies(head: str, inner_steps: int) -> None:
-    """bf16 leaves and fp32 fast weights: bit for bit what a cast of fp32 leaves inside the graph gives."""
+def test_bf16_leaves_give_the_gradient_of_fp32_weights(head: str, inner_steps: int) -> None:
+    """The gradient is bit-identical to that of fp32 leaves which are cast inside the graph."""
     meta = MetaConfig(head=head, inner_steps=inner_steps, inner_lr=0.05, head_inner_lr=0.5)
     module, _ = make(meta)
     network = FunctionalModel(
@@ -225,7 +225,7 @@ def test_weights_in_the_compute_type_give_the_gradient_of_their_fp32_copies(head
         rows = torch.randint(0, 61, (3, 9), generator=torch.Generator().manual_seed(1))
         add_language_model_gradient(network, weights, rows, total, scale=0.1, micro_batch_size=2)
     in_fp32 = wanted.result()
-    # two contributions at least: their sum is fp32 until it is handed on
+    # add at least two gradients, so that their sum is fp32
     assert all(torch.equal(found, in_fp32[name].bfloat16()) for name, found in got.result().items())
 
 
@@ -240,7 +240,7 @@ def test_weights_in_the_compute_type_give_the_gradient_of_their_fp32_copies(head
         (r"attention\.[qv]_proj", lambda name: "q_proj" in name or "v_proj" in name),
     ],
 )
-def test_the_outer_gradient_is_of_all_weights_whichever_are_adapted(
+def test_outer_gradient_covers_all_weights_for_any_adapted_subset(
     head: str, inner_steps: int, adapt: str, adapts: Callable[[str], bool]
 ) -> None:
     meta = MetaConfig(head=head, inner_steps=inner_steps, inner_lr=0.05, head_inner_lr=0.5, adapt=adapt)
@@ -261,10 +261,10 @@ def test_adapting_only_the_head_computes_features_once(monkeypatch: pytest.Monke
     hidden = network.hidden
     monkeypatch.setattr(network, "hidden", lambda *rest: calls.append(1) or hidden(*rest))
     add_task_gradient(network, theta, random_episode(0), "fim", meta, GradientSum(theta), scale=1.0)
-    assert len(calls) == 2, "support, and query"
+    assert len(calls) == 2, "one call for support and one for query"
 
 
-def test_adapt_is_checked() -> None:
+def test_invalid_meta_adapt_is_rejected() -> None:
     names = tuple(name for name, _ in build_model_skeleton(SHAPE, MetaConfig(), N_WAY, 61).named_parameters())
     for wrong, message in [
         ("last_3_blocks", r"meta\.adapt: got last_3_blocks, but the model has 2 blocks; use 1 to 2"),
@@ -281,7 +281,7 @@ def test_adapt_is_checked() -> None:
 @pytest.mark.parametrize("head", ["prototype", "linear"])
 @pytest.mark.parametrize(("adapt", "inner_steps"), [("all", 0), ("all", 3), ("head", 3), ("last_1_blocks", 2)])
 @pytest.mark.parametrize("readout", ["fim", "mean"])
-def test_tasks_together_are_tasks_one_by_one(head: str, adapt: str, inner_steps: int, readout: str) -> None:
+def test_batched_tasks_equal_single_tasks(head: str, adapt: str, inner_steps: int, readout: str) -> None:
     meta = MetaConfig(head=head, inner_steps=inner_steps, inner_lr=0.05, head_inner_lr=0.5, adapt=adapt)
     module, network = make(meta)
     theta = {name: weight.detach() for name, weight in module.named_parameters()}

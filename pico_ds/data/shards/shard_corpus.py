@@ -125,8 +125,8 @@ def open_shard_corpus(config: DataConfig) -> ShardCorpus:
             f"data.validation_shards: got {config.validation_shards}, but there are only {n_shards} shards; the last "
             "ones are held out completely: lower it, or make smaller shards (scripts/prepare_data.py --rows_per_shard)"
         )
-    of_disk = [] if config.source == "hub" else corpus_identity(config)
-    key = digest64(_CACHE_VERSION, repr(files.identity), *of_disk, tokenizer_identity(config.tokenizer))
+    local_identity = [] if config.source == "hub" else corpus_identity(config)
+    key = digest64(_CACHE_VERSION, repr(files.identity), *local_identity, tokenizer_identity(config.tokenizer))
     directory = cache_directory(config) / f"shards-{key:016x}"
     with FileLock(f"{directory}.lock"):
         if not (directory / "tokenizer").exists():

@@ -115,11 +115,12 @@ def _convert(file: Any, name: str, expected: RowFormat, target: Path) -> None:
 
 
 def _wrong_length(name: str, row: int, length: int, expected: RowFormat, width: int | None = None) -> str:
-    wanted = expected.sequence_length + 1
+    row_length = expected.sequence_length + 1
     if width is None:
         return (
-            f"{name}, row {row}: {length:,} tokens; rows must have data.sequence_length + 1 = {wanted:,} tokens, or a "
-            "multiple of data.sequence_length plus one; set data.sequence_length to a divisor of the length minus one"
+            f"{name}, row {row}: {length:,} tokens; rows must have data.sequence_length + 1 = {row_length:,} tokens, "
+            "or a multiple of data.sequence_length plus one; set data.sequence_length to a divisor of the length minus "
+            "one"
         )
     return (
         f"{name}, row {row}: {length:,} tokens, but the rows before it have {width:,}; all rows of a shard must have "

@@ -20,7 +20,7 @@ from pico_ds.data.hub_requests import http_error
 from pico_ds.data.input_files import Document
 from pico_ds.data.shards.shard_writing import ShardWriter
 from pico_ds.data.text.documents import corpus_identity, data_files, read_documents
-from pico_ds.data.text.tokenizer import TextTokenizer, import_tokenizer, load_tokenizer, warn_of_special
+from pico_ds.data.text.tokenizer import TextTokenizer, import_tokenizer, load_tokenizer, warn_about_special_tokens
 from pico_ds.errors import DataError
 
 #: a batch for one process ends at this number of documents or of characters
@@ -176,7 +176,7 @@ class Preparation:
             on_progress(self.counts)
         if self.counts.documents == 0:
             raise DataError("no document has any text; check the files and --text_column")
-        warn_of_special(self.counts.special)
+        warn_about_special_tokens(self.counts.special)
         writer.finish({"documents": self.counts.documents})
         self.counts.shards = len(writer.progress.shards)
         return True
@@ -184,12 +184,12 @@ class Preparation:
     def _tokenized(self, texts: Iterator[str], tokenizer: Path) -> Iterator[npt.NDArray[np.int32]]:
         """Yield the tokens of each document followed by an end-of-text token, in order."""
         # limit the number of batches, so that results do not fill the memory if the disk is slower than the cores
-        room, is_over = Semaphore(_BATCHES_AHEAD * self.workers), Event()
+        free_slots, is_finished = Semaphore(_BATCHES_AHEAD * self.workers), Event()
 
-        def given() -> Iterator[list[str]]:
+        def limited_batches() -> Iterator[list[str]]:
             for batch in text_batches(texts):
-                room.acquire()
-                if is_over.is_set():
+                free_slots.acquire()
+                if is_finished.is_set():
                     return
                 yield batch
 
@@ -197,14 +197,14 @@ class Preparation:
         context = multiprocessing.get_context("spawn")
         with context.Pool(self.workers, _start_worker, (str(tokenizer),)) as pool:
             try:
-                for flat, lengths, special in pool.imap(_tokenize, given()):
-                    room.release()
+                for flat, lengths, special in pool.imap(_tokenize, limited_batches()):
+                    free_slots.release()
                     self.counts.special.update(special)
                     yield from np.split(flat, np.cumsum(lengths)[:-1])
             finally:
-                # the pool can end only after its feeding thread, which may be waiting for room
-                is_over.set()
-                room.release()
+                # the pool can end only after its feeding thread, which may be waiting for a free slot
+                is_finished.set()
+                free_slots.release()
 
 
 def text_batches(texts: Iterator[str]) -> Iterator[list[str]]:

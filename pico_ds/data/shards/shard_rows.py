@@ -38,10 +38,10 @@ class ShardRows:
         owners = np.searchsorted(self._ends, indices, side="right")
         columns = np.arange(self.sequence_length + 1)
         for owner in np.unique(owners):
-            here = owners == owner
+            in_shard = owners == owner
             first = self._ends[owner - 1] if owner else 0
-            lines, parts = np.divmod(indices[here] - first, self._per_row[owner])
-            found[here] = self._shards[owner][lines[:, None], parts[:, None] * self.sequence_length + columns]
+            lines, parts = np.divmod(indices[in_shard] - first, self._per_row[owner])
+            found[in_shard] = self._shards[owner][lines[:, None], parts[:, None] * self.sequence_length + columns]
         return torch.from_numpy(found)
 
 
@@ -122,7 +122,7 @@ class ShardedRows:
             rows = ShardRows([self._cache.open(self._number(turn), following)], self.sequence_length)
             order = keyed_rng("row order", self._seed, *divmod(turn, len(self._shards))).permutation(rows.n_rows)
             # keep the previous turn open, because a step may need rows of both
-            self._open = {turn: _Turn(rows, order)} | {k: known for k, known in self._open.items() if k == turn - 1}
+            self._open = {turn: _Turn(rows, order)} | {k: opened for k, opened in self._open.items() if k == turn - 1}
         return self._open[turn]
 
     def _number(self, turn: int) -> int:

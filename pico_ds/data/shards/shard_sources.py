@@ -74,13 +74,13 @@ class HubShards:
         self._dataset, api = config.dataset, HfApi()
         with _hub_errors_as_data_errors(self._dataset, config.revision):
             found = request_with_retries(lambda: api.dataset_info(self._dataset, revision=config.revision))
-        every = sorted(file.rfilename for file in found.siblings or [])
-        self._files = [name for name in every if fnmatch(name, config.dataset_files)]
+        file_names = sorted(file.rfilename for file in found.siblings or [])
+        self._files = [name for name in file_names if fnmatch(name, config.dataset_files)]
         if not self._files:
-            shown = ", ".join(every[:5]) or "no files"
+            shown = ", ".join(file_names[:5]) or "no files"
             raise DataError(
                 f"data.dataset_files: no file of {self._dataset} matches {config.dataset_files!r}; it has {shown}"
-                f"{', ...' if len(every) > 5 else ''}"
+                f"{', ...' if len(file_names) > 5 else ''}"
             )
         self._commit = str(found.sha)
         self.names = [f"{self._dataset}/{name}" for name in self._files]

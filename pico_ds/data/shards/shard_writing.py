@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -57,10 +58,11 @@ class ShardWriter:
         """
         self._out, self._row_length, self._rows_per_shard = out, row_length, rows_per_shard
         self.is_complete = (out / MANIFEST).exists()
-        try:
-            (out / _PARTIAL).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise DataError(f"--out: cannot create {out} ({error.strerror}); choose a writable directory") from error
+        if self.is_complete:
+            # an earlier start may have been interrupted after it wrote the manifest
+            shutil.rmtree(out / _PARTIAL, ignore_errors=True)
+        else:
+            self._make_directory()
         self.progress = self._read(settings)
         #: for each pending document, its remaining tokens and the number of its tokens that are already in shards
         self._buffer: deque[tuple[npt.NDArray[np.int32], int]] = deque()
@@ -126,26 +128,28 @@ class ShardWriter:
             raise DataError(f"{path} cannot be read ({error}); remove {self._out} to start again") from error
         changed = [name for name, value in settings.items() if not _is_same(name, found.settings.get(name), value)]
         if changed:
-            was = "; ".join(
+            differences = "; ".join(
                 "the files are different or were changed"
                 if name == "files"
                 else f"{name} was {found.settings.get(name)!r}, now {settings[name]!r}"
                 for name in changed
             )
-            raise DataError(f"{self._out} holds shards of another job: {was}. Choose another --out, or remove it")
+            raise DataError(
+                f"{self._out} holds shards of another job: {differences}. Choose another --out, or remove it"
+            )
         return found
 
     def _write(self, n_rows: int) -> None:
         import pyarrow as pa
         import pyarrow.parquet as parquet
 
-        wanted = n_rows * self._row_length
+        remaining = n_rows * self._row_length
         values, done, part = [], 0, 0
-        while wanted:
+        while remaining:
             tokens, in_shards = self._buffer.popleft()
-            taken = tokens[:wanted]
+            taken = tokens[:remaining]
             values.append(taken)
-            wanted -= len(taken)
+            remaining -= len(taken)
             if len(taken) < len(tokens):
                 part = in_shards + len(taken)
                 self._buffer.appendleft((tokens[len(taken) :], part))
@@ -173,6 +177,14 @@ class ShardWriter:
         )
         replace_text(self._out / _PARTIAL / _PROGRESS, self.progress.model_dump_json() + "\n")
 
+    def _make_directory(self) -> None:
+        try:
+            (self._out / _PARTIAL).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataError(
+                f"--out: cannot create {self._out} ({error.strerror}); choose a writable directory"
+            ) from error
+
     def _partial(self, number: int) -> Path:
         return self._out / _PARTIAL / f"{number:05d}.parquet"
 
@@ -180,6 +192,6 @@ class ShardWriter:
 def _is_same(name: str, was: Any, now: Any) -> bool:
     if name == "files" and isinstance(was, dict):
         # an earlier version recorded only the names and sizes of the files
-        parts = [one.rsplit(" ", 2) for one in now]
+        parts = [entry.rsplit(" ", 2) for entry in now]
         return len(was) == len(now) and was == {Path(path).name: int(size) for path, size, _ in parts}
     return bool(was == now)

@@ -43,7 +43,7 @@ def _local_files(source: str) -> list[Path]:
     """
     if has_magic(source):
         # Path.glob rejects absolute patterns
-        found = sorted(Path(one) for one in glob(source, recursive=True))  # noqa: PTH207
+        found = sorted(Path(match) for match in glob(source, recursive=True))  # noqa: PTH207
         if not found:
             raise DataError(f"evaluation.perplexity.data: no file matches {source!r} (looked in {Path.cwd()})")
         return found
@@ -90,6 +90,6 @@ def _document(value: Any, where: str) -> Document | None:
         return None
     if isinstance(value, str):
         return value
-    if isinstance(value, list) and all(isinstance(one, int) for one in value):
+    if isinstance(value, list) and all(isinstance(token, int) for token in value):
         return np.asarray(value, dtype=np.int64)
     raise DataError(f"evaluation.perplexity.data: {where} is {value!r:.40}; expected a string or a list of token ids")

@@ -26,7 +26,7 @@ from pico_ds.data.text.tokenizer import (
     load_tokenizer,
     tokenizer_identity,
     train_tokenizer,
-    warn_of_special,
+    warn_about_special_tokens,
 )
 from pico_ds.data.token_stream import TokenStream
 from pico_ds.errors import DataError
@@ -151,7 +151,7 @@ def _fill(config: DataConfig, staging: Path) -> None:
             raise DataError(_empty_split(config, split))
         np.save(staging / f"{split}.tokens.npy", np.concatenate(tokens))
         np.save(staging / f"{split}.document_ends.npy", np.cumsum([len(ids) for ids in tokens]))
-    warn_of_special(special)
+    warn_about_special_tokens(special)
     (staging / "corpus.json").write_text(json.dumps(config.model_dump(), indent=2) + "\n")
 
 
@@ -200,8 +200,8 @@ def _checked(ids: npt.ArrayLike, vocab_size: int) -> npt.NDArray[np.int64]:
 
 def _empty_split(config: DataConfig, split: DocumentSplit) -> str:
     by_file = config.txt_documents == "file" and any(path.endswith(".txt") for path in config.paths)
-    first = "set data.txt_documents: paragraph (currently each .txt file is one document), " if by_file else ""
+    hint = "set data.txt_documents: paragraph (currently each .txt file is one document), " if by_file else ""
     return (
         f"no {split} documents: the corpus is too small to split by document at data.validation_fraction = "
-        f"{config.validation_fraction}; {first}use more documents, or change the fraction or data.split_seed"
+        f"{config.validation_fraction}; {hint}use more documents, or change the fraction or data.split_seed"
     )

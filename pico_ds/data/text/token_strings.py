@@ -1,4 +1,4 @@
-"""The text that each entry of a tokenizer's vocabulary stands for, according to the tokenizer's own decoder."""
+"""Finds the text of each entry of a tokenizer's vocabulary, by the rules of the tokenizer's own decoder."""
 
 import json
 import re

@@ -68,10 +68,10 @@ class TextTokenizer:
     def encode(self, texts: list[str]) -> list[list[int]]:
         """Return the token ids of each text. A special token that occurs in a text is encoded as plain text."""
         if self._leaks_special and any(map(self._special.search, texts)):
-            return [self._encode_apart(text) for text in texts]
+            return [self._encode_around_special(text) for text in texts]
         return [encoding.ids for encoding in self.backend.encode_batch_fast(texts, add_special_tokens=False)]
 
-    def _encode_apart(self, text: str) -> list[int]:
+    def _encode_around_special(self, text: str) -> list[int]:
         """Return the token ids of a text that is cut inside each special token, so that the model cannot match one."""
         cuts = [0, *(found.start() + 1 for found in self._special.finditer(text)), len(text)]
         parts = [text[start:end] for start, end in itertools.pairwise(cuts)]
@@ -151,7 +151,7 @@ def tokenizer_identity(name: str) -> str:
     return f"{digest64(*(part for path in files for part in (path.name, path.read_bytes()))):016x}"
 
 
-def warn_of_special(counts: Counter[str]) -> None:
+def warn_about_special_tokens(counts: Counter[str]) -> None:
     """Log one warning if the texts contain special tokens."""
     if counts:
         found = ", ".join(f"{token!r} {count:,} times" for token, count in counts.most_common(5))
@@ -172,9 +172,9 @@ def import_tokenizer(name: str, directory: Path) -> None:
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     # AutoTokenizer also looks at the model's configuration and code, which are not needed to load a tokenizer.json
-    plain = Path(name, "tokenizer.json").is_file()
+    has_tokenizer_file = Path(name, "tokenizer.json").is_file()
     try:
-        if plain:
+        if has_tokenizer_file:
             tokenizer = PreTrainedTokenizerFast.from_pretrained(name)
         else:
             tokenizer = AutoTokenizer.from_pretrained(name, use_fast=True, trust_remote_code=False)
@@ -214,9 +214,9 @@ def load_tokenizer(directory: Path) -> TextTokenizer:
         raise DataError(f"{directory}: cannot read a tokenizer ({error})") from error
     backend.encode_special_tokens = True
     names = ["end_of_text_id", "mask_id", "pad_id"]
-    if isinstance(ids, dict) and sorted(ids) == names and all(type(one) is int for one in ids.values()):
+    if isinstance(ids, dict) and sorted(ids) == names and all(type(number) is int for number in ids.values()):
         tokenizer = TextTokenizer(backend=backend, **ids)
-        if all(0 <= one < tokenizer.vocab_size for one in ids.values()):
+        if all(0 <= number < tokenizer.vocab_size for number in ids.values()):
             return tokenizer
     raise DataError(f"{directory / _SPECIAL_IDS_FILE}: must contain {', '.join(names)}, each an id of the tokenizer")
 

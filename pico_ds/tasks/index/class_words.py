@@ -130,8 +130,8 @@ class ClassWords:
         """Return the ids of the words that are in the frequency range and belong to a split (see `word_split`)."""
         in_range = (self.train_counts >= config.min_word_freq) & (self.train_counts <= config.max_word_freq)
         candidates = np.flatnonzero(in_range)
-        mine = [split == word_split(self.words[i], config, split_seed) for i in candidates]
-        return candidates[np.array(mine, dtype=np.bool_)]
+        in_split = [split == word_split(self.words[i], config, split_seed) for i in candidates]
+        return candidates[np.array(in_split, dtype=np.bool_)]
 
 
 def word_split(word: str, config: SmlmtConfig, split_seed: int) -> WordSplit:

@@ -15,7 +15,7 @@ class WordIndex:
     """Occurrences of every word of a stream, ordered by word, then by position.
 
     Attributes:
-        tokens, document_ends: of the stream; tokens are memory-mapped.
+        tokens, document_ends: those of the stream; the tokens are memory-mapped.
         positions: `[n_occurrences]` position of the first token of each occurrence.
     """
 
@@ -70,11 +70,11 @@ class WordIndex:
         # words with too few occurrences are excluded first, to save steps
         begins, stops = self._first[words[found]], self._first[words[found] + 1]
         # contexts of a word are sorted by start, and also by end, so all words are processed together in one pass
-        here = begins.copy()
+        current = begins.copy()
         for _ in range(at_least - 1 if len(begins) else 0):
-            ends = self._span_ends[np.minimum(here, len(self.positions) - 1)]
-            here = np.where(here < stops, self._next_start(begins, stops, ends), stops)
-        found[found] = here < stops
+            ends = self._span_ends[np.minimum(current, len(self.positions) - 1)]
+            current = np.where(current < stops, self._next_start(begins, stops, ends), stops)
+        found[found] = current < stops
         return np.asarray(found)
 
     def _next_start(self, begins: Positions, stops: Positions, ends: Positions) -> Positions:
@@ -92,8 +92,8 @@ class WordIndex:
     ) -> tuple[Positions, Positions]:
         """Return the bounds of the context of every occurrence: within its document (or sentence), without cut words.
 
-        A context has `context_tokens` tokens after every occurrence of its word became one [MASK]. Otherwise its length
-        would reveal how many tokens the word has.
+        A context has `context_tokens` tokens, counted after every occurrence of its word is replaced by one [MASK].
+        Otherwise the length of a context would reveal how many tokens the word has.
 
         Args:
             words: word of each occurrence.

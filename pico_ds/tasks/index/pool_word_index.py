@@ -88,7 +88,7 @@ class TokenWords:
         key = (config.validation_word_fraction, config.test_word_fraction, split_seed)
         if key not in self._splits:
             self._splits[key] = [word_split(word, config, split_seed) for word in self.words]
-        return np.array([split == one for one in self._splits[key]], dtype=np.bool_)
+        return np.array([split == other for other in self._splits[key]], dtype=np.bool_)
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ class TokenIndex:
         chunks = [(first, rows[first : first + per_chunk]) for first in range(0, len(rows), per_chunk)]
         self._flags = np.empty(rows.shape, dtype=np.uint8)
         with ThreadPoolExecutor(threads, "index") as pool:
-            found = [*pool.map(lambda chunk: self._survey(*chunk), chunks)]
+            found = [*pool.map(lambda chunk: self._scan_chunk(*chunk), chunks)]
             by_chunk = np.array([counts for counts, _, _ in found])
             self.lexicon = PoolLexicon(words, by_chunk.sum(axis=0))
             self.positions = self._sort(chunks, by_chunk, config, pool.map)
@@ -170,14 +170,14 @@ class TokenIndex:
 
     def words_at(self, places: Integers) -> npt.NDArray[np.int32]:
         """Return the single-token word at each position; -1 for none."""
-        begins, goes_on = self._run_starts(places)
-        return np.where(begins & ~goes_on, self._words.word_of_token[self.tokens[places]], np.int32(-1))
+        begins, next_continues = self._run_starts(places)
+        return np.where(begins & ~next_continues, self._words.word_of_token[self.tokens[places]], np.int32(-1))
 
     def unmasked_words_at(self, places: Integers) -> npt.NDArray[np.int32]:
         """Return the word that several tokens spell from each position on, for example in capitals; -1 for none."""
-        begins, goes_on = self._run_starts(places)
-        there = begins & goes_on
-        starts = places[there]
+        begins, next_continues = self._run_starts(places)
+        is_start = begins & next_continues
+        starts = places[is_start]
         flags, last = self._flags.reshape(-1), len(self.tokens) - 1
         digests, ends = np.zeros(len(starts), dtype=np.uint64), starts.copy()
         rest = np.arange(len(starts))
@@ -189,9 +189,9 @@ class TokenIndex:
             if not len(rest):
                 break
         digests, first, where = np.unique(digests, return_index=True, return_inverse=True)
-        spelled = self._words.spelled(digests, lambda one: self.tokens[starts[first[one]] : ends[first[one]]].tolist())
+        spelled = self._words.spelled(digests, lambda run: self.tokens[starts[first[run]] : ends[first[run]]].tolist())
         found = np.full(places.shape, -1, dtype=np.int32)
-        found[there] = spelled[where]
+        found[is_start] = spelled[where]
         return found
 
     def _run_starts(self, places: Integers) -> tuple[Flags, Flags]:
@@ -207,25 +207,25 @@ class TokenIndex:
 
     def disjoint_contexts(self, words: Integers, at_least: int) -> Flags:
         """Return whether each word has `at_least` disjoint contexts, chosen greedily by earliest end."""
-        here, stops = self._first[words].copy(), self._first[words + 1]
+        current, stops = self._first[words].copy(), self._first[words + 1]
         # words with too few occurrences are excluded first, to save steps
-        alive = stops - here >= at_least
+        is_possible = stops - current >= at_least
         for _ in range(at_least - 1):
-            rest = np.flatnonzero(alive)
+            rest = np.flatnonzero(is_possible)
             if not len(rest):
                 break
-            ends = self.contexts(here[rest])[1]
+            ends = self.contexts(current[rest])[1]
             # the context of the next occurrence rarely overlaps; if it does, try the one after it
             while len(rest):
-                here[rest] += 1
-                alive[rest] = here[rest] < stops[rest]
-                inside = alive[rest]
+                current[rest] += 1
+                is_possible[rest] = current[rest] < stops[rest]
+                inside = is_possible[rest]
                 rest, ends = rest[inside], ends[inside]
-                overlaps = self.contexts(here[rest])[0] < ends
+                overlaps = self.contexts(current[rest])[0] < ends
                 rest, ends = rest[overlaps], ends[overlaps]
-        return alive
+        return is_possible
 
-    def _survey(self, first: int, rows: npt.NDArray[Any]) -> tuple[Integers, Integers, Integers]:
+    def _scan_chunk(self, first: int, rows: npt.NDArray[Any]) -> tuple[Integers, Integers, Integers]:
         """Count the words of a chunk, and find its special tokens and, for `smlmt.context: sentence`, sentence ends.
 
         Also stores the flags of the chunk.
@@ -237,10 +237,10 @@ class TokenIndex:
         flags = classes.token_flags(rows, at_edges=True)
         self._flags[first : first + len(rows)] = flags
         tokens = np.bincount(rows[self._usable(first, rows)], minlength=len(words.word_of_token))
-        named = words.word_of_token >= 0
-        counts = np.bincount(words.word_of_token[named], weights=tokens[named], minlength=len(words.words)).astype(
-            np.int64
-        )
+        has_word = words.word_of_token >= 0
+        counts = np.bincount(
+            words.word_of_token[has_word], weights=tokens[has_word], minlength=len(words.words)
+        ).astype(np.int64)
         special = np.flatnonzero(flags & SPECIAL)
         if not self._by_sentence:
             return counts, special, np.empty(0, dtype=np.int64)
@@ -252,13 +252,13 @@ class TokenIndex:
     def _usable(self, first: int, rows: npt.NDArray[Any]) -> Flags:
         """Return whether each token of a chunk is a whole word, by the rules of `find_word_runs`.
 
-        A token at the edge of a row that may be part of a longer word is not one.
+        A token at the edge of a row that may be part of a longer word does not count.
         """
         flags = self._flags[first : first + len(rows)]
-        goes_on = np.zeros(flags.shape, dtype=np.bool_)
-        goes_on[:, :-1] = (flags[:, 1:] & CONTINUES_RUN) != 0
-        alone = (flags & (IN_RUN | CONTINUES_RUN | PURE | GLUED_BEFORE | GLUED_AFTER)) == (IN_RUN | PURE)
-        return alone & ~goes_on & (self._words.word_of_token[rows] >= 0)
+        next_continues = np.zeros(flags.shape, dtype=np.bool_)
+        next_continues[:, :-1] = (flags[:, 1:] & CONTINUES_RUN) != 0
+        is_single = (flags & (IN_RUN | CONTINUES_RUN | PURE | GLUED_BEFORE | GLUED_AFTER)) == (IN_RUN | PURE)
+        return is_single & ~next_continues & (self._words.word_of_token[rows] >= 0)
 
     def _sort(
         self,
@@ -273,9 +273,9 @@ class TokenIndex:
         self._first: Integers = np.concatenate([[0], np.cumsum(np.where(kept, counts, 0))])
         before = np.cumsum(by_chunk, axis=0) - by_chunk
         positions = np.empty(self._first[-1], dtype=np.uint32)
-        named = self._words.word_of_token >= 0
-        kept_token = np.zeros(len(named), dtype=np.bool_)
-        kept_token[named] = kept[self._words.word_of_token[named]]
+        has_word = self._words.word_of_token >= 0
+        kept_token = np.zeros(len(has_word), dtype=np.bool_)
+        kept_token[has_word] = kept[self._words.word_of_token[has_word]]
         # NumPy's stable sort is a radix sort only for 16-bit integers
         narrow = np.uint16 if len(kept) <= 2**16 else np.int32
         word_of_token = np.where(kept_token, self._words.word_of_token, 0).astype(narrow)

@@ -1,4 +1,4 @@
-"""Indexed text to build tasks from: either the whole corpus, or pools of its rows."""
+"""Indexes the text from which tasks are built: either the whole corpus, or pools of its rows."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -107,7 +107,7 @@ class PooledTexts:
 
 
 def texts_of(config: RunConfig, corpus: Corpus) -> Texts:
-    """Return the texts of a corpus. Each one is built on first use.
+    """Return the texts of a corpus. Each text is built on first use.
 
     Raises:
         TypeError: the corpus is neither a stream nor pooled.

@@ -27,18 +27,19 @@ IN_RUN, CONTINUES_RUN, PURE, GLUED_BEFORE, GLUED_AFTER, SPACED, SPECIAL, INSIDE_
 # The class of a vocabulary entry, which depends only on its text, has 8 bits for the entry, 8 for its start and 8 for
 # its end. The bits for the entry are IN_RUN, PURE, SPACED, SPECIAL, INSIDE_CHARACTER and:
 _MARK_FIRST = CONTINUES_RUN
-# Two consecutive tokens are in contact if the end bits of the first and the start bits of the second share a bit.
-_RUN_ON = 1 << 0  # letters at the end, letters at the start: one run
-_WORDLIKE = 1 << 1  # two word-like characters: one segment
-_AFTER_JOINER = 1 << 2  # a joiner with a word-like character before it, a word-like character
-_BEFORE_JOINER = 1 << 3  # a word-like character, a joiner with a word-like character after it
-_INTO_JOINER = 1 << 4  # a word-like character, a token that is a joiner
-_OUT_OF_JOINER = 1 << 5  # a token that is a joiner, a word-like character
-_DOT_INITIAL = 1 << 6  # WordPiece: a dot, and a single letter
-_INITIAL_DOT = 1 << 7
+# Two consecutive tokens are in contact if the end bits of the first and the start bits of the second share a bit. The
+# comment of each bit describes the end of the first token | the start of the second.
+_RUN_ON = 1 << 0  # letters | letters, which continue the run
+_WORDLIKE = 1 << 1  # word-like character | word-like character
+_AFTER_JOINER = 1 << 2  # word-like character and joiner | word-like character
+_BEFORE_JOINER = 1 << 3  # word-like character | joiner and word-like character
+_INTO_JOINER = 1 << 4  # word-like character | token that is a joiner
+_OUT_OF_JOINER = 1 << 5  # token that is a joiner | word-like character
+_DOT_INITIAL = 1 << 6  # WordPiece: dot | single letter
+_INITIAL_DOT = 1 << 7  # WordPiece: single letter | dot
 #: contact by one of these bits joins both tokens into one segment
 _ONE_SEGMENT = _WORDLIKE | _AFTER_JOINER | _BEFORE_JOINER | _DOT_INITIAL | _INITIAL_DOT
-_START, _END = 8, 16  # first bit of the start, and of the end
+_START, _END = 8, 16  # number of the first bit for the start, and for the end
 
 #: a longer sequence of tokens with partial characters is not text
 _MAX_PARTS = 8
@@ -68,7 +69,7 @@ class TokenClasses:
     starts_with_space: Flags
     _bits: Bits
     #: cache for groups of tokens with partial characters: the bits of each token, and whether the group is a joiner
-    _together: dict[tuple[int, ...], tuple[list[int], bool]] = field(default_factory=dict)
+    _group_cache: dict[tuple[int, ...], tuple[list[int], bool]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, tokenizer: TextTokenizer) -> "TokenClasses":
@@ -126,7 +127,7 @@ class TokenClasses:
         """
         bits = self._bits[rows]
         parts = (bits & INSIDE_CHARACTER) != 0
-        joiners = self._put_characters_together(rows, bits, parts) if parts.any() else None
+        joiners = self._classify_shared_characters(rows, bits, parts) if parts.any() else None
         # contact between each token and the one before it; the first token has none
         contact = np.zeros(bits.shape, dtype=np.uint8)
         contact[:, 1:] = (bits[:, :-1] >> _END) & (bits[:, 1:] >> _START)
@@ -154,7 +155,7 @@ class TokenClasses:
         flags |= glued * GLUED_BEFORE
         return flags
 
-    def _put_characters_together(self, rows: npt.NDArray[Any], bits: Bits, parts: Flags) -> npt.NDArray[np.int64]:
+    def _classify_shared_characters(self, rows: npt.NDArray[Any], bits: Bits, parts: Flags) -> npt.NDArray[np.int64]:
         """Classify tokens that share a character by the characters that they form together.
 
         Args:
@@ -179,22 +180,22 @@ class TokenClasses:
             places = firsts[chosen, None] + np.arange(length)
             ids = rows[where_rows[chosen, None], places].astype(np.int64)
             unique, inverse = np.unique(ids, axis=0, return_inverse=True)
-            found = [self._of_parts(tuple(group)) for group in unique.tolist()]
+            found = [self._classify_group(tuple(group)) for group in unique.tolist()]
             table = np.array([group for group, _ in found], dtype=np.uint32)
             bits[where_rows[chosen, None], places] = table[inverse.ravel()]
             bits[where_rows[chosen, None], places[:, 1:]] |= np.uint32(INSIDE_CHARACTER)
             is_joiner = np.array([joins for _, joins in found])[inverse.ravel()]
-            these = chosen[is_joiner]
-            joined.append(np.stack([where_rows[these], firsts[these], firsts[these] + length], axis=1))
+            groups = chosen[is_joiner]
+            joined.append(np.stack([where_rows[groups], firsts[groups], firsts[groups] + length], axis=1))
         return np.concatenate(joined)
 
-    def _of_parts(self, ids: tuple[int, ...]) -> tuple[list[int], bool]:
-        if ids not in self._together:
-            self._together[ids] = self._read_parts([self.surfaces.surfaces[number] for number in ids])
-        return self._together[ids]
+    def _classify_group(self, ids: tuple[int, ...]) -> tuple[list[int], bool]:
+        if ids not in self._group_cache:
+            self._group_cache[ids] = self._classify_uncached([self.surfaces.surfaces[number] for number in ids])
+        return self._group_cache[ids]
 
     @staticmethod
-    def _read_parts(parts: list[bytes]) -> tuple[list[int], bool]:
+    def _classify_uncached(parts: list[bytes]) -> tuple[list[int], bool]:
         whole = b"".join(parts)
         if not _is_text(whole):
             return [_ANYTHING] * len(parts), False
@@ -216,13 +217,13 @@ def _classify(text: str, begins_piece: bool) -> int:
     """Return the class bits of a token that contains only complete characters."""
     runs = LETTERS.findall(text)
     if begins_piece and UNSPACED_LETTER.match(text):
-        # WordPiece tokenizers put spaces around Chinese characters, so these say nothing about the text
+        # WordPiece tokenizers put spaces around Chinese characters, so these spaces may not be in the text
         begins_piece = False
     one_run = len(runs) == 1
     wordlike_first, wordlike_last = WORDLIKE.match(text), WORDLIKE.match(text[-1:])
     is_joiner = JOINER.fullmatch(text) and (not begins_piece or text in _PIECE_JOINERS)
     is_dot, is_initial = begins_piece and text == ".", begins_piece and len(text) == 1 and one_run
-    own = {
+    entry = {
         int(IN_RUN): one_run,
         int(PURE): SPACED_LETTERS.fullmatch(text),
         int(SPACED): text[:1].isspace(),
@@ -248,11 +249,11 @@ def _classify(text: str, begins_piece: bool) -> int:
         _DOT_INITIAL: is_dot,
         _INITIAL_DOT: is_initial,
     }
-    return _packed(own) | _packed(start) << _START | _packed(end) << _END
+    return _packed(entry) | _packed(start) << _START | _packed(end) << _END
 
 
-def _packed(holds: Mapping[int, object]) -> int:
-    return sum(bit for bit, is_so in holds.items() if is_so)
+def _packed(conditions: Mapping[int, object]) -> int:
+    return sum(bit for bit, is_true in conditions.items() if is_true)
 
 
 def _is_text(surface: bytes) -> bool:

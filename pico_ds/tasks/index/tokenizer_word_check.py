@@ -81,7 +81,7 @@ def check_words(tokenizer: TextTokenizer, classes: TokenClasses, tokens: npt.NDA
         missed = ", ".join(map(repr, counts.missed))
         raise TaskError(
             f"{_name(tokenizer)}: only {counts.found / counts.words:.1%} of the words of the corpus can be found "
-            f"from its tokens (not {missed}), and at least {_MIN_FOUND:.0%} are needed; choose another tokenizer"
+            f"from its tokens (missing: {missed}), but at least {_MIN_FOUND:.0%} are needed; choose another tokenizer"
         )
     if counts.false > _MAX_FALSE * max(counts.words, _MIN_WORDS):
         examples = ", ".join(map(repr, counts.false_words))
@@ -123,15 +123,15 @@ def count_words(tokenizer: TextTokenizer, classes: TokenClasses, texts: Iterable
             unknown = offsets[tokens == classes.surfaces.unknown_id]
             runs = find_word_runs(tokens, classes)
             for start, end, is_whole in zip(runs.starts, runs.ends, runs.whole, strict=True):
-                first, behind = int(offsets[start, 0]), int(offsets[end - 1, 1])
+                first, stop = int(offsets[start, 0]), int(offsets[end - 1, 1])
                 # a normalizer may drop marks or exclude them from the offsets
-                while MARK.match(text, behind):
-                    behind += 1
-                inside = [*WORD.finditer(text, first, behind)]
+                while MARK.match(text, stop):
+                    stop += 1
+                inside = [*WORD.finditer(text, first, stop)]
                 if len(inside) == 1 and not UNSPACED_LETTER.search(inside[0].group()):
                     known.add(inside[0].span())
-                if is_whole and not UNSPACED_LETTER.search(text, first, behind):
-                    whole.add(inside[0].span() if len(inside) == 1 else (first, behind))
+                if is_whole and not UNSPACED_LETTER.search(text, first, stop):
+                    whole.add(inside[0].span() if len(inside) == 1 else (first, stop))
         false = whole - expected
         expected -= {(start, end) for start, end in expected if _touches(unknown, start, end)}
         counts += [len(expected), len(expected & known), len(expected & whole), len(false)]

@@ -1,4 +1,4 @@
-"""Collectives of one outer step, by stage, inner steps and tasks a rank."""
+"""Counts the collectives of one outer step, by stage, inner steps and tasks per rank."""
 
 from typing import Any
 
@@ -28,7 +28,7 @@ def count_communication(process: Process) -> dict[str, dict[str, Any]]:
             n_parameters = sum(weight.numel() for weight in module.parameters())
             engine = MetaEngine(module, config.training, settings, process)
             network = FunctionalModel(build_model_skeleton(SHAPE, config.meta, 3, 61), torch.float32, 4.0)
-            for step in range(2):  # the first step may set things up
+            for step in range(2):  # the first step may include initialization
                 with CountCollectives() as counted:
                     theta = engine.full_parameters(for_update=True)
                     gradient = GradientSum(theta)

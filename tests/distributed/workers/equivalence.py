@@ -1,4 +1,4 @@
-"""N ranks under every ZeRO stage against one plain PyTorch loop over the same global tasks."""
+"""Compares N ranks under every ZeRO stage with a plain PyTorch loop over the same tasks."""
 
 import copy
 import math
@@ -30,7 +30,7 @@ training: {lr: 3e-3, max_grad_norm: 0.5}
 meta: {inner_steps: 2, inner_lr: 0.1, head_inner_lr: 0.5, head: linear}
 smlmt: {n_way: 3}
 """)
-#: tasks of each outer step: even, uneven, and fewer than ranks; 0 is an autoregressive step
+#: tasks of each outer step: even shares, uneven shares, fewer tasks than ranks; 0 is an autoregressive step
 TASKS_PER_STEP = (4, 3, 1, 0, 5)
 ROWS = 3
 
@@ -41,7 +41,7 @@ def rows_of(step: int) -> torch.Tensor:
 
 
 def adamw(module: MetaModel, training: TrainingConfig) -> torch.optim.AdamW:
-    """The optimizer of a plain loop: no decay of norms, biases and embeddings."""
+    """AdamW without weight decay of norms, biases and embeddings."""
     decayed = [p for n, p in module.named_parameters() if p.ndim >= 2 and "decoder.embedding_proj" not in n]
     ids = {id(p) for p in decayed}
     groups = [
@@ -69,7 +69,7 @@ def train_reference(module: MetaModel) -> dict[str, torch.Tensor]:
 
 
 def fingerprint(engine: MetaEngine) -> dict[str, Any]:
-    """Everything that DeepSpeed keeps between steps: counters, weights and gradients, master weights and moments."""
+    """The state that DeepSpeed keeps between steps: counters, weights, gradients, master weights and moments."""
     inner = engine._engine
     counters = {name: getattr(inner, name) for name in ("global_steps", "micro_steps", "global_samples")}
     tensors = [weight.data for weight in inner.module.parameters()]
@@ -91,7 +91,7 @@ def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
 def share_of_gradient(
     network: FunctionalModel, theta: dict[str, torch.Tensor], step: int, process: Process
 ) -> dict[str, torch.Tensor]:
-    """This rank's part of the outer gradient of a step, weighted for a mean over ranks."""
+    """This rank's part of the outer gradient of a step, scaled so that the mean over ranks is the gradient."""
     gradient, n_tasks = GradientSum(theta), TASKS_PER_STEP[step]
     if n_tasks:
         for i in range(process.rank, n_tasks, process.world_size):
@@ -118,30 +118,30 @@ def train_engine(engine: MetaEngine, network: FunctionalModel) -> tuple[dict[str
 
 
 def state_of(engine: MetaEngine) -> list[torch.Tensor]:
-    """Weights, master weights, moments, and the number of steps that these have seen."""
+    """Weights, master weights, moments, and the optimizer's step count."""
     state = OptimizerState(engine)
     held = [state.read(fragment, kind).clone() for fragment in state.fragments for kind in STATE_KINDS]
     return [*(weight.clone() for weight in engine.full_parameters().values()), *held, torch.tensor(state.steps)]
 
 
-def keeps_everything_where_a_gradient_is_not_finite(engine: MetaEngine) -> dict[str, bool]:
-    """A NaN on one rank alone, and a loss that is not finite though the gradient is; then a step that is good."""
+def unchanged_after_nonfinite_gradients(engine: MetaEngine) -> dict[str, bool]:
+    """Whether the state stays unchanged after a NaN on one rank, after a nonfinite loss, and after a valid step."""
     found = {}
-    cases = {"nan": (math.nan, None), "unsound": (1.0, False), "good": (1.0, True)}
-    for case, (value, sound) in cases.items():
+    cases = {"nan": (math.nan, None), "nonfinite loss": (1.0, False), "valid": (1.0, True)}
+    for case, (value, finite_loss) in cases.items():
         before = state_of(engine)
         theta = engine.full_parameters(for_update=True)
         gradient = {name: torch.ones_like(weight) for name, weight in theta.items()}
         if engine.process.is_main:
             gradient["decoder.output_norm.weight"][0] = value
-        norm = engine.apply_gradient(gradient, 1e-3, None if sound is None else torch.tensor(sound))
+        norm = engine.apply_gradient(gradient, 1e-3, None if finite_loss is None else torch.tensor(finite_loss))
         assert bool(norm.isfinite()) is not math.isnan(value)
         found[case] = all(torch.equal(x, y) for x, y in zip(before, state_of(engine), strict=True))
     return found
 
 
 def compare_with_plain_loop(process: Process, ds_configs: list[str]) -> dict[str, Any]:
-    """How far each DeepSpeed configuration is from the plain loop, and what it leaves alone."""
+    """The relative error of each DeepSpeed configuration, and whether it leaves the state unchanged."""
     initial = build_meta_model(SHAPE, CONFIG.meta, n_way=3, vocab_size=61, seed=0)
     wanted = train_reference(copy.deepcopy(initial))
     network = FunctionalModel(
@@ -159,6 +159,6 @@ def compare_with_plain_loop(process: Process, ds_configs: list[str]) -> dict[str
         errors[name] = {
             "relative_error": error,
             "untouched": untouched,
-            "kept": keeps_everything_where_a_gradient_is_not_finite(engine),
+            "kept": unchanged_after_nonfinite_gradients(engine),
         }
     return errors

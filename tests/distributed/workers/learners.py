@@ -1,4 +1,4 @@
-"""Every learner under ZeRO 1-3 against one plain PyTorch loop over the tasks of all ranks."""
+"""Compares every learner under ZeRO 1 to 3 with a plain PyTorch loop over the tasks of all ranks."""
 
 import copy
 
@@ -26,7 +26,7 @@ CASES = {
     "multitask": "head: vocab",
     "masked_word": "head: prototype",
 }
-#: tasks of each outer step: uneven, and fewer than ranks
+#: tasks of each outer step: uneven shares, and fewer tasks than ranks
 TASKS_PER_STEP = (3, 1, 4)
 
 
@@ -64,7 +64,7 @@ def train_engine(engine: MetaEngine, network: FunctionalModel, config: RunConfig
 
 
 def learner_errors(process: Process) -> dict[str, dict[int, float]]:
-    """How far each learner is from the plain loop, by ZeRO stage."""
+    """Relative error of each learner by ZeRO stage."""
     errors: dict[str, dict[int, float]] = {}
     for learner in CASES:
         config = config_of(learner)

@@ -1,4 +1,4 @@
-"""Preflight on ranks of which rank 1 has something of its own."""
+"""Runs preflight on two ranks. In most cases rank 1 differs from rank 0."""
 
 import os
 import shutil
@@ -16,10 +16,10 @@ from tests.launching import REPOSITORY
 
 
 def preflight_findings(process: Process, directory: str) -> dict[str, object]:
-    """What is found and what is wrong, by case and check."""
+    """Findings and problems by case and check."""
     place = Path(directory)
     odd = process.rank == 1
-    # relative paths: a node's own file system is one of another directory
+    # paths are relative, so another directory simulates another file system
     own = place / f"node{process.rank}"
     os.chdir(place / "node0")
     tiny, deepspeed_json = (
@@ -28,7 +28,7 @@ def preflight_findings(process: Process, directory: str) -> dict[str, object]:
     )
     results: dict[str, object] = {}
 
-    def play(name: str, *overrides: str, least_gb_per_second: float | None = None) -> None:
+    def run_case(name: str, *overrides: str, least_gb_per_second: float | None = None) -> None:
         settings = ["data.paths=[corpus.jsonl]", "checkpointing.runs_dir=runs", "data.cache_dir=cache", *overrides]
         limits = Limits(2**16, least_gb_per_second)
         findings = list(run_checks(load_config(tiny, settings), deepspeed_json, limits, process))
@@ -36,12 +36,12 @@ def preflight_findings(process: Process, directory: str) -> dict[str, object]:
 
     def with_patch(name: str, target: object, attribute: str, value: object) -> None:
         with mock.patch.object(target, attribute, value if odd else getattr(target, attribute)):
-            play(name)
+            run_case(name)
 
     storage_checks._WRITTEN_BYTES = 2**20
-    play("sound")
+    run_case("sound")
     shards, tokenizer = f"data.paths=[{place}/shards/data/*.parquet]", f"data.tokenizer={place}/shards/tokenizer"
-    play("shards", "data.source=shards", shards, tokenizer)
+    run_case("shards", "data.source=shards", shards, tokenizer)
     real_version: Callable[[str], str] = rank_agreement.version
     with_patch("version", rank_agreement, "version", lambda name: "0.0.1" if name == "torch" else real_version(name))
     if odd:
@@ -49,17 +49,17 @@ def preflight_findings(process: Process, directory: str) -> dict[str, object]:
         with (copy / "file_writing.py").open("a") as file:
             file.write("\n")
     with_patch("code", rank_agreement, "_SOURCES", place / "pico_ds")
-    play("config", *(["training.lr=0.5", "meta.inner_steps=7"] if odd else []))
+    run_case("config", *(["training.lr=0.5", "meta.inner_steps=7"] if odd else []))
     real_clock = time.time_ns
     with_patch("clock", time, "time_ns", lambda: real_clock() + 60 * 10**9)
     with_patch("disk", shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**6, 10**6, 2**10))
-    play("network", least_gb_per_second=1e6)
+    run_case("network", least_gb_per_second=1e6)
     storage_checks._SHARED_SECONDS = 0.5
     os.chdir(own)
-    play("other node", f"data.cache_dir={own}")
+    run_case("other node", f"data.cache_dir={own}")
     if odd:
         Path("corpus.jsonl").unlink()
-    play("no data", f"data.cache_dir={own}/anew")
+    run_case("no data", f"data.cache_dir={own}/anew")
     (place / "file").touch()
-    play("no directory", f"checkpointing.runs_dir={place}/file/runs", f"data.cache_dir={place}/node0/cache")
+    run_case("no directory", f"checkpointing.runs_dir={place}/file/runs", f"data.cache_dir={place}/node0/cache")
     return results

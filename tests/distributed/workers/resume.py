@@ -1,4 +1,4 @@
-"""Saves under every ZeRO stage, or resumes what other worlds and stages saved, and compares with no interruption."""
+"""Saves under every ZeRO stage and resumes at other world sizes and stages; compares with uninterrupted runs."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +30,7 @@ def config_of(precision: str) -> RunConfig:
     return CONFIG.model_copy(update={"model": SHAPE, "training": training})
 
 
-def an_engine(name: str, config: RunConfig, process: Process) -> MetaEngine:
+def make_engine(name: str, config: RunConfig, process: Process) -> MetaEngine:
     settings = load_deepspeed_config(f"ds_configs/{name}.json")
     resolved = resolve_deepspeed_config(settings, config, process.world_size)
     module = build_meta_model(SHAPE, config.meta, config.smlmt.n_way, 61, seed=0)
@@ -54,8 +54,8 @@ def weights_of(engine: MetaEngine) -> dict[str, torch.Tensor]:
 def save(
     name: str, config: RunConfig, process: Process, network: FunctionalModel, directory: Path
 ) -> dict[str, torch.Tensor]:
-    """Train to the end, with a save on the way; returns the final weights."""
-    engine = an_engine(name, config, process)
+    """Train to the end and save once in between. Returns the final weights."""
+    engine = make_engine(name, config, process)
     state, store = OptimizerState(engine), CheckpointStore(directory)
     saver = CheckpointSaver(store, state, process, 1, lambda *_: None, lambda *_: None)
     for step in range(len(TASKS_PER_STEP)):
@@ -70,7 +70,7 @@ def save(
 def resume(
     name: str, config: RunConfig, process: Process, network: FunctionalModel, directory: Path
 ) -> dict[str, torch.Tensor]:
-    engine = an_engine(name, config, process)
+    engine = make_engine(name, config, process)
     asked = config.model_copy(update={"checkpointing": CheckpointingConfig(resume="auto")})
     state = OptimizerState(engine)
     point = Resumer(asked, {}, CheckpointStore(directory), state, process).resume()
@@ -92,7 +92,7 @@ def same(got: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> bool:
 
 
 def save_and_resume(process: Process, directory: str) -> dict[str, bool]:
-    """Save under every stage, resume under the same; whether each run equals one without an interruption."""
+    """Save and resume under every stage. Returns whether each run equals an uninterrupted run."""
     skeleton = build_model_skeleton(SHAPE, CONFIG.meta, CONFIG.smlmt.n_way, 61)
     results = {}
     for precision, dtype, names in (("fp32", torch.float32, CONFIGS), ("bf16", torch.bfloat16, CONFIGS[1:4])):
@@ -105,7 +105,7 @@ def save_and_resume(process: Process, directory: str) -> dict[str, bool]:
 
 
 def resume_all(process: Process, directory: str) -> dict[str, float]:
-    """Resume what every world and stage saved; how far each run is from a plain loop."""
+    """Resume the checkpoints of all world sizes and stages. Returns relative errors against a plain loop."""
     network = FunctionalModel(
         build_model_skeleton(SHAPE, CONFIG.meta, CONFIG.smlmt.n_way, 61),
         torch.float32,
@@ -116,7 +116,7 @@ def resume_all(process: Process, directory: str) -> dict[str, float]:
     results = {}
     for source_world in WORLDS:
         for number, source in enumerate(CONFIGS):
-            # over all worlds every stage is resumed as every other
+            # over all world sizes, every stage is resumed under every other stage
             target = CONFIGS[(number + source_world + process.world_size) % len(CONFIGS)]
             place = place_of(directory, source, "fp32", source_world)
             weights = resume(target, config_of("fp32"), process, network, place)

@@ -1,4 +1,4 @@
-"""Whether starting a process compiled DeepSpeed's shared-memory op."""
+"""Tells whether DeepSpeed compiled its shared-memory op."""
 
 import deepspeed
 

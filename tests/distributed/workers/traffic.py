@@ -1,4 +1,4 @@
-"""Bytes that one outer step moves beside its passes, and syncs; by ZeRO stage and kind of step."""
+"""Counts the memory traffic of the update and the syncs of one outer step, by ZeRO stage and kind of step."""
 
 import warnings
 from typing import Any
@@ -22,7 +22,7 @@ def benchmark_of(workload: Workload, stage: int, process: Process) -> StepBenchm
 
 
 def counted(benchmark: StepBenchmark) -> dict[str, Any]:
-    """Of the update alone, and of a whole step."""
+    """Memory traffic of the update, and syncs of the whole step."""
     update, step = CountTraffic(), CountTraffic()
     apply = benchmark.engine.apply_gradient
 
@@ -35,13 +35,13 @@ def counted(benchmark: StepBenchmark) -> dict[str, Any]:
         benchmark.trainer.take_step()
     benchmark.engine.apply_gradient = apply  # type: ignore[method-assign]
     parameters = sum(weight.numel() for weight in benchmark.network.skeleton.parameters())
-    # one rank's all-reduce is none
+    # an all-reduce on one rank moves nothing
     moved = sum(count for name, count in update.bytes.items() if name != "allreduce_")
     return {"bytes_per_parameter": moved / parameters, "syncs": {**update.syncs, **step.syncs}}
 
 
 def warned_of_by_cuda(benchmark: StepBenchmark) -> list[str]:
-    """What CUDA calls a sync, in two steps one after another."""
+    """The places where CUDA reports a sync in two consecutive steps."""
     torch.cuda.set_sync_debug_mode("warn")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -52,7 +52,7 @@ def warned_of_by_cuda(benchmark: StepBenchmark) -> list[str]:
 
 
 def count_traffic(process: Process) -> dict[str, Any]:
-    """By ZeRO stage and kind of step."""
+    """Traffic and syncs by ZeRO stage and kind of step."""
     found = {}
     for stage in (1, 2, 3):
         for workload in (LM, TASK):

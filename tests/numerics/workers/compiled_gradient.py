@@ -37,7 +37,7 @@ def main() -> None:
     theta = {name: weight.detach() for name, weight in module.named_parameters()}
     network = network_of("model")
     if "evaluate" in sys.argv:
-        # the first backward pass of the graph does not keep it
+        # the first backward pass frees the graph
         adapt_to(network, theta, random_episode(0), META, steps=1, measure=False)
     if "train" in sys.argv:
         error = relative_error(gradient_of(network, theta), gradient_of(network_of("none"), theta))

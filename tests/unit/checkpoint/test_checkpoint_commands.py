@@ -1,4 +1,4 @@
-"""verify finds every damage, consolidate joins the shards, neither runs anything that it finds."""
+"""`verify` finds all damage, `consolidate` joins the shards, and neither executes code from a checkpoint."""
 
 import json
 import pickle
@@ -24,7 +24,7 @@ from tests.unit.checkpoint.test_checkpoint_index import rewrite
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 5])
-def test_every_range_reads_back_regardless_of_the_ranks_that_wrote_it(store: CheckpointStore, world_size: int) -> None:
+def test_any_range_is_read_back_from_any_number_of_shards(store: CheckpointStore, world_size: int) -> None:
     checkpoint, values = save(store, 4, world_size), values_of()
     with StateReader(checkpoint) as reader:
         for kind in STATE_KINDS:
@@ -38,12 +38,12 @@ def test_every_range_reads_back_regardless_of_the_ranks_that_wrote_it(store: Che
                         assert torch.equal(out, flat[first:end]), (name, shape, first, end)
 
 
-def test_a_parameter_that_was_not_saved_is_named(store: CheckpointStore) -> None:
+def test_reading_an_unsaved_parameter_names_it(store: CheckpointStore) -> None:
     with StateReader(save(store, 4)) as reader, pytest.raises(CheckpointError, match="has no parameter 'other'"):
         reader.read("other", "master", 0, torch.empty(1))
 
 
-def test_a_sound_checkpoint_has_no_problems(store: CheckpointStore) -> None:
+def test_verify_accepts_an_intact_checkpoint(store: CheckpointStore) -> None:
     assert list(verify(save(store, 4, world_size=3))) == []
 
 
@@ -51,8 +51,8 @@ SHARDS = [f"{STATE_DIRECTORY}/shard_{rank}.safetensors" for rank in range(3)]
 
 
 @pytest.mark.parametrize("file", [*SHARDS, "config.json"])
-@pytest.mark.parametrize("damage", ["missing", "truncated", "flipped", "of another run"])
-def test_damage_is_found_and_the_file_named(store: CheckpointStore, tmp_path: Path, file: str, damage: str) -> None:
+@pytest.mark.parametrize("damage", ["missing", "truncated", "flipped", "another run"])
+def test_verify_names_the_damaged_file(store: CheckpointStore, tmp_path: Path, file: str, damage: str) -> None:
     checkpoint = save(store, 4, world_size=3)
     other = save(CheckpointStore(tmp_path / "other"), 4, world_size=3, seed=1)
     path = checkpoint / file
@@ -69,7 +69,7 @@ def test_damage_is_found_and_the_file_named(store: CheckpointStore, tmp_path: Pa
     assert str(path) in problem
 
 
-def test_a_file_that_was_planted_is_named(store: CheckpointStore) -> None:
+def test_verify_names_an_unlisted_file(store: CheckpointStore) -> None:
     checkpoint = save(store, 4)
     (checkpoint / "modeling_evil.py").write_text("")
     (problem,) = verify(checkpoint)
@@ -103,8 +103,8 @@ def test_path_may_be_a_checkpoint_or_a_run(store: CheckpointStore, tmp_path: Pat
         find_checkpoints(tmp_path / "nowhere")
 
 
-class Planted:
-    """Its unpickling leaves a trace."""
+class MaliciousPickle:
+    """Creates a file when it is unpickled."""
 
     def __init__(self, trace: Path) -> None:
         self.trace = trace
@@ -113,12 +113,12 @@ class Planted:
         return (Path.touch, (self.trace,))
 
 
-def test_planted_code_is_never_run(store: CheckpointStore, tmp_path: Path) -> None:
-    """Neither a pickle under any name, nor modeling code; only the refusal or the sound content remains."""
+def test_malicious_code_is_never_executed(store: CheckpointStore, tmp_path: Path) -> None:
+    """Pickles and modeling code in a checkpoint are either rejected or ignored."""
     checkpoint, trace = save(store, 4), tmp_path / "trace"
-    payload = pickle.dumps(Planted(trace))
+    payload = pickle.dumps(MaliciousPickle(trace))
     pickle.loads(payload)
-    assert trace.exists(), "the payload works"
+    assert trace.exists(), "the payload must work"
     trace.unlink()
     for name in ("optimizer.pt", "training_state/shard_9.pt", "model.safetensors", "pytorch_model.bin"):
         (checkpoint / name).write_bytes(payload)
@@ -137,7 +137,7 @@ def test_planted_code_is_never_run(store: CheckpointStore, tmp_path: Path) -> No
     assert not trace.exists()
 
 
-def test_nothing_in_the_package_unpickles() -> None:
+def test_package_never_uses_pickle() -> None:
     import pico_ds
 
     for path in Path(pico_ds.__file__).parent.rglob("*.py"):
@@ -169,8 +169,8 @@ def test_consolidate_holds_one_tensor_at_a_time(store: CheckpointStore, tmp_path
     assert len(held) == len(SHAPES)
 
 
-def test_a_checkpoint_without_index_counts_and_a_save_that_was_cut_off_does_not(store: CheckpointStore) -> None:
-    """A user who verifies a run must hear of it."""
+def test_verify_reports_a_checkpoint_without_index(store: CheckpointStore) -> None:
+    """`verify` of a run includes a checkpoint whose index is missing, but not an interrupted save."""
     (save(store, 4) / STATE_DIRECTORY / INDEX_NAME).unlink()
     save(store, 6)
     store.staging(8, 5).mkdir()
@@ -180,7 +180,7 @@ def test_a_checkpoint_without_index_counts_and_a_save_that_was_cut_off_does_not(
 
 
 def forge(checkpoint: Path, name: str, content: bytes) -> None:
-    """Put another file in a checkpoint's place, with hashes that fit."""
+    """Replace a file of a checkpoint and update the hashes in the index."""
     (checkpoint / name).write_bytes(content)
     record = synced_file_record(checkpoint / name)
 
@@ -195,7 +195,7 @@ def header_of(content: bytes) -> tuple[dict[str, Any], bytes]:
     return json.loads(content[8 : 8 + size]), content[8 + size :]
 
 
-def beyond_the_end(header: dict[str, Any]) -> None:
+def out_of_bounds(header: dict[str, Any]) -> None:
     (_, last) = max((entry["data_offsets"][0], name) for name, entry in header.items() if name != "__metadata__")
     header[last]["data_offsets"] = [10**6, 10**6 + header[last]["data_offsets"][1] - header[last]["data_offsets"][0]]
 
@@ -207,8 +207,8 @@ def overlapping(header: dict[str, Any]) -> None:
     header[second]["data_offsets"] = header[first]["data_offsets"]
 
 
-@pytest.mark.parametrize("damage", [beyond_the_end, overlapping])
-def test_entries_that_do_not_tile_a_shard_are_found_whatever_its_hash(
+@pytest.mark.parametrize("damage", [out_of_bounds, overlapping])
+def test_shard_header_with_gaps_is_detected_despite_a_valid_hash(
     store: CheckpointStore, damage: Callable[[dict[str, Any]], None]
 ) -> None:
     checkpoint, name = save(store, 4), f"{STATE_DIRECTORY}/shard_0.safetensors"
@@ -221,13 +221,13 @@ def test_entries_that_do_not_tile_a_shard_are_found_whatever_its_hash(
 
 
 @pytest.mark.parametrize(
-    ("other", "said"),
+    ("other", "message"),
     [("step_6", "is a shard of step 6, not of step 4"), ("shard_1", "it is the shard of another rank")],
 )
-def test_the_shard_of_another_step_or_rank_is_found(store: CheckpointStore, other: str, said: str) -> None:
+def test_shard_of_another_step_or_rank_is_detected(store: CheckpointStore, other: str, message: str) -> None:
     checkpoint, name = save(store, 4), f"{STATE_DIRECTORY}/shard_0.safetensors"
     source = save(store, 6) / name if other == "step_6" else checkpoint / STATE_DIRECTORY / "shard_1.safetensors"
     forge(checkpoint, name, source.read_bytes())
-    assert any(said in problem for problem in verify(checkpoint))
-    with pytest.raises(CheckpointError, match=said), StateReader(checkpoint) as reader:
+    assert any(message in problem for problem in verify(checkpoint))
+    with pytest.raises(CheckpointError, match=message), StateReader(checkpoint) as reader:
         reader.read_whole("decoder.embedding_proj.weight", "master")

@@ -1,4 +1,4 @@
-"""The index: what it says is checked before anything is read by it."""
+"""The index is validated before a reader uses it."""
 
 import json
 import os
@@ -21,7 +21,7 @@ def checkpoint(store: CheckpointStore) -> Path:
 
 
 def rewrite(checkpoint: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    """Change the index and its hash, as somebody with a purpose would."""
+    """Change the index and update its hash, as an attacker would."""
     path = checkpoint / STATE_DIRECTORY / INDEX_NAME
     content = json.loads(path.read_text())
     change(content)
@@ -30,7 +30,7 @@ def rewrite(checkpoint: Path, change: Callable[[dict[str, Any]], None]) -> None:
     path.with_name(INDEX_HASH_NAME).write_text(f"{xxhash.xxh3_128_hexdigest(text.encode())}  {INDEX_NAME}\n")
 
 
-def test_it_lists_every_file_and_tiles_every_parameter(checkpoint: Path) -> None:
+def test_index_lists_every_file_and_covers_every_parameter(checkpoint: Path) -> None:
     index = Index.read(checkpoint)
     on_disk = {path.relative_to(checkpoint).as_posix() for path in checkpoint.rglob("*") if path.is_file()}
     own = {f"{STATE_DIRECTORY}/{INDEX_NAME}", f"{STATE_DIRECTORY}/{INDEX_HASH_NAME}"}
@@ -41,7 +41,7 @@ def test_it_lists_every_file_and_tiles_every_parameter(checkpoint: Path) -> None
     assert (index.world_size, index.zero_stage, index.step) == (2, 1, 4)
 
 
-def test_the_hash_file_is_that_of_xxh128sum(checkpoint: Path) -> None:
+def test_hash_file_has_the_format_of_xxh128sum(checkpoint: Path) -> None:
     text = (checkpoint / STATE_DIRECTORY / INDEX_NAME).read_bytes()
     assert (
         checkpoint / STATE_DIRECTORY / INDEX_HASH_NAME
@@ -49,14 +49,14 @@ def test_the_hash_file_is_that_of_xxh128sum(checkpoint: Path) -> None:
 
 
 @pytest.mark.parametrize("missing", [INDEX_NAME, INDEX_HASH_NAME])
-def test_without_index_or_its_hash_it_is_incomplete(checkpoint: Path, missing: str) -> None:
+def test_checkpoint_without_index_or_hash_is_incomplete(checkpoint: Path, missing: str) -> None:
     (checkpoint / STATE_DIRECTORY / missing).unlink()
     with pytest.raises(CheckpointError, match=f"is not a complete checkpoint .*{missing}"):
         Index.read(checkpoint)
 
 
 @pytest.mark.parametrize("keep", [0, 1, 100, -1])
-def test_a_half_written_index_is_found(checkpoint: Path, keep: int) -> None:
+def test_truncated_index_is_detected(checkpoint: Path, keep: int) -> None:
     path = checkpoint / STATE_DIRECTORY / INDEX_NAME
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(CheckpointError, match="has changed since it was written"):
@@ -94,7 +94,7 @@ def test_symlink_out_of_the_checkpoint_is_rejected(checkpoint: Path, tmp_path: P
         (lambda fragments: fragments.append({"file": fragments[0]["file"], "offset": 35, "length": 0}), "length"),
     ],
 )
-def test_gaps_and_overlaps_are_found(checkpoint: Path, change: Callable[[Any], None], message: str) -> None:
+def test_gaps_and_overlaps_are_detected(checkpoint: Path, change: Callable[[Any], None], message: str) -> None:
     rewrite(checkpoint, lambda content: change(content["parameters"]["decoder.embedding_proj.weight"]["fragments"]))
     with pytest.raises(CheckpointError, match=message):
         Index.read(checkpoint)
@@ -143,7 +143,7 @@ def test_hostile_shapes_are_rejected_before_allocation(
 _FRAGMENT = {"file": f"{STATE_DIRECTORY}/shard_0.safetensors"}
 
 
-def test_an_index_that_is_a_pipe_is_not_waited_for(checkpoint: Path) -> None:
+def test_index_that_is_a_pipe_fails_without_waiting(checkpoint: Path) -> None:
     path = checkpoint / STATE_DIRECTORY / INDEX_NAME
     path.unlink()
     os.mkfifo(path)

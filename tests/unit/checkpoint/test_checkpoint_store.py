@@ -1,4 +1,4 @@
-"""Checkpoints appear whole, and are removed only where that was asked for."""
+"""Saves publish complete checkpoints only, and retention removes only what the configuration allows."""
 
 import errno
 import math
@@ -21,7 +21,7 @@ def names(store: CheckpointStore) -> set[str]:
     return {path.name for path in store.directory.iterdir()}
 
 
-def test_a_save_leaves_the_checkpoint_and_latest(store: CheckpointStore) -> None:
+def test_save_publishes_the_checkpoint_and_updates_latest(store: CheckpointStore) -> None:
     save(store, 2)
     save(store, 10)
     assert names(store) == {"step_2", "step_10", "latest"}
@@ -29,7 +29,7 @@ def test_a_save_leaves_the_checkpoint_and_latest(store: CheckpointStore) -> None
     assert (store.directory / "latest").read_text() == "step_10\n"
 
 
-def test_a_save_whose_other_shard_never_comes_is_not_published(store: CheckpointStore) -> None:
+def test_save_without_the_shard_of_another_rank_is_not_published(store: CheckpointStore) -> None:
     saver = make_saver(store, rank=0, world_size=2)
     saver.start(make_index(4, 2))
     saver._pending[0].result(timeout=10)
@@ -40,7 +40,7 @@ def test_a_save_whose_other_shard_never_comes_is_not_published(store: Checkpoint
     assert [path.name for path in store.interrupted_saves()] == [".step_4.7.partial"]
 
 
-def test_changes_after_the_copy_are_not_saved(store: CheckpointStore) -> None:
+def test_save_ignores_changes_after_the_copy(store: CheckpointStore) -> None:
     saver = make_saver(store, rank=0, world_size=1)
     saver.start(make_index(4, 1))
     saver.pre_optim_step()
@@ -54,7 +54,7 @@ def test_changes_after_the_copy_are_not_saved(store: CheckpointStore) -> None:
                 assert torch.equal(reader.read_whole(name, kind), tensor)
 
 
-def test_a_failure_in_the_background_surfaces(store: CheckpointStore) -> None:
+def test_background_error_is_raised_by_finish(store: CheckpointStore) -> None:
     def fail(directory: Path, reader: StateReader) -> None:
         raise CheckpointError("no space for the weights")
 
@@ -67,14 +67,14 @@ def test_a_failure_in_the_background_surfaces(store: CheckpointStore) -> None:
     assert store.steps() == []
 
 
-def test_failed_copy_is_not_written(store: CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_copy_is_not_published(store: CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> torch.Tensor:
         raise RuntimeError("the device is gone")
 
     saver = make_saver(store, rank=0, world_size=1)
     monkeypatch.setattr(saver._state, "read", fail)
     saver.start(make_index(4, 1))
-    saver.pre_optim_step()  # on this rank alone an error here would leave the others waiting
+    saver.pre_optim_step()  # an error on only one rank would leave the other ranks waiting
     saver.abandon()
     assert saver.failed
     with pytest.raises(RuntimeError, match="the device is gone"):
@@ -82,7 +82,7 @@ def test_failed_copy_is_not_written(store: CheckpointStore, monkeypatch: pytest.
     assert not store.directory.exists()
 
 
-def test_a_full_disk_beside_the_shards_is_named(store: CheckpointStore) -> None:
+def test_full_disk_error_names_the_file(store: CheckpointStore) -> None:
     def fail(directory: Path, reader: StateReader) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", str(directory / "config.json"))
 
@@ -97,7 +97,7 @@ def test_save_fails_if_another_rank_failed(store: CheckpointStore) -> None:
         make_saver(store, rank=0, world_size=1).raise_failure()
 
 
-def test_what_a_dead_launch_left_is_not_built_upon(store: CheckpointStore) -> None:
+def test_save_ignores_files_of_a_dead_job(store: CheckpointStore) -> None:
     make_saver(store, rank=1, world_size=2, start_id=5).start(make_index(4, 2))
     saver = make_saver(store, rank=0, world_size=2, start_id=6)
     saver.start(make_index(4, 2))
@@ -108,7 +108,7 @@ def test_what_a_dead_launch_left_is_not_built_upon(store: CheckpointStore) -> No
     assert store.steps() == []
 
 
-def test_a_checkpoint_in_the_way_is_moved_aside(store: CheckpointStore) -> None:
+def test_existing_checkpoint_of_the_step_is_moved_aside(store: CheckpointStore) -> None:
     damaged = save(store, 4)
     (damaged / STATE_DIRECTORY / "shard_0.safetensors").write_bytes(b"broken")
     save(store, 4)
@@ -132,7 +132,7 @@ def test_no_checkpoint_is_removed_by_default(store: CheckpointStore) -> None:
     assert names(store) == before
 
 
-def test_the_newest_and_the_multiples_stay_resumable(store: CheckpointStore) -> None:
+def test_newest_checkpoints_and_multiples_stay_resumable(store: CheckpointStore) -> None:
     for step in range(1, 8):
         save(store, step)
     retain(store, 7, keep_last_n=2, keep_every_n_steps=3)
@@ -161,7 +161,7 @@ def test_interrupted_saves_are_removed_with_old_checkpoints(store: CheckpointSto
 
 
 def test_save_after_an_earlier_resume_removes_only_its_own_branch(store: CheckpointStore) -> None:
-    """Steps 10 to 40; resumed from 10, then 20 anew: what was given up is not removed, nor counted."""
+    """Steps 20 to 40 were saved before the run resumed from step 10. They are neither removed nor counted."""
     for step in (10, 20, 30, 40):
         save(store, step)
     save(store, 12, save_number=5, previous=1)
@@ -172,7 +172,7 @@ def test_save_after_an_earlier_resume_removes_only_its_own_branch(store: Checkpo
     assert store.steps() == [12, 14, 20, 30, 40]
 
 
-def test_a_damaged_checkpoint_that_was_skipped_does_not_push_out_a_sound_one(store: CheckpointStore) -> None:
+def test_skipped_damaged_checkpoint_does_not_count_for_retention(store: CheckpointStore) -> None:
     for step in (2, 4, 6):
         save(store, step)
     shard = store.path(6) / STATE_DIRECTORY / "shard_0.safetensors"
@@ -190,8 +190,8 @@ def test_checkpoint_that_the_run_resumed_from_is_kept(store: CheckpointStore) ->
     assert store.steps() == [2, 6]
 
 
-def test_a_replacement_that_was_cut_off_is_undone(store: CheckpointStore) -> None:
-    """The old checkpoint had been moved aside, and the machine died before the new one took its place."""
+def test_interrupted_replacement_is_undone(store: CheckpointStore) -> None:
+    """The machine died after the old checkpoint was moved aside and before the new one was renamed."""
     save(store, 4, seed=1)
     aside = store.directory / "step_4.replaced-5"
     store.path(4).rename(aside)
@@ -206,10 +206,10 @@ def test_a_replacement_that_was_cut_off_is_undone(store: CheckpointStore) -> Non
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_a_gap_in_the_shards_is_not_published(
+def test_checkpoint_with_a_gap_is_not_published(
     store: CheckpointStore, monkeypatch: pytest.MonkeyPatch, world_size: int
 ) -> None:
-    """A parameter that no rank holds, or holds in part."""
+    """No rank has a parameter, or the ranks have only a part of it."""
     whole = SimulatedOptimizerState.fragments.fget  # type: ignore[attr-defined]
     monkeypatch.setattr(SimulatedOptimizerState, "fragments", property(lambda self: whole(self)[1:]))
     with pytest.raises(CheckpointError, match=r"elements are in a fragment; the checkpoint was not published"):
@@ -217,8 +217,8 @@ def test_a_gap_in_the_shards_is_not_published(
     assert store.steps() == []
 
 
-def test_a_second_interrupt_does_not_hang(store: CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rank 0 waits for a shard that never comes, and the user presses Ctrl-C once more."""
+def test_second_interrupt_ends_the_wait_for_shards(store: CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rank 0 waits for a shard that is never written, and the user presses Ctrl-C again."""
 
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
@@ -232,7 +232,7 @@ def test_a_second_interrupt_does_not_hang(store: CheckpointStore, monkeypatch: p
     assert all(future.done() for future in saver._pending)
 
 
-def test_who_waits_for_a_save_says_so(store: CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_for_a_save_reports_progress(store: CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """A save that takes longer than training.hang_timeout_seconds is not a hang."""
     monkeypatch.setattr("pico_ds.checkpoint.background_saver._WAIT_SECONDS", 0.01)
     beats: list[int] = []
@@ -255,9 +255,9 @@ def content_of(store: CheckpointStore, step: int) -> str:
     return (store.snapshot_path(step) / "val_weights.safetensors").read_text()
 
 
-def test_a_snapshot_and_the_checkpoint_of_its_step_stand_together(store: CheckpointStore) -> None:
+def test_snapshot_and_checkpoint_of_a_step_share_a_directory(store: CheckpointStore) -> None:
     put_snapshot(store, 2, "before")
-    assert store.steps() == [], "a snapshot is nothing to resume from"
+    assert store.steps() == [], "a snapshot is not a checkpoint"
     save(store, 2)
     assert content_of(store, 2) == "before"
     assert store.steps() == [2]
@@ -269,7 +269,7 @@ def test_a_snapshot_and_the_checkpoint_of_its_step_stand_together(store: Checkpo
     assert names(store) == {"step_2", "step_4", "latest"}
 
 
-def test_a_snapshot_outlives_its_checkpoint(store: CheckpointStore) -> None:
+def test_snapshot_remains_after_its_checkpoint_is_removed(store: CheckpointStore) -> None:
     settings = CheckpointingConfig(keep_last_n=1, keep_weights=False)
     for number, step in enumerate((2, 4), start=1):
         put_snapshot(store, step, str(step))
@@ -281,7 +281,7 @@ def test_a_snapshot_outlives_its_checkpoint(store: CheckpointStore) -> None:
     assert store.steps() == [4]
 
 
-def test_a_snapshot_is_handed_over_after_a_crash_between_the_renames(store: CheckpointStore) -> None:
+def test_snapshot_survives_a_crash_between_the_renames(store: CheckpointStore) -> None:
     put_snapshot(store, 2, "alone")
     store.path(2).rename(store.directory / "step_2.replaced-7")
     save(store, 2)
@@ -294,7 +294,7 @@ def test_snapshot_replaces_an_interrupted_replacement(store: CheckpointStore) ->
     put_snapshot(store, 2, "old").rename(store.directory / ".step_2.learning_dynamics.removed")
     staging = store.snapshot_staging(2, start_id=5)
     staging.mkdir()
-    # the machine died when the new one stood, and the old one was not removed yet
+    # the machine died after the new snapshot was renamed and before the old one was removed
     staging.rename(store.snapshot_path(2))
     put_snapshot(store, 2, "again")
     assert content_of(store, 2) == "again"

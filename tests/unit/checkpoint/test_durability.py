@@ -1,4 +1,4 @@
-"""The order in which a save reaches the disk: after a power failure, a name that exists has its whole content."""
+"""The order of syncs and renames in a save. After a power failure, every file that exists is complete."""
 
 import os
 from pathlib import Path
@@ -15,36 +15,36 @@ Events = list[tuple[str, Path]]
 
 @pytest.fixture
 def events(monkeypatch: pytest.MonkeyPatch) -> Events:
-    """What is brought to the disk and what is renamed, in order; a renamed directory takes what it holds along."""
+    """Syncs and renames in order. A rename of a directory also changes the recorded paths of its files."""
     found: Events = []
     fsync = os.fsync
 
-    def noted_fsync(descriptor: int) -> None:
+    def recording_fsync(descriptor: int) -> None:
         found.append(("sync", Path(f"/proc/self/fd/{descriptor}").readlink()))
         fsync(descriptor)
 
-    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(os, "fsync", recording_fsync)
     for name in ("rename", "replace"):
         move = getattr(Path, name)
 
-        def noted_move(self: Path, target: Path, move: object = move) -> Path:
+        def recording_move(self: Path, target: Path, move: object = move) -> Path:
             for place, (event, path) in enumerate(found):
                 if path == self or self in path.parents:
                     found[place] = (event, target / path.relative_to(self))
             found.append(("rename", target))
             return move(self, target)  # type: ignore[operator]
 
-        monkeypatch.setattr(Path, name, noted_move)
+        monkeypatch.setattr(Path, name, recording_move)
     return found
 
 
-def test_a_small_file_is_on_the_disk_before_it_gets_its_name(events: Events, tmp_path: Path) -> None:
+def test_file_is_synced_before_it_is_renamed(events: Events, tmp_path: Path) -> None:
     replace_text(tmp_path / "status.json", "{}")
     path = tmp_path / "status.json"
     assert events == [("sync", path), ("rename", path), ("sync", tmp_path)]
 
 
-def test_a_checkpoint_is_on_the_disk_before_it_gets_its_name(events: Events, store: CheckpointStore) -> None:
+def test_checkpoint_is_synced_before_it_is_renamed(events: Events, store: CheckpointStore) -> None:
     checkpoint = save(store, 2)
     named = events.index(("rename", checkpoint))
     synced = {path for event, path in events[:named] if event == "sync"}
@@ -53,7 +53,7 @@ def test_a_checkpoint_is_on_the_disk_before_it_gets_its_name(events: Events, sto
         assert path in synced, path
 
 
-def test_latest_names_a_checkpoint_whose_own_name_is_on_the_disk(events: Events, store: CheckpointStore) -> None:
+def test_checkpoint_directory_is_synced_before_latest_is_written(events: Events, store: CheckpointStore) -> None:
     checkpoint = save(store, 2)
     latest = store.directory / "latest"
     after = events[events.index(("rename", checkpoint)) :]

@@ -1,4 +1,4 @@
-"""Files written as streams: the library reads them, and no altered byte is handed out."""
+"""The safetensors library reads our files, and our reader never returns a changed byte."""
 
 import os
 from pathlib import Path
@@ -55,7 +55,7 @@ def test_reader_accepts_files_of_the_safetensors_library(tmp_path: Path) -> None
         assert torch.equal(out.view(tensor.shape), tensor)
 
 
-def test_hashes_are_those_of_the_file(written: tuple[Path, FileRecord, dict[str, torch.Tensor]]) -> None:
+def test_recorded_hashes_match_the_file(written: tuple[Path, FileRecord, dict[str, torch.Tensor]]) -> None:
     path, record, _ = written
     content = path.read_bytes()
     assert record.size_bytes == len(content)
@@ -67,7 +67,7 @@ def test_hashes_are_those_of_the_file(written: tuple[Path, FileRecord, dict[str,
 
 @settings(max_examples=60, deadline=None)
 @given(st.data())
-def test_any_range_is_read(written: tuple[Path, FileRecord, dict[str, torch.Tensor]], data: st.DataObject) -> None:
+def test_any_byte_range_is_read(written: tuple[Path, FileRecord, dict[str, torch.Tensor]], data: st.DataObject) -> None:
     path, record, _ = written
     content = path.read_bytes()
     around_the_seam = st.integers(CHUNK_BYTES - 50, CHUNK_BYTES + 50)
@@ -76,7 +76,7 @@ def test_any_range_is_read(written: tuple[Path, FileRecord, dict[str, torch.Tens
     file = VerifiedFile(path, record)
     out = bytearray(end - start)
     file.read_into(start, memoryview(out))
-    file.read_into(start, memoryview(out))  # from the chunk that is kept
+    file.read_into(start, memoryview(out))  # from the cached chunk
     assert out == content[start:end]
     file.close()
 
@@ -89,7 +89,7 @@ def altered(path: Path, at: int, to: Path) -> Path:
 
 
 @pytest.mark.parametrize("at", [0, 9, 1000, CHUNK_BYTES, -1])
-def test_a_flipped_bit_is_found_and_its_chunk_named(
+def test_error_names_the_chunk_with_a_flipped_bit(
     written: tuple[Path, FileRecord, dict[str, torch.Tensor]], tmp_path: Path, at: int
 ) -> None:
     path, record, _ = written
@@ -101,7 +101,7 @@ def test_a_flipped_bit_is_found_and_its_chunk_named(
         file.read_into(position, memoryview(bytearray(1)))
 
 
-def test_only_the_chunks_that_are_read_are_judged(
+def test_only_chunks_that_are_read_are_verified(
     written: tuple[Path, FileRecord, dict[str, torch.Tensor]], tmp_path: Path
 ) -> None:
     path, record, _ = written
@@ -109,7 +109,7 @@ def test_only_the_chunks_that_are_read_are_judged(
     file.read_into(0, memoryview(bytearray(100)))
 
 
-def test_a_truncated_or_missing_file_is_named(
+def test_error_names_a_truncated_or_missing_file(
     written: tuple[Path, FileRecord, dict[str, torch.Tensor]], tmp_path: Path
 ) -> None:
     path, record, _ = written

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from pico_ds.config import ConfigError, RunConfig, dump_config, load_config, parse_config
-from pico_ds.config.validation import warn_of
+from pico_ds.config.validation import probable_mistakes
 
 
 def error_of(text: str, *overrides: str) -> str:
@@ -116,10 +116,10 @@ def test_missing_file_is_a_clear_error() -> None:
 
 def test_run_shorter_than_its_warmup_gives_a_warning() -> None:
     config = parse_config("training: {max_steps: 20, lr_warmup_steps: 30}\nsmlmt: {warmup_steps: 20}")
-    warnings = " ".join(warn_of(config))
+    warnings = " ".join(probable_mistakes(config))
     assert "training.lr_warmup_steps = 30" in warnings
     assert "the run will have no meta steps" in warnings
-    assert list(warn_of(RunConfig())) == []
+    assert list(probable_mistakes(RunConfig())) == []
 
 
 def test_date_is_text_and_wrong_encoding_is_a_clear_error(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a process knows of itself without any other."""
+"""A process without other ranks."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ PRINT = "from pico_ds.engine.distributed import host_digest; print(host_digest()
 
 
 def test_nodes_with_the_same_hostname_are_distinguished() -> None:
-    """Containers of one image: the process ids of one mean nothing in the other."""
+    """Two containers of one image have the same hostname but separate process ids."""
     assert host_digest() == host_digest()
     other = subprocess.run(
         ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", PRINT],
@@ -24,15 +24,15 @@ def test_nodes_with_the_same_hostname_are_distinguished() -> None:
         cwd=REPOSITORY,
     )
     if other.returncode != 0:
-        pytest.skip(f"namespaces of processes are not allowed here: {other.stderr.strip()[-200:]}")
+        pytest.skip(f"process namespaces are not permitted: {other.stderr.strip()[-200:]}")
     assert int(other.stdout) != host_digest()
 
 
 @pytest.mark.parametrize(("backend", "expected"), [("nccl", [3]), ("gloo", None)])
-def test_a_barrier_names_the_device_under_nccl(
+def test_barrier_passes_the_device_to_nccl(
     monkeypatch: pytest.MonkeyPatch, backend: str, expected: list[int] | None
 ) -> None:
-    """DeepSpeed binds no device to the group of one rank, and NCCL then guesses it, with a warning."""
+    """Without a device, NCCL guesses it and prints a warning."""
     seen: list[Any] = []
     monkeypatch.setattr(torch.distributed, "get_backend", lambda: backend)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)

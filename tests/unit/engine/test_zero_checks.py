@@ -6,7 +6,7 @@ from pico_ds.engine.zero_checks import check_zero_settings
 from tests.launching import REPOSITORY
 
 
-def test_the_shipped_files_are_accepted() -> None:
+def test_shipped_ds_configs_are_accepted() -> None:
     for path in sorted((REPOSITORY / "ds_configs").glob("*.json")):
         check_zero_settings(load_deepspeed_config(path)["zero_optimization"], path.name)
 

@@ -1,4 +1,4 @@
-"""Commits to a hub that misbehaves."""
+"""Commits to a hub that fails in various ways."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +20,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
     monkeypatch.setattr(hub_requests, "RETRY_SECONDS", (0.01, 0.01, 0.01))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    # the library repeats what fails as well, with waits of its own
+    # the library also retries failed requests, with its own waits
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)
     monkeypatch.setattr(hub_requests, "TIMEOUT_SECONDS", 1.0)
     with fake_hub() as found:
@@ -33,7 +33,7 @@ def make(**settings: object) -> HubRepository:
     return HubRepository(HubConfig.model_validate({"repo_id": "lab/pico", **settings}))
 
 
-def test_a_repository_and_its_branch_are_made_once(hub: FakeHub) -> None:
+def test_repository_and_branch_are_created_once(hub: FakeHub) -> None:
     make(revision="run-3", private=False).prepare()
     make().prepare()
     assert hub.repositories == {"lab/pico": False}
@@ -42,21 +42,21 @@ def test_a_repository_and_its_branch_are_made_once(hub: FakeHub) -> None:
     assert hub.repositories["lab/other"] is True
 
 
-def test_files_of_a_commit_arrive(hub: FakeHub, tmp_path: Path) -> None:
+def test_commit_uploads_its_files(hub: FakeHub, tmp_path: Path) -> None:
     (tmp_path / "a.bin").write_bytes(bytes(range(256)))
     make(revision="run-3").commit({"x/a.bin": tmp_path / "a.bin", "README.md": b"---\ntags: [a]\n---\n"}, "step 4")
     assert hub.commits == [("step 4", "run-3", {"x/a.bin": bytes(range(256)), "README.md": b"---\ntags: [a]\n---\n"})]
 
 
 @pytest.mark.parametrize("troubles", [[500], [503, 500, 502], ["hang"]])
-def test_what_fails_is_tried_again(hub: FakeHub, troubles: list[int | str]) -> None:
+def test_failed_commit_is_retried(hub: FakeHub, troubles: list[int | str]) -> None:
     hub.troubles = list(troubles)
     make().commit({"a": b"1"}, "step 4")
     assert [files for _, _, files in hub.commits] == [{"a": b"1"}]
     assert not hub.troubles
 
 
-def test_what_fails_for_good_is_said(hub: FakeHub) -> None:
+def test_commit_error_is_reported_after_all_retries(hub: FakeHub) -> None:
     hub.always = 500
     with pytest.raises(HubError, match=r"lab/pico: .*500"):
         make().commit({"a": b"1"}, "step 4")
@@ -65,24 +65,24 @@ def test_what_fails_for_good_is_said(hub: FakeHub) -> None:
     assert len(hub.commits) == 1
 
 
-def test_a_wrong_token_is_said_at_once_and_not_shown(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_token_fails_without_retries_and_is_not_printed(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub_requests, "RETRY_SECONDS", (100.0,))
     for token, status in (("hf_wrong", 401), (READING_TOKEN, 403)):
         monkeypatch.setenv("HF_TOKEN", token)
-        with pytest.raises(ConfigError, match=rf"checkpointing\.hub\.repo_id: lab/pico: .*{status}") as refused:
+        with pytest.raises(ConfigError, match=rf"checkpointing\.hub\.repo_id: lab/pico: .*{status}") as denied:
             make().prepare()
         with pytest.raises(HubError, match=str(status)) as unpushed:
             make().commit({"a": b"1"}, "step 4")
-        assert token not in str(refused.value) + str(unpushed.value)
+        assert token not in str(denied.value) + str(unpushed.value)
 
 
 def test_missing_token_and_bad_name_are_reported(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="Repo id must"):
         make(repo_id="a b").prepare()
     monkeypatch.setenv("HF_TOKEN", "hf_thétoken")
-    with pytest.raises(ConfigError, match="the token contains characters that are not ASCII") as refused:
+    with pytest.raises(ConfigError, match="the token contains characters that are not ASCII") as denied:
         make().prepare()
-    assert "hf_th" not in str(refused.value)
+    assert "hf_th" not in str(denied.value)
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", "/nowhere")
     with pytest.raises(ConfigError, match=r"needs a token with write access, and there is none; set \$HF_TOKEN"):

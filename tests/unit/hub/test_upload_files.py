@@ -1,4 +1,4 @@
-"""What leaves the machine: the files that a run writes itself, and no path of the machine."""
+"""Only files that a run writes leave the machine, and they contain no local path."""
 
 from pathlib import Path
 
@@ -10,24 +10,24 @@ from pico_ds.data.text.tokenizer import import_tokenizer, train_tokenizer
 from pico_ds.hub.model_card import model_card
 from pico_ds.hub.upload_files import model_files, public_config, result_files, snapshot_files
 
-PLANTED = (".env", ".nfs0001", "pytorch_model.bin", "id_rsa", "notes.txt", "model.safetensors.bak", "core.123")
+FOREIGN_FILES = (".env", ".nfs0001", "pytorch_model.bin", "id_rsa", "notes.txt", "model.safetensors.bak", "core.123")
 MODEL = {"config.json", "decoder.py", "model.safetensors", "tokenizer.json"}
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """A run with planted files and links beside its own."""
+    """A run directory that also contains foreign files and links."""
     run = tmp_path / "run"
     checkpoint = run / "checkpoints" / "step_4"
     snapshot = checkpoint / "learning_dynamics"
     for directory in (checkpoint, snapshot, snapshot / "val_data", run / "eval_results", run / "logs"):
         directory.mkdir(parents=True, exist_ok=True)
-        for name in PLANTED:
+        for name in FOREIGN_FILES:
             (directory / name).write_text("secret")
     for name in MODEL:
-        (checkpoint / name).write_text("of the model")
+        (checkpoint / name).write_text("model file")
     for name in ("val_weights.safetensors", "val_data/state.json", "val_data/data-00000-of-00001.arrow"):
-        (snapshot / name).write_text("of the snapshot")
+        (snapshot / name).write_text("snapshot file")
     (run / "eval_results" / "step_4.json").write_text("{}")
     (run / "logs" / "metrics.jsonl").write_text("{}")
     (tmp_path / "key").write_text("secret")
@@ -47,7 +47,7 @@ def test_only_files_that_a_run_writes_are_pushed(run: Path) -> None:
     }
 
 
-def test_no_directory_of_the_machine_is_pushed() -> None:
+def test_pushed_files_contain_no_local_path() -> None:
     config = parse_config(
         "{data: {source: files, paths: [/home/me/secret-project/*.jsonl, texts/a.txt], cache_dir: ~/cache, "
         "tokenizer: /home/me/secret-project/tokenizer}, checkpointing: {runs_dir: /scratch/me/runs}, "
@@ -55,9 +55,9 @@ def test_no_directory_of_the_machine_is_pushed() -> None:
         "evaluation: {perplexity: {data: /scratch/me/val.jsonl}}}"
     )
     public = public_config(config)
-    said = dump_config(public) + model_card("lab/pico", public, 4, {})
+    pushed = dump_config(public) + model_card("lab/pico", public, 4, {})
     for part in ("/home", "/scratch", "secret-project", "~"):
-        assert part not in said
+        assert part not in pushed
     assert public.data.paths == ["*.jsonl", "texts/a.txt"]
     assert public.model.init_from == "llama"
     assert public.checkpointing.runs_dir == "runs"

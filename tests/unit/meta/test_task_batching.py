@@ -10,7 +10,7 @@ from tests.reference import random_episode
 @pytest.mark.parametrize(
     ("count", "largest", "sizes"), [(0, 3, []), (1, 3, [None]), (3, 3, [3]), (7, 3, [2, 2, 3]), (4, 1, [None] * 4)]
 )
-def test_batches_are_of_one_size_give_or_take_one(count: int, largest: int, sizes: list[int | None]) -> None:
+def test_batch_sizes_differ_by_at_most_one(count: int, largest: int, sizes: list[int | None]) -> None:
     episodes = [random_episode(i) for i in range(count)]
     batches = batched(episodes, largest)
     assert [batch.n_tasks for batch in batches] == sizes
@@ -28,7 +28,7 @@ def test_auto_batches_small_models_on_a_gpu() -> None:
     wide = parse_config("{model: {d_model: 2048, activation_hidden_dim: 8192, attention_n_heads: 16}}")
     assert tasks_per_batch(wide, build_model_skeleton(wide.model, wide.meta, 5, vocab_size=50304), on_gpu=True) == 1
     many = parse_config("{smlmt: {n_way: 32, k_shot: 100}}")
-    assert tasks_per_batch(many, body, on_gpu=True) < count / 32, "activations count as well as weights"
+    assert tasks_per_batch(many, body, on_gpu=True) < count / 32, "the limit includes activations"
     assert tasks_per_batch(parse_config("{meta: {tasks_per_batch: 3}}"), body, on_gpu=False) == 3
     assert tasks_per_batch(parse_config("{training: {compile: block}}"), body, on_gpu=True) == 1
     assert tasks_per_batch(parse_config("{training: {activation_checkpointing: block}}"), body, on_gpu=True) == 1

@@ -1,4 +1,4 @@
-"""Damaged model directories: each ends in one sentence, and none is accepted."""
+"""Loading or exporting a damaged model directory fails with one sentence."""
 
 import json
 import os
@@ -22,22 +22,22 @@ EMBEDDING = "embedding_proj.weight"
 
 
 @pytest.fixture(scope="module")
-def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A sound Pico model."""
-    directory = tmp_path_factory.mktemp("sound")
+def intact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An intact Pico model."""
+    directory = tmp_path_factory.mktemp("intact")
     PicoDecoderHF(PicoDecoderHFConfig(**SHAPE, vocab_size=97, norm_eps=1e-5)).save_pretrained(directory)
     decoder_of(directory)
     return directory
 
 
 @pytest.fixture
-def model(sound: Path, tmp_path: Path) -> Path:
-    """A copy of it, to be damaged."""
-    return Path(shutil.copytree(sound, tmp_path / "model"))
+def model(intact: Path, tmp_path: Path) -> Path:
+    """A copy of the intact model that a test may damage."""
+    return Path(shutil.copytree(intact, tmp_path / "model"))
 
 
 def config(**changes: Any) -> Callable[[Path], None]:
-    """Other keys in config.json; None removes a key."""
+    """Change keys of config.json. None removes a key."""
 
     def damage(directory: Path) -> None:
         content = json.loads((directory / "config.json").read_text()) | changes
@@ -52,7 +52,7 @@ def content(name: str, text: str | bytes) -> Callable[[Path], None]:
 
 
 def tensor(name: str, change: Callable[[torch.Tensor], torch.Tensor | None]) -> Callable[[Path], None]:
-    """Another tensor under a name; None removes it."""
+    """Replace a tensor. None removes it."""
 
     def damage(directory: Path) -> None:
         tensors = load_file(directory / WEIGHTS_NAME)
@@ -63,7 +63,7 @@ def tensor(name: str, change: Callable[[torch.Tensor], torch.Tensor | None]) -> 
 
 
 def with_index(files: Callable[[dict[str, str]], Any]) -> Callable[[Path], None]:
-    """An index of the one file of weights, changed."""
+    """Add a modified index of the weights file."""
 
     def damage(directory: Path) -> None:
         (directory.parent / "outside.safetensors").write_bytes((directory / WEIGHTS_NAME).read_bytes())

@@ -1,4 +1,4 @@
-"""Counted operations, against a count by hand and torch's own counter."""
+"""FLOP counts agree with a hand calculation and with torch's counter."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ VOCAB = 61
 
 
 def test_flops_of_one_token_match_a_hand_calculation() -> None:
-    """Of pico-1b: 14 blocks of q, o (d^2), k, v (d^2 / 4 each), three d x 4d, two norms; a final norm; T 2048."""
+    """pico-1b: 14 blocks of q, o (d^2), k, v (d^2 / 4 each), three d x 4d matrices, two norms; a final norm; T 2048."""
     shape = parse_config(
         "model: {d_model: 2048, n_layers: 14, attention_n_heads: 16, attention_n_kv_heads: 4, "
         "activation_hidden_dim: 8192}"
@@ -41,7 +41,7 @@ def theta() -> dict[str, torch.Tensor]:
 
 
 def not_counted(rows: int, length: int) -> int:
-    """Norms are no matrix products, and torch's counter does not know the attention kernel of the CPU."""
+    """FLOPs that torch's counter leaves out: norms, and attention, whose CPU kernel it does not know."""
     norms = 2 * (2 * SHAPE.n_layers + 1) * SHAPE.d_model
     return rows * length * (norms + 2 * SHAPE.n_layers * length * SHAPE.d_model)
 
@@ -65,7 +65,7 @@ def test_task_flops_match_a_flop_counter(
     with FlopCounterMode(display=False) as counter:
         add_task_gradient(network, theta, random_episode(0), "fim", meta, GradientSum(theta), 1.0)
     pass_counts = make_learner(meta, module.decoder).pass_counts(step=0)
-    # the head's products are a hundredth
+    # the matrix products of the head are about 1 % of the total
     counted = 6 * (pass_counts.support + pass_counts.query) * (context_flops(SHAPE, VOCAB, 9) - not_counted(1, 9))
     assert counter.get_total_flops() == pytest.approx(counted, rel=0.015)
 

@@ -1,4 +1,4 @@
-"""Training that begins with somebody else's weights."""
+"""Training starts from pretrained weights (`model.init_from`)."""
 
 import json
 from pathlib import Path
@@ -71,7 +71,7 @@ def test_tied_embedding_initializes_input_and_output(tmp_path: Path) -> None:
 def test_pico_checkpoint_keeps_its_logits(prefix: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = PicoDecoderHF(PicoDecoderHFConfig(**SHAPE, vocab_size=97, norm_eps=1e-5)).eval()
-    # upstream's names stand behind a prefix
+    # upstream adds a prefix to the names
     model.save_pretrained(tmp_path, state_dict={prefix + name: weight for name, weight in model.state_dict().items()})
     assert_same_logits(decoder_of(tmp_path), model)
 
@@ -85,7 +85,7 @@ def test_embedding_rows_beyond_the_source_keep_their_initialization(llama: Llama
 
 
 def test_norm_epsilon_rounded_to_fp32_is_accepted(tmp_path: Path) -> None:
-    """As in models that were GGUF files."""
+    """Models converted from GGUF have such a value."""
     model = make_llama(tmp_path, rms_norm_eps=9.999999747378752e-06)
     assert_same_logits(decoder_of(tmp_path), model)
 

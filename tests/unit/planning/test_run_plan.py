@@ -1,4 +1,4 @@
-"""The dry run's figures against hand-computed values and against autograd."""
+"""The estimates of the dry run agree with hand calculations and with autograd."""
 
 from collections.abc import Callable
 from typing import Any
@@ -39,7 +39,7 @@ def test_work_per_step_of_the_1b_config_by_hand() -> None:
     assert plan.meta_tokens_per_step == 64 * 32 * (4 + 4) * 64
     assert (plan.tasks_per_rank, plan.rows_per_rank) == (1, 16)
     assert plan_of("zero2", 48).tasks_per_rank == 2
-    # multitask with a head that does not look at the support set passes the query set alone through the model
+    # with a head that ignores the support set, multitask passes only the query set through the model
     control = plan_of("zero2", 64, "meta.learner=multitask", "meta.head=vocab")
     assert control.meta_tokens_per_step == 64 * 32 * 4 * 64
 
@@ -72,14 +72,14 @@ def test_offload_moves_the_optimizer_to_the_host() -> None:
     assert plan.host_memory["copy of master weights and moments, for checkpoints"] == pytest.approx(3 * N / 2)
 
 
-def test_one_rank_communicates_nothing_and_stages_what_they_must() -> None:
+def test_one_rank_does_not_communicate() -> None:
     assert plan_of("zero1", 1).communication == {}
     assert sum(plan_of("zero2", 8).communication.values()) == 2 * 2 * N
     assert sum(plan_of("zero0", 8, "training.precision=fp32").communication.values()) == 4 * N
 
 
 def test_activation_estimate_matches_autograd() -> None:
-    """The trace on the meta device against the same forward pass on real tensors."""
+    """The oracle is the same forward pass on real tensors."""
     config = parse_config("model: {d_model: 48, n_layers: 3, attention_n_heads: 4, attention_n_kv_heads: 2}")
     skeleton = build_model_skeleton(config.model, config.meta, 5, vocab_size=97)
     estimate = saved_bytes(skeleton, (4, 32), torch.float32)
@@ -105,8 +105,8 @@ def test_activation_estimate_matches_autograd() -> None:
 
 
 def peak_bytes(work: Callable[[], object]) -> int:
-    """Peak of the bytes that torch allocates on the host while `work` runs, above what it held before."""
-    work()  # buffers that stay are not counted
+    """Peak of the bytes that torch allocates on the host while `work` runs, minus the bytes allocated before."""
+    work()  # allocate persistent buffers, which do not count
     with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
         kept = work()
     events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
@@ -123,9 +123,9 @@ def peak_bytes(work: Callable[[], object]) -> int:
     ("kind", "recompute"), [("meta", "none"), ("ar", "none"), ("ar", "block"), ("ar", "selective")]
 )
 def test_planned_memory_matches_the_allocations_of_a_step(precision: str, kind: str, recompute: Recompute) -> None:
-    """Everything but the weights that the engine holds, and the optimizer."""
+    """Compares everything except the engine's weights and the optimizer."""
     ratio = 1.0 if kind == "meta" else 0.0
-    # where little is kept, so much that the update of the sum is not the peak
+    # with recomputation, use many rows, so that the update of the gradient sum is not the peak
     length = 64 if recompute == "none" else 256
     config = parse_config(f"""
         model: {{d_model: 96, n_layers: 3, attention_n_heads: 6, attention_n_kv_heads: 2, activation_hidden_dim: 384}}
@@ -160,5 +160,5 @@ def test_planned_memory_matches_the_allocations_of_a_step(precision: str, kind: 
     if recompute == "none":
         assert planned == pytest.approx(measured, rel=0.1)
     else:
-        # the layer that is computed again does not stand beside the largest logits, but is counted with them
+        # the plan adds the recomputed layer and the largest logits, which do not exist at the same time
         assert measured <= planned <= 1.15 * measured

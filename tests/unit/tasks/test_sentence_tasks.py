@@ -186,7 +186,7 @@ def test_words_may_contain_symbols_spaces_and_special_letters(tokenizer: TextTok
 def test_words_in_each_others_sentences_fail(tokenizer: TextTokenizer) -> None:
     tangled = [{"text": f"{' '.join(ANIMALS)} {n}", "word": word} for word in ANIMALS for n in range(3)]
     tasks = SMLMT.from_sentences(tangled, tokenizer, CONFIG)
-    with pytest.raises(TaskError, match="the sentences given: 1000 random samples found no 3 words with 3 sentences"):
+    with pytest.raises(TaskError, match="the given sentences: 1000 random samples found no 3 words with 3 sentences"):
         tasks.sample(0, 0)
 
 

@@ -172,3 +172,33 @@ def test_reading_is_limited_to_a_few_batches_before_writing(
     started = time.monotonic()
     written.close()
     assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize("operation", ["rename", "unlink", "rmdir"])
+def test_job_resumes_after_an_interruption_of_the_final_moves(
+    tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, operation: str
+) -> None:
+    def write(out: Path) -> None:
+        writer = ShardWriter(out, {}, 17, 20)
+        if not writer.is_complete:
+            for document in _documents(tokenizer)[writer.progress.documents :]:
+                writer.add(document)
+            writer.finish({})
+
+    write(tmp_path / "whole")
+    out, original, calls = tmp_path / "out", getattr(Path, operation), []
+
+    def interrupted(path: Path, *arguments: object) -> Path:
+        calls.append(path)
+        if len(calls) == (3 if operation == "rename" else 1):
+            raise InterruptError
+        return original(path, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, operation, interrupted)
+        with pytest.raises(InterruptError):
+            write(out)
+    write(out)
+    assert np.array_equal(rows_of(out), rows_of(tmp_path / "whole"))
+    assert (out / "manifest.json").read_bytes() == (tmp_path / "whole" / "manifest.json").read_bytes()
+    assert not (out / ".partial").exists()
