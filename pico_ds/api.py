@@ -213,7 +213,7 @@ class Run:
             split: rows from which gradients and activations were computed: `train` or `val`.
 
         Raises:
-            ConfigError: the run has no snapshots, or they do not hold the layer.
+            ConfigError: the run has no snapshots, or they do not contain the layer.
         """
         return {step: self.snapshots.tensors(step, split, kind)[name] for step in self.snapshots.by_step}
 

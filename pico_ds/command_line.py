@@ -1,4 +1,4 @@
-"""How a script ends: an error that a user can fix prints one sentence instead of a traceback."""
+"""Runs the main function of a script. Errors that a user can fix print one sentence instead of a traceback."""
 
 import io
 import os
@@ -26,7 +26,7 @@ def exit_code_of(main: Callable[[], int]) -> int:
     Returns:
         the result of `main`; 1 after an error, 130 after Ctrl-C.
     """
-    _survive_lost_output()
+    _ignore_output_errors()
     threading.excepthook = _print_thread_error
     try:
         return main()
@@ -65,7 +65,7 @@ def _print_thread_error(failed: threading.ExceptHookArgs) -> None:
         threading.__excepthook__(failed)
 
 
-def _survive_lost_output() -> None:
+def _ignore_output_errors() -> None:
     """Make standard output and standard error drop text that cannot be written.
 
     Every write fails after a closed connection, after the launcher died, or if `> train.log` is on a full disk. That

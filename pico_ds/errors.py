@@ -4,8 +4,8 @@ import errno
 from pathlib import Path
 
 #: error numbers of a full disk or an exhausted quota
-FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
-_FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+DISK_FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT})
+_PERMISSION_ERRNOS = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 
 
 class PicoError(Exception):
@@ -44,9 +44,9 @@ def describe_os_error(error: OSError, path: Path | None = None) -> str:
     """
     # for a copy, `filename` is the source
     name = error.filename2 or error.filename or path or "a file or connection"
-    if error.errno in FULL:
+    if error.errno in DISK_FULL_ERRNOS:
         advice = "free space"
-    elif error.errno in _FORBIDDEN:
+    elif error.errno in _PERMISSION_ERRNOS:
         advice = "change its permissions, or choose another place"
     else:
         advice = "check the path and its file system"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Replace a file atomically: write a temporary file and rename it. No reader and no crash sees a partial file.
+    """Replace a file by renaming a temporary file. Readers never see a partial file, even after a crash.
 
     Raises:
         OSError: the file cannot be written; the error names the file.
@@ -26,7 +26,7 @@ def write_durably(path: Path, content: bytes) -> None:
     Raises:
         OSError: the file cannot be written; the error names the file.
     """
-    with naming(path), path.open("wb", buffering=0) as file:
+    with add_path_to_errors(path), path.open("wb", buffering=0) as file:
         while content:
             content = content[file.write(content) :]
         os.fsync(file.fileno())
@@ -44,7 +44,7 @@ def may_exist(path: Path) -> bool:
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
+def add_path_to_errors(path: Path) -> Iterator[None]:
     """Add the path to errors of the file system, because errors on an open file do not name it."""
     try:
         yield
@@ -58,13 +58,13 @@ def sync_directory(directory: Path) -> None:
     """Sync the entries of a directory to the disk."""
     handle = os.open(directory, os.O_RDONLY)
     try:
-        with naming(directory):
+        with add_path_to_errors(directory):
             os.fsync(handle)
     finally:
         os.close(handle)
 
 
-class PatientFile:
+class RetryingFile:
     """An append-only text file. Text that cannot be written stays in memory until it can. Thread-safe."""
 
     def __init__(self, path: Path, on_problem: Callable[[OSError], None]) -> None:
@@ -78,19 +78,19 @@ class PatientFile:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path, self._on_problem = path, on_problem
         self._handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
-        self._waiting = bytearray()
-        self._is_behind = False
+        self._unwritten = bytearray()
+        self._has_problem = False
         self._lock = threading.RLock()
 
     def append(self, text: str) -> None:
         """Append a text. An error is not raised; it goes to `on_problem`."""
         with self._lock:
-            self._waiting += text.encode(errors="backslashreplace")
+            self._unwritten += text.encode(errors="backslashreplace")
             try:
                 self._write()
             except OSError as error:
-                if not self._is_behind:
-                    self._is_behind = True
+                if not self._has_problem:
+                    self._has_problem = True
                     self._on_problem(error)
 
     def sync(self) -> None:
@@ -101,7 +101,7 @@ class PatientFile:
         """
         with self._lock:
             self._write()
-        with naming(self._path):
+        with add_path_to_errors(self._path):
             os.fsync(self._handle)
 
     def close(self) -> int:
@@ -114,10 +114,10 @@ class PatientFile:
             with suppress(OSError):
                 self._write()
             os.close(self._handle)
-            return len(self._waiting)
+            return len(self._unwritten)
 
     def _write(self) -> None:
-        with naming(self._path):
-            while self._waiting:
-                del self._waiting[: os.write(self._handle, self._waiting)]
-        self._is_behind = False
+        with add_path_to_errors(self._path):
+            while self._unwritten:
+                del self._unwritten[: os.write(self._handle, self._unwritten)]
+        self._has_problem = False

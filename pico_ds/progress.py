@@ -21,7 +21,7 @@ _SILENT_SECONDS = 5.0
 #: time between two lines, and between two updates of a bar [s]
 _LINE_SECONDS, _BAR_SECONDS = 10.0, 0.2
 #: share of the work below which the remaining time is not estimated
-_LEAST_SHARE = 0.01
+_MIN_SHARE = 0.01
 
 
 class Work:
@@ -31,8 +31,8 @@ class Work:
         done: number of completed parts.
     """
 
-    def __init__(self, what: str, total: float | None) -> None:
-        self.what, self.total, self.done, self.note = what, total, 0.0, ""
+    def __init__(self, name: str, total: float | None) -> None:
+        self.name, self.total, self.done, self.note = name, total, 0.0, ""
         self.started = time.monotonic()
         self._shown = self.started
         self._is_shown = False
@@ -56,10 +56,10 @@ class Work:
         """Return the progress as a line of text."""
         seconds = time.monotonic() - self.started
         if not self.total:
-            return f"{self.what}: {self.done:,.0f} done in {seconds:.0f} s{self.note and '; ' + self.note}"
+            return f"{self.name}: {self.done:,.0f} done in {seconds:.0f} s{self.note and '; ' + self.note}"
         share = min(1.0, self.done / self.total)
-        left = f", about {seconds * (1 - share) / share:.0f} s left" if share >= _LEAST_SHARE else ""
-        return f"{self.what}: {share:.0%} of {self.total:,.0f}, {seconds:.0f} s{left}{self.note and '; ' + self.note}"
+        left = f", about {seconds * (1 - share) / share:.0f} s left" if share >= _MIN_SHARE else ""
+        return f"{self.name}: {share:.0%} of {self.total:,.0f}, {seconds:.0f} s{left}{self.note and '; ' + self.note}"
 
 
 class _Display:
@@ -90,8 +90,8 @@ class _Display:
                 self._bars = Progress(*columns, console=make_console(stderr=True), transient=True)
                 self._bars.start()
             if work.bar is None:
-                work.bar = self._bars.add_task(work.what, total=work.total)
-            described = f"{work.what}{work.note and '; ' + work.note}"
+                work.bar = self._bars.add_task(work.name, total=work.total)
+            described = f"{work.name}{work.note and '; ' + work.note}"
             self._bars.update(work.bar, completed=work.done, description=described)
 
     def close(self, work: Work) -> None:
@@ -123,23 +123,23 @@ def redirect_progress(is_quiet: bool, print_line: Callable[[str], None] | None =
 
 
 @contextmanager
-def progress(what: str, total: float | None = None) -> Iterator[Work]:
+def progress(name: str, total: float | None = None) -> Iterator[Work]:
     """Show the progress of a block, which calls `Work.advance`.
 
     Args:
-        what: name of the work, such as "reading sentences".
+        name: name of the work, such as "reading sentences".
         total: number of parts; None if unknown.
     """
-    work = Work(what, total)
+    work = Work(name, total)
     try:
         yield work
     finally:
         _display.close(work)
 
 
-def track(items: Iterable[Item], what: str, total: int | None = None) -> Iterator[Item]:
+def track(items: Iterable[Item], name: str, total: int | None = None) -> Iterator[Item]:
     """Yield the items and count each as one part of the work. For the arguments, see `progress`."""
-    with progress(what, total) as work:
+    with progress(name, total) as work:
         for item in items:
             yield item
             work.advance()

@@ -39,8 +39,11 @@ def main() -> int:
     make_console(width=max(120, console.width)).print(_for_terminal(table))
     out = arguments.out or arguments.run / "analysis"
     path = out / f"{arguments.split}.json"
-    # JSON has no NaN, which for example the similarity of a single row is
-    records = [{**asdict(one), "value": one.value if isfinite(one.value) else None} for one in measurements]
+    # JSON has no NaN; the similarity of a single row, for example, is NaN
+    records = [
+        {**asdict(measurement), "value": measurement.value if isfinite(measurement.value) else None}
+        for measurement in measurements
+    ]
     replace_text(path, json.dumps(records, indent=1, allow_nan=False) + "\n")
     page = out / f"{arguments.split}.html"
     write_page(
@@ -51,12 +54,12 @@ def main() -> int:
 
 
 def _for_terminal(table: Table) -> TerminalTable:
-    found = TerminalTable(title=table.title, title_justify="left")
+    terminal_table = TerminalTable(title=table.title, title_justify="left")
     for column in table.columns:
-        found.add_column(column, no_wrap=True, justify="right" if column.startswith("step") else "left")
+        terminal_table.add_column(column, no_wrap=True, justify="right" if column.startswith("step") else "left")
     for row in table.rows:
-        found.add_row(*row)
-    return found
+        terminal_table.add_row(*row)
+    return terminal_table
 
 
 if __name__ == "__main__":

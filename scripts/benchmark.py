@@ -5,7 +5,7 @@ python scripts/benchmark.py all                             1B models on a GPU, 
 python scripts/benchmark.py fomaml --stages 1 --tasks 4     a single benchmark
 python scripts/benchmark.py checkpoint --size 1b --ranks 8  one GPU per rank
 
-Every measurement runs in a separate process. Its rows are printed and added to the JSON file when it finishes. `all`
+Every measurement runs in a separate process. When it finishes, its rows are printed and added to the JSON file. `all`
 runs the most important measurements first, in case it is interrupted.
 """
 
@@ -34,11 +34,11 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 COMMANDS = {
     "attention": "forward and backward pass of every available attention kernel",
     "lm": "autoregressive step with each ZeRO stage, compared with plain passes",
-    "fomaml": "first-order MAML step that adapts all weights, with each ZeRO stage, compared with as many plain passes",
+    "fomaml": "first-order MAML step that adapts all weights, with each ZeRO stage, compared with plain passes",
     "head": "meta step that adapts only the head, with 10 inner steps",
     "memory": "peak memory of an autoregressive step and of a meta step",
     "tasks": "many small tasks with a small model, compared with a plain PyTorch loop",
-    "feeding": "many small sampled tasks: how long a step waits for its data",
+    "feeding": "time that a step with many small sampled tasks waits for its data",
     "comm": "collectives of an outer step, by ZeRO stage, inner steps and tasks per rank",
     "sampling": "tasks and rows per second on one core",
     "index": "decoding and indexing of a pool of token rows",
@@ -90,8 +90,8 @@ def parse_arguments() -> argparse.Namespace:
             default=REPOSITORY / "ds_configs" / "zero1.json",
             help="only for checkpoint",
         )
-        for of_worker in ("--worker", "--measure", "--label"):
-            command.add_argument(of_worker, help=argparse.SUPPRESS)
+        for worker_option in ("--worker", "--measure", "--label"):
+            command.add_argument(worker_option, help=argparse.SUPPRESS)
         command.add_argument("--stage", type=int, default=1, help=argparse.SUPPRESS)
         if name == "scaling":
             _add_projection(command)
@@ -109,9 +109,11 @@ def _add_projection(command: argparse.ArgumentParser) -> None:
     group.add_argument("--gpus", type=_positive_int, nargs="+", default=[8, 64, 512])
     group.add_argument("--no_measurements", action="store_true", help="only project")
     for field in fields(Cluster):
-        of_type = _positive_int if isinstance(field.default, int) else _positive
+        number_type = _positive_int if isinstance(field.default, int) else _positive
         text = SOURCES[field.name].replace("%", "%%")
-        group.add_argument(f"--{field.name}", type=of_type, default=field.default, help=f"default %(default)s: {text}")
+        group.add_argument(
+            f"--{field.name}", type=number_type, default=field.default, help=f"default %(default)s: {text}"
+        )
 
 
 def _positive(text: str) -> float:
@@ -137,11 +139,11 @@ def print_results(console: Console, results: list[dict[str, Any]]) -> None:
         columns = [name for name in columns if any(not isinstance(row.get(name), dict | None) for row in rows)]
         table = Table(*columns, title=command, title_justify="left", box=SIMPLE_HEAD)
         for row in rows:
-            table.add_row(*(_shown(row.get(name)) for name in columns))
+            table.add_row(*(_format_value(row.get(name)) for name in columns))
         console.print(table)
 
 
-def _shown(value: Any) -> str:
+def _format_value(value: Any) -> str:
     if value is None:
         return ""
     return (
@@ -166,9 +168,9 @@ def main() -> int:
     from benchmarks.provenance import provenance
 
     settings = {name: str(value) for name, value in vars(arguments).items()}
-    facts, results = {"settings": settings, **provenance()}, []
+    header, results = {"settings": settings, **provenance()}, []
     console = make_console(width=max(240, make_console().width))
-    print(json.dumps(facts))
+    print(json.dumps(header))
     projected = []
     if arguments.command == "scaling":
         # project first, so that a wrong configuration fails before the measurements, which take minutes
@@ -178,14 +180,14 @@ def main() -> int:
         started = time.perf_counter()
         rows = run(arguments, measurement, __file__)
         results += rows
-        arguments.json.write_text(json.dumps({**facts, "results": results}, indent=1) + "\n")
+        arguments.json.write_text(json.dumps({**header, "results": results}, indent=1) + "\n")
         for row in rows:
             shown = {name: value for name, value in row.items() if value is not None and not isinstance(value, dict)}
-            print("  ".join(f"{name} {_shown(value)}" for name, value in shown.items()))
+            print("  ".join(f"{name} {_format_value(value)}" for name, value in shown.items()))
         print(f"{number} of {len(planned)} done, {time.perf_counter() - started:.0f} s", flush=True)
     if arguments.command == "scaling":
-        results = [*(conclude(results, on_gpu=facts["device"] != "cpu") if planned else []), *projected]
-        arguments.json.write_text(json.dumps({**facts, "results": results}, indent=1) + "\n")
+        results = [*(conclude(results, on_gpu=header["device"] != "cpu") if planned else []), *projected]
+        arguments.json.write_text(json.dumps({**header, "results": results}, indent=1) + "\n")
     print_results(console, results)
     print(f"written to {arguments.json}")
     return int(any("failed" in row for row in results))

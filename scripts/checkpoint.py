@@ -71,8 +71,8 @@ def print_inspection(console: Console, checkpoint: Path, index: Index, tensors: 
     for name, record in index.parameters.items() if tensors else ():
         console.print(f"{name}  {list(record.shape)}", soft_wrap=True)
         for part in record.fragments:
-            held = f"  elements {part.offset} to {part.offset + part.length} in {part.file}"
-            console.print(held, soft_wrap=True)
+            elements = f"  elements {part.offset} to {part.offset + part.length} in {part.file}"
+            console.print(elements, soft_wrap=True)
     console.print()
 
 

@@ -45,7 +45,7 @@ READOUTS: tuple[Readout, ...] = get_args(Readout)
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=["few-shot", "perplexity"])
-    parser.add_argument("checkpoint", type=Path, help="a checkpoint, or a run to use its newest checkpoint")
+    parser.add_argument("checkpoint", type=Path, help="a checkpoint, or a run, whose newest checkpoint is used")
     parser.add_argument(
         "--shapes",
         nargs="+",
@@ -107,7 +107,7 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_intermixed_args()
 
 
-def check_together(arguments: argparse.Namespace) -> None:
+def check_combinations(arguments: argparse.Namespace) -> None:
     other = "--data" if arguments.data is not None else "perplexity" if arguments.command == "perplexity" else None
     if arguments.ner is not None and other is not None:
         raise ConfigError(f"--ner cannot be combined with {other}; run the two evaluations separately")
@@ -116,7 +116,7 @@ def check_together(arguments: argparse.Namespace) -> None:
 def settings_of(
     trained: TrainedModel, arguments: argparse.Namespace, process: Process
 ) -> tuple[str, list[tuple[Setting, Callable[[], TaskSource]]], dict[str, object]]:
-    """Return what to evaluate.
+    """Return the readout, the settings and the task source to evaluate.
 
     Returns:
         the readout, every setting with a function that makes its tasks, and a description of the task source to record
@@ -134,20 +134,24 @@ def settings_of(
             )
         readout = arguments.readout or config.smlmt.readout
         make = trained.labelled_tasks(Path(arguments.data), arguments.max_tokens, arguments.on_conflict)
-        of = {"data": arguments.data, "max_tokens": arguments.max_tokens}
-        return readout, [(Setting(one), partial(make, one, readout)) for one in shapes], of
+        source = {"data": arguments.data, "max_tokens": arguments.max_tokens}
+        return readout, [(Setting(shape), partial(make, shape, readout)) for shape in shapes], source
     builder = TaskBuilder(config, trained.open_corpus())
     split: WordSplit = arguments.split or config.evaluation.word_split
     readout = arguments.readout or config.smlmt.readout
     if readout == "best":
         other: WordSplit = "validation" if split == "test" else "test"
         readout = best_readout(
-            trained.model, lambda one: builder.held_out(other, one), READOUTS, min(100, arguments.tasks), process
+            trained.model,
+            lambda candidate: builder.held_out(other, candidate),
+            READOUTS,
+            min(100, arguments.tasks),
+            process,
         )
     pairs: list[tuple[Setting, Callable[[], TaskSource]]] = [
-        (Setting(one, documents), partial(builder.held_out, split, readout, one, documents))
+        (Setting(shape, documents), partial(builder.held_out, split, readout, shape, documents))
         for documents in arguments.documents
-        for one in shapes
+        for shape in shapes
     ]
     return readout, pairs, {"word_split": split, "task_key": grid_key(config, split)}
 
@@ -163,9 +167,11 @@ def few_shot(trained: TrainedModel, arguments: argparse.Namespace, process: Proc
         raise TaskError("no shape could be evaluated; the reason for each is printed above")
     if not process.is_main:
         return
-    of = Path(arguments.data).stem if arguments.data else f"held-out {source['word_split']} words"
+    data_name = Path(arguments.data).stem if arguments.data else f"held-out {source['word_split']} words"
     learner = trained.config.meta.learner
-    title = f"{trained.directory}: {of}, readout {readout}, {learner}, {arguments.tasks} tasks [%, 95 % interval]"
+    title = (
+        f"{trained.directory}: {data_name}, readout {readout}, {learner}, {arguments.tasks} tasks [%, 95 % interval]"
+    )
     for table in grid_tables(results, title):
         console.print(table)
     head = trained.model.learner.config.head
@@ -213,7 +219,7 @@ def perplexity(trained: TrainedModel, arguments: argparse.Namespace, process: Pr
 def main() -> int:
     arguments = parse_arguments()
     console = make_console()
-    check_together(arguments)
+    check_combinations(arguments)
     process = start_process()
     redirect_progress(is_quiet=not process.is_main)
     overrides = arguments.overrides

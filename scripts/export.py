@@ -25,11 +25,11 @@ def parse_arguments() -> argparse.Namespace:
     snapshots.add_argument("run", type=Path, metavar="RUN", help="directory of a run")
     snapshots.add_argument("out", type=Path, metavar="OUT", help="directory to write; must not exist")
     snapshots.add_argument("--format", choices=["pico-analyze"], default="pico-analyze")
-    for name, what in (
+    for name, text in (
         ("llama", "a plain LlamaForCausalLM, which needs no code of pico_ds"),
         ("pico", "a model with the names and configuration of pico-train"),
     ):
-        model = commands.add_parser(name, help=what)
+        model = commands.add_parser(name, help=text)
         model.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="directory of a checkpoint")
         model.add_argument("out", type=Path, metavar="OUT", help="directory to write; must not exist")
     return parser.parse_args()

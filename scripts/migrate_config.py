@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""Convert a configuration of pico-train or pico-maml, and print the new one to standard output.
+"""Convert a configuration of pico-train or pico-maml, and print the result to standard output.
 
     python scripts/migrate_config.py old.yaml > new.yaml
 
-A comment beside each key names the source of its value. The top of the new file, and stderr, list the keys that are
-left out, and why. docs/migrating.md has the table of all keys; `--table` prints it.
+A comment next to each key names the source of its value. The top of the new file and stderr list the omitted keys with
+the reasons. `--table` prints the table of all keys, which is also in docs/migrating.md.
 """
 
 import argparse
@@ -19,9 +19,9 @@ from pico_ds.config.loading import read_text
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("old", type=Path, nargs="?", help="YAML configuration of a pico-train or pico-maml run")
-    what.add_argument("--table", action="store_true", help="print what replaces each key, as a Markdown table")
+    group = parser.add_mutually_exclusive_group(required=True)
+    group.add_argument("old", type=Path, nargs="?", help="YAML configuration of a pico-train or pico-maml run")
+    group.add_argument("--table", action="store_true", help="print the replacement of each key, as a Markdown table")
     return parser.parse_args()
 
 

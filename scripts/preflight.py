@@ -28,14 +28,14 @@ def parse_arguments() -> argparse.Namespace:
         "--deepspeed-config",
         type=Path,
         default=REPOSITORY / "ds_configs" / "zero1.json",
-        help="JSON of DeepSpeed's own settings",
+        help="JSON file with DeepSpeed settings",
     )
     parser.add_argument(
         "--largest_mib", type=int, help="size of the largest message [MiB]; default: 256 on a GPU, 16 on CPU"
     )
     parser.add_argument("--least_gb_per_second", type=float, help="the network check fails below this bus bandwidth")
     parser.add_argument(
-        "--timeout_seconds", type=float, default=120.0, help="time for all ranks to start, and for each answer"
+        "--timeout_seconds", type=float, default=120.0, help="time limit for the start of all ranks and for each reply"
     )
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # for the deepspeed launcher
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="override a key of the YAML")

@@ -36,7 +36,10 @@ def parse_arguments() -> argparse.Namespace:
         command.add_argument("--split", default="train", help="split of --dataset")
         command.add_argument("--text_column", default="text", help="field or column that holds the text")
         command.add_argument(
-            "--txt_documents", choices=["file", "paragraph"], default="file", help="what is one document in a .txt"
+            "--txt_documents",
+            choices=["file", "paragraph"],
+            default="file",
+            help="content of one document in a .txt file",
         )
         command.add_argument("--out", type=Path, required=True, help="output directory")
         if name == "tokenizer":

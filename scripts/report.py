@@ -1,9 +1,10 @@
 #!/usr/bin/env python
-"""Write one page about some runs: curves, few-shot tables, seeds as bands. It needs no network.
+"""Write an HTML page that compares runs with curves and few-shot tables. The page needs no network.
 
     python scripts/report.py runs/fomaml runs/ar --out report
 
-Runs that differ in their seed alone are one experiment. Few-shot tables show what `scripts/evaluate.py few-shot` found.
+Runs that differ only in their seed are one experiment, and bands show the range over its seeds. The few-shot tables
+show the results of `scripts/evaluate.py few-shot`.
 """
 
 import argparse
@@ -29,7 +30,7 @@ def main() -> int:
         [Record.read(path) for path in track(arguments.runs, "reading runs", len(arguments.runs))]
     )
     for record in (record for group in groups for record in group.records if record.damaged_lines):
-        print(f"warning: {record.path}: {record.damaged_lines} line(s) of logs/metrics.jsonl are not records; left out")
+        print(f"warning: {record.path}: {record.damaged_lines} invalid line(s) of logs/metrics.jsonl are ignored")
     print(write_report(groups, arguments.out))
     return 0
 

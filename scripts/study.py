@@ -3,7 +3,7 @@
 
     python scripts/study.py measure                            time the steps of each method, on an idle machine
     python scripts/study.py train --budget tokens --seeds 0 1 2   every method sees as many tokens as FOMAML
-    python scripts/study.py train --budget time --seeds 0 1 2     every method trains as long as FOMAML, as measured
+    python scripts/study.py train --budget time --seeds 0 1 2     every method trains for the measured time of FOMAML
     python scripts/study.py table --budget tokens --seeds 0 1 2   few-shot accuracy, paired by task
 
 Finished runs are skipped. Run an interrupted command again to resume.
@@ -46,9 +46,9 @@ METHODS: dict[str, list[str]] = {
     "reptile": ["meta.learner=reptile", "meta.inner_steps=4"],
     "meta_sgd": ["meta.learner=meta_sgd"],
 }
-#: the method whose amount of work the other methods get
+#: the method that defines the budget of the other methods
 REFERENCE = "fomaml"
-#: number of steps in a measurement, and how many of the first ones it ignores
+#: number of steps in a measurement, and number of steps at its start that are ignored
 MEASURED_STEPS, WARM_UP_STEPS = 24, 8
 
 
@@ -108,11 +108,11 @@ def train(method: str, seed: int, arguments: argparse.Namespace) -> int:
 
 def start(name: str, overrides: list[str], method: str, arguments: argparse.Namespace) -> int:
     """Run scripts/train.py with one thread and return its exit code. The output goes to a file next to the run."""
-    where = [f"checkpointing.run_name={name}", f"checkpointing.runs_dir={arguments.runs_dir}"]
-    given = [*METHODS[method], *overrides, *where, "monitoring.wandb.mode=disabled", *arguments.overrides]
+    location = [f"checkpointing.run_name={name}", f"checkpointing.runs_dir={arguments.runs_dir}"]
+    all_overrides = [*METHODS[method], *overrides, *location, "monitoring.wandb.mode=disabled", *arguments.overrides]
     log = arguments.runs_dir / f"{name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, str(REPOSITORY / "scripts" / "train.py"), "--config", str(CONFIG), *given]
+    command = [sys.executable, str(REPOSITORY / "scripts" / "train.py"), "--config", str(CONFIG), *all_overrides]
     with log.open("w") as file:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=environment, check=False).returncode
@@ -121,14 +121,14 @@ def start(name: str, overrides: list[str], method: str, arguments: argparse.Name
 
 
 def step_count(method: str, seed: int, arguments: argparse.Namespace) -> int:
-    """Return the number of outer steps with which a method does as much work as the reference."""
+    """Return the number of outer steps after which a method has the same cost as the reference."""
     cost = tokens_of_steps if arguments.budget == "tokens" else seconds_of_steps
     goal = sum(cost(REFERENCE, seed, arguments, range(arguments.steps)))
     done = 0.0
-    for step, each in enumerate(cost(method, seed, arguments, count())):
-        done += each
+    for step, step_cost in enumerate(cost(method, seed, arguments, count())):
+        done += step_cost
         # round to the nearest whole number of steps
-        if done - each / 2 > goal:
+        if done - step_cost / 2 > goal:
             return step
     raise AssertionError("steps do not end")
 
@@ -136,16 +136,16 @@ def step_count(method: str, seed: int, arguments: argparse.Namespace) -> int:
 def tokens_of_steps(
     method: str, seed: int, arguments: argparse.Namespace, steps: "range | count[int]"
 ) -> Iterator[float]:
-    """Return the number of tokens that the model is trained on in each step."""
+    """Return the number of training tokens of each step."""
     config = config_of(method, seed, arguments)
     smlmt = config.smlmt
-    looked_at = smlmt.q_query if method == "multitask" else smlmt.k_shots[1] + smlmt.q_query
-    contexts = config.meta.tasks_per_step * smlmt.n_ways[1] * looked_at
-    of_kind = {
+    contexts_per_class = smlmt.q_query if method == "multitask" else smlmt.k_shots[1] + smlmt.q_query
+    contexts = config.meta.tasks_per_step * smlmt.n_ways[1] * contexts_per_class
+    by_kind = {
         "meta": contexts * (smlmt.context_tokens + LAYOUT_EXTRA_TOKENS),
         "ar": config.training.global_batch_size * config.data.sequence_length,
     }
-    return (float(of_kind[step_kind(step, config)]) for step in steps)
+    return (float(by_kind[step_kind(step, config)]) for step in steps)
 
 
 def seconds_of_steps(
@@ -160,8 +160,8 @@ def seconds_of_steps(
     if not path.exists():
         raise ConfigError(f"{path} does not exist; run `python scripts/study.py measure` first, on an idle machine")
     seconds, config = json.loads(path.read_text()), config_of(method, seed, arguments)
-    of_kind = {"meta": seconds[method], "ar": seconds["ar"]}
-    return (of_kind[step_kind(step, config)] for step in steps)
+    by_kind = {"meta": seconds[method], "ar": seconds["ar"]}
+    return (by_kind[step_kind(step, config)] for step in steps)
 
 
 def measure(arguments: argparse.Namespace) -> int:
@@ -172,7 +172,7 @@ def measure(arguments: argparse.Namespace) -> int:
     Returns:
         the exit code: 1 if a run failed.
     """
-    found = {}
+    seconds = {}
     for method in METHODS:
         name = f"study-seconds-{method}"
         settings = [f"training.max_steps={MEASURED_STEPS}", "smlmt.warmup_steps=0", "smlmt.hybrid_ratio=1"]
@@ -182,9 +182,9 @@ def measure(arguments: argparse.Namespace) -> int:
             return 1
         lines = (arguments.runs_dir / name / "logs" / "metrics.jsonl").read_text().splitlines()
         timed = [json.loads(line)["seconds_per_step"] for line in lines]
-        found[method] = float(np.mean(timed[1:]))
-        print(f"{method:<14}{found[method]:.3f} s per step", flush=True)
-    (arguments.runs_dir / "study-seconds.json").write_text(json.dumps(found) + "\n")
+        seconds[method] = float(np.mean(timed[1:]))
+        print(f"{method:<14}{seconds[method]:.3f} s per step", flush=True)
+    (arguments.runs_dir / "study-seconds.json").write_text(json.dumps(seconds) + "\n")
     return 0
 
 
@@ -195,24 +195,25 @@ def table(arguments: argparse.Namespace) -> int:
     """
     results = {method: [read(method, seed, arguments) for seed in arguments.seeds] for method in arguments.methods}
     steps = config_of(REFERENCE, 0, arguments).evaluation.adaptation_steps
-    found = Table(
+    results_table = Table(
         title=f"equal {arguments.budget}, {len(arguments.seeds)} seeds, test words [%, 95 % interval over tasks (in "
         "parentheses: over seeds, Student's t)]"
     )
     columns = ("method", "readout", "val. loss", "before", f"after {steps} steps", "gain", "by seed, before")
     for column in (*columns, f"before - {REFERENCE}", f"after - {REFERENCE}"):
-        found.add_column(column, justify="left" if column in columns[:2] else "right", no_wrap=True)
+        results_table.add_column(column, justify="left" if column in columns[:2] else "right", no_wrap=True)
     reference = by_seed(results.get(REFERENCE) or [read(REFERENCE, seed, arguments) for seed in arguments.seeds], "fim")
     for method, evaluations in results.items():
         # a control with several readouts gets its best one, chosen on the reported tasks, which favours the control
-        readout = max(evaluations[0].few_shot, key=lambda one: float(np.mean(by_seed(evaluations, one)[0])))
+        readout = max(evaluations[0].few_shot, key=lambda name: float(np.mean(by_seed(evaluations, name)[0])))
         before, after = by_seed(evaluations, readout)
-        losses = [one.validation_loss for one in evaluations if one.validation_loss is not None]
-        seeds = "  ".join(f"{100 * np.mean(one.few_shot[readout].before):.1f}" for one in evaluations)
+        losses = [evaluation.validation_loss for evaluation in evaluations if evaluation.validation_loss is not None]
+        seeds = "  ".join(f"{100 * np.mean(evaluation.few_shot[readout].before):.1f}" for evaluation in evaluations)
         differences = [
-            percent_difference_by_seed(mine, theirs) for mine, theirs in zip((before, after), reference, strict=True)
+            percent_difference_by_seed(values, reference_values)
+            for values, reference_values in zip((before, after), reference, strict=True)
         ]
-        found.add_row(
+        results_table.add_row(
             method,
             readout,
             f"{np.mean(losses):.3f}",
@@ -222,7 +223,7 @@ def table(arguments: argparse.Namespace) -> int:
             seeds,
             *(differences if method != REFERENCE else ("", "")),
         )
-    make_console(width=200).print(found)
+    make_console(width=200).print(results_table)
     return 0
 
 
@@ -241,8 +242,8 @@ def read(method: str, seed: int, arguments: argparse.Namespace) -> EvaluationRes
 
 def by_seed(evaluations: list[EvaluationResult], readout: str) -> tuple[np.ndarray, np.ndarray]:
     """Return the accuracies before and after adaptation, each of shape [seeds, tasks]."""
-    found = [one.few_shot[readout] for one in evaluations]  # type: ignore[index]
-    return np.array([one.before for one in found]), np.array([one.after for one in found])
+    results = [evaluation.few_shot[readout] for evaluation in evaluations]  # type: ignore[index]
+    return np.array([result.before for result in results]), np.array([result.after for result in results])
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Measure what inner adaptation gains on tasks that are separate from those that its settings are chosen on.
+"""Measure the gain of inner adaptation. Its settings are chosen on separate tasks.
 
     python scripts/study_adaptation.py judge runs/study-tokens-fomaml-[012] runs/study-tokens-ar-[012] --shapes 5x5 5x16
     python scripts/study_adaptation.py sentences addresses.jsonl
@@ -53,9 +53,9 @@ class Outcome:
     """Accuracies of one run on tasks of one shape, one value per task.
 
     Attributes:
-        before: before adaptation.
-        adapted: after adaptation with the chosen learning rates and number of steps.
-        regression: of a logistic regression on the frozen features.
+        before: accuracies before adaptation.
+        adapted: accuracies after adaptation with the chosen learning rates and number of steps.
+        regression: accuracies of a logistic regression on the frozen features.
         chosen: body learning rate, head learning rate and number of adaptation steps.
     """
 
@@ -98,8 +98,8 @@ def main() -> int:
         with ProcessPoolExecutor(arguments.jobs) as pool:
             judged_runs = pool.map(partial(judge, shape=shape, arguments=arguments), arguments.runs)
             outcomes = dict(zip(arguments.runs, judged_runs, strict=True))
-        where = f", {arguments.data.stem}" if arguments.data else f", {arguments.documents} documents"
-        make_console(width=160).print(table("{}-way {}-shot".format(*shape) + where, methods, outcomes))
+        source_name = f", {arguments.data.stem}" if arguments.data else f", {arguments.documents} documents"
+        make_console(width=160).print(table("{}-way {}-shot".format(*shape) + source_name, methods, outcomes))
     return 0
 
 
@@ -116,19 +116,19 @@ def judge(run: Path, shape: tuple[int, int], arguments: argparse.Namespace) -> O
         changed = {"inner_lr": rates[0], "head_inner_lr": rates[1]}
         learner = make_learner(trained.config.evaluation_meta.model_copy(update=changed), network.skeleton.decoder)
         episodes = (tasks.sample(step, index) for index in range(count))
-        found = [adaptation_curve(network, learner, theta, each, readout, arguments.steps) for each in episodes]
-        return torch.stack(found).double().numpy()
+        results = [adaptation_curve(network, learner, theta, each, readout, arguments.steps) for each in episodes]
+        return torch.stack(results).double().numpy()
 
     rates = list(product(arguments.rates, arguments.head_rates))
     # with --data both sources are equal, so use the tasks of different steps: 1 to choose, 0 to report
     means = np.array([curves(choosing, 1, arguments.choosing_tasks, each).mean(axis=0) for each in rates])
     best, steps = np.unravel_index(np.argmax(means), means.shape)
-    found = curves(reported, 0, arguments.tasks, rates[best])
+    accuracies = curves(reported, 0, arguments.tasks, rates[best])
     frozen = [
         frozen_feature_accuracies(network, theta, reported.sample(0, index), readout)["logistic regression"]
         for index in range(arguments.tasks)
     ]
-    return Outcome(found[:, 0].tolist(), found[:, steps].tolist(), frozen, (*rates[best], int(steps)))
+    return Outcome(accuracies[:, 0].tolist(), accuracies[:, steps].tolist(), frozen, (*rates[best], int(steps)))
 
 
 def task_sources(
@@ -149,17 +149,18 @@ def task_sources(
 
 
 def table(title: str, methods: list[Group], outcomes: dict[Path, Outcome]) -> Table:
-    found = Table(title=f"{title} [%, 95 % interval over tasks]")
+    result = Table(title=f"{title} [%, 95 % interval over tasks]")
     for column in ("method", "before", "adapted", "gain", "gain by seed", "frozen, regression", "adapted - regression"):
-        found.add_column(column, justify="left" if column == "method" else "right", no_wrap=True)
-    found.add_column("chosen: rate, head rate, steps")
+        result.add_column(column, justify="left" if column == "method" else "right", no_wrap=True)
+    result.add_column("chosen: rate, head rate, steps")
     for method in methods:
         seeds = [outcomes[record.path] for record in method.records]
         before, adapted, regression = (
-            np.mean([getattr(one, name) for one in seeds], axis=0) for name in ("before", "adapted", "regression")
+            np.mean([getattr(outcome, name) for outcome in seeds], axis=0)
+            for name in ("before", "adapted", "regression")
         )
-        gains = [100 * (np.mean(one.adapted) - np.mean(one.before)) for one in seeds]
-        found.add_row(
+        gains = [100 * (np.mean(outcome.adapted) - np.mean(outcome.before)) for outcome in seeds]
+        result.add_row(
             method.name,
             percent(before.tolist()),
             percent(adapted.tolist()),
@@ -167,9 +168,9 @@ def table(title: str, methods: list[Group], outcomes: dict[Path, Outcome]) -> Ta
             "  ".join(f"{gain:+.1f}" for gain in gains),
             percent(regression.tolist()),
             percent_difference(adapted, regression),
-            "; ".join("{:g} {:g} {}".format(*one.chosen) for one in seeds),
+            "; ".join("{:g} {:g} {}".format(*outcome.chosen) for outcome in seeds),
         )
-    return found
+    return result
 
 
 def write_sentences(path: Path) -> int:

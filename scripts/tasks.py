@@ -116,7 +116,7 @@ def audit_tasks(console: Console, config: RunConfig, corpus: Corpus, arguments: 
         found["injected"] = run(injected, step=step_of(config, arguments), judge_lengths=False)
     for table in audit_tables(found):
         console.print(table)
-    return [f"{kind} tasks: {problem}" for kind, one in found.items() for problem in one.problems]
+    return [f"{kind} tasks: {problem}" for kind, result in found.items() for problem in result.problems]
 
 
 def main() -> int:

@@ -20,7 +20,7 @@ from pathlib import Path  # noqa: E402
 
 from pico_ds.command_line import exit_code_of, report_once_per_node  # noqa: E402
 
-MOST_RANKS = 10**6
+MAX_RANKS = 10**6
 REPOSITORY = Path(__file__).resolve().parents[1]
 # torch reads this when it is imported; without large pages, a load on CPU spends a quarter of its time mapping memory
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
@@ -54,12 +54,12 @@ def parse_arguments() -> argparse.Namespace:
     arguments = parser.parse_intermixed_args()
     if arguments.world_size is not None and not arguments.dry_run:
         parser.error("--world-size requires --dry-run; in a real run, the launcher sets the number of ranks")
-    if arguments.world_size is not None and not 1 <= arguments.world_size <= MOST_RANKS:
-        parser.error(f"argument --world-size: got {arguments.world_size}; give an integer from 1 to {MOST_RANKS:,}")
+    if arguments.world_size is not None and not 1 <= arguments.world_size <= MAX_RANKS:
+        parser.error(f"argument --world-size: got {arguments.world_size}; give an integer from 1 to {MAX_RANKS:,}")
     return arguments
 
 
-def name_of(config: Path) -> str:
+def config_name_of(config: Path) -> str:
     """Return the file name after which a run is named.
 
     For the configuration inside a run directory this is the name of that run without its number.
@@ -99,7 +99,9 @@ def main() -> int:
 
     process = start_process()
     check_agreement(config, deepspeed_json, process)
-    request = RunRequest(config, name_of(arguments.config), deepspeed_json, arguments.deepspeed_config.name, STARTED)
+    request = RunRequest(
+        config, config_name_of(arguments.config), deepspeed_json, arguments.deepspeed_config.name, STARTED
+    )
     outcome = run_training(request, process, signals)
     stop_process()
     return outcome.exit_code

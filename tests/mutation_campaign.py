@@ -196,7 +196,7 @@ MUTATIONS = [
         "A figure plots every metric at the token count of the last line",
         "pico_ds/monitoring/report/run_records.py",
         "found.append(tokens)",
-        'found.append(self.most("tokens"))',
+        'found.append(self.maximum("tokens"))',
         "tests/unit/monitoring",
     ),
 ]

@@ -22,7 +22,7 @@ class Observation:
 
     Attributes:
         activations: output of each module at one position of each row, fp32.
-        gradients: of the mean cross-entropy over all tokens [nats per token] with respect to each weight, fp32.
+        gradients: gradients of the mean cross-entropy over all tokens [nats per token] by each weight, fp32.
         loss: mean cross-entropy [nats per token].
     """
 
@@ -61,8 +61,8 @@ def observe(
     for path, leaf in leaves.items():
         leaf.register_post_accumulate_grad_hook(partial(_move_gradient, total=gradients[path]))
     parameters = {**theta, **{name: leaves[path] for path, name in layers.items()}}
-    mine = torch.arange(process.rank, n_samples, process.world_size)
-    for indices in mine.split(micro_batch_size):
+    local_indices = torch.arange(process.rank, n_samples, process.world_size)
+    for indices in local_indices.split(micro_batch_size):
         on_progress()
         batch = rows[indices].to(process.device)
         with record_outputs(network.skeleton.get_submodule(DECODER.removesuffix(".")), layers) as outputs:
@@ -75,8 +75,11 @@ def observe(
         (loss / n_tokens).backward()
         loss_sum += loss.detach()
     return Observation(
-        {path: _sum_on_main(values, process) for path, values in _of_all_ranks(activations, layers, theta, n_samples)},
-        {path: _sum_on_main(values, process) for path, values in gradients.items()},
+        {
+            path: _sum_in_host_memory(values, process)
+            for path, values in _ordered_activations(activations, layers, theta, n_samples)
+        },
+        {path: _sum_in_host_memory(values, process) for path, values in gradients.items()},
         float(process.sum_over_ranks(loss_sum)) / n_tokens,
     )
 
@@ -87,14 +90,14 @@ def record_outputs(decoder: nn.Module, paths: Mapping[str, str]) -> Iterator[dic
 
     The recomputation of activation checkpointing is not recorded if the backward pass runs after the `with` block.
     """
-    found: dict[str, Tensor] = {}
+    outputs: dict[str, Tensor] = {}
 
     def keep(module: nn.Module, inputs: object, output: Tensor, path: str) -> None:
-        found[path] = output.detach()
+        outputs[path] = output.detach()
 
     handles = [decoder.get_submodule(path).register_forward_hook(partial(keep, path=path)) for path in paths]
     try:
-        yield found
+        yield outputs
     finally:
         for handle in handles:
             handle.remove()
@@ -106,7 +109,7 @@ def _move_gradient(leaf: Tensor, total: Tensor) -> None:
     leaf.grad = None
 
 
-def _of_all_ranks(
+def _ordered_activations(
     activations: dict[str, Tensor], layers: Mapping[str, str], theta: Parameters, n_samples: int
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield the activations in the order of the layers. A rank without rows yields zeros."""
@@ -117,8 +120,8 @@ def _of_all_ranks(
         yield path, activations.get(path, torch.zeros(n_samples, width))
 
 
-def _sum_on_main(values: Tensor, process: Process) -> Tensor:
-    """Sum over ranks, in host memory. Only this layer is moved to the device."""
+def _sum_in_host_memory(values: Tensor, process: Process) -> Tensor:
+    """Return the sum over ranks, in host memory. Only this layer is moved to the device."""
     if process.world_size == 1:
         return values
     return process.sum_over_ranks(values.to(process.device)).cpu()
@@ -132,7 +135,7 @@ def observe_head_entropy(
     process: Process,
     on_progress: Callable[[], None] = lambda: None,
 ) -> Float[Tensor, "layers heads"]:
-    """Mean attention entropy of each head over rows and queries [nats]. A collective.
+    """Return the mean attention entropy of each head over rows and queries [nats]. A collective.
 
     The result does not depend on the number of ranks.
 
@@ -148,8 +151,8 @@ def observe_head_entropy(
         groups = queries.shape[-3] // keys.shape[-3]
         keys, values = (states.repeat_interleave(groups, dim=-3) for states in (keys, values))
         scores = queries.float() @ keys.float().mT / queries.shape[-1] ** 0.5
-        later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
-        probabilities = scores.masked_fill(later, -torch.inf).softmax(-1)
+        is_future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+        probabilities = scores.masked_fill(is_future, -torch.inf).softmax(-1)
         totals[layer] = head_entropy(probabilities).to(process.device)
         return probabilities.to(values.dtype) @ values
 

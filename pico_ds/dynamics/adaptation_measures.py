@@ -41,7 +41,7 @@ class AdaptationProbe:
     on_progress: Callable[[], None] = lambda: None
 
     def observe(self, theta: Parameters) -> dict[str, Tensor]:
-        """All records by name, fp32, on every rank. A collective; the result does not depend on the number of ranks.
+        """Return all records by name, fp32, on every rank. A collective; the world size does not change the result.
 
         Returns:
             `support_loss`, `support_accuracy`, `query_loss`, `query_accuracy`: `[tasks, moments]`.
@@ -52,23 +52,23 @@ class AdaptationProbe:
             `update_effective_rank.<layer>`: proportional effective rank of fast - theta after the last step, `[tasks]`;
             nan if the weight did not change.
         """
-        mine = range(self.process.rank, self.n_tasks, self.process.world_size)
-        found: dict[str, Tensor] = {}
-        # a rank without a task measures task 0 to learn the shapes, and contributes zeros
-        for index in mine or range(1):
-            of_task = self._of_task(theta, self.tasks.sample(step=0, index=index).to(self.process.device))
-            for name, value in of_task.items():
-                if name not in found:
-                    found[name] = torch.zeros(self.n_tasks, *value.shape, device=self.process.device)
-                if mine:
-                    found[name][index] = value
-        return {name: self.process.sum_over_ranks(values) for name, values in found.items()}
+        local_indices = range(self.process.rank, self.n_tasks, self.process.world_size)
+        records: dict[str, Tensor] = {}
+        # a rank without a task measures task 0 to get the shapes, and contributes zeros
+        for index in local_indices or range(1):
+            task_records = self._measure_task(theta, self.tasks.sample(step=0, index=index).to(self.process.device))
+            for name, value in task_records.items():
+                if name not in records:
+                    records[name] = torch.zeros(self.n_tasks, *value.shape, device=self.process.device)
+                if local_indices:
+                    records[name][index] = value
+        return {name: self.process.sum_over_ranks(values) for name, values in records.items()}
 
-    def _of_task(self, theta: Parameters, episode: Episode) -> dict[str, Tensor]:
+    def _measure_task(self, theta: Parameters, episode: Episode) -> dict[str, Tensor]:
         moments: list[dict[str, Tensor]] = []
 
         def measure_at(body: Parameters, head: HeadWeights, fast: Parameters) -> None:
-            moments.append(self._moment(theta, body, head, fast, episode))
+            moments.append(self._measure_moment(theta, body, head, fast, episode))
 
         def after_step(count: int, adapted: AdaptedWeights) -> None:
             assert adapted.fast is not None
@@ -82,25 +82,25 @@ class AdaptationProbe:
         # the start is measured last, because only adapt() returns the initial head
         measure_at(theta, adapted.initial_head, theta)
         moments.insert(0, moments.pop())
-        found = {name: torch.stack([moment[name] for moment in moments]) for name in moments[0]}
+        records = {name: torch.stack([moment[name] for moment in moments]) for name in moments[0]}
         for path, name in self.layers.items():
             update = adapted.fast[name].float() - theta[name].float() if name in adapted.fast else None
-            found[f"update_effective_rank.{path}"] = _effective_rank(update, theta[name].device)
+            records[f"update_effective_rank.{path}"] = _effective_rank(update, theta[name].device)
         for when, body in (("before", theta), ("after", adapted.leaves)):
             outputs = self._query_activations({**theta, **body}, episode.query)
-            found |= {f"activations_{when}.{path}": values for path, values in outputs.items()}
-        return found
+            records |= {f"activations_{when}.{path}": values for path, values in outputs.items()}
+        return records
 
-    def _moment(
+    def _measure_moment(
         self, theta: Parameters, body: Parameters, head: HeadWeights, fast: Parameters, episode: Episode
     ) -> dict[str, Tensor]:
-        """The records of one moment of the inner loop.
+        """Return the records of one moment of the inner loop.
 
         The backward pass moves the gradient of each layer to the host as soon as it is computed. The support gradients
         are kept in host memory until the query gradients arrive.
         """
         self.on_progress()
-        found: dict[str, Tensor] = {}
+        records: dict[str, Tensor] = {}
         leaves = {path: body.get(name, theta[name]).detach().requires_grad_() for path, name in self.layers.items()}
         weights = {
             **theta,
@@ -108,15 +108,15 @@ class AdaptationProbe:
             **{name: leaves[path] for path, name in self.layers.items()},
         }
         fixed_head = {name: weight.detach() for name, weight in head.items()}
-        waiting: dict[str, Tensor] = {}
+        support_gradients: dict[str, Tensor] = {}
 
         def on_gradient(leaf: Tensor, path: str) -> None:
             assert leaf.grad is not None
             gradient, leaf.grad = leaf.grad.to("cpu", torch.float32, copy=True), None
-            if path in waiting:
-                found[f"gradient_cosine.{path}"] = _cosine(waiting.pop(path), gradient)
+            if path in support_gradients:
+                records[f"gradient_cosine.{path}"] = _cosine(support_gradients.pop(path), gradient)
             else:
-                waiting[path] = gradient
+                support_gradients[path] = gradient
 
         for path, leaf in leaves.items():
             leaf.register_post_accumulate_grad_hook(partial(on_gradient, path=path))
@@ -124,25 +124,25 @@ class AdaptationProbe:
             logits = self.learner.head.logits(fixed_head, self.network.features(weights, contexts, self.tasks.readout))
             loss = task_loss(logits, contexts.labels)
             loss.backward()  # type: ignore[no-untyped-call]
-            found[f"{part}_loss"], found[f"{part}_accuracy"] = loss.detach(), accuracy(logits.detach(), contexts)
+            records[f"{part}_loss"], records[f"{part}_accuracy"] = loss.detach(), accuracy(logits.detach(), contexts)
         for path, name in self.layers.items():
             # reinsert in layer order: the backward pass inserted in reverse
-            found[f"gradient_cosine.{path}"] = found.pop(f"gradient_cosine.{path}")
-            found[f"displacement.{path}"] = displacement({name: theta[name]}, {name: fast.get(name, theta[name])})
-        return found
+            records[f"gradient_cosine.{path}"] = records.pop(f"gradient_cosine.{path}")
+            records[f"displacement.{path}"] = displacement({name: theta[name]}, {name: fast.get(name, theta[name])})
+        return records
 
     @torch.no_grad()
     def _query_activations(self, weights: Parameters, contexts: Contexts) -> dict[str, Float[Tensor, "contexts width"]]:
-        """Outputs of the modules at the readout of each context."""
+        """Return the outputs of the modules at the readout of each context."""
         readout = self.tasks.readout
         with record_outputs(self.network.skeleton.decoder, self.layers) as outputs:
             self.network.hidden(weights, contexts.input_ids)
         return {path: self.network.at_readout(outputs[path], contexts, readout) for path in self.layers}
 
 
-def _cosine(one: Tensor, other: Tensor) -> Tensor:
-    """Cosine similarity. Nan if a gradient is zero."""
-    a, b = one.flatten(), other.flatten()
+def _cosine(first: Tensor, second: Tensor) -> Tensor:
+    """Return the cosine similarity; nan if a gradient is zero."""
+    a, b = first.flatten(), second.flatten()
     return a.dot(b) / (a.norm() * b.norm())
 
 

@@ -10,12 +10,12 @@ Matrix = Float[Tensor, "rows columns"]
 
 
 def singular_values(matrix: Matrix) -> Float[Tensor, " rank"]:
-    """Singular values, descending, fp32."""
+    """Return the singular values, descending, fp32."""
     return torch.linalg.svdvals(matrix.float())
 
 
 def proportional_effective_rank(singular: Float[Tensor, " rank"]) -> float:
-    """Effective rank (Roy and Vetterli 2007) divided by the number of singular values, in (0, 1].
+    """Return the effective rank (Roy and Vetterli 2007) divided by the number of singular values, in (0, 1].
 
     The effective rank is the exponential of the entropy of the normalized singular values. Nan if all are 0.
     """
@@ -25,12 +25,12 @@ def proportional_effective_rank(singular: Float[Tensor, " rank"]) -> float:
 
 
 def condition_number(singular: Float[Tensor, " rank"]) -> float:
-    """Largest singular value divided by the smallest. Infinite if the smallest is 0."""
+    """Return the largest singular value divided by the smallest; infinite if the smallest is 0."""
     return float(singular.max() / singular.min())
 
 
 def gini(values: Tensor) -> float:
-    """Gini coefficient of the magnitudes: 0 if all are equal, close to 1 if a few dominate."""
+    """Return the Gini coefficient of the magnitudes: 0 if all are equal, close to 1 if a few dominate."""
     magnitudes = values.flatten().double().abs().sort().values
     count, total = len(magnitudes), magnitudes.sum()
     if total == 0:
@@ -40,14 +40,14 @@ def gini(values: Tensor) -> float:
 
 
 def hoyer(values: Tensor) -> float:
-    """Sparsity (Hoyer 2004): 0 if all magnitudes are equal, 1 if only one is not 0. Nan if all are 0."""
+    """Return the sparsity (Hoyer 2004): 0 if all magnitudes are equal, 1 if only one is not 0. Nan if all are 0."""
     flat = values.flatten().double()
     root = math.sqrt(len(flat))
     return (root - float(flat.abs().sum() / flat.norm())) / (root - 1)
 
 
 def linear_cka(one: Matrix, other: Matrix) -> float:
-    """Linear centered kernel alignment of two activation matrices (Kornblith et al. 2019, arXiv 1905.00414).
+    """Return the linear centered kernel alignment of two activation matrices (Kornblith et al. 2019, arXiv 1905.00414).
 
     Args:
         one, other: activations of the same samples, one row per sample. The widths may differ.
@@ -61,5 +61,5 @@ def linear_cka(one: Matrix, other: Matrix) -> float:
 
 
 def head_entropy(probabilities: Float[Tensor, "rows heads queries keys"]) -> Float[Tensor, "heads"]:
-    """Mean attention entropy of each head over rows and queries [nats]."""
+    """Return the mean attention entropy of each head over rows and queries [nats]."""
     return -torch.special.xlogy(probabilities, probabilities).sum(-1).mean((0, 2))

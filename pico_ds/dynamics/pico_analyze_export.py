@@ -58,6 +58,6 @@ def _write(snapshots: RunSnapshots, out: Path) -> None:
         for split in SPLITS:
             for kind in KINDS:
                 tensors = snapshots.tensors(step, split, kind)
-                of_layers = {path: values for path, values in tensors.items() if _LAYER.match(path)}
-                torch.save(of_layers, target / f"{split}_{kind}.pt")
+                layer_tensors = {path: values for path, values in tensors.items() if _LAYER.match(path)}
+                torch.save(layer_tensors, target / f"{split}_{kind}.pt")
             shutil.copytree(source / f"{split}_data", target / f"{split}_data")

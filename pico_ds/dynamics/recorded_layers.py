@@ -9,7 +9,7 @@ _WEIGHT = ".weight"
 
 
 def recorded_layers(parameters: Iterable[str], suffixes: Sequence[str]) -> Mapping[str, str]:
-    """Parameter names of the recorded modules, by module path in the decoder, in the order of the decoder.
+    """Return the parameter names of the recorded modules, by module path, in the order of the decoder.
 
     The output projection is never recorded: it does not run as a module, because the logits of a step are computed in
     chunks.

@@ -93,7 +93,7 @@ class SnapshotRecorder:
                 on_progress,
             )
             meta |= {name: values.cpu() for name, values in probe.observe(theta).items()}
-        about = {
+        header = {
             "precision": self._config.training.precision,
             "sequence_idx": str(settings.sequence_idx),
             "first_training_row": str(first_row),
@@ -101,4 +101,4 @@ class SnapshotRecorder:
         }
         # copies, because training continues while the snapshot is written
         weights = {path: theta[name].to("cpu", torch.float32, copy=True) for path, name in self._layers.items()}
-        return Snapshot(step, splits, weights, meta, about)
+        return Snapshot(step, splits, weights, meta, header)

@@ -16,7 +16,7 @@ from pico_ds.dynamics.matrix_measures import (
 from pico_ds.dynamics.snapshot_reader import KINDS, RunSnapshots
 from pico_ds.progress import track
 
-_OF_VALUES: dict[str, Callable[[Tensor], float]] = {
+_VALUE_MEASURES: dict[str, Callable[[Tensor], float]] = {
     "norm": lambda values: float(values.norm()),
     "gini": gini,
     "hoyer": hoyer,
@@ -40,7 +40,7 @@ class Measurement:
 
 
 def analyze(snapshots: RunSnapshots, split: str) -> Iterator[Measurement]:
-    """Yield all measures of all snapshots, with the definitions of pico-analyze where it has them.
+    """Yield all measures of all snapshots. Measures that pico-analyze also has use its definitions.
 
     Activations: norm, gini and hoyer. With `val`, also the similarity to the last snapshot (`cka_to_last`) and to the
     previous one (`cka_to_previous`). The rows of `train` change at every step and cannot be compared.
@@ -57,7 +57,7 @@ def analyze(snapshots: RunSnapshots, split: str) -> Iterator[Measurement]:
         for kind in KINDS:
             tensors = snapshots.tensors(step, split, kind)
             for layer, values in tensors.items():
-                for measure, function in _OF_VALUES.items():
+                for measure, function in _VALUE_MEASURES.items():
                     yield Measurement(step, kind, measure, layer, function(values))
                 if kind != "activations" and values.ndim == 2:
                     singular = singular_values(values)
@@ -69,10 +69,10 @@ def analyze(snapshots: RunSnapshots, split: str) -> Iterator[Measurement]:
                     if previous:
                         yield Measurement(step, kind, "cka_to_previous", layer, linear_cka(values, previous[layer]))
                 previous = tensors
-        yield from _of_adaptation(step, snapshots.meta(step))
+        yield from _meta_measurements(step, snapshots.meta(step))
 
 
-def _of_adaptation(step: int, meta: dict[str, Tensor]) -> Iterator[Measurement]:
+def _meta_measurements(step: int, meta: dict[str, Tensor]) -> Iterator[Measurement]:
     for block, entropies in enumerate(meta["head_entropy"].tolist()):
         for head, entropy in enumerate(entropies):
             yield Measurement(step, "attention", "head_entropy", f"layers.{block}.heads.{head}", entropy)

@@ -24,12 +24,12 @@ from pico_ds.dynamics.snapshot_reader import META_NAME
 Split = Literal["train", "val"]
 FORMAT_NAME, FORMAT_VERSION = "pico_ds.learning_dynamics", 1
 #: unit and shape of the tensors of each file, for its header
-_ABOUT = {
+_TENSOR_HEADERS = {
     "activations": ("output of the module", "[samples, width]"),
     "weights": ("parameter", "[outputs, inputs]"),
     "gradients": ("nats per token, by the mean loss of all tokens of the split, per unit of the weight", "as weights"),
 }
-_ABOUT_META = {
+_META_HEADER = {
     "support_loss, query_loss": "nats per context, [tasks, moments]",
     "support_accuracy, query_accuracy": "share of contexts, [tasks, moments]",
     "displacement.<layer>": "||fast - theta|| / ||theta||, [tasks, moments]",
@@ -43,7 +43,7 @@ _ABOUT_META = {
 
 @dataclass(frozen=True)
 class SplitSnapshot:
-    """The rows of a split and what was observed on them.
+    """The rows of a split, and their observation.
 
     Attributes:
         rows: token ids. The last token of a row is only a target.
@@ -58,16 +58,16 @@ class Snapshot:
     """Observations of the model at one step, in host memory.
 
     Attributes:
-        weights: of the recorded layers, fp32.
+        weights: weights of the recorded layers, fp32.
         meta: measures of the adaptation to fixed tasks, of attention heads and of weights.
-        about: header entries beside format, step and units.
+        header: header entries in addition to format, step and units.
     """
 
     step: int
     splits: dict[Split, SplitSnapshot]
     weights: dict[str, Tensor]
     meta: dict[str, Tensor]
-    about: dict[str, str] = field(default_factory=dict)
+    header: dict[str, str] = field(default_factory=dict)
 
 
 def write_snapshot(directory: Path, snapshot: Snapshot, tokenizer: TextTokenizer) -> None:
@@ -77,26 +77,26 @@ def write_snapshot(directory: Path, snapshot: Snapshot, tokenizer: TextTokenizer
         CheckpointError: the disk is full.
         OSError: the rows cannot be written.
     """
-    about = {"format": FORMAT_NAME, "version": str(FORMAT_VERSION), "step": str(snapshot.step), **snapshot.about}
+    common = {"format": FORMAT_NAME, "version": str(FORMAT_VERSION), "step": str(snapshot.step), **snapshot.header}
     first: Path | None = None
     for split, part in snapshot.splits.items():
-        of_split = {**about, "split": split, "loss": f"{part.observation.loss:.6f} nats per token"}
+        split_header = {**common, "split": split, "loss": f"{part.observation.loss:.6f} nats per token"}
         for kind, tensors in (
             ("activations", part.observation.activations),
             ("gradients", part.observation.gradients),
         ):
-            unit, shape = _ABOUT[kind]
-            header = {**of_split, "kind": kind, "unit": unit, "shape": shape}
+            unit, shape = _TENSOR_HEADERS[kind]
+            header = {**split_header, "kind": kind, "unit": unit, "shape": shape}
             _write(directory / f"{split}_{kind}.safetensors", tensors, header)
         path = directory / f"{split}_weights.safetensors"
         if first is None:
-            unit, shape = _ABOUT["weights"]
-            _write(path, snapshot.weights, {**about, "kind": "weights", "unit": unit, "shape": shape})
+            unit, shape = _TENSOR_HEADERS["weights"]
+            _write(path, snapshot.weights, {**common, "kind": "weights", "unit": unit, "shape": shape})
             first = path
         else:
             _link_or_copy(first, path)
         _write_rows(directory / f"{split}_data", part.rows, tokenizer)
-    _write(directory / META_NAME, snapshot.meta, {**about, "kind": "meta_dynamics", **_ABOUT_META})
+    _write(directory / META_NAME, snapshot.meta, {**common, "kind": "meta_dynamics", **_META_HEADER})
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> None:

@@ -45,7 +45,7 @@ class RunSnapshots:
         return cls(run, dict(sorted(found.items())))
 
     def tensors(self, step: int, split: str, kind: str) -> dict[str, Tensor]:
-        """Activations, weights or gradients of a split, by module path.
+        """Return the activations, weights or gradients of a split, by module path.
 
         Raises:
             ConfigError: a file is missing or damaged.
@@ -53,7 +53,7 @@ class RunSnapshots:
         return _load(self.by_step[step] / f"{split}_{kind}.safetensors")
 
     def meta(self, step: int) -> dict[str, Tensor]:
-        """Measures of adaptation, attention heads and weights, by record."""
+        """Return the measures of adaptation, attention heads and weights, by record name."""
         return _load(self.by_step[step] / META_NAME)
 
 

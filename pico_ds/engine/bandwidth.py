@@ -19,7 +19,7 @@ class Transfer:
     Attributes:
         payload_bytes: size of the whole tensor that is summed or gathered.
         seconds: median time of the slowest rank.
-        bus_gb_per_second: data that each rank sends, per time. It is comparable between collectives and world sizes.
+        bus_gb_per_second: data that each rank sends per second, comparable between collectives and world sizes [GB/s].
     """
 
     collective: str
@@ -32,7 +32,7 @@ def measure_transfers(process: Process, sizes_bytes: list[int]) -> list[Transfer
     """Return the times of all-reduce and all-gather at each size; empty with one rank. Every rank must call this."""
     import deepspeed.comm as dist
 
-    found, world = [], process.world_size
+    transfers, world = [], process.world_size
     for size in sizes_bytes if world > 1 else []:
         part = torch.zeros(max(1, size // 4 // world), device=process.device)
         whole = torch.zeros(part.numel() * world, device=process.device)
@@ -41,13 +41,13 @@ def measure_transfers(process: Process, sizes_bytes: list[int]) -> list[Transfer
             "all-gather": (lambda whole=whole, part=part: dist.all_gather_into_tensor(whole, part), 1),  # type: ignore[misc]
         }
         for name, (call, passes) in calls.items():
-            seconds = _seconds(process, call)
+            seconds = _median_seconds(process, call)
             sent = passes * (world - 1) / world * whole.nbytes
-            found.append(Transfer(name, whole.nbytes, seconds, sent / seconds / 1e9))
-    return found
+            transfers.append(Transfer(name, whole.nbytes, seconds, sent / seconds / 1e9))
+    return transfers
 
 
-def _seconds(process: Process, call: Callable[[], object]) -> float:
+def _median_seconds(process: Process, call: Callable[[], object]) -> float:
     call()  # the first call sets up connections
     times = []
     for _ in range(_REPEATS):

@@ -121,8 +121,8 @@ class Process:
 
     def lost_ranks(self) -> list[int]:
         """Return the ranks of this node whose process has ended."""
-        here = host_digest()
-        return [rank for rank, (host, pid) in enumerate(self.peers) if host == here and not _is_alive(pid)]
+        this_host = host_digest()
+        return [rank for rank, (host, pid) in enumerate(self.peers) if host == this_host and not _is_alive(pid)]
 
 
 def start_process(timeout: timedelta = timedelta(minutes=30)) -> Process:
@@ -206,13 +206,13 @@ def stop_process() -> None:
 
     if dist.is_initialized():
         # After a collective, a thread of gloo frees the tensor, which needs the lock of the interpreter. If the
-        # interpreter shut down at that moment, the rank died. A barrier has no tensor.
+        # interpreter shuts down at that moment, the rank crashes. A barrier has no tensor.
         _barrier()
         dist.destroy_process_group()
         while _own_variables:
             os.environ.pop(_own_variables.popitem()[0], None)
         if not torch.cuda.is_available():
-            # gloo has several threads, and another thread than that of the barrier may still hold a tensor
+            # gloo has several threads, and one that did not run the barrier may still hold a tensor
             gc.collect()
             time.sleep(_GLOO_GRACE_SECONDS)
 

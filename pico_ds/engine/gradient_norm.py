@@ -24,8 +24,8 @@ def norm_before_step(optimizer: Any, stage: int, process: Process) -> Tensor | N
     if stage == 3 or optimizer.compute_grad_norm:
         return None
     # the padding of the last partition is zero
-    held = [part for parts in optimizer.averaged_gradients.values() for part in parts]
-    square = torch.stack(torch._foreach_norm(held, 2, dtype=torch.float32)).square().sum()
+    gradients = [part for parts in optimizer.averaged_gradients.values() for part in parts]
+    square = torch.stack(torch._foreach_norm(gradients, 2, dtype=torch.float32)).square().sum()
     return process.sum_over_ranks(square).sqrt()
 
 

@@ -46,7 +46,7 @@ class MetaEngine:
         self._max_norm = training.max_grad_norm
         # state of the step that is being applied
         self._applying = False
-        self._sound: Tensor | None = None
+        self._is_finite: Tensor | None = None
         self._norm: Tensor | None = None
         module.to(process.device)
         adamw = build_optimizer(module, training)
@@ -77,7 +77,7 @@ class MetaEngine:
             return {name: weight.detach().clone() for name, weight in self.parameters.items()}
 
     def apply_gradient(
-        self, gradient: Mapping[str, Tensor], lr: float, sound: Bool[Tensor, ""] | None = None
+        self, gradient: Mapping[str, Tensor], lr: float, is_finite: Bool[Tensor, ""] | None = None
     ) -> Float[Tensor, ""]:
         """Average a gradient over ranks, clip it, and take one optimizer step.
 
@@ -88,14 +88,14 @@ class MetaEngine:
             gradient: gradient of this rank, in the precision of the run. The MEAN over ranks must be the outer
                 gradient, so ranks with unequal numbers of tasks must have weighted theirs. DeepSpeed overwrites the
                 tensors.
-            sound: if False, weights and moments stay unchanged; equal on every rank.
+            is_finite: if False, weights and moments stay unchanged; equal on every rank.
 
         Returns:
             norm of the averaged gradient before clipping.
         """
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
-        self._sound, self._norm = sound, None
+        self._is_finite, self._norm = is_finite, None
         if self.stage == 0:
             self._set_gradients(gradient)
             self._engine.allreduce_gradients()
@@ -115,14 +115,14 @@ class MetaEngine:
     def _pre_optim_step(self, adamw: Any, *_: object) -> None:
         """Set the attributes through which AdamW scales the gradient and skips a step, as torch's GradScaler does."""
         if not self._applying:
-            return  # DeepSpeed takes a step of its own to create the moments
+            return  # DeepSpeed takes an extra step to create the moments
         if self._norm is None:
             self._norm = norm_within_step(self._engine.optimizer)
         # ZeRO 3 updates one part of the parameters at a time, and the other groups are empty
         device = next(weight.device for group in adamw.param_groups for weight in group["params"])
         norm = self._norm.to(device, torch.float32)
-        sound = norm.isfinite() if self._sound is None else norm.isfinite() & self._sound.to(device)
-        adamw.found_inf = (~sound).float()
+        is_finite = norm.isfinite() if self._is_finite is None else norm.isfinite() & self._is_finite.to(device)
+        adamw.found_inf = (~is_finite).float()
         if self._max_norm:
             adamw.grad_scale = ((norm + 1e-6) / self._max_norm).clamp(min=1.0)
 

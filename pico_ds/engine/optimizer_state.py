@@ -1,7 +1,7 @@
 """Reads and writes the optimizer state of this rank as fragments of parameters, under every ZeRO stage.
 
-Training can resume from the master weights and moments, because DeepSpeed derives all other state from them. Access to
-them differs by stage and uses private state of DeepSpeed, only in this module.
+Training can resume from the master weights and moments, because DeepSpeed derives all other state from them. Only this
+module accesses them. The access differs by stage and uses private state of DeepSpeed.
 """
 
 from collections.abc import Callable
@@ -50,7 +50,7 @@ class OptimizerState:
         self.fragments = [fragment for fragment in fragments if fragment.length > 0]
 
     @property
-    def held(self) -> list[Fragment]:
+    def fragments_to_load(self) -> list[Fragment]:
         """Fragments that this rank must load to resume: those that it saves, or all parameters under stage 0."""
         if self.engine.stage > 0:
             return self.fragments
@@ -90,7 +90,7 @@ class OptimizerState:
             # DeepSpeed's mapping links moments in its first step, and only those of the first parameter group
             flat = optimizer.single_partition_of_fp32_groups[weight._hp_mapping.param_group_index]
             start = weight._hp_mapping.get_hp_fragment_address().start
-        values = flat if kind == "master" else self._inner().state[flat][kind]
+        values = flat if kind == "master" else self._adamw().state[flat][kind]
         return values.detach().view(-1).narrow(0, start, fragment.length)
 
     def fill(self, fragment: Fragment, kind: StateKind, read_into: Callable[[Tensor], None]) -> None:
@@ -111,13 +111,13 @@ class OptimizerState:
     @property
     def steps(self) -> int:
         """Number of steps that the optimizer has taken, on which its bias correction depends."""
-        counts = {int(state["step"]) for state in self._inner().state.values() if "step" in state}
+        counts = {int(state["step"]) for state in self._adamw().state.values() if "step" in state}
         assert len(counts) <= 1, f"parameters have different step counts: {sorted(counts)}"
         return counts.pop() if counts else 0
 
     def set_steps(self, steps: int) -> None:
         """Set the number of steps that the optimizer has taken."""
-        for state in self._inner().state.values():
+        for state in self._adamw().state.values():
             state["step"].fill_(steps)
         self.engine.set_counters(steps)
 
@@ -128,7 +128,7 @@ class OptimizerState:
             theta = self.engine.full_parameters(for_update=True)
             self.engine.apply_gradient({name: torch.zeros_like(weight) for name, weight in theta.items()}, lr=0.0)
             return
-        inner = self._inner()
+        inner = self._adamw()
         for group in inner.param_groups:
             for weight in group["params"]:
                 inner.state[weight] = {
@@ -139,6 +139,6 @@ class OptimizerState:
             optimizer: Any = self.engine.optimizer
             optimizer.update_lp_params()
 
-    def _inner(self) -> torch.optim.Optimizer:
+    def _adamw(self) -> torch.optim.Optimizer:
         optimizer: Any = self.engine.optimizer
         return getattr(optimizer, "optimizer", optimizer)

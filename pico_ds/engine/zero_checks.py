@@ -20,8 +20,12 @@ def check_zero_settings(settings: dict[str, Any], name: str) -> None:
     aliases = {field.alias for field in known.values() if field.alias}
     for key in settings:
         if key not in known and key not in aliases:
-            near = get_close_matches(key, [*known, *aliases], n=1, cutoff=0.6)
-            hint = f"did you mean {near[0]}?" if near else "see the ZeRO options in DeepSpeed's documentation"
+            suggestions = get_close_matches(key, [*known, *aliases], n=1, cutoff=0.6)
+            hint = (
+                f"did you mean {suggestions[0]}?"
+                if suggestions
+                else "see the ZeRO options in DeepSpeed's documentation"
+            )
             raise ConfigError(f"{name}: zero_optimization.{key}: unknown key; {hint}")
     try:
         DeepSpeedZeroConfig(**settings)

@@ -27,7 +27,7 @@ Accuracies = dict[str, float]
 def frozen_feature_accuracies(
     network: FunctionalModel, theta: Parameters, episode: Episode, readout: Readout
 ) -> Accuracies:
-    """Query accuracies of nearest prototype and logistic regression on features of the model without adaptation."""
+    """Return the query accuracies of nearest prototype and logistic regression on frozen features of the model."""
     support, query = (
         network.features(theta, part, readout).double().cpu().numpy() for part in (episode.support, episode.query)
     )
@@ -35,31 +35,31 @@ def frozen_feature_accuracies(
 
 
 def tfidf_accuracies(episode: Episode, tokenizer: TextTokenizer) -> Accuracies:
-    """Query accuracies of nearest prototype and logistic regression on TF-IDF vectors of the words around the mask.
+    """Return the query accuracies of nearest prototype and logistic regression on TF-IDF vectors of the contexts.
 
     The vectorizer is fitted on the support set.
     """
     support, query = (plain_texts(part, tokenizer) for part in (episode.support, episode.query))
     vectorizer = TfidfVectorizer(token_pattern=_TOKENS)
     try:
-        known = vectorizer.fit_transform(support)
+        support_vectors = vectorizer.fit_transform(support)
     except ValueError:
         # no support text has a token, so nothing distinguishes the classes
         chance = 1 / episode.n_way
         return {"nearest prototype": chance, "logistic regression": chance}
-    return _accuracies(known.toarray(), vectorizer.transform(query).toarray(), episode)
+    return _accuracies(support_vectors.toarray(), vectorizer.transform(query).toarray(), episode)
 
 
 def _accuracies(support: Array, query: Array, episode: Episode) -> Accuracies:
-    known, wanted = episode.support.labels.cpu().numpy(), episode.query.labels.cpu().numpy()
-    prototypes = np.stack([support[known == label].mean(0) for label in range(episode.n_way)])
+    support_labels, query_labels = episode.support.labels.cpu().numpy(), episode.query.labels.cpu().numpy()
+    prototypes = np.stack([support[support_labels == label].mean(0) for label in range(episode.n_way)])
     # squared distances without the norm of the query, which is equal for all classes
     distances = (prototypes**2).sum(-1) - 2 * query @ prototypes.T
     with warnings.catch_warnings():
         # a fit that stops at max_iter is good enough for a baseline
         warnings.simplefilter("ignore", ConvergenceWarning)
-        predicted = LogisticRegression(max_iter=1000).fit(support, known).predict(query)
+        predicted = LogisticRegression(max_iter=1000).fit(support, support_labels).predict(query)
     return {
-        "nearest prototype": float(np.mean(distances.argmin(-1) == wanted)),
-        "logistic regression": float(np.mean(predicted == wanted)),
+        "nearest prototype": float(np.mean(distances.argmin(-1) == query_labels)),
+        "logistic regression": float(np.mean(predicted == query_labels)),
     }

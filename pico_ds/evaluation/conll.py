@@ -45,26 +45,26 @@ def read_conll(path: Path) -> list[TaggedSentence]:
     except UnicodeError as error:
         raise DataError(f"{path} is not UTF-8: {error}") from error
     blocks = [*_blocks(text)]
-    numbered = all(_counts(block) for block in blocks)
-    place = (1, 2) if numbered else (0, -1)
+    numbered = all(_is_numbered(block) for block in blocks)
+    columns = (1, 2) if numbered else (0, -1)
     sentences: list[TaggedSentence] = []
-    late: list[int] = []
+    renamed_lines: list[int] = []
     for block in blocks:
-        pairs = [_word_and_tag(path, line, *place) for line in block]
+        pairs = [_word_and_tag(path, line, *columns) for line in block]
         tags = [tag for _, tag in pairs]
         for i, tag in enumerate(tags):
             if tag.startswith("I-") and (i == 0 or tags[i - 1][2:] != tag[2:]):
-                late.append(block[i].number)
+                renamed_lines.append(block[i].number)
                 tags[i] = f"B-{tag[2:]}"
         sentences.append(TaggedSentence(tuple(word for word, _ in pairs), tuple(tags)))
     if not sentences:
         raise DataError(f"{path}: the file contains no sentence; expected one word and its tag per line")
-    if late:
+    if renamed_lines:
         logger.warning(
             "warning: %s: %d entities begin with I- (the first at line %d); they are read as if they began with B-",
             path,
-            len(late),
-            late[0],
+            len(renamed_lines),
+            renamed_lines[0],
         )
     return sentences
 
@@ -95,8 +95,8 @@ def _columns(line: str) -> list[str]:
     return [column for column in line.split(" ") if column]
 
 
-def _counts(block: Sequence[_Line]) -> bool:
-    """Whether the first column of a sentence counts its words from 1."""
+def _is_numbered(block: Sequence[_Line]) -> bool:
+    """Return whether the first column of a sentence counts its words from 1."""
     return all(
         "\t" in line.text and len(line.columns) > 2 and line.columns[0] == str(number)
         for number, line in enumerate(block, start=1)

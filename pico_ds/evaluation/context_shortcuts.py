@@ -22,7 +22,7 @@ LENGTHS = ("length", "readout position", "separator position", "number of masks"
 
 
 def lengths_of(contexts: Contexts, tokenizer: TextTokenizer) -> dict[str, Integers]:
-    """The properties in `LENGTHS` of each context, `[contexts]`. Without a separator, the separator position is -1."""
+    """Return the `LENGTHS` properties of each context, `[contexts]`. The separator position is -1 if there is none."""
     ids, lengths = contexts.input_ids.numpy(), contexts.lengths.numpy()
     is_real = np.arange(ids.shape[1]) < lengths[:, None]
     is_separator = is_real & (ids == tokenizer.end_of_text_id)
@@ -35,13 +35,13 @@ def lengths_of(contexts: Contexts, tokenizer: TextTokenizer) -> dict[str, Intege
 
 
 def outer_tokens(contexts: Contexts) -> dict[str, Integers]:
-    """The first and the last token of each context, `[contexts]`."""
+    """Return the first and the last token of each context, `[contexts]`."""
     ids, lengths = contexts.input_ids.numpy(), contexts.lengths.numpy()
     return {"first token": ids[:, 0], "last token": ids[np.arange(len(ids)), lengths - 1]}
 
 
 def lengths_only_accuracy(episode: Episode, tokenizer: TextTokenizer) -> float:
-    """Query accuracy of a logistic regression on all properties in `LENGTHS`."""
+    """Return the query accuracy of a logistic regression on all properties in `LENGTHS`."""
     support, query = (
         np.stack([*lengths_of(part, tokenizer).values()], axis=1) for part in (episode.support, episode.query)
     )
@@ -49,7 +49,7 @@ def lengths_only_accuracy(episode: Episode, tokenizer: TextTokenizer) -> float:
 
 
 def shortcut_hits(support: Integers, query: Integers, episode: Episode) -> npt.NDArray[np.float64]:
-    """Whether a logistic regression on properties of the contexts classifies each query context correctly.
+    """Return whether a logistic regression on properties of the contexts classifies each query context correctly.
 
     The regression sees each property as a standardized number, and one-hot encoded over its support values.
 
@@ -57,11 +57,11 @@ def shortcut_hits(support: Integers, query: Integers, episode: Episode) -> npt.N
         support, query: `[contexts, properties]`
 
     Returns:
-        1 or 0 for each query context, `[query contexts]`. If all support contexts have equal properties, chance.
+        1 or 0 for each query context, `[query contexts]`; chance if all support contexts have equal properties.
     """
-    known, wanted = episode.support.labels.numpy(), episode.query.labels.numpy()
+    support_labels, query_labels = episode.support.labels.numpy(), episode.query.labels.numpy()
     if (support == support[0]).all():
-        return np.full(len(wanted), 1 / episode.n_way)
+        return np.full(len(query_labels), 1 / episode.n_way)
     scale = np.maximum(support.std(axis=0), 1e-9)
     encoded = [
         np.concatenate(
@@ -75,9 +75,9 @@ def shortcut_hits(support: Integers, query: Integers, episode: Episode) -> npt.N
     ]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        predicted = LogisticRegression(solver="newton-cg").fit(encoded[0], known).predict(encoded[1])
-    return (predicted == wanted).astype(np.float64)
+        predicted = LogisticRegression(solver="newton-cg").fit(encoded[0], support_labels).predict(encoded[1])
+    return (predicted == query_labels).astype(np.float64)
 
 
-def _one_hot(values: Integers, known: Integers) -> Array:
-    return (values[:, None] == np.unique(known)).astype(np.float64)
+def _one_hot(values: Integers, support_values: Integers) -> Array:
+    return (values[:, None] == np.unique(support_values)).astype(np.float64)

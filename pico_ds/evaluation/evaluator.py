@@ -52,7 +52,7 @@ class EvaluationResult:
 
     @classmethod
     def read(cls, path: Path) -> "EvaluationResult":
-        """Read what `write` wrote."""
+        """Read a result that `write` wrote."""
         content = json.loads(path.read_text())
         few_shot = {readout: FewShotResult(**result) for readout, result in content["few_shot"].items()}
         perplexity = content.get("perplexity") and PerplexityResult.from_json(content["perplexity"])
@@ -124,20 +124,20 @@ class Evaluator:
 
 
 def task_key(config: RunConfig) -> str:
-    """Digest of every setting that determines the evaluation tasks.
+    """Return a digest of every setting that determines the evaluation tasks.
 
-    The readout is not part of it, because it changes only the layout of the contexts.
+    The digest does not depend on the readout, which changes only the layout of the contexts.
     """
     return _digest_of_tasks(config, config.evaluation.word_split, set())
 
 
 def grid_key(config: RunConfig, split: WordSplit) -> str:
-    """Digest of every setting that determines tasks of the words of a split, except the shape of the tasks."""
+    """Return a digest of every setting that determines the tasks of a word split, except the shape of the tasks."""
     return _digest_of_tasks(config, split, {"n_way", "k_shot", "q_query"})
 
 
-def _digest_of_tasks(config: RunConfig, split: WordSplit, left_out: set[str]) -> str:
+def _digest_of_tasks(config: RunConfig, split: WordSplit, excluded: set[str]) -> str:
     corpus = config.data.model_dump(exclude={"cache_dir", "sequence_length"})
-    of_training = {"readout", "hybrid_ratio", "warmup_steps", "cluster_size", "inject"}
-    tasks = evaluation_settings(config.smlmt).model_dump(exclude=of_training | left_out)
+    training_only = {"readout", "hybrid_ratio", "warmup_steps", "cluster_size", "inject"}
+    tasks = evaluation_settings(config.smlmt).model_dump(exclude=training_only | excluded)
     return f"{digest64(repr((TASKS_VERSION, corpus, tasks, split))):016x}"

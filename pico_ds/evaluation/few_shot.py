@@ -36,30 +36,30 @@ class Estimate:
 
     @classmethod
     def of(cls, values: npt.ArrayLike) -> "Estimate":
-        """Mean of the values, and 1.96 standard errors. The half-width of a single value is infinite."""
+        """Return the mean of the values, and 1.96 standard errors. The half-width of a single value is infinite."""
         array = np.asarray(values, dtype=np.float64)
         error = array.std(ddof=1) / math.sqrt(len(array)) if len(array) > 1 else math.inf
         return cls(float(array.mean()), Z_95 * float(error))
 
     @classmethod
     def of_seeds(cls, values: npt.ArrayLike) -> "Estimate":
-        """Mean over seeds, with an interval from Student's t because there are few seeds."""
+        """Return the mean over seeds, with an interval from Student's t because there are few seeds."""
         array = np.asarray(values, dtype=np.float64)
         if len(array) < 2:
             return cls(float(array.mean()), math.inf)
-        # imported here because the import takes half a second and training does not need it
+        # the import takes half a second, and training does not need it
         from scipy.stats import t
 
         error = array.std(ddof=1) / math.sqrt(len(array))
         return cls(float(array.mean()), float(t.ppf(0.975, len(array) - 1) * error))
 
     def percent(self, signed: bool = False) -> str:
-        """Text in percent, such as `61.2 ± 0.8`. The interval is omitted if it is infinite."""
+        """Return a text in percent, such as `61.2 ± 0.8`. The interval is omitted if it is infinite."""
         mean = f"{100 * self.mean:{'+' if signed else ''}.1f}"
         return f"{mean} ± {100 * self.half_width:.1f}" if math.isfinite(self.half_width) else mean
 
     def to_json(self) -> dict[str, float | None]:
-        """Values for a JSON file. An infinite half-width becomes null."""
+        """Return the values for a JSON file. An infinite half-width becomes null."""
         return {"mean": self.mean, "half_width": self.half_width if math.isfinite(self.half_width) else None}
 
 
@@ -94,14 +94,14 @@ def evaluate_few_shot(
     process: Process,
     should_continue: Callable[[], bool],
 ) -> FewShotResult:
-    """Accuracies on tasks 0 to n_tasks - 1 of step 0, after 0 to `adaptation_steps` adaptation steps. A collective.
+    """Return accuracies on tasks 0 to n_tasks - 1 of step 0 after 0, 1, ... adaptation steps. A collective.
 
     The result does not depend on the number of ranks. When `should_continue` returns False, the rank skips its
     remaining tasks.
     """
     accuracies = torch.zeros(adaptation_steps + 1, n_tasks, device=process.device)
-    mine = range(process.rank, n_tasks, process.world_size)
-    for i in track(mine, f"evaluating few-shot tasks, {tasks.readout}", len(mine)):
+    local_indices = range(process.rank, n_tasks, process.world_size)
+    for i in track(local_indices, f"evaluating few-shot tasks, {tasks.readout}", len(local_indices)):
         if not should_continue():
             break
         episode = tasks.sample(step=0, index=i).to(process.device)
@@ -127,13 +127,13 @@ def check_n_way(learner: Learner, theta: Parameters, n_way: int) -> None:
 def adaptation_curve(
     network: FunctionalModel, learner: Learner, theta: Parameters, episode: Episode, readout: Readout, steps: int
 ) -> Float[Tensor, " moments"]:
-    """Query accuracy of one task after 0, 1, ..., `steps` adaptation steps of the learner."""
-    found = torch.zeros(steps + 1, device=episode.support.labels.device)
+    """Return the query accuracy of one task after 0, 1, ..., `steps` adaptation steps of the learner."""
+    accuracies_by_step = torch.zeros(steps + 1, device=episode.support.labels.device)
 
     @torch.no_grad()
     def evaluate_at(count: int, body: Parameters, head: HeadWeights) -> None:
         logits = learner.head.logits(head, network.features(body, episode.query, readout))
-        found[count] = accuracy(logits, episode.query)
+        accuracies_by_step[count] = accuracy(logits, episode.query)
 
     def after_step(count: int, adapted: AdaptedWeights) -> None:
         evaluate_at(count, adapted.leaves, adapted.head)
@@ -141,4 +141,4 @@ def adaptation_curve(
     adapted = learner.adapt(EpisodeBatch(network, theta, episode, readout, measure=False), steps, after_step)
     evaluate_at(0, theta, adapted.initial_head)
     evaluate_at(steps, adapted.leaves, adapted.head)
-    return found
+    return accuracies_by_step

@@ -27,8 +27,8 @@ from pico_ds.tasks.task_shape import TaskShape
 from pico_ds.tasks.task_source import TaskSource
 
 CHANCE, LENGTHS_ONLY = "chance", "lengths only, logistic regression"
-#: overrides that can be part of a file name
-_PLAIN = re.compile(r"[\w.=+-]{1,80}")
+#: overrides that can be part of a file name unchanged
+_FILE_NAME_SAFE = re.compile(r"[\w.=+-]{1,80}")
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,8 @@ class Setting:
     documents: Documents = "any"
 
     def __str__(self) -> str:
-        of = "" if self.documents == "any" else f", {self.documents} documents"
-        return f"{self.shape.n_way}-way {self.shape.k_shot}-shot{of}"
+        suffix = "" if self.documents == "any" else f", {self.documents} documents"
+        return f"{self.shape.n_way}-way {self.shape.k_shot}-shot{suffix}"
 
 
 @dataclass(frozen=True)
@@ -88,23 +88,23 @@ class SettingResult:
 def evaluate_setting(
     model: Model, tasks: TaskSource, n_tasks: int, adaptation_steps: int, process: Process, name: str = "few-shot"
 ) -> SettingResult:
-    """Accuracies of all methods on tasks 0 to n_tasks - 1 of step 0. A collective.
+    """Return the accuracies of all methods on tasks 0 to n_tasks - 1 of step 0. A collective.
 
     The result does not depend on the number of ranks.
 
     Args:
-        name: of the tasks, for the progress display.
+        name: name of the tasks in the progress display.
 
     Raises:
         TaskError: a task cannot be sampled. Every rank raises.
     """
     rows: list[torch.Tensor] = []
-    mine = range(process.rank, n_tasks, process.world_size)
+    local_indices = range(process.rank, n_tasks, process.world_size)
     # every rank samples all tasks, so that a task that cannot be sampled raises on all ranks
-    drawn = track(range(n_tasks), f"sampling tasks, {name}", n_tasks)
-    episodes = [tasks.sample(step=0, index=index) for index in drawn]
+    indices = track(range(n_tasks), f"sampling tasks, {name}", n_tasks)
+    episodes = [tasks.sample(step=0, index=index) for index in indices]
     names: list[str] = []
-    for index in track(mine, f"evaluating tasks, {name}", len(mine)):
+    for index in track(local_indices, f"evaluating tasks, {name}", len(local_indices)):
         episode = episodes[index]
         found = {CHANCE: 1 / episode.n_way, LENGTHS_ONLY: lengths_only_accuracy(episode, model.tokenizer)}
         found |= _named("TF-IDF", tfidf_accuracies(episode, model.tokenizer))
@@ -118,7 +118,7 @@ def evaluate_setting(
         )
     names = names or _names(model.initial_name)
     accuracies = torch.zeros(n_tasks, len(names) + adaptation_steps + 1, device=process.device, dtype=torch.float64)
-    for index, row in zip(mine, rows, strict=True):
+    for index, row in zip(local_indices, rows, strict=True):
         accuracies[index] = row
     columns = process.sum_over_ranks(accuracies).T.tolist()
     return SettingResult(dict(zip(names, columns, strict=False)), columns[len(names) :])
@@ -129,7 +129,7 @@ def _named(model: str, found: dict[str, float]) -> dict[str, float]:
 
 
 def _names(initial_name: str) -> list[str]:
-    """Names of the methods, for a rank that has no task."""
+    """Return the names of the methods, for a rank that has no task."""
     classifiers = ("nearest prototype", "logistic regression")
     return [
         CHANCE,
@@ -161,16 +161,16 @@ def best_readout(
     n_tasks: int,
     process: Process,
 ) -> Readout:
-    """The readout with the highest nearest-prototype accuracy of frozen features. A collective.
+    """Return the readout with the highest nearest-prototype accuracy of frozen features. A collective.
 
     Args:
-        make_tasks: tasks for the choice, which must not be the tasks that are reported.
+        make_tasks: returns the tasks for the choice, which must not be the tasks that are reported.
     """
     means: dict[Readout, float] = {}
     for readout in readouts:
         tasks, total = make_tasks(readout), torch.zeros((), dtype=torch.float64, device=process.device)
-        mine = range(process.rank, n_tasks, process.world_size)
-        for index in track(mine, f"choosing the readout, {readout}", len(mine)):
+        local_indices = range(process.rank, n_tasks, process.world_size)
+        for index in track(local_indices, f"choosing the readout, {readout}", len(local_indices)):
             episode = tasks.sample(step=0, index=index).to(process.device)
             found = frozen_feature_accuracies(model.network, model.theta, episode, readout)
             total += found["nearest prototype"]
@@ -179,7 +179,7 @@ def best_readout(
 
 
 def grid_name(about: Mapping[str, object], run: RunConfig) -> str:
-    """File name of grid results, without the step.
+    """Return the file name of grid results, without the step.
 
     It contains every setting that differs from the run, so that results of different settings get different files.
 
@@ -196,7 +196,7 @@ def grid_name(about: Mapping[str, object], run: RunConfig) -> str:
     overrides = about["overrides"]
     if isinstance(overrides, list) and overrides:
         plain = "_".join(sorted(overrides))
-        parts.append(plain if _PLAIN.fullmatch(plain) else f"{digest64(plain):016x}")
+        parts.append(plain if _FILE_NAME_SAFE.fullmatch(plain) else f"{digest64(plain):016x}")
     return "_".join(parts)
 
 
@@ -206,7 +206,7 @@ def write_grid(path: Path, results: dict[Setting, SettingResult], about: Mapping
     Results of other settings that are already in the file are kept if their `about` is equal.
 
     Args:
-        about: metadata: step, readout and what determines the tasks.
+        about: metadata: step, readout and the settings that determine the tasks.
         since: modification time of the weights [s since the epoch]. Results in an older file are discarded.
     """
     settings = {

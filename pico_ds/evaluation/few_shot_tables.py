@@ -20,8 +20,8 @@ _SHOWN_STEPS = (0, 1, 2, 3, 5, 10, 20, 50, 100)
 def grid_tables(results: dict[Setting, SettingResult], title: str) -> Iterator[Table]:
     """Yield a table for each value of `documents`, with methods as rows and the shapes that have results as columns."""
     for documents in dict.fromkeys(setting.documents for setting in results):
-        of = "" if documents == "any" else f"; support and query from {documents} documents"
-        table = Table(title=title + of, title_justify="left")
+        suffix = "" if documents == "any" else f"; support and query from {documents} documents"
+        table = Table(title=title + suffix, title_justify="left")
         table.add_column("method", no_wrap=True)
         found = {
             setting: result
@@ -47,10 +47,10 @@ def audit_tables(found: Mapping[str, Audit]) -> Iterator[Table]:
     """Yield a table of shortcut accuracies and a table of counts, with a column for each audit."""
     table = Table(title="accuracy of a logistic regression on one shortcut [%]", title_justify="left")
     counts = Table(title="counts", title_justify="left")
-    for one, first in ((table, "shortcut"), (counts, "")):
-        one.add_column(first, no_wrap=True)
+    for each, first in ((table, "shortcut"), (counts, "")):
+        each.add_column(first, no_wrap=True)
         for name in found:
-            one.add_column(name, justify="right", no_wrap=True)
+            each.add_column(name, justify="right", no_wrap=True)
     audits = [*found.values()]
     table.add_row("chance", *(f"{100 * audit.chance:.1f}" for audit in audits))
     for shortcut in dict.fromkeys(name for audit in audits for name in audit.accuracies):
@@ -80,12 +80,12 @@ def _share(share: float | None) -> str:
 
 
 def shown_steps(last: int) -> list[int]:
-    """The adaptation steps from 0 to `last` that get a row. `last` is one of them."""
+    """Return the adaptation steps from 0 to `last` that get a row. `last` is one of them."""
     return sorted({step for step in _SHOWN_STEPS if step < last} | {last})
 
 
 def percent(values: list[float]) -> str:
-    """Mean and 95 % interval in percent. The interval is omitted if all values are equal. No values give ''."""
+    """Return the mean and 95 % interval in percent; only the mean if all values are equal; empty without values."""
     if not values:
         return ""
     estimate = Estimate.of(values)
@@ -95,12 +95,12 @@ def percent(values: list[float]) -> str:
 
 
 def percent_difference(a: npt.ArrayLike, b: npt.ArrayLike) -> str:
-    """Mean of the paired differences a - b over tasks, with its 95 % interval, in percent."""
+    """Return the mean of the paired differences a - b over tasks, with its 95 % interval, in percent."""
     return Estimate.of((np.asarray(a) - np.asarray(b)).tolist()).percent(signed=True)
 
 
 def percent_difference_by_seed(a: npt.ArrayLike, b: npt.ArrayLike) -> str:
-    """Mean of the paired differences a - b in percent, with the 95 % interval over tasks and the one over seeds.
+    """Return the mean of the paired differences a - b in percent, with 95 % intervals over tasks and over seeds.
 
     Args:
         a, b: accuracies, `[seeds, tasks]`.
@@ -112,7 +112,7 @@ def percent_difference_by_seed(a: npt.ArrayLike, b: npt.ArrayLike) -> str:
 
 
 def perplexity_table(result: PerplexityResult, title: str) -> Table:
-    """Table with a row for all tokens and, if there are several domains, a row for each."""
+    """Return a table with a row for all tokens and, if there are several domains, a row for each."""
     table = Table(title=title, title_justify="left")
     table.add_column("domain", no_wrap=True)
     for name in ("perplexity", "loss", "tokens"):
@@ -124,18 +124,18 @@ def perplexity_table(result: PerplexityResult, title: str) -> Table:
 
 
 def ner_table(found: dict[str, list[FineTuned]], title: str) -> Table:
-    """Table of F1 (mean and standard deviation over seeds) and optimizer steps, by model and fine-tuning mode."""
+    """Return a table of F1 (mean, standard deviation over seeds) and optimizer steps, by model and fine-tuning mode."""
     table = Table(title=title, title_justify="left")
     table.add_column("fine-tuned", no_wrap=True)
     table.add_column("mean ± deviation", justify="right", no_wrap=True)
     table.add_column("by seed", no_wrap=True)
     table.add_column("steps", no_wrap=True)
     for name, seeds in found.items():
-        values = [one.f1 for one in seeds]
+        values = [run.f1 for run in seeds]
         deviation = stdev(values) if len(values) > 1 else 0.0
         each = "  ".join(f"{100 * value:.1f}" for value in values)
-        steps = "  ".join(f"{one.steps}{'*' * one.at_limit}" for one in seeds)
+        steps = "  ".join(f"{run.steps}{'*' * run.at_limit}" for run in seeds)
         table.add_row(name, f"{100 * mean(values):.1f} ± {100 * deviation:.1f}", each, steps)
-    if any(one.at_limit for seeds in found.values() for one in seeds):
+    if any(run.at_limit for seeds in found.values() for run in seeds):
         table.caption = "* stopped at the maximum number of steps while still improving on the dev set"
     return table

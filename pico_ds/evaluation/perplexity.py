@@ -46,11 +46,11 @@ class Perplexity:
 
     @property
     def perplexity(self) -> float:
-        """Exponential of the loss. Infinite if it overflows."""
+        """Exponential of the loss; infinite if the exponential overflows."""
         return math.exp(self.loss) if self.loss < 700 else math.inf
 
     def to_json(self) -> dict[str, float | None]:
-        """Values for a JSON file. An infinite perplexity becomes null."""
+        """Return the values for a JSON file. An infinite perplexity becomes null."""
         return {**asdict(self), "perplexity": self.perplexity if math.isfinite(self.perplexity) else None}
 
     @classmethod
@@ -67,14 +67,14 @@ class PerplexityResult:
     by_domain: dict[str, Perplexity]
 
     def to_json(self) -> dict[str, Any]:
-        """Values for a JSON file."""
-        by_domain = {name: one.to_json() for name, one in self.by_domain.items()}
+        """Return the values for a JSON file."""
+        by_domain = {name: result.to_json() for name, result in self.by_domain.items()}
         return {**self.total.to_json(), "by_domain": by_domain}
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "PerplexityResult":
         """Restore the result of `to_json`."""
-        by_domain = {name: Perplexity.from_json(one) for name, one in content["by_domain"].items()}
+        by_domain = {name: Perplexity.from_json(result) for name, result in content["by_domain"].items()}
         return cls(Perplexity.from_json(content), by_domain)
 
     def write(self, path: Path, about: dict[str, object]) -> None:
@@ -91,7 +91,7 @@ class PerplexityDataset:
         """
         Args:
             texts: pairs of a domain and a text or its token ids.
-            vocab_size: of the model. Token ids must be smaller.
+            vocab_size: vocabulary size of the model. Token ids must be smaller.
             length: maximum row length [tokens]. Longer texts are split into windows that overlap by one token.
 
         Raises:
@@ -118,21 +118,21 @@ class PerplexityDataset:
                 "evaluation.perplexity.data: no text has two or more tokens, so there is nothing to predict"
             )
         self.domains = list(numbers)
-        # sorted by length, so that there is little padding and batches do not depend on the number of ranks
+        # sort by length, so that there is little padding and batches do not depend on the number of ranks
         rows.sort(key=lambda row: -len(row[1]))
         self.rows = [ids for _, ids in rows]
         self.domain_of_row = np.array([number for number, _ in rows])
         self.tokens_of_row = np.array([len(ids) - 1 for ids in self.rows])
 
     def read(self, first: int, count: int) -> tuple[Int[Tensor, "rows length"], Int[Tensor, "rows length_less_1"]]:
-        """Token ids, padded on the right, and the target after each token except the last. Padding has target -100."""
+        """Return right-padded token ids, and the target of each token except the last. Padding has target -100."""
         rows = self.rows[first : first + count]
-        longest = -(-(len(rows[0]) - 1) // _LENGTH_STEP) * _LENGTH_STEP + 1
-        ids = torch.full((len(rows), longest), self.pad_id)
-        targets = torch.full((len(rows), longest - 1), -100)
-        for place, row in enumerate(rows):
-            ids[place, : len(row)] = torch.from_numpy(row)
-            targets[place, : len(row) - 1] = torch.from_numpy(row[1:])
+        padded_length = -(-(len(rows[0]) - 1) // _LENGTH_STEP) * _LENGTH_STEP + 1
+        ids = torch.full((len(rows), padded_length), self.pad_id)
+        targets = torch.full((len(rows), padded_length - 1), -100)
+        for index, row in enumerate(rows):
+            ids[index, : len(row)] = torch.from_numpy(row)
+            targets[index, : len(row) - 1] = torch.from_numpy(row[1:])
         return ids, targets
 
 
@@ -150,7 +150,7 @@ def _tokenized(
 
 
 def perplexity_dataset_name(config: PerplexityConfig) -> str:
-    """Name for result files: the stem of the path of the texts, and a digest of the settings."""
+    """Return the name for result files: the stem of the path of the texts, and a digest of the settings."""
     assert config.data is not None
     name = re.sub(r"[^\w.-]+", "-", Path(config.data).stem).strip("-")
     return f"{name}_{digest64(config.model_dump_json()) >> 32:08x}"
@@ -165,7 +165,7 @@ def evaluate_perplexity(
     process: Process,
     should_continue: Callable[[], bool],
 ) -> PerplexityResult:
-    """Token-weighted loss and perplexity. A collective; results are bitwise equal on any number of ranks.
+    """Return the token-weighted loss and perplexity. A collective; results are bitwise equal on any number of ranks.
 
     When `should_continue` returns False, the rank skips its remaining rows.
     """
@@ -182,8 +182,8 @@ def evaluate_perplexity(
     by_row = process.sum_over_ranks(losses).cpu().numpy()
     by_domain = {}
     for number, domain in enumerate(rows.domains):
-        if (here := rows.domain_of_row == number).any():
-            by_domain[domain] = _mean(by_row[here], rows.tokens_of_row[here])
+        if (in_domain := rows.domain_of_row == number).any():
+            by_domain[domain] = _mean(by_row[in_domain], rows.tokens_of_row[in_domain])
     return PerplexityResult(_mean(by_row, rows.tokens_of_row), by_domain)
 
 
@@ -193,7 +193,7 @@ def _mean(losses: npt.NDArray[np.float64], n_tokens: npt.NDArray[np.int64]) -> P
 
 
 def build_perplexity_dataset(config: RunConfig, tokenizer: TextTokenizer, vocab_size: int) -> PerplexityDataset | None:
-    """The texts that the configuration names for perplexity, or None if it names none.
+    """Return the texts of `evaluation.perplexity`, or None if the configuration has none.
 
     Raises:
         DataError: the texts cannot be read or used.

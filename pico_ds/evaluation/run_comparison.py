@@ -25,7 +25,7 @@ def read_entry(text: str) -> Entry:
     """Read the last evaluation of `RUN` or `RUN:READOUT`. The readout may be omitted if the run has only one.
 
     Raises:
-        ConfigError: the run has no evaluation, no few-shot accuracy, or not this readout.
+        ConfigError: the run has no evaluation, no few-shot accuracy, or no results for this readout.
     """
     path, _, readout = text.partition(":")
     steps = [int(file.stem.removeprefix("step_")) for file in Path(path, "eval_results").glob("step_*.json")]
@@ -48,7 +48,7 @@ def read_entry(text: str) -> Entry:
 
 
 def paired_differences(a: Entry, b: Entry) -> tuple[Estimate, Estimate]:
-    """Mean over tasks of the accuracy difference a - b, before and after adaptation, with 95 % intervals.
+    """Return the mean over tasks of the accuracy difference a - b, before and after adaptation, with 95 % intervals.
 
     Raises:
         ConfigError: the runs were evaluated on different tasks or with different numbers of adaptation steps.

@@ -20,7 +20,8 @@ from pico_ds.tasks.sentence_tasks import SentenceTasks
 from pico_ds.tasks.smlmt import SMLMT
 from pico_ds.tasks.task_statistics import visible_texts
 
-#: two contexts are near copies if they differ by at most this many tokens, and have more than twice as many
+#: two contexts are near copies if they differ by at most this number of tokens, and the longer one has more than twice
+#: this number
 _NEAR_TOKENS = 2
 #: a shortcut is a problem if its accuracy is above chance with p < 0.0005 (one-sided), and by this share of the
 #: distance from chance to 1. The margin is needed because the length of a context also depends on which words its ends
@@ -63,8 +64,8 @@ class Audit:
         visible: number of contexts in which a class word of their task is visible, by word.
         unbalanced: tasks in which the classes have different numbers of contexts.
         balance: of the class words; None for sentences.
-        unknown_share: share of word-like token runs in the corpus that masking does not know; None for sentences.
-        word_share: share of the tokens of the corpus that are in words known to masking; None for sentences.
+        unknown_share: share of word-like token runs in the corpus that masking cannot find; None for sentences.
+        word_share: share of the tokens of the corpus that are in words that masking can find; None for sentences.
     """
 
     n_tasks: int
@@ -148,7 +149,7 @@ def audit(
         visible += _visible_words(both, episode.words, tokenizer)
     chance = float(np.mean(chances))
     above = [name for name in LENGTHS if judge_lengths and _is_above_chance([*excess[name].values()], chance)]
-    of_text = _words_of_text(tasks, tokenizer) if isinstance(tasks, SMLMT) else {}
+    word_shares = _words_of_text(tasks, tokenizer) if isinstance(tasks, SMLMT) else {}
     return Audit(
         n_tasks,
         chance,
@@ -161,14 +162,14 @@ def audit(
         visible,
         unbalanced,
         balance=_balance(words, len(tasks.words), n_tasks) if isinstance(tasks, SMLMT) else None,
-        **of_text,
+        **word_shares,
     )
 
 
 def _shortcuts(
     tasks: SMLMT | SentenceTasks, tokenizer: TextTokenizer, episode: Episode, step: int, index: int
 ) -> Mapping[str, tuple[Integers, Integers]]:
-    """Values of each shortcut for the support and the query contexts, `[contexts, 1]`, by shortcut name."""
+    """Return the values of each shortcut for the support and the query contexts, `[contexts, 1]`, by shortcut name."""
     parts = [{**lengths_of(part, tokenizer), **outer_tokens(part)} for part in (episode.support, episode.query)]
     if isinstance(tasks, SMLMT):
         k_shot = len(episode.support.labels) // episode.n_way
@@ -177,13 +178,13 @@ def _shortcuts(
             positions = tasks.index.positions[occurrences.ravel()].astype(np.int64)
             ends = np.concatenate([[0], tasks.index.document_ends])
             part["document"] = np.searchsorted(ends, positions, side="right")
-            first, behind = ends[part["document"] - 1], ends[part["document"]]
-            part["tenth of the document"] = 10 * (positions - first) // (behind - first)
+            first, end = ends[part["document"] - 1], ends[part["document"]]
+            part["tenth of the document"] = 10 * (positions - first) // (end - first)
     return {name: (parts[0][name][:, None], parts[1][name][:, None]) for name in parts[0]}
 
 
 def _is_above_chance(excess: list[list[float]], chance: float) -> bool:
-    """Whether the accuracy of a shortcut is above chance.
+    """Return whether the accuracy of a shortcut is above chance.
 
     Args:
         excess: correctness (0 or 1) minus chance of each query context, one list per class word. Contexts of a word
@@ -195,12 +196,12 @@ def _is_above_chance(excess: list[list[float]], chance: float) -> bool:
 
 
 def _near_copies(episode: Episode, tokenizer: TextTokenizer) -> int:
-    """Number of query contexts that are near copies of a support context of their class, in any token order."""
+    """Return the number of query contexts that nearly copy a support context of their class, in any token order."""
     found = 0
     for label in range(episode.n_way):
         ids = [part.input_ids[part.labels == label].numpy() for part in (episode.support, episode.query)]
-        tokens, places = np.unique(np.concatenate(ids), return_inverse=True)
-        rows = places.reshape(-1, ids[0].shape[1])
+        tokens, token_numbers = np.unique(np.concatenate(ids), return_inverse=True)
+        rows = token_numbers.reshape(-1, ids[0].shape[1])
         counts = (rows[:, :, None] == np.arange(len(tokens))).sum(axis=1)[:, tokens != tokenizer.pad_id]
         support, query = counts[: len(ids[0])], counts[len(ids[0]) :]
         shared = np.minimum(support[None], query[:, None]).sum(axis=2)
@@ -210,24 +211,24 @@ def _near_copies(episode: Episode, tokenizer: TextTokenizer) -> int:
 
 
 def _visible_words(contexts: Contexts, words: tuple[str, ...], tokenizer: TextTokenizer) -> Counter[str]:
-    """Number of contexts in which each class word is visible."""
+    """Return the number of contexts in which each class word is visible."""
     found = Counter[str]()
     for parts in visible_texts(contexts, tokenizer):
-        there = {word_name(run) for part in parts for run in LETTERS.findall(part)}
-        found.update(word for word in words if word in there)
+        visible = {word_name(run) for part in parts for run in LETTERS.findall(part)}
+        found.update(word for word in words if word in visible)
     return found
 
 
 def _balance(counts: Counter[str], n_words: int, n_tasks: int) -> WordBalance:
-    drawn = np.array([*counts.values(), *[0] * (n_words - len(counts))])
-    expected = drawn.sum() / n_words
+    n_tasks_of_word = np.array([*counts.values(), *[0] * (n_words - len(counts))])
+    expected = n_tasks_of_word.sum() / n_words
     # the classes of a task are distinct, which reduces the variance of the counts
-    per_task = drawn.sum() / n_tasks
-    statistic = ((drawn - expected) ** 2 / expected).sum() * (n_words - 1) / max(n_words - per_task, 1e-9)
+    per_task = n_tasks_of_word.sum() / n_tasks
+    statistic = ((n_tasks_of_word - expected) ** 2 / expected).sum() * (n_words - 1) / max(n_words - per_task, 1e-9)
     return WordBalance(
         n_words,
-        float(drawn.min() / expected),
-        float(drawn.max() / expected),
+        float(n_tasks_of_word.min() / expected),
+        float(n_tasks_of_word.max() / expected),
         float(chi2.sf(statistic, n_words - 1)) if n_words > per_task else 1.0,
     )
 

@@ -39,7 +39,7 @@ MODES: tuple[Mode, ...] = ("head", "full")
 _TRAIN_SHARE, _DEV_SHARE = 0.7, 0.15
 #: smallest decrease of the dev loss that counts as an improvement, because the loss of a memorized set keeps falling
 #: a little [nats per word]
-_LEAST_GAIN = 0.002
+_MIN_LOSS_DECREASE = 0.002
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class FineTuning:
     Attributes:
         max_epochs, max_steps: maximum duration.
         min_steps: optimizer steps before early stopping.
-        patience_epochs, patience_steps: fine-tuning stops after this long without a better F1 or loss on the dev set.
+        patience_epochs, patience_steps: fine-tuning stops after this time without a better F1 or loss on the dev set.
         evaluate_every_steps: minimum steps between evaluations on the dev set, which happen at the ends of epochs.
         batch_size: sentences per step.
         head_lr, body_lr: AdamW learning rates of the classifier and of the decoder.
@@ -100,14 +100,14 @@ class Splits:
         """
         parts: tuple[list[TaggedSentence], ...] = ([], [], [])
         for sentence in sentences:
-            place = keyed_uniform("ner split", *sentence.words)
-            parts[(place >= _TRAIN_SHARE) + (place >= _TRAIN_SHARE + _DEV_SHARE)].append(sentence)
+            position = keyed_uniform("ner split", *sentence.words)
+            parts[(position >= _TRAIN_SHARE) + (position >= _TRAIN_SHARE + _DEV_SHARE)].append(sentence)
         return Splits(*parts)
 
     @property
     def tags(self) -> list[str]:
         """All tags, sorted."""
-        return sorted({tag for part in (self.train, self.dev, self.test) for one in part for tag in one.tags})
+        return sorted({tag for part in (self.train, self.dev, self.test) for sentence in part for tag in sentence.tags})
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class FineTuned:
     Attributes:
         f1: entity F1 on the test set, at the evaluation that is best on the dev set.
         steps: number of optimizer steps.
-        at_limit: whether it stopped at the maximum number of steps while still improving.
+        at_limit: whether fine-tuning stopped at the maximum number of steps while the model was still improving.
     """
 
     f1: float
@@ -140,8 +140,8 @@ def fine_tune(
     The reported evaluation has the best F1 on the dev set, and the lowest dev loss among those with equal F1.
 
     Args:
-        decoder: not modified.
-        seed: of the initial classifier weights and of the order of the sentences.
+        decoder: is not modified.
+        seed: seed of the initial classifier weights and of the order of the sentences.
         max_length: maximum sentence length [tokens]. Later words are predicted as O.
         on_step: called after every optimizer step with the steps so far as a share of the maximum.
     """
@@ -167,7 +167,7 @@ def fine_tune(
     step = scored_at = 0
     while step < stopping.max_steps:
         for chosen in training_batches(train, settings.batch_size, generator):
-            labels = torch.cat([one.labels for one in chosen]).to(classifier.weight.device)
+            labels = torch.cat([sentence.labels for sentence in chosen]).to(classifier.weight.device)
             loss = F.cross_entropy(classifier(states(chosen)), labels)
             optimizer.zero_grad()
             loss.backward()
@@ -204,7 +204,7 @@ class _EarlyStopping:
 
     def is_best(self, step: int, f1: float, loss: float) -> bool:
         """Record the scores of a step. Return whether they are the best so far: by F1, then by loss."""
-        if f1 > self._best[0] or loss < self._lowest_loss - _LEAST_GAIN:
+        if f1 > self._best[0] or loss < self._lowest_loss - _MIN_LOSS_DECREASE:
             self._improved_at, self._lowest_loss = step, min(loss, self._lowest_loss)
         is_best = (f1, -loss) > self._best
         if is_best:
@@ -233,13 +233,13 @@ def _f1_and_loss(
     losses = []
     for chosen in batches_by_length(encoded):
         logits = classifier(states(chosen))
-        labels = torch.cat([one.labels for one in chosen]).to(logits.device)
+        labels = torch.cat([sentence.labels for sentence in chosen]).to(logits.device)
         losses.append(F.cross_entropy(logits, labels, reduction="none"))
-        found = logits.argmax(-1).split([len(one.labels) for one in chosen])
-        best |= {id(one): of_one.tolist() for one, of_one in zip(chosen, found, strict=True)}
+        found = logits.argmax(-1).split([len(sentence.labels) for sentence in chosen])
+        best |= {id(sentence): tag_ids.tolist() for sentence, tag_ids in zip(chosen, found, strict=True)}
     predicted = [
-        [*(tags[place] for place in best[id(one)]), *["O"] * (len(sentence.tags) - len(one.labels))]
-        for one, sentence in zip(encoded, sentences, strict=True)
+        [*(tags[tag_id] for tag_id in best[id(item)]), *["O"] * (len(sentence.tags) - len(item.labels))]
+        for item, sentence in zip(encoded, sentences, strict=True)
     ]
     expected = [list(sentence.tags) for sentence in sentences]
     f1 = float(f1_score(expected, predicted, mode="strict", scheme=IOB2, zero_division=0))
@@ -261,19 +261,19 @@ def evaluate_ner(
         for seed in range(n_seeds)
     ]
     scores = torch.zeros(len(jobs), 3, dtype=torch.float64, device=process.device)
-    mine = range(process.rank, len(jobs), process.world_size)
+    local_jobs = range(process.rank, len(jobs), process.world_size)
     last = ""
-    with progress("fine-tuning runs for token classification, at most", len(mine)) as work:
-        for number, place in enumerate(mine):
-            name, theta, mode, seed = jobs[place]
+    with progress("fine-tuning runs for token classification, at most", len(local_jobs)) as work:
+        for number, job in enumerate(local_jobs):
+            name, theta, mode, seed = jobs[job]
 
             def on_step(share: float, note: str = f"now {name}, seed {seed}{last}", before: int = number) -> None:
                 work.advance(before + share - work.done, note)
 
             decoder = _decoder_at(model, theta)
-            one = fine_tune(decoder, model.tokenizer, splits, mode, seed, max_length, on_step=on_step)
-            scores[place] = torch.tensor([one.f1, one.steps, one.at_limit], dtype=torch.float64)
-            last = f"; previous: {name}, seed {seed}, F1 {100 * one.f1:.1f} % after {one.steps} steps"
+            result = fine_tune(decoder, model.tokenizer, splits, mode, seed, max_length, on_step=on_step)
+            scores[job] = torch.tensor([result.f1, result.steps, result.at_limit], dtype=torch.float64)
+            last = f"; previous: {name}, seed {seed}, F1 {100 * result.f1:.1f} % after {result.steps} steps"
     found: dict[str, list[FineTuned]] = {}
     for (name, *_), (f1, steps, at_limit) in zip(jobs, process.sum_over_ranks(scores).tolist(), strict=True):
         found.setdefault(name, []).append(FineTuned(f1, int(steps), bool(at_limit)))
@@ -291,8 +291,8 @@ def _decoder_at(model: Model, theta: Parameters) -> PicoDecoder:
 
 def write_ner(path: Path, found: dict[str, list[FineTuned]], about: dict[str, object]) -> None:
     """Write F1 and steps by seed, with the metadata `about`, as JSON."""
-    of_each = {
-        key: {name: [getattr(one, key) for one in seeds] for name, seeds in found.items()}
+    by_key = {
+        key: {name: [getattr(run, key) for run in seeds] for name, seeds in found.items()}
         for key in ("f1", "steps", "at_limit")
     }
-    replace_text(path, json.dumps({**about, **of_each}, indent=1) + "\n")
+    replace_text(path, json.dumps({**about, **by_key}, indent=1) + "\n")

@@ -21,17 +21,17 @@ def evaluate_validation_loss(
     process: Process,
     should_continue: Callable[[], bool],
 ) -> float:
-    """Mean next-token cross-entropy over the first `n_rows` rows [nats per token]. A collective.
+    """Return the mean next-token cross-entropy over the first `n_rows` rows [nats per token]. A collective.
 
     When `should_continue` returns False, the rank skips its remaining rows.
     """
     n_rows = min(n_rows, rows.n_rows)
     loss_sum = torch.zeros((), dtype=torch.float64, device=process.device)
-    mine = np.arange(process.rank, n_rows, process.world_size)
-    firsts = range(0, len(mine), micro_batch_size)
+    local_rows = np.arange(process.rank, n_rows, process.world_size)
+    firsts = range(0, len(local_rows), micro_batch_size)
     for first in track(firsts, "computing the validation loss, batches", len(firsts)):
         if not should_continue():
             break
-        batch = rows.read(mine[first : first + micro_batch_size]).to(process.device)
+        batch = rows.read(local_rows[first : first + micro_batch_size]).to(process.device)
         loss_sum += network.language_model_loss(theta, batch).double()
     return float(process.sum_over_ranks(loss_sum)) / (n_rows * rows.sequence_length)

@@ -12,7 +12,7 @@ from pico_ds.evaluation.conll import TaggedSentence
 from pico_ds.model.decoder import PicoDecoder
 
 #: sentences per forward pass without gradients
-_JUDGED_TOGETHER = 64
+_INFERENCE_BATCH_SIZE = 64
 #: number of batches whose sentences are sorted by length together
 _SORTED_BATCHES = 16
 
@@ -34,32 +34,34 @@ class WordStates:
         self._known: dict[int, Tensor] | None = {} if frozen else None
 
     def __call__(self, sentences: Sequence[EncodedSentence]) -> Float[Tensor, "words width"]:
-        """States of all words of the sentences, in order."""
+        """Return the states of all words of the sentences, in order."""
         if self._known is None:
             return self._compute(sentences)
-        return torch.cat([self._known[id(one)] for one in sentences])
+        return torch.cat([self._known[id(sentence)] for sentence in sentences])
 
     @torch.no_grad()
     def compute_once(self, sentences: Sequence[EncodedSentence]) -> None:
         """Compute and cache the states of a frozen decoder for later calls."""
         assert self._known is not None
         for chosen in batches_by_length(sentences):
-            states = self._compute(chosen).split([len(one.last) for one in chosen])
-            self._known |= {id(one): of_one for one, of_one in zip(chosen, states, strict=True)}
+            states = self._compute(chosen).split([len(sentence.last) for sentence in chosen])
+            self._known |= {id(sentence): state for sentence, state in zip(chosen, states, strict=True)}
 
     def _compute(self, sentences: Sequence[EncodedSentence]) -> Float[Tensor, "words width"]:
         device = self._decoder.embedding_proj.weight.device
-        ids = nn.utils.rnn.pad_sequence([one.ids for one in sentences], batch_first=True, padding_value=self._pad_id)
+        ids = nn.utils.rnn.pad_sequence(
+            [sentence.ids for sentence in sentences], batch_first=True, padding_value=self._pad_id
+        )
         hidden = self._decoder.hidden(ids.to(device))
-        rows = torch.cat([torch.full_like(one.last, row) for row, one in enumerate(sentences)])
-        return hidden[rows.to(device), torch.cat([one.last for one in sentences]).to(device)]
+        rows = torch.cat([torch.full_like(sentence.last, row) for row, sentence in enumerate(sentences)])
+        return hidden[rows.to(device), torch.cat([sentence.last for sentence in sentences]).to(device)]
 
 
 def encode_sentences(
     sentences: Sequence[TaggedSentence], tokenizer: TextTokenizer, tags: Sequence[str], max_length: int
 ) -> list[EncodedSentence]:
     """Tokenize sentences. Words that do not end within the first `max_length` tokens are dropped."""
-    number = {tag: place for place, tag in enumerate(tags)}
+    number = {tag: index for index, tag in enumerate(tags)}
     encoded = []
     for sentence in sentences:
         words = tokenizer.encode([word if i == 0 else f" {word}" for i, word in enumerate(sentence.words)])
@@ -73,8 +75,8 @@ def encode_sentences(
 
 def batches_by_length(sentences: Sequence[EncodedSentence]) -> Iterator[list[EncodedSentence]]:
     """Yield all sentences in batches of similar length, which avoids computation on padding."""
-    ordered = sorted(sentences, key=lambda one: len(one.ids))
-    return map(list, _batches(ordered, _JUDGED_TOGETHER))
+    ordered = sorted(sentences, key=lambda sentence: len(sentence.ids))
+    return map(list, _batches(ordered, _INFERENCE_BATCH_SIZE))
 
 
 def training_batches(
@@ -82,10 +84,12 @@ def training_batches(
 ) -> Iterator[list[EncodedSentence]]:
     """Yield all sentences in random batches of similar length: sorted within random groups of several batches."""
     order = torch.randperm(len(sentences), generator=generator).tolist()
-    groups = _batches([sentences[place] for place in order], size * _SORTED_BATCHES)
-    batches = [batch for group in groups for batch in _batches(sorted(group, key=lambda one: len(one.ids)), size)]
-    for place in torch.randperm(len(batches), generator=generator).tolist():
-        yield batches[place]
+    groups = _batches([sentences[index] for index in order], size * _SORTED_BATCHES)
+    batches = [
+        batch for group in groups for batch in _batches(sorted(group, key=lambda sentence: len(sentence.ids)), size)
+    ]
+    for index in torch.randperm(len(batches), generator=generator).tolist():
+        yield batches[index]
 
 
 def _batches(sentences: Sequence[EncodedSentence], size: int) -> Iterator[list[EncodedSentence]]:

@@ -46,7 +46,7 @@ _SETTLING_SECONDS = 1.5
 #: time for a lower rank to notice the failure and to write the summary [s]
 _LOWER_RANK_SECONDS = 5.0
 #: paths of stack frames in which a rank waits for other ranks, or for a device that waits for them
-_WAITING = ("/torch/distributed/", "/deepspeed/comm/", "/torch/cuda/")
+_WAITING_PATHS = ("/torch/distributed/", "/deepspeed/comm/", "/torch/cuda/")
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class FailureReport:
         """Record that the outer loop starts. `steps_done` returns the number of completed outer steps."""
         self._steps_done = steps_done
 
-    def write_of_watchdog(self, reason: str, is_lost_peer: bool) -> None:
+    def write_from_watchdog(self, reason: str, is_lost_peer: bool) -> None:
         """Write the report for a main thread that hangs, either in its own work or in a collective."""
         self.write(reason, "lost_peer" if is_lost_peer else "waited" if waits_for_others() else "hang")
 
@@ -118,8 +118,8 @@ class FailureReport:
             self._directory.mkdir(parents=True, exist_ok=True)
             write_durably(path, self._log(found, error).encode(errors="backslashreplace"))
         with self._printing_problems():
-            _tell_launcher(found, path)
-        if self._is_to_summarize(cause):
+            _write_torchrun_error(found, path)
+        if self._must_summarize(cause):
             self._summarize(found)
 
     @contextmanager
@@ -127,8 +127,8 @@ class FailureReport:
         try:
             yield
         except OSError as error:
-            sentence = describe_os_error(error, self._directory)
-            print(f"rank {self._process.rank}: cannot record this failure: {sentence}", file=sys.stderr, flush=True)
+            problem = describe_os_error(error, self._directory)
+            print(f"rank {self._process.rank}: cannot record this failure: {problem}", file=sys.stderr, flush=True)
 
     def _log(self, found: RankFailure, error: BaseException | str) -> str:
         memory = psutil.virtual_memory()
@@ -148,7 +148,7 @@ class FailureReport:
         ]
         return "\n".join(lines) + "\n"
 
-    def _is_to_summarize(self, cause: Cause) -> bool:
+    def _must_summarize(self, cause: Cause) -> bool:
         """Return whether this rank must write the summary, because no lower rank has done so in time."""
         if self._process.world_size == 1:
             return True
@@ -183,8 +183,8 @@ class FailureReport:
         others = [failure for failure in read_failures(self._directory) if failure.rank != own.rank]
         failures = sorted([*others, own], key=lambda failure: failure.at)
         logged, dead = {failure.rank for failure in failures}, set(self._process.lost_ranks())
-        here = host_digest()
-        alive = {rank for rank, (host, _) in enumerate(self._process.peers) if host == here} - dead
+        this_host = host_digest()
+        alive = {rank for rank, (host, _) in enumerate(self._process.peers) if host == this_host} - dead
         first, rest = describe_first_failure(failures, sorted(dead - logged), sorted(alive - logged))
         lines = ["the run failed", f"  first      {first}"]
         lines += [f"  others     {text}" for text in rest]
@@ -197,7 +197,7 @@ class FailureReport:
         return "\n".join(lines) + "\n"
 
 
-def _tell_launcher(found: RankFailure, log: Path) -> None:
+def _write_torchrun_error(found: RankFailure, log: Path) -> None:
     """Write the error and its time for torchrun, whose report otherwise has no message and may blame a later rank."""
     if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
         content = {"message": f"{found.error}; see {log}", "timestamp": int(found.at)}
@@ -217,19 +217,19 @@ def read_failures(directory: Path) -> list[RankFailure]:
     return sorted(found, key=lambda failure: failure.at)
 
 
-def describe_first_failure(failures: list[RankFailure], dead: list[int], mute: list[int]) -> tuple[str, list[str]]:
+def describe_first_failure(failures: list[RankFailure], dead: list[int], silent: list[int]) -> tuple[str, list[str]]:
     """Return a sentence about the rank that failed first, and sentences about the other ranks.
 
     Args:
         failures: logged failures, in order of time.
         dead: ranks of this node that died without a log.
-        mute: ranks of this node that are alive and have no log.
+        silent: ranks of this node that are alive and have no log.
     """
     own = [failure for failure in failures if failure.cause in ("error", "hang")]
     killed = [f"rank {rank} died without an error message: killed by a signal, or out of memory" for rank in dead]
     sentences = [f"rank {failure.rank}, after {failure.step} steps: {failure.error}" for failure in own] + killed
     if not sentences and any(failure.cause == "waited" for failure in failures):
-        sentences = [f"rank {rank} hangs outside of Python, and the other ranks waited for it" for rank in mute]
+        sentences = [f"rank {rank} hangs outside of Python, and the other ranks waited for it" for rank in silent]
     if not sentences:
         sentences = [f"rank {failure.rank}, after {failure.step} steps: {failure.error}" for failure in failures[:1]]
         failures = failures[1:]
@@ -245,7 +245,7 @@ def waits_for_others() -> bool:
     """Return whether the main thread of this process waits in a collective or for a device."""
     frame = sys._current_frames().get(threading.main_thread().ident or 0)
     while frame is not None:
-        if any(part in frame.f_code.co_filename for part in _WAITING):
+        if any(part in frame.f_code.co_filename for part in _WAITING_PATHS):
             return True
         frame = frame.f_back
     return False

@@ -44,8 +44,8 @@ class LauncherChain:
         except psutil.Error:
             ancestors = []
         is_rank = int(os.environ.get("WORLD_SIZE", "1")) > 1
-        length = _length([(one.name(), _command_line(one)) for one in ancestors], is_rank)
-        return cls([one.pid for one in ancestors[:length]])
+        length = _length([(process.name(), _command_line(process)) for process in ancestors], is_rank)
+        return cls([process.pid for process in ancestors[:length]])
 
     @property
     def is_broken(self) -> bool:
@@ -54,7 +54,7 @@ class LauncherChain:
 
 
 def _length(ancestors: Iterable[tuple[str, list[str]]], is_rank: bool) -> int:
-    """Return how many ancestors are in the chain.
+    """Return the number of ancestors in the chain.
 
     Args:
         ancestors: names and command lines, starting with the parent.
@@ -62,12 +62,12 @@ def _length(ancestors: Iterable[tuple[str, list[str]]], is_rank: bool) -> int:
     """
     length, only_shells = int(is_rank), True
     ignores_hangup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-    for place, (name, command) in enumerate(ancestors, start=1):
+    for position, (name, command) in enumerate(ancestors, start=1):
         if is_launcher(command, name):
-            length, only_shells = place, True
+            length, only_shells = position, True
         elif name in _CONNECTIONS:
             # include the connection if only the shells of a remote command are in between, and SIGHUP is not ignored
-            return place if length and only_shells and not ignores_hangup else length
+            return position if length and only_shells and not ignores_hangup else length
         elif not (Path(command[0]).name in _SHELLS and "-c" in command if command else False):
             only_shells = False
     return length

@@ -27,37 +27,37 @@ class StopSignals:
     """
 
     def __init__(self) -> None:
-        self._noted: str | None = None
+        self._received: str | None = None
         self._is_installed = False
         self._interrupted_at: float | None = None
         self._previous: dict[signal.Signals, Any] = {}
         self._launchers = LauncherChain.of_this_process()
-        threading.Thread(target=self._watch, name="launchers", daemon=True).start()
+        threading.Thread(target=self._watch_launchers, name="launchers", daemon=True).start()
 
     @property
     def received(self) -> str | None:
         """Name of the signal or reason to stop, or None."""
-        return self._noted
+        return self._received
 
     def install(self) -> None:
-        """Record signals from now on instead of dying. A second SIGINT raises KeyboardInterrupt."""
+        """Record signals from now on, instead of ending the process. A second SIGINT raises KeyboardInterrupt."""
         self._is_installed = True
         for number in _SIGNALS:
             # nohup ignores SIGHUP, and a shell ignores SIGINT for a command in the background
             if signal.getsignal(number) != signal.SIG_IGN:
-                self._previous[number] = signal.signal(number, self._note)
+                self._previous[number] = signal.signal(number, self._record)
 
     def uninstall(self) -> None:
         """Restore the signal handlers that `install` replaced."""
         while self._previous:
             signal.signal(*self._previous.popitem())
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _record(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT:
-            self._note_interrupt()
-        self._noted = signal.Signals(number).name
+            self._record_interrupt()
+        self._received = signal.Signals(number).name
 
-    def _note_interrupt(self) -> None:
+    def _record_interrupt(self) -> None:
         """
         Raises:
             KeyboardInterrupt: the user pressed Ctrl-C again.
@@ -71,11 +71,11 @@ class StopSignals:
         elif now - self._interrupted_at > _SAME_PRESS_SECONDS:
             raise KeyboardInterrupt
 
-    def _watch(self) -> None:
+    def _watch_launchers(self) -> None:
         pause = threading.Event()
         while not self._launchers.is_broken:
             pause.wait(_WATCH_SECONDS)
-        self._noted = self._noted or LAUNCHER_DIED
+        self._received = self._received or LAUNCHER_DIED
         if not self._is_installed:
             print(f"{LAUNCHER_DIED}: exiting before the first step", file=sys.stderr, flush=True)
             os.kill(os.getpid(), signal.SIGKILL)

@@ -47,7 +47,7 @@ class Watchdog:
         self._on_end = on_end
         self._timeout, self._rank, self._lost_ranks = timeout_seconds, rank, lost_ranks
         self._path = directory / f"stacks_rank_{rank}.txt"
-        self._last = time.monotonic()
+        self._last_beat = time.monotonic()
         self._stopped = threading.Event()
         self._file: TextIO | None = None
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
@@ -60,7 +60,7 @@ class Watchdog:
         self.stop()
 
     def start(self) -> None:
-        """Start to watch."""
+        """Start watching."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         # append, because the stacks of an earlier start are evidence
         self._file = self._path.open("a", encoding="utf-8")
@@ -69,7 +69,7 @@ class Watchdog:
 
     def beat(self) -> None:
         """Record that there was progress."""
-        self._last = time.monotonic()
+        self._last_beat = time.monotonic()
         if self._file is not None:
             backup = self._timeout + 2 * _GRACE_SECONDS
             faulthandler.dump_traceback_later(backup, exit=True, file=self._file)
@@ -92,12 +92,12 @@ class Watchdog:
         lost_since: float | None = None
         while not self._stopped.wait(min(1.0, self._timeout / 10)):
             now = time.monotonic()
-            if now - self._last > self._timeout:
+            if now - self._last_beat > self._timeout:
                 self._end(f"no progress for {self._timeout:g} s (training.hang_timeout_seconds)", is_lost_peer=False)
             if not (lost := self._lost_ranks()):
                 continue
             lost_since = lost_since or now
-            if now - max(lost_since, self._last) > _LOST_SECONDS:
+            if now - max(lost_since, self._last_beat) > _LOST_SECONDS:
                 died = f"rank {', '.join(map(str, lost))} of this node has died, and this rank waits for it"
                 self._end(died, is_lost_peer=True)
 

@@ -11,7 +11,7 @@ _LAST_BLOCKS = re.compile(r"last_(\d+)_blocks?")
 
 @lru_cache(maxsize=16)
 def adapted_names(adapt: str, names: tuple[str, ...], n_layers: int) -> frozenset[str]:
-    """The names of the decoder's weights that `meta.adapt` selects. The head is always adapted.
+    """Return the names of the decoder's weights that `meta.adapt` selects. The head is always adapted.
 
     Args:
         adapt: all, head, last_<k>_blocks (includes the final norm), or a regular expression that is searched in the

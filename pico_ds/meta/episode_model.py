@@ -45,7 +45,7 @@ class EpisodeModel:
         training: bool,
         shared: bool = False,
     ) -> "EpisodeModel":
-        """The model at the meta-parameters `theta`.
+        """Return the model at the meta-parameters `theta`.
 
         Args:
             training: apply the head's dropout.
@@ -57,23 +57,23 @@ class EpisodeModel:
         return EpisodeModel(network, head, episode, readout, leaves, own, dropout)
 
     def features(self, body: Parameters, contexts: Contexts) -> Float[Tensor, "*tasks contexts width"]:
-        """Features of contexts, computed with the decoder weights `body`."""
+        """Return the features of contexts, computed with the decoder weights `body`."""
         return self.network.features(body, contexts, self.readout)
 
     def scores(self, head: HeadWeights, features: Tensor, call: int) -> Float[Tensor, "*tasks contexts n_way"]:
-        """Class scores of features. The dropout masks depend on `call`."""
+        """Return the class scores of features. The dropout masks depend on `call`."""
         has_tasks = self.episode.n_tasks is not None
         return self.head.logits(head, features, keyed_dropout(self.dropout, self.episode.keys, call, has_tasks))
 
     def logits(
         self, body: Parameters, head: HeadWeights, contexts: Contexts, call: int = 0
     ) -> Float[Tensor, "*tasks contexts n_way"]:
-        """Class scores of contexts, computed with the decoder weights `body` and the head `head`."""
+        """Return the class scores of contexts, computed with the decoder weights `body` and the head `head`."""
         return self.scores(head, self.features(body, contexts), call)
 
 
 def task_leaves(theta: Parameters, n_tasks: int | None = None) -> dict[str, Tensor]:
-    """The decoder's parameters that a task loss depends on, as leaves that share storage with `theta`.
+    """Return the decoder's parameters that a task loss depends on, as leaves that share storage with `theta`.
 
     Args:
         n_tasks: add a first axis of this size, with separate leaves for each task.
@@ -87,19 +87,19 @@ def task_leaves(theta: Parameters, n_tasks: int | None = None) -> dict[str, Tens
 def task_loss(
     logits: Float[Tensor, "*tasks contexts n_way"], labels: Int[Tensor, "*tasks contexts"]
 ) -> Float[Tensor, "*tasks"]:
-    """Mean cross-entropy over the contexts of each task."""
+    """Return the mean cross-entropy over the contexts of each task."""
     losses = F.cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction="none")
     return losses.unflatten(0, labels.shape).mean(-1)
 
 
 def accuracy(logits: Float[Tensor, "*tasks contexts n_way"], contexts: Contexts) -> Float[Tensor, "*tasks"]:
-    """Fraction of the contexts whose largest logit is that of the label."""
+    """Return the fraction of the contexts whose largest logit is that of the label."""
     return (logits.argmax(-1) == contexts.labels).float().mean(-1)
 
 
 @torch.no_grad()
 def displacement(theta: Parameters, fast: Mapping[str, Tensor]) -> Float[Tensor, "*tasks"]:
-    """||fast - theta|| / ||theta|| over the given weights, for each task."""
+    """Return ||fast - theta|| / ||theta|| over the given weights, for each task."""
     start = [theta[name] for name in fast]
     moved = [weight - before for weight, before in zip(fast.values(), start, strict=True)]
     return total_norm(moved, by_task=moved[0].ndim > start[0].ndim) / total_norm(start)

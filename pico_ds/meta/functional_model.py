@@ -37,12 +37,12 @@ class FunctionalModel:
         feature_squared_norm: float,
         compile_mode: CompileMode = "none",
         compile_backend: str = "inductor",
-        attend_together: Attend = math_attention,
+        attend_batch: Attend = math_attention,
         tasks_differ: bool = False,
     ) -> None:
         """
         Args:
-            attend_together: attention for a batch of tasks, under `torch.func.vmap`.
+            attend_batch: attention for a batch of tasks, under `torch.func.vmap`.
             compile_mode: `model` compiles the whole network as one graph, `block` compiles each decoder block.
             compile_backend: backend of torch.compile.
             tasks_differ: tasks have different numbers of contexts. A compiled network then pads the contexts, so that
@@ -55,7 +55,7 @@ class FunctionalModel:
         #: the parameters that the hidden states depend on, in a fixed order, because another set compiles another graph
         self._names = [name for name, _ in skeleton.named_parameters() if is_body_parameter(name)]
         self._ndim = skeleton.get_parameter(self._names[0]).ndim
-        self._skeleton_of_tasks = skeleton.with_attention(attend_together)
+        self._skeleton_of_tasks = skeleton.with_attention(attend_batch)
         self._run: Callable[..., Tensor] = self._call
         self._on_chunk = chunk_loss_and_gradients
         #: update of the inner loop; if compiled, one pass over the weights computes the new weights and their cast
@@ -82,7 +82,7 @@ class FunctionalModel:
     def hidden(
         self, parameters: Parameters, input_ids: Int[Tensor, "*tasks batch seq"]
     ) -> Float[Tensor, "*tasks batch seq width"]:
-        """States of the decoder's last block, in the compute type.
+        """Return the states of the decoder's last block, in the compute type.
 
         Args:
             parameters: in the model's shapes, or all with a first axis of tasks for separate weights of each task.
@@ -110,17 +110,17 @@ class FunctionalModel:
     def features(
         self, parameters: Parameters, contexts: Contexts, readout: Readout
     ) -> Float[Tensor, "*tasks contexts width"]:
-        """Features of each context, fp32, scaled to a fixed norm."""
+        """Return the features of each context, fp32, scaled to a fixed norm."""
         return self.scaled(self.readout_states(parameters, contexts, readout))
 
     def scaled(self, states: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows width"]:
-        """Features: states at readout positions, scaled to a fixed norm."""
+        """Return features: states at readout positions, scaled to a fixed norm."""
         return self.feature_length * F.normalize(states, dim=-1)
 
     def readout_states(
         self, parameters: Parameters, contexts: Contexts, readout: Readout
     ) -> Float[Tensor, "*tasks contexts width"]:
-        """The state of each context at its readout position, fp32. For `mean`, the mean over the context's tokens."""
+        """Return the state of each context at its readout, fp32; the mean over its tokens if the readout is `mean`."""
         count, input_ids = contexts.input_ids.shape[-2], contexts.input_ids
         if self._pads_contexts:
             input_ids = F.pad(input_ids, (0, 0, 0, _padded_count(count) - count))
@@ -130,7 +130,7 @@ class FunctionalModel:
     def at_readout(
         states: Float[Tensor, "*tasks contexts seq width"], contexts: Contexts, readout: Readout
     ) -> Float[Tensor, "*tasks contexts width"]:
-        """The state of each context at its readout position, fp32. For `mean`, the mean over the context's tokens."""
+        """Return the state of each context at its readout, fp32; the mean over its tokens if the readout is `mean`."""
         states = states.float()
         if readout == "mean":
             real = torch.arange(states.shape[-2], device=states.device) < contexts.lengths[..., None]
@@ -138,7 +138,7 @@ class FunctionalModel:
         return states.take_along_dim(contexts.readout_index[..., None, None], dim=-2).squeeze(-2)
 
     def language_model_loss(self, parameters: Parameters, rows: Int[Tensor, "rows length"]) -> Float[Tensor, ""]:
-        """SUM of the next-token cross-entropies of the rows, in nats, fp32."""
+        """Return the SUM of the next-token cross-entropies of the rows, in nats, fp32."""
         return self.vocabulary_loss(
             parameters, self.hidden(parameters, rows[:, :-1]).flatten(0, 1), rows[:, 1:].flatten()
         )
@@ -146,19 +146,19 @@ class FunctionalModel:
     def vocabulary_loss(
         self, parameters: Parameters, states: Float[Tensor, "count width"], targets: Int[Tensor, " count"]
     ) -> Float[Tensor, ""]:
-        """SUM of the cross-entropies of tokens, computed from states of the last block, in nats, fp32."""
+        """Return the SUM of the cross-entropies of tokens, computed from states of the last block, in nats, fp32."""
         projection = parameters[OUTPUT_PROJECTION].to(self.compute_dtype)
         return linear_cross_entropy(states.to(self.compute_dtype), projection, targets, on_chunk=self._on_chunk)
 
     def token_losses(
         self, parameters: Parameters, states: Float[Tensor, "count width"], targets: Int[Tensor, " count"]
     ) -> Float[Tensor, " count"]:
-        """Cross-entropy of each token, from states of the last block, in nats, fp32; 0 for a target of -100."""
+        """Return the cross-entropy of each token from states of the last block [nats], fp32; 0 for target -100."""
         projection = parameters[OUTPUT_PROJECTION].to(self.compute_dtype)
         return token_cross_entropies(states.to(self.compute_dtype), projection, targets)
 
 
 def _padded_count(count: int) -> int:
-    """`count` rounded up to the next 2^k or 3 * 2^k."""
+    """Return `count` rounded up to the next 2^k or 3 * 2^k."""
     power = 1 << (count - 1).bit_length()
     return power * 3 // 4 if power >= 4 and count <= power * 3 // 4 else power

@@ -18,7 +18,7 @@ logger = logging.getLogger("pico_ds")
 
 
 def build_functional_model(config: RunConfig, vocab_size: int, device: torch.device) -> FunctionalModel:
-    """The functional model with the configured attention kernel and compilation.
+    """Return the functional model with the configured attention kernel and compilation.
 
     Raises:
         ConfigError: the configured attention kernel is not available.
@@ -29,18 +29,18 @@ def build_functional_model(config: RunConfig, vocab_size: int, device: torch.dev
     contexts = config.smlmt.context_tokens + LAYOUT_EXTRA_TOKENS
     has_tasks = config.meta_ratio > 0 or config.evaluation.n_tasks > 0
     lengths = sorted({config.data.sequence_length, *([contexts] if has_tasks else [])})
-    chosen, attend = choose_attention(model.attention, device, dtype, *heads, lengths)
+    kernel, attend = choose_attention(model.attention, device, dtype, *heads, lengths)
     skeleton = build_model_skeleton(model, config.meta, config.smlmt.n_ways[1], vocab_size, attend, recompute)
-    together = math_attention
-    apart = not make_learner(config.meta, skeleton.decoder).shares_weights
-    if config.meta_ratio and apart and tasks_per_batch(config, skeleton, device.type == "cuda") > 1:
-        _, together = choose_batched_attention(chosen, attend, device, dtype, *heads, contexts)
+    batch_attention = math_attention
+    has_separate_weights = not make_learner(config.meta, skeleton.decoder).shares_weights
+    if config.meta_ratio and has_separate_weights and tasks_per_batch(config, skeleton, device.type == "cuda") > 1:
+        _, batch_attention = choose_batched_attention(kernel, attend, device, dtype, *heads, contexts)
     return FunctionalModel(
         skeleton,
         dtype,
         config.meta.feature_squared_norm,
         compile_mode=_compile_mode(config, device),
-        attend_together=together,
+        attend_batch=batch_attention,
         tasks_differ=config.smlmt.has_ranges,
     )
 

@@ -28,19 +28,19 @@ class GradientSum:
         """Add gradients. The caller must not use the tensors again, because they may become the sum."""
         sums, added = [], []
         for name, gradient in zip(names, gradients, strict=True):
-            if (held := self._sums.get(name)) is None:
+            if (current := self._sums.get(name)) is None:
                 self._sums[name] = gradient
                 continue
-            self._sums[name] = held.float()
+            self._sums[name] = current.float()
             sums.append(self._sums[name])
             added.append(gradient)
         if sums:
             torch._foreach_add_(sums, added)
 
     def result(self) -> dict[str, Tensor]:
-        """The sum in the types of the parameters, with zeros for parameters without gradients. Empties the sum."""
-        found = {}
+        """Return the sum in the types of the parameters, with zeros if there is no gradient, and clear the sum."""
+        gradients = {}
         for name, weight in self._theta.items():
-            held = self._sums.pop(name, None)
-            found[name] = torch.zeros_like(weight) if held is None else held.to(weight.dtype)
-        return found
+            current = self._sums.pop(name, None)
+            gradients[name] = torch.zeros_like(weight) if current is None else current.to(weight.dtype)
+        return gradients

@@ -34,7 +34,7 @@ class Head(ABC):
         self.config = config
 
     def module(self, width: int, n_way: int, vocab_size: int) -> nn.Module | None:
-        """The head's meta-parameters, if it has any. They are `head.*` in a MetaModel."""
+        """Return the head's meta-parameters, if it has any. They are `head.*` in a MetaModel."""
         return None
 
     def initialize(self, module: nn.Module, generator: torch.Generator) -> None:
@@ -42,7 +42,7 @@ class Head(ABC):
         raise AssertionError("this head has no parameters")
 
     def n_way(self, own: Mapping[str, Tensor]) -> int | None:
-        """The number of classes that every task must have; None if any number works.
+        """Return the number of classes that every task must have; None if any number works.
 
         Args:
             own: the parameters of `module`.
@@ -53,7 +53,7 @@ class Head(ABC):
     def start(
         self, own: Mapping[str, Tensor], features: Float[Tensor, "*tasks contexts width"], episode: Episode
     ) -> HeadWeights:
-        """The classifier before the first inner step, differentiable.
+        """Return the classifier before the first inner step, differentiable.
 
         Args:
             own: the parameters of `module`, shared by all tasks.
@@ -63,7 +63,7 @@ class Head(ABC):
     def logits(
         self, weights: HeadWeights, features: Float[Tensor, "*tasks contexts width"], drop: Drop = None
     ) -> Float[Tensor, "*tasks contexts n_way"]:
-        """Class scores of each context."""
+        """Return the class scores of each context."""
         return affine(weights["weight"], weights["bias"], features)
 
 
@@ -171,7 +171,7 @@ HEADS: dict[str, type[Head]] = {
 
 
 def make_head(config: MetaConfig) -> Head:
-    """The head that `meta.head` names."""
+    """Return the head that `meta.head` names."""
     return HEADS[config.head](config)
 
 
@@ -180,7 +180,7 @@ def affine(
     bias: Float[Tensor, "*tasks out"],
     values: Float[Tensor, "*tasks contexts width"],
 ) -> Float[Tensor, "*tasks contexts out"]:
-    """A linear layer. If the weights have a first axis of tasks, each task uses its own weights."""
+    """Apply a linear layer. If the weights have a first axis of tasks, each task uses its own weights."""
     if weight.ndim == 2:
         return F.linear(values, weight, bias)
     return torch.baddbmm(bias[:, None], values, weight.mT)
@@ -189,14 +189,14 @@ def affine(
 def class_means(
     values: Float[Tensor, "*tasks contexts width"], labels: Int[Tensor, "*tasks contexts"], n_way: int
 ) -> Float[Tensor, "*tasks n_way width"]:
-    """Mean of the values of each class."""
+    """Return the mean of the values of each class."""
     # not F.one_hot, because it reads the labels on the host
     members = (labels[..., None] == torch.arange(n_way, device=labels.device)).to(values.dtype)
     return (members.mT @ values) / members.sum(-2)[..., None]
 
 
 def keyed_dropout(rate: float, keys: tuple[int, ...], call: int, has_tasks: bool) -> Drop:
-    """Inverted dropout whose masks depend only on the keys of the tasks, so they do not depend on the number of ranks.
+    """Return inverted dropout. Its masks depend only on the keys of the tasks, and not on the number of ranks.
 
     Args:
         call: number of the pass through the head; each pass has different masks.
@@ -231,5 +231,5 @@ def _xavier(module: nn.Module, generator: torch.Generator) -> None:
 
 
 def own_parameters(parameters: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    """The entries whose name starts with `prefix`, by name without the prefix."""
+    """Return the entries whose name starts with `prefix`, by name without the prefix."""
     return {name.removeprefix(prefix): value for name, value in parameters.items() if name.startswith(prefix)}

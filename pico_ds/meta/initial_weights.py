@@ -11,7 +11,7 @@ from pico_ds.model.pretrained import load_initial_weights
 
 
 def initial_module(config: RunConfig, with_source: bool = True) -> MetaModel:
-    """The model before training: randomly initialized, or loaded from `model.init_from`.
+    """Return the model before training: randomly initialized, or loaded from `model.init_from`.
 
     Args:
         config: must contain `model.vocab_size`.
@@ -30,12 +30,12 @@ def initial_module(config: RunConfig, with_source: bool = True) -> MetaModel:
 
 
 def initial_weights_name(config: RunConfig) -> str:
-    """The name of the initial weights in tables and figures."""
+    """Return the name of the initial weights in tables and figures."""
     return "untrained" if config.model.init_from is None else "initial weights"
 
 
 def initial_parameters(config: RunConfig, device: torch.device) -> Parameters:
-    """The initial weights in the run's precision, as the engine holds them."""
+    """Return the initial weights in the run's precision, as the engine holds them."""
     dtype = COMPUTE_DTYPE[config.training.precision]
     module = initial_module(config)
     return {name: weight.detach().to(device, dtype) for name, weight in module.named_parameters()}

@@ -26,7 +26,7 @@ class InnerLoopSpec:
             rates are learned.
         steps: number of inner steps.
         adapts_head: whether the head is adapted.
-        momentum: of the inner optimizer; 0 for none.
+        momentum: momentum of the inner optimizer; 0 for none.
         max_grad_norm: the inner gradients are clipped to this norm; 0 for no clipping.
         alternates: steps 1, 3, ... use the query set instead of the support set.
         keeps_sums: return the sum of the inner gradients.
@@ -110,7 +110,7 @@ def run_inner_steps(
     """
     names = list(start)
     negative_rates = [-sgd.rates[name] for name in names]
-    narrow = any(weight.dtype.itemsize < torch.float32.itemsize for weight in start.values())
+    is_half_precision = any(weight.dtype.itemsize < torch.float32.itemsize for weight in start.values())
     fast, leaves = [weight.detach() for weight in start.values()], list(start.values())
     first_norm = torch.zeros(() if sgd.n_tasks is None else (sgd.n_tasks,), device=fast[0].device)
     for step in range(sgd.steps):
@@ -123,7 +123,7 @@ def run_inner_steps(
                 first_norm = total_norm(gradients, by_task=sgd.n_tasks is not None)
             if sgd.condition is not None:
                 gradients = sgd.condition(gradients)
-            if step == sgd.steps - 1 and narrow and not sgd.measure:
+            if step == sgd.steps - 1 and is_half_precision and not sgd.measure:
                 leaves = sgd.update.last(fast, gradients, negative_rates)
             elif step == 0:
                 fast, leaves = sgd.update.first(fast, gradients, negative_rates)
@@ -134,8 +134,8 @@ def run_inner_steps(
         if after_step is not None and step < sgd.steps - 1:
             named = dict(zip(names, fast, strict=True)) if sgd.measure else None
             after_step(step + 1, named, dict(zip(names, leaves, strict=True)))
-    found = dict(zip(names, fast, strict=True)) if sgd.measure else None
-    return dict(zip(names, leaves, strict=True)), found, first_norm
+    fast_weights = dict(zip(names, fast, strict=True)) if sgd.measure else None
+    return dict(zip(names, leaves, strict=True)), fast_weights, first_norm
 
 
 #: (number of steps, weights after these steps)
@@ -152,7 +152,7 @@ def adapt(model: EpisodeModel, spec: InnerLoopSpec, after_step: AfterAdaptation 
         after_step: called after every step except the last.
     """
     episode, leaves = model.episode, model.leaves
-    chosen = [name for name in leaves if name in spec.rates]
+    adapted_names = [name for name in leaves if name in spec.rates]
     frozen = {name: weight.detach() for name, weight in leaves.items() if name not in spec.rates}
     batches = (episode.support, episode.query) if spec.alternates else (episode.support,)
     first_features = model.features(leaves if spec.keeps_graph else {**leaves, **frozen}, episode.support)
@@ -160,8 +160,8 @@ def adapt(model: EpisodeModel, spec: InnerLoopSpec, after_step: AfterAdaptation 
     start_head = {name: weight.detach().requires_grad_() for name, weight in initial_head.items()}
     first_logits = model.scores(start_head, first_features, call=0)
     # if only the head is adapted, the features are the same in every step
-    constant = [] if chosen else [first_features.detach()]
-    if not chosen and spec.alternates:
+    constant = [] if adapted_names else [first_features.detach()]
+    if not adapted_names and spec.alternates:
         with torch.no_grad():
             constant.append(model.features(leaves, episode.query))
 
@@ -185,8 +185,8 @@ def adapt(model: EpisodeModel, spec: InnerLoopSpec, after_step: AfterAdaptation 
             norm,
         )
 
-    start = {name: leaves[name] for name in chosen}
-    rates = {name: spec.rates[name] for name in chosen}
+    start = {name: leaves[name] for name in adapted_names}
+    rates = {name: spec.rates[name] for name in adapted_names}
     if spec.adapts_head:
         start |= {HEAD + name: weight for name, weight in start_head.items()}
         rates |= dict.fromkeys((HEAD + name for name in start_head), spec.rates["head"])
@@ -196,15 +196,15 @@ def adapt(model: EpisodeModel, spec: InnerLoopSpec, after_step: AfterAdaptation 
         by_task = episode.n_tasks is not None
         condition = Conditioner(spec.max_grad_norm, spec.momentum, by_task, spec.keeps_sums)
     sgd = InnerSgd(rates, spec.steps, spec.keeps_graph, episode.n_tasks, spec.measure, model.network.update, condition)
-    each = None if after_step is None else lambda count, fast, now: after_step(count, adapted_at(fast, now, no_norm))
-    adapted, fast, first_gradient_norm = run_inner_steps(inner_loss, start, sgd, each)
-    found = adapted_at(fast, adapted, first_gradient_norm)
+    on_step = None if after_step is None else lambda count, fast, now: after_step(count, adapted_at(fast, now, no_norm))
+    adapted, fast, first_gradient_norm = run_inner_steps(inner_loss, start, sgd, on_step)
+    result = adapted_at(fast, adapted, first_gradient_norm)
     if condition is not None and spec.keeps_sums:
-        found.gradient_sums.update(zip(start, condition.sums, strict=True))
-    return found
+        result.gradient_sums.update(zip(start, condition.sums, strict=True))
+    return result
 
 
 def _split(fast: Parameters, start_head: HeadWeights) -> tuple[dict[str, Tensor], HeadWeights]:
-    """The decoder's weights and the head's. A head that is not adapted keeps its initial weights."""
+    """Return the weights of the decoder and of the head. A head that is not adapted keeps its initial weights."""
     body = {name: weight for name, weight in fast.items() if not name.startswith(HEAD)}
     return body, {name: fast.get(HEAD + name, weight) for name, weight in start_head.items()}

@@ -31,7 +31,7 @@ class Update(NamedTuple):
 
 
 def first_step(weights: Tensors, gradients: Tensors, negative_rates: Rates) -> tuple[Tensors, Tensors]:
-    """New weights, at least in fp32, and leaves in the types of the gradients.
+    """Return new weights, at least in fp32, and leaves in the types of the gradients.
 
     The caller must not use the gradients again: in fp32 their storage becomes the new weights, which avoids a third
     copy of the model.
@@ -51,7 +51,7 @@ def next_step(fast: Tensors, gradients: Tensors, negative_rates: Rates) -> Tenso
 
 
 def last_step(weights: Tensors, gradients: Tensors, negative_rates: Rates) -> Tensors:
-    """Leaves in the types of the gradients, if the fp32 weights are not needed. Changes none of its arguments."""
+    """Return leaves in the types of the gradients, if fp32 weights are not needed. Does not change its arguments."""
     return [
         (weight + rate * gradient.to(_wide(gradient))).to(gradient.dtype)
         for weight, gradient, rate in zip(weights, gradients, negative_rates, strict=True)
@@ -90,7 +90,7 @@ class Conditioner:
         self.sums: Tensors = []
 
     def __call__(self, gradients: Tensors) -> Tensors:
-        """The processed gradients in the same types. The given gradients may be overwritten."""
+        """Return the processed gradients without changing their types. The arguments may be overwritten."""
         if self._max_norm:
             norm = total_norm(gradients, self._by_task)
             # the same formula as torch.nn.utils.clip_grad_norm_
@@ -115,7 +115,7 @@ class Conditioner:
 
 
 def total_norm(tensors: Iterable[Tensor], by_task: bool = False) -> Float[Tensor, "*tasks"]:
-    """The norm of all tensors together, at least in fp32; with `by_task`, one norm for each index of the first axis."""
+    """Return the norm of all tensors together, at least in fp32; with `by_task`, one per index of the first axis."""
     found = list(tensors)
     dtype = torch.promote_types(found[0].dtype, torch.float32)
     if by_task:

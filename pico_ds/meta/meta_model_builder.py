@@ -15,7 +15,7 @@ _CPU = torch.device("cpu")
 def build_meta_model(
     model: ModelConfig, meta: MetaConfig, n_way: int, vocab_size: int, seed: int, device: torch.device = _CPU
 ) -> MetaModel:
-    """A newly initialized model. Its weights depend only on the seed and the kind of device."""
+    """Return a newly initialized model. Its weights depend only on the seed and the kind of device."""
     # skip the default initialization of torch modules, which would double the time
     module = build_model_skeleton(model, meta, n_way, vocab_size).to_empty(device=device)
     generator = torch.Generator(device).manual_seed(seed)
@@ -37,7 +37,7 @@ def build_model_skeleton(
     attend: Attend = causal_attention,
     recompute: Recompute = "none",
 ) -> MetaModel:
-    """The same module on the meta device, for `torch.func.functional_call`, so that no hook of DeepSpeed applies to it.
+    """Return the module on the meta device, for `torch.func.functional_call`. No hook of DeepSpeed applies to it.
 
     Args:
         n_way: largest number of classes of a task.

@@ -14,7 +14,7 @@ _AUTO_BYTES = 8 * 2**30
 
 
 def tasks_per_batch(config: RunConfig, skeleton: MetaModel, on_gpu: bool) -> int:
-    """`meta.tasks_per_batch`, with `auto` resolved.
+    """Return `meta.tasks_per_batch`, with `auto` resolved.
 
     If tasks share their weights, a batch holds as many tasks as fit in memory. If each task adapts its own weights,
     batches help only on a GPU, where small models are limited by kernel launches. Then a batch holds one task if blocks
@@ -23,21 +23,21 @@ def tasks_per_batch(config: RunConfig, skeleton: MetaModel, on_gpu: bool) -> int
     if config.meta.tasks_per_batch != "auto":
         return config.meta.tasks_per_batch
     shared = make_learner(config.meta, skeleton.decoder).shares_weights
-    alone = config.training.compile == "block" or config.training.activation_checkpointing != "none"
-    if not shared and (alone or not on_gpu):
+    needs_single_tasks = config.training.compile == "block" or config.training.activation_checkpointing != "none"
+    if not shared and (needs_single_tasks or not on_gpu):
         return 1
     return max(1, _AUTO_BYTES // sum(task_bytes(skeleton, config).values()))
 
 
 def batched(episodes: Sequence[Episode], largest: int) -> list[Episode]:
-    """Batches of tasks of equal shape. Batch sizes differ by at most one. A batch of one task has no axis of tasks."""
+    """Return batches of tasks of equal shape. Their sizes differ by at most one. A single task has no axis of tasks."""
     by_shape: dict[tuple[int, int], list[Episode]] = {}
     for episode in episodes:
         by_shape.setdefault((episode.n_way, len(episode.support.labels)), []).append(episode)
     batches = []
-    for same in by_shape.values():
-        count = -(-len(same) // largest)
-        bounds = [len(same) * part // count for part in range(count + 1)]
-        groups = [same[first:end] for first, end in pairwise(bounds)]
+    for of_shape in by_shape.values():
+        count = -(-len(of_shape) // largest)
+        bounds = [len(of_shape) * part // count for part in range(count + 1)]
+        groups = [of_shape[first:end] for first, end in pairwise(bounds)]
         batches += [group[0] if len(group) == 1 else Episode.stack(group) for group in groups]
     return batches

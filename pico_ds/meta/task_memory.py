@@ -18,7 +18,7 @@ FP32_BYTES = 4
 
 
 def task_bytes(skeleton: MetaModel, config: RunConfig) -> dict[str, int]:
-    """Peak bytes of one task, by part."""
+    """Return the peak bytes of one task, by part."""
     sizes = {name: weight.numel() for name, weight in skeleton.named_parameters()}
     dtype, smlmt = COMPUTE_DTYPE[config.training.precision], config.smlmt
     learner = make_learner(config.meta, skeleton.decoder)
@@ -50,12 +50,12 @@ def task_bytes(skeleton: MetaModel, config: RunConfig) -> dict[str, int]:
 
 
 def extra_bytes(dtype: torch.dtype) -> int:
-    """Bytes per parameter of a copy in the compute type; 0 for fp32, which needs no copy."""
+    """Return the bytes per parameter of a copy in the compute type; 0 for fp32, which needs no copy."""
     return dtype.itemsize if dtype != torch.float32 else 0
 
 
 class _SavedByFlash(torch.autograd.Function):
-    """Saves what a flash kernel saves: queries, keys, values, the output, and one fp32 number per head and position."""
+    """Saves the tensors of a flash kernel: queries, keys, values, output, and an fp32 number per head and position."""
 
     @staticmethod
     def forward(ctx: Any, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -71,7 +71,7 @@ class _SavedByFlash(torch.autograd.Function):
 def activation_bytes(
     skeleton: MetaModel, shape: tuple[int, int], dtype: torch.dtype, config: RunConfig
 ) -> tuple[int, int]:
-    """Bytes that autograd holds after one forward pass, and bytes that the backward pass recomputes for one layer."""
+    """Return bytes that autograd holds after a forward pass, and bytes recomputed per layer in the backward pass."""
     recompute, n_layers = config.training.activation_checkpointing, config.model.n_layers
     whole = saved_bytes(skeleton, shape, dtype)
     if recompute == "none":
@@ -82,7 +82,7 @@ def activation_bytes(
 
 
 def saved_bytes(skeleton: MetaModel, shape: tuple[int, int], dtype: torch.dtype, recompute: Recompute = "none") -> int:
-    """Bytes of the tensors that autograd saves in one forward pass of a meta-device model, without parameters.
+    """Return the bytes that autograd saves in one forward pass of a meta-device model, without parameters.
 
     The inputs of recomputed blocks are not included.
     """

@@ -9,7 +9,7 @@ from rich.logging import RichHandler
 
 from pico_ds.console import make_console
 from pico_ds.errors import describe_os_error
-from pico_ds.file_writing import PatientFile
+from pico_ds.file_writing import RetryingFile
 from pico_ds.progress import redirect_progress
 
 logger = logging.getLogger("pico_ds")
@@ -56,7 +56,7 @@ class _LogFile(logging.Handler):
 
     def __init__(self, path: Path) -> None:
         super().__init__()
-        self.file = PatientFile(path, self._warn)
+        self.file = RetryingFile(path, self._warn)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one record as a line."""

@@ -27,7 +27,7 @@ class TensorBoardTracker:
             past: the lines of metrics.jsonl.
             step: the outer step at which the run starts or resumes.
         """
-        # imported here because the import takes a second, which runs without TensorBoard should not pay
+        # the import takes a second, so import only if TensorBoard is enabled
         from torch.utils.tensorboard import SummaryWriter
 
         # without event files, earlier starts may have run without TensorBoard, so write all lines

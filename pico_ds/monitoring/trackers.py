@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from pico_ds.config import ConfigError, RunConfig
 from pico_ds.errors import describe_os_error
-from pico_ds.file_writing import PatientFile
+from pico_ds.file_writing import RetryingFile
 from pico_ds.monitoring.run_log import logger
 from pico_ds.monitoring.tensorboard_tracker import TensorBoardTracker
 from pico_ds.monitoring.wandb_tracker import WandbTracker
@@ -39,7 +39,7 @@ class JsonLinesTracker:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._file = PatientFile(path, self._warn)
+        self._file = RetryingFile(path, self._warn)
 
     def _warn(self, error: OSError) -> None:
         logger.warning("warning: metrics stay in memory until they can be written: %s", describe_os_error(error))

@@ -20,7 +20,7 @@ class JobIdentity(BaseModel):
         agents: the torchrun agents of all nodes, as (node, process id, start time [ms]). An agent survives a restart of
             its ranks, but a node may be replaced.
         slurm_job: SLURM job id and a digest of the command. A requeued job has new processes, maybe on other nodes.
-        slurm_restarts: how often SLURM has requeued the job.
+        slurm_restarts: number of times that SLURM has requeued the job.
         nonce: random number that identifies this start.
         first_save_number: smallest save number of the checkpoints of this job, counted from its first start.
     """

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pico_ds.file_writing import naming, replace_text
+from pico_ds.file_writing import add_path_to_errors, replace_text
 
 logger = logging.getLogger("pico_ds")
 
 
 def parse_record(line: str | bytes) -> dict[str, Any] | None:
-    """Return the step and the numbers of a line, or None if it is not a record, such as a truncated line."""
+    """Return the step and the numbers of a line, or None if the line is not a valid record."""
     try:
         found = json.loads(line)
     except (ValueError, RecursionError):
@@ -23,7 +23,7 @@ def parse_record(line: str | bytes) -> dict[str, Any] | None:
 
 
 def rewind_metrics(path: Path, step: int) -> bool:
-    """Move the lines that a run resumed from `step` will write again to metrics.superseded.jsonl.
+    """Move lines to metrics.superseded.jsonl if a run that resumes from `step` writes them again.
 
     Returns:
         whether any record was moved.
@@ -38,10 +38,10 @@ def rewind_metrics(path: Path, step: int) -> bool:
     for line in text.splitlines(keepends=True):
         record = parse_record(line)
         damaged_count += record is None
-        (kept if record is not None and _stays(record, step) else dropped).append(line)
+        (kept if record is not None and _is_kept(record, step) else dropped).append(line)
     if dropped:
         superseded = path.with_name("metrics.superseded.jsonl")
-        with naming(superseded), superseded.open("a", encoding="utf-8") as file:
+        with add_path_to_errors(superseded), superseded.open("a", encoding="utf-8") as file:
             file.writelines(line if line.endswith("\n") else line + "\n" for line in dropped)
         replace_text(path, "".join(kept))
     if damaged_count:
@@ -54,7 +54,7 @@ def rewind_metrics(path: Path, step: int) -> bool:
     return len(dropped) > damaged_count
 
 
-def _stays(record: Mapping[str, Any], step: int) -> bool:
+def _is_kept(record: Mapping[str, Any], step: int) -> bool:
     # the evaluation of a step runs after its checkpoint, so a resumed run repeats it
     is_training = "lr" in record
     return bool(record["step"] < step or (record["step"] == step and is_training))

@@ -22,7 +22,7 @@ from pico_ds.runs.run_directory import RunDirectory
 logger = logging.getLogger("pico_ds")
 
 #: keys and sections that may change at a resume, because they do not change what training computes
-_FREE = (
+_CHANGEABLE = (
     "checkpointing.",
     "monitoring.",
     "evaluation.",
@@ -37,7 +37,7 @@ _FREE = (
     "training.max_consecutive_skipped_steps",
     "training.hang_timeout_seconds",
 )
-_NONE = -1
+_NO_STEP = -1
 
 
 @dataclass(frozen=True)
@@ -96,21 +96,21 @@ class Resumer:
         if self._process.is_main:
             self._store.finish_replacements()
         if self._mode == "auto":
-            return self._newest_sound()
-        if self._since is not None and (point := self._newest_sound(self._since)) is not None:
+            return self._load_newest_intact()
+        if self._since is not None and (point := self._load_newest_intact(self._since)) is not None:
             return point
         if self._mode != "never":
             path = self._store.path(self._mode) if isinstance(self._mode, int) else Path(self._mode)
             return self._load(path, explicit=True)
         return None
 
-    def _newest_sound(self, since: int = 0) -> ResumePoint | None:
+    def _load_newest_intact(self, since: int = 0) -> ResumePoint | None:
         process = self._process
         candidates = self._candidates(since) if process.is_main else []
         tried = 0
         while True:
-            step = process.from_main(candidates[tried] if tried < len(candidates) else _NONE)
-            if step == _NONE:
+            step = process.from_main(candidates[tried] if tried < len(candidates) else _NO_STEP)
+            if step == _NO_STEP:
                 break
             try:
                 point = self._load(self._store.path(step), explicit=False)
@@ -143,7 +143,7 @@ class Resumer:
             # earlier versions did not record the digest, but saved the tokenizer next to the weights
             tokenizer = reader.index.corpus.get("tokenizer") or digest_of_file(path / "tokenizer.json")
         agreement.raise_if_any_failed(path)
-        # before the shapes: if the vocabulary size changed, the error must name the configuration and not the weights
+        # check these before the shapes: if the vocabulary size changed, the error must name the configuration
         self._check_tokenizer(path, tokenizer)
         changed = self._check_config(reader.index, explicit)
         with _Agreement(self._process) as agreement:
@@ -162,22 +162,22 @@ class Resumer:
         return ResumePoint(path, reader.index, changed)
 
     def _read(self, reader: StateReader, kind: StateKind) -> None:
-        for fragment in self._state.held:
+        for fragment in self._state.fragments_to_load:
             self._on_progress()
             self._state.fill(fragment, kind, partial(reader.read, fragment.name, kind, fragment.offset))
 
     def _check_model(self, reader: StateReader) -> None:
-        wanted = self._state.shapes
+        expected_shapes = self._state.shapes
         saved = {name: record.shape for name, record in reader.index.parameters.items()}
-        for name in {**wanted, **saved}:
-            if wanted.get(name) != saved.get(name):
-                here, there = (
+        for name in {**expected_shapes, **saved}:
+            if expected_shapes.get(name) != saved.get(name):
+                in_model, in_checkpoint = (
                     f"shape {list(shapes[name])}" if name in shapes else "no such parameter"
-                    for shapes in (wanted, saved)
+                    for shapes in (expected_shapes, saved)
                 )
                 raise CheckpointError(
-                    f"{reader.checkpoint}: {name}: the model has {here}, the checkpoint has {there}. It was saved "
-                    "by another model: use the model section of its training_config.yaml"
+                    f"{reader.checkpoint}: {name}: the model has {in_model}, the checkpoint has {in_checkpoint}. It "
+                    "was saved by another model: use the model section of its training_config.yaml"
                 )
 
     def _check_tokenizer(self, checkpoint: Path, was: str | None) -> None:
@@ -191,8 +191,8 @@ class Resumer:
 
     def _check_config(self, index: Index, explicit: bool) -> bool:
         """Return whether configuration or corpus have changed. Fail if they have and `explicit` is false."""
-        self._warn_of_schedule(index)
-        changes = [*_changes(index.config, self._config.model_dump())]
+        self._warn_if_schedule_changed(index)
+        changes = [*_config_changes(index.config, self._config.model_dump())]
         was, now = dict(index.corpus), dict(self._corpus)
         was.pop("tokenizer", None), now.pop("tokenizer", None)
         # checkpoints of task version 1 do not record it
@@ -211,15 +211,15 @@ class Resumer:
             f"checkpointing.resume={index.step}"
         )
 
-    def _warn_of_schedule(self, index: Index) -> None:
+    def _warn_if_schedule_changed(self, index: Index) -> None:
         """Warn if the learning rate jumps, which a change of training.max_steps can cause."""
-        said, now = index.schedule.next_lr, learning_rate(index.step, self._config.training)
-        if said != now:
+        expected, now = index.schedule.next_lr, learning_rate(index.step, self._config.training)
+        if expected != now:
             logger.warning(
                 "warning: the next learning rate is %.3e, but the checkpoint expects %.3e: the schedule or "
                 "training.max_steps has changed (only training.lr_schedule=constant does not depend on max_steps)",
                 now,
-                said,
+                expected,
             )
 
 
@@ -252,14 +252,14 @@ class _Agreement:
         raise CheckpointError(f"{path}: another rank could not read it; see the output of that rank for the reason")
 
 
-def _changes(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> Iterator[str]:
+def _config_changes(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> Iterator[str]:
     # ignore keys that only one of the two has: another version of pico_ds added or removed them
     for key in (key for key in new if key in old):
         dotted = f"{path}{key}"
-        if dotted.startswith(_FREE) or f"{dotted}.".startswith(_FREE):
+        if dotted.startswith(_CHANGEABLE) or f"{dotted}.".startswith(_CHANGEABLE):
             continue
         before, now = old[key], new[key]
         if isinstance(before, Mapping) and isinstance(now, Mapping):
-            yield from _changes(before, now, f"{dotted}.")
+            yield from _config_changes(before, now, f"{dotted}.")
         elif before != now:
             yield f"{dotted} was {before!r}, now {now!r}"

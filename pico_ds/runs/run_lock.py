@@ -19,10 +19,10 @@ from pico_ds.errors import ConfigError
 from pico_ds.runs.job_identity import JobIdentity
 from pico_ds.runs.run_directory import JOB_FILE_NAME, RunDirectory
 
-#: how long a restarted job waits for its previous start to release the lock
+#: time that a restarted job waits for its previous start to release the lock [s]
 _RESTART_LOCK_SECONDS = 60.0
-#: how long a rank waits for a file that another node wrote
-_SHARED_SECONDS = 10.0
+#: time that a rank waits for a file that another node wrote [s]
+_SHARED_FILE_SECONDS = 10.0
 _LOCK_NAME = ".lock"
 #: locks that rank 0 holds until the process ends
 _locks: list[FileLock] = []
@@ -52,8 +52,8 @@ class RunLock:
             _locks.pop().release()
 
 
-class _Answer(BaseModel):
-    """What rank 0 tells the other ranks: the name of the locked directory, or the message of a `ConfigError`."""
+class _LockResult(BaseModel):
+    """The name of the locked directory, or the message of a `ConfigError`. Rank 0 sends this to the other ranks."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -74,20 +74,20 @@ def lock_run_directory(config: CheckpointingConfig, default_name: str, process: 
     """
     parent = Path(config.runs_dir)
     job = JobIdentity.of_this_start(process, process.from_main(secrets.randbits(40)))
-    answer = _lock(config, default_name, job) if process.is_main else _Answer()
-    answer = _Answer.model_validate_json(process.text_from_main(answer.model_dump_json()))
-    if answer.error:
-        raise ConfigError(answer.error)
-    path = parent / answer.name
+    result = _lock(config, default_name, job) if process.is_main else _LockResult()
+    result = _LockResult.model_validate_json(process.text_from_main(result.model_dump_json()))
+    if result.error:
+        raise ConfigError(result.error)
+    path = parent / result.name
     if process.any_rank(not _is_visible(path, job.nonce)):
         raise ConfigError(
             f"checkpointing.runs_dir: {parent.absolute()} is not the same directory on every node; choose one on a "
             "file system that all nodes share"
         )
-    return RunLock(RunDirectory(path), answer.first_save_number)
+    return RunLock(RunDirectory(path), result.first_save_number)
 
 
-def _lock(config: CheckpointingConfig, default_name: str, job: JobIdentity) -> _Answer:
+def _lock(config: CheckpointingConfig, default_name: str, job: JobIdentity) -> _LockResult:
     """Create or reuse the directory, and lock it. Runs on rank 0 only."""
     parent = Path(config.runs_dir)
     try:
@@ -99,13 +99,13 @@ def _lock(config: CheckpointingConfig, default_name: str, job: JobIdentity) -> _
             _created.append(path)
         previous = JobIdentity.read(path)
         is_restart = job.continues(previous)
-        if config.run_name is not None and not is_restart and (error := _reason_against(path, config.resume)):
-            return _Answer(error=error)
+        if config.run_name is not None and not is_restart and (error := _run_name_error(path, config.resume)):
+            return _LockResult(error=error)
         lock = FileLock(path / _LOCK_NAME)
         try:
             lock.acquire(timeout=_RESTART_LOCK_SECONDS if is_restart else 0)
         except Timeout:
-            return _Answer(
+            return _LockResult(
                 error=f"checkpointing.run_name: {path} is in use by another job; wait for it, or choose another name"
             )
         _locks.append(lock)
@@ -113,16 +113,16 @@ def _lock(config: CheckpointingConfig, default_name: str, job: JobIdentity) -> _
         if is_restart and previous is not None:
             number = previous.first_save_number
         job.model_copy(update={"first_save_number": number}).write(path)
-        return _Answer(name=name, first_save_number=number if is_restart else None)
+        return _LockResult(name=name, first_save_number=number if is_restart else None)
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
-        return _Answer(
+        return _LockResult(
             error=f"checkpointing.runs_dir: cannot write to {parent.absolute()} ({reason}); choose a writable directory"
         )
 
 
 def _numbered_name(parent: Path, default_name: str, job: JobIdentity) -> str:
-    """The directory of the previous start of this job, or a new directory with the next free number."""
+    """Return the directory of the previous start of this job, or a new directory with the next free number."""
     names = {
         int(match.group(1)): path.name
         for path in parent.iterdir()
@@ -143,8 +143,8 @@ def _numbered_name(parent: Path, default_name: str, job: JobIdentity) -> str:
         return name
 
 
-def _reason_against(path: Path, resume: int | str) -> str | None:
-    """The error message if a named directory must not be used; else None."""
+def _run_name_error(path: Path, resume: int | str) -> str | None:
+    """Return the error message if a named directory must not be used; else None."""
     found = {child.name for child in path.iterdir()}
     # the partial file remains if the disk was full
     if found <= {_LOCK_NAME, JOB_FILE_NAME, f".{JOB_FILE_NAME}.partial"}:
@@ -160,8 +160,8 @@ def _reason_against(path: Path, resume: int | str) -> str | None:
 
 
 def _is_visible(run: Path, nonce: int) -> bool:
-    """Whether this rank sees the file that rank 0 wrote."""
-    end = time.monotonic() + _SHARED_SECONDS
+    """Return whether this rank sees the file that rank 0 wrote."""
+    end = time.monotonic() + _SHARED_FILE_SECONDS
     while (job := JobIdentity.read(run)) is None or job.nonce != nonce:
         if time.monotonic() > end:
             return False

@@ -9,8 +9,8 @@ from typing import Literal
 import psutil
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pico_ds.errors import FULL
-from pico_ds.file_writing import naming, replace_text
+from pico_ds.errors import DISK_FULL_ERRNOS
+from pico_ds.file_writing import add_path_to_errors, replace_text
 from pico_ds.runs.run_directory import JOB_FILE_NAME, RunDirectory
 
 State = Literal["running", "finished", "stopped", "failed"]
@@ -66,10 +66,10 @@ class RunStatus(BaseModel):
         try:
             replace_text(run.status, text)
         except OSError as error:
-            if error.errno not in FULL or not run.status.exists():
+            if error.errno not in DISK_FULL_ERRNOS or not run.status.exists():
                 raise
             # on a full disk, overwrite the existing bytes in place; JSON ignores the trailing blanks
-            with naming(run.status), run.status.open("r+b", buffering=0) as file:
+            with add_path_to_errors(run.status), run.status.open("r+b", buffering=0) as file:
                 file.write(text.encode().ljust(run.status.stat().st_size))
 
     @classmethod

@@ -82,10 +82,10 @@ class TrainedModel:
             TaskError: the file cannot be read.
         """
         sentences, tokenizer, config = read_sentences(path, on_conflict), self.model.tokenizer, self.config
-        # no longer than the longest text with its [MASK], because padding costs as much as text
+        # do not pad beyond the longest text with its [MASK], because padding costs as much as text
         longest = max(map(len, tokenizer.encode([sentence.text for sentence in sentences]))) + 1
-        most = (max_tokens or config.model.max_seq_len) - LAYOUT_EXTRA_TOKENS
-        smlmt = config.smlmt.model_copy(update={"context_tokens": min(longest, most)})
+        max_context_tokens = (max_tokens or config.model.max_seq_len) - LAYOUT_EXTRA_TOKENS
+        smlmt = config.smlmt.model_copy(update={"context_tokens": min(longest, max_context_tokens)})
 
         # encode once per readout, not once per task shape
         rows = cache(lambda readout: encode_sentences(sentences, tokenizer, readout, smlmt.context_tokens, on_conflict))
@@ -121,18 +121,19 @@ def load_trained_model(path: Path, overrides: list[str], process: Process) -> Tr
     dtype = COMPUTE_DTYPE[config.training.precision]
     network = build_functional_model(config, vocab_size, process.device)
     try:
-        found = _weights(directory)
+        weights = _weights(directory)
     except WeightFilesError as error:
         raise CheckpointError(f"{directory}: {error}; choose another checkpoint") from error
     theta = {}
     for name, weight in network.skeleton.named_parameters():
-        if name not in found or found[name].shape != weight.shape:
-            there = f"shape {list(found[name].shape)}" if name in found else "no such parameter"
+        if name not in weights or weights[name].shape != weight.shape:
+            in_checkpoint = f"shape {list(weights[name].shape)}" if name in weights else "no such parameter"
             raise CheckpointError(
-                f"{directory}: {name}: the model has shape {list(weight.shape)}, the checkpoint has {there}; do not "
-                "change model, meta.head or meta.learner after training, or evaluate with evaluation.head=prototype"
+                f"{directory}: {name}: the model has shape {list(weight.shape)}, the checkpoint has "
+                f"{in_checkpoint}; do not change model, meta.head or meta.learner after training, or evaluate with "
+                "evaluation.head=prototype"
             )
-        theta[name] = found[name].to(process.device, dtype)
+        theta[name] = weights[name].to(process.device, dtype)
     model = Model(
         network,
         make_learner(config.evaluation_meta, network.skeleton.decoder),
@@ -160,11 +161,11 @@ def _step_of(directory: Path) -> int:
 
 def _weights(directory: Path) -> dict[str, torch.Tensor]:
     decoder = WeightFiles(directory)
-    found = {DECODER + name: decoder.read(name) for name in decoder.names}
+    weights = {DECODER + name: decoder.read(name) for name in decoder.names}
     if (directory / META_NAME).exists():
         meta = WeightFiles(directory, META_NAME)
-        found |= {name: meta.read(name) for name in meta.names}
-    return found
+        weights |= {name: meta.read(name) for name in meta.names}
+    return weights
 
 
 def _checkpoint(path: Path) -> Path:

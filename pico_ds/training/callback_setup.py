@@ -33,18 +33,18 @@ def build_callbacks(
     """Return all callbacks of a run, and the `Evaluation` among them, which holds the evaluation results."""
     config, process, run = context.config, context.process, context.run
     evaluation = Evaluation(
-        context.components.evaluator, lambda: _untrained(context), run, trackers, context.should_continue
+        context.components.evaluator, lambda: _initial_parameters_fp32(context), run, trackers, context.should_continue
     )
     uploads: list[HubPushes] = []
     if config.checkpointing.hub.repo_id is not None:
         uploads = [
             HubPushes(context.repository, config, run, context.store, evaluation.results, context.should_continue)
         ]
-    on_main: list[Callback] = []
+    rank_0_callbacks: list[Callback] = []
     if process.is_main:
-        on_main = [FirstStepClock(context.started), ProgressBar(context.console)]
+        rank_0_callbacks = [FirstStepClock(context.started), ProgressBar(context.console)]
     callbacks = [
-        *on_main,
+        *rank_0_callbacks,
         # before checkpointing, which saves the data position
         DataCursor(context.components.rows),
         *([MetricsLog(trackers, config.monitoring.log_every_n_steps)] if process.is_main else []),
@@ -125,16 +125,16 @@ def _export_weights(components: RunComponents, reader: StateReader, directory: P
 
 
 def _snapshots(context: RunContext) -> list[Callback]:
-    """Return the snapshot callback, or an empty list if snapshots are disabled. A collective."""
+    """Return a list with the snapshot callback; empty if snapshots are disabled. A collective."""
     if context.config.learning_dynamics.save_every_n_steps is None:
         return []
-    # imported here because importing `datasets` takes a second, which runs without snapshots should not pay
+    # importing `datasets` takes a second, so import it only if snapshots are enabled
     from pico_ds.training.callbacks.snapshots import build_snapshots
 
     components, process = context.components, context.process
     return [build_snapshots(components, context.store, context.start_id, process, context.watchdog.beat)]
 
 
-def _untrained(context: RunContext) -> Parameters:
+def _initial_parameters_fp32(context: RunContext) -> Parameters:
     weights = initial_parameters(context.config, context.process.device)
     return {name: weight.to(torch.float32) for name, weight in weights.items()}

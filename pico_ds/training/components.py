@@ -60,13 +60,13 @@ def build_components(config: RunConfig, process: Process) -> RunComponents:
 
 
 def _vocab_size(config: RunConfig, corpus: Corpus) -> int:
-    wanted, needed = config.model.vocab_size, corpus.tokenizer.vocab_size
-    if wanted is not None and wanted < needed:
+    configured, required = config.model.vocab_size, corpus.tokenizer.vocab_size
+    if configured is not None and configured < required:
         raise ConfigError(
-            f"model.vocab_size: got {wanted}, but the tokenizer has {needed} entries, special tokens included; "
-            f"set it to at least {needed}, or leave it out"
+            f"model.vocab_size: got {configured}, but the tokenizer has {required} entries, special tokens included; "
+            f"set it to at least {required}, or leave it out"
         )
-    return wanted or needed
+    return configured or required
 
 
 def _build_tasks(config: RunConfig, corpus: Corpus) -> tuple[TaskSource | None, list[SMLMT]]:

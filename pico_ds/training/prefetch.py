@@ -32,7 +32,7 @@ class Prefetcher:
     def __init__(self, config: RunConfig, rows: TrainingRows, tasks: TaskSource | None, process: Process) -> None:
         self._config, self._rows, self._tasks, self._process = config, rows, tasks, process
         self._executor = ThreadPoolExecutor(1, "feed", initializer=process.select_device)
-        self._ahead: dict[tuple[int, int], Future[Batch]] = {}
+        self._prefetched: dict[tuple[int, int], Future[Batch]] = {}
 
     def take(self, step: int, first_row: int) -> tuple[Batch, float]:
         """Return the batch of a step and the seconds spent waiting for it. Start to prefetch the next batch.
@@ -41,26 +41,26 @@ class Prefetcher:
             first_row: global position of the step's first row.
         """
         started = time.perf_counter()
-        future = self._ahead.pop((step, first_row), None)
-        batch = self._make(step, first_row) if future is None else future.result()
+        future = self._prefetched.pop((step, first_row), None)
+        batch = self._make_batch(step, first_row) if future is None else future.result()
         waited = time.perf_counter() - started
-        # drop a batch that was prefetched for another step, as after a resume
-        self._ahead.clear()
+        # drop a batch that was prefetched for another step, for example after a resume
+        self._prefetched.clear()
         if step + 1 < self._config.training.max_steps:
             count = self._config.training.global_batch_size if self._kind(step) == "ar" else 0
-            following = (step + 1, first_row + count)
-            self._ahead[following] = self._executor.submit(self._make, *following)
+            next_key = (step + 1, first_row + count)
+            self._prefetched[next_key] = self._executor.submit(self._make_batch, *next_key)
         return batch, waited
 
     def _kind(self, step: int) -> StepKind:
         return step_kind(step, self._config)
 
-    def _make(self, step: int, first_row: int) -> Batch:
+    def _make_batch(self, step: int, first_row: int) -> Batch:
         process = self._process
         if self._kind(step) == "ar":
             count = self._config.training.global_batch_size
-            mine = self._rows.take(first_row, count, process.rank, process.world_size)
-            return Batch(process.pinned(mine), [])
+            local_rows = self._rows.take(first_row, count, process.rank, process.world_size)
+            return Batch(process.pinned(local_rows), [])
         assert self._tasks is not None
-        share = range(process.rank, self._config.meta.tasks_per_step, process.world_size)
-        return Batch(None, [self._tasks.sample(step, index).map(process.pinned) for index in share])
+        local_indices = range(process.rank, self._config.meta.tasks_per_step, process.world_size)
+        return Batch(None, [self._tasks.sample(step, index).map(process.pinned) for index in local_indices])

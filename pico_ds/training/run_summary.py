@@ -59,13 +59,13 @@ def _next_commands(config: RunConfig, config_name: str, run: RunDirectory, world
     if config.checkpointing.run_name is not None:
         arguments += " checkpointing.run_name=null"
     train = f"python {arguments}"
-    control = f"  the control     {train} smlmt.hybrid_ratio=0 'evaluation.readouts=[pre, fimpre, fim]'"
+    control = f"  control run     {train} smlmt.hybrid_ratio=0 'evaluation.readouts=[pre, fimpre, fim]'"
     return [
         f"  another seed    {train} training.seed={config.training.seed + 1}",
         *([control] if config.meta_ratio > 0 else []),
         compare,
         *([f"  two ranks       torchrun --nproc_per_node 2 {arguments}"] if world_size == 1 else []),
-        "  a 1B plan       python scripts/train.py --config configs/pico-maml-1b.yaml --dry-run --world-size 8",
+        "  plan a 1B run   python scripts/train.py --config configs/pico-maml-1b.yaml --dry-run --world-size 8",
     ]
 
 
@@ -73,11 +73,11 @@ def results_table(config: RunConfig, results: dict[int, EvaluationResult]) -> Ta
     """Return a table of validation loss and few-shot accuracy, with a row for each evaluation and readout."""
     smlmt, settings = config.smlmt, config.evaluation
     readouts = list(next(iter(results.values())).few_shot)
-    several = len(readouts) > 1
-    at = f", readout {readouts[0]}" if len(readouts) == 1 else ""
+    has_readout_column = len(readouts) > 1
+    readout_note = f", readout {readouts[0]}" if len(readouts) == 1 else ""
     table = Table(
         title=f"{smlmt.n_ways[1]}-way {smlmt.k_shots[1]}-shot accuracy on held-out {settings.word_split} words in "
-        f"held-out documents, {settings.n_tasks} tasks{at} [%, 95 % interval]",
+        f"held-out documents, {settings.n_tasks} tasks{readout_note} [%, 95 % interval]",
         title_justify="left",
     )
     table.add_column("model")
@@ -85,27 +85,30 @@ def results_table(config: RunConfig, results: dict[int, EvaluationResult]) -> Ta
     has_perplexity = any(result.perplexity is not None for result in results.values())
     if has_perplexity:
         table.add_column("perplexity", justify="right", no_wrap=True)
-    if several:
+    if has_readout_column:
         table.add_column("readout", no_wrap=True)
-    for moment in ("before", f"after {settings.adaptation_steps} steps"):
-        table.add_column(moment, justify="right", no_wrap=True)
+    for column in ("before", f"after {settings.adaptation_steps} steps"):
+        table.add_column(column, justify="right", no_wrap=True)
     if readouts:
         chance = f"{100 / smlmt.n_ways[1]:.1f}"
-        table.add_row("chance", "", *[""] * (has_perplexity + several), chance, chance)
+        table.add_row("chance", "", *[""] * (has_perplexity + has_readout_column), chance, chance)
     for step in sorted(results):
         result = results[step]
-        name, loss = _moment(step, config), "" if result.validation_loss is None else f"{result.validation_loss:.3f}"
-        found_perplexity = [f"{result.perplexity.total.perplexity:,.1f}" if result.perplexity else ""] * has_perplexity
+        name, loss = (
+            _evaluation_name(step, config),
+            "" if result.validation_loss is None else f"{result.validation_loss:.3f}",
+        )
+        perplexity_cells = [f"{result.perplexity.total.perplexity:,.1f}" if result.perplexity else ""] * has_perplexity
         if not readouts:
-            table.add_row(name, loss, *found_perplexity)
+            table.add_row(name, loss, *perplexity_cells)
         for readout, found in result.few_shot.items():
             accuracies = [Estimate.of(values).percent() for values in (found.before, found.after)]
-            table.add_row(name, loss, *found_perplexity, *[readout] * several, *accuracies)
-            name, loss, found_perplexity = "", "", [""] * has_perplexity
+            table.add_row(name, loss, *perplexity_cells, *[readout] * has_readout_column, *accuracies)
+            name, loss, perplexity_cells = "", "", [""] * has_perplexity
     return table
 
 
-def _moment(step: int, config: RunConfig) -> str:
+def _evaluation_name(step: int, config: RunConfig) -> str:
     smlmt, last = config.smlmt, config.training.max_steps
     if step == 0:
         return initial_weights_name(config)

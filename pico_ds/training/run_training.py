@@ -100,7 +100,7 @@ def run_training(request: RunRequest, process: Process, signals: StopSignals) ->
     environment = _environment(deepspeed_config, process)
     failures = FailureReport(lock.run, process, environment, process.from_main(int(request.started)))
     timeout = config.training.hang_timeout_seconds
-    watchdog = Watchdog(timeout, process.rank, lock.run.logs, process.lost_ranks, failures.write_of_watchdog)
+    watchdog = Watchdog(timeout, process.rank, lock.run.logs, process.lost_ranks, failures.write_from_watchdog)
     try:
         with watchdog:
             context = RunContext(
@@ -152,7 +152,7 @@ def _check_request(request: RunRequest, process: Process) -> dict[str, Any]:
         process.device.type,
         config.training.precision,
     )
-    for warning in (*probable_mistakes(config), *_warn_of_launcher(config)):
+    for warning in (*probable_mistakes(config), *_launcher_warnings(config)):
         logger.warning("warning: %s", warning)
     check_trackers(config)
     check_zero_settings(request.deepspeed_json["zero_optimization"], request.deepspeed_name)
@@ -225,7 +225,7 @@ def _train(trainer: Trainer, run: RunDirectory) -> None:
                 run.path,
             )
         if is_lost_peer(error):
-            raise TrainingError(_lost_peer(trainer.engine.process)) from error
+            raise TrainingError(_lost_peer_message(trainer.engine.process)) from error
         raise
 
 
@@ -235,7 +235,7 @@ def _end_after_stop(context: RunContext) -> int:
     if process.is_main:
         _write_status(context.run, "stopped", signals.received or "a signal on another rank")
     logger.info("run the same command with checkpointing.run_name=%s to resume", context.run.path.name)
-    # a shell leaves a loop if a command exits with this code, but a launcher would restart the ranks
+    # exit code 130 ends a loop of a shell, but a launcher would restart the ranks
     is_interrupted = signals.received == "SIGINT" and process.world_size == 1
     return INTERRUPTED_EXIT_CODE if is_interrupted else context.config.checkpointing.requeue_exit_code
 
@@ -248,7 +248,7 @@ def _write_status(run: RunDirectory, state: State, reason: str = "") -> None:
         logger.warning("warning: the run is %s, but its status cannot be written: %s", state, describe_os_error(error))
 
 
-def _warn_of_launcher(config: RunConfig) -> Iterator[str]:
+def _launcher_warnings(config: RunConfig) -> Iterator[str]:
     restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0"))
     if restarts > 0 and config.checkpointing.requeue_exit_code != 0:
         yield (
@@ -257,7 +257,7 @@ def _warn_of_launcher(config: RunConfig) -> Iterator[str]:
         )
 
 
-def _lost_peer(process: Process) -> str:
+def _lost_peer_message(process: Process) -> str:
     time.sleep(1)  # the process may not have exited yet
     lost = process.lost_ranks()
     which = f"rank {', '.join(map(str, lost))} of this node has died" if lost else "see its output for the cause"

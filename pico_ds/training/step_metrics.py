@@ -87,7 +87,7 @@ class StepMetrics:
     Attributes:
         reduced: metrics of all ranks.
         lr: learning rate of the step.
-        tokens, tasks, flops: work of all ranks.
+        tokens, tasks, flops: summed over all ranks.
         data_wait_seconds: time for which this rank waited for its data [s].
         seconds: wall time of the step, without callbacks [s]. Because the host runs ahead of the device, a part of the
             time may be counted in the previous step. The sum over steps is correct.
@@ -104,7 +104,7 @@ class StepMetrics:
 
 
 @dataclass
-class Window:
+class MetricsWindow:
     """Means of the metrics since the last log line. Each metric is averaged over the steps that have it."""
 
     values: dict[str, list[float]] = field(default_factory=dict)

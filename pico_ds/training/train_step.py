@@ -24,10 +24,10 @@ from pico_ds.tasks.task_source import TaskSource
 from pico_ds.training.prefetch import Batch, Prefetcher
 
 #: metrics of every meta step, at the adapted weights
-_ALWAYS = ("meta/query_loss", "meta/query_accuracy")
+_QUERY_METRICS = ("meta/query_loss", "meta/query_accuracy")
 #: metrics before and after adaptation to the same tasks. They cost two more forward passes and two more passes over the
 #: weights per task, so they are computed only on some steps
-_MEASURED = (
+_EXTRA_METRICS = (
     "meta/inner_gradient_norm",
     "meta/support_loss_before",
     "meta/support_accuracy_before",
@@ -49,7 +49,7 @@ class LocalStepResult:
         gradient: this rank's part of the outer gradient; the MEAN over ranks is the gradient of the mean loss.
         contributions: this rank's part of each metric; the SUM over ranks is the metric. The keys are equal on every
             rank, even if a rank has no tasks.
-        tokens, tasks, rows: work of ALL ranks.
+        tokens, tasks, rows: summed over ALL ranks.
         flops: floating-point operations of the model on ALL ranks, without recomputation.
         data_wait_seconds: time for which this rank waited for its data [s].
     """
@@ -81,7 +81,7 @@ class TrainStep:
         vocab_size = network.skeleton.decoder.de_embedding_proj.out_features
         training, length = config.training, config.data.sequence_length
         self._tasks_per_batch = tasks_per_batch(config, network.skeleton, on_gpu=process.device.type == "cuda")
-        # of an autoregressive step on all ranks; `_context_flops` is of one forward pass over one context
+        # `_row_flops`: an autoregressive step on all ranks; `_context_flops`: one forward pass over one context
         self._row_flops = language_model_flops(config.model, vocab_size, training.global_batch_size, length)
         self._shapes = TaskShapes(config.smlmt, config.training.seed)
         self._context_flops = context_flops(config.model, vocab_size, tasks.sequence_length) if tasks else 0.0
@@ -132,7 +132,7 @@ class TrainStep:
         config, process, meta_step = self._config.meta, self._process, step - self._config.smlmt.warmup_steps
         n_tasks = config.tasks_per_step
         gradient = GradientSum(theta)
-        names = [*_ALWAYS, *(_MEASURED if measure else ())]
+        names = [*_QUERY_METRICS, *(_EXTRA_METRICS if measure else ())]
         names += [f"layers/displacement/{layer}" for _, layer in self._layers(theta)] if by_layer else []
         totals = {name: torch.zeros((), device=process.device) for name in names}
         episodes = [episode.to(process.device) for episode in batch.episodes]
@@ -140,33 +140,33 @@ class TrainStep:
             inputs = EpisodeBatch(self._network, theta, episode, self._tasks.readout, meta_step, measure or by_layer)
             outcome = self._learner.add_gradient(inputs, gradient, scale=process.world_size / n_tasks)
             query = _loss_and_accuracy(outcome.query_logits, episode.query)
-            found = dict(zip(_ALWAYS, query, strict=True))
+            metrics = dict(zip(_QUERY_METRICS, query, strict=True))
             if measure:
-                found |= self._measured(theta, episode, outcome, query)
+                metrics |= self._extra_metrics(theta, episode, outcome, query)
             if by_layer:
                 fast = outcome.adapted.fast
                 assert fast is not None
                 for name, layer in self._layers(fast):
-                    found[f"layers/displacement/{layer}"] = displacement({name: theta[name]}, {name: fast[name]})
-            for name, value in found.items():
+                    metrics[f"layers/displacement/{layer}"] = displacement({name: theta[name]}, {name: fast[name]})
+            for name, value in metrics.items():
                 totals[name] += value.expand(episode.n_tasks or 1).sum() / n_tasks
             # free the adapted weights before the next batch of tasks allocates its own
-            del outcome, found
+            del outcome, metrics
         pass_counts = self._learner.pass_counts(meta_step)
         support, query_contexts = self._shapes.contexts(step, n_tasks)
         # some learners do not use the support set
-        looked_at = query_contexts + (support if pass_counts.support else 0)
+        n_contexts = query_contexts + (support if pass_counts.support else 0)
         return LocalStepResult(
             gradient.result(),
             totals,
-            tokens=looked_at * self._tasks.sequence_length,
+            tokens=n_contexts * self._tasks.sequence_length,
             tasks=n_tasks,
             rows=0,
             flops=self._context_flops * (support * pass_counts.support + query_contexts * pass_counts.query),
         )
 
     @torch.no_grad()
-    def _measured(
+    def _extra_metrics(
         self, theta: Parameters, episode: Episode, outcome: TaskOutcome, query_after: tuple[Tensor, Tensor]
     ) -> dict[str, Tensor]:
         assert self._tasks is not None
@@ -182,7 +182,7 @@ class TrainStep:
             *query_after,
             displacement(theta, adapted.fast),
         )
-        return dict(zip(_MEASURED, values, strict=True))
+        return dict(zip(_EXTRA_METRICS, values, strict=True))
 
     def _layers(self, parameters: Mapping[str, Tensor]) -> list[tuple[str, str]]:
         """Return (parameter, module path) of the layers that match `learning_dynamics.layer_suffixes`."""

@@ -17,10 +17,10 @@ from pico_ds.training.train_step import LocalStepResult, TrainStep
 from pico_ds.training.training_state import TrainingState
 
 #: seconds of the last step, which every rank sends to the others with its flags
-_SECONDS = "seconds"
-#: the host waits for a longer step at once: the idle time of the device is negligible then, and a stop signal takes
-#: effect one step earlier [s]
-_LONG_STEP = 1.0
+_SECONDS_KEY = "seconds"
+#: the host waits immediately for steps longer than this [s]: the device idles only briefly, and a stop signal takes
+#: effect one step earlier
+_LONG_STEP_SECONDS = 1.0
 
 
 @dataclass
@@ -39,7 +39,7 @@ class Trainer:
     #: a callback sets this to end training after the current step; it must do so on all ranks
     stopping: bool = False
     #: callback flags that were true on any rank in the newest step whose result is known; equal on every rank
-    raised: frozenset[str] = frozenset()
+    raised_flags: frozenset[str] = frozenset()
     _pending: StepMetrics | None = None
     _seconds: float = 0.0
     _is_long: bool = False
@@ -69,9 +69,9 @@ class Trainer:
                 metrics = self.take_step()
                 for callback in self.callbacks:
                     callback.on_step_end(self, metrics)
-                self._stop_if_diverged()
+                self._raise_if_diverged()
             self.synchronize()
-            self._stop_if_diverged()
+            self._raise_if_diverged()
             for callback in self.callbacks:
                 callback.on_stop(self) if self.stopping else callback.on_train_end(self)
 
@@ -88,7 +88,7 @@ class Trainer:
         reduced = ReducedMetrics(local.contributions, self._host_flags(), self.engine.process)
         for callback in self.callbacks:
             callback.pre_optim_step()
-        norm = self.engine.apply_gradient(local.gradient, lr, sound=reduced.finite)
+        norm = self.engine.apply_gradient(local.gradient, lr, is_finite=reduced.finite)
         reduced.copy_to_host(norm)
         metrics = StepMetrics(kind, reduced, lr, local.tokens, local.tasks, local.flops, local.data_wait_seconds)
         self._advance(kind, local)
@@ -112,15 +112,15 @@ class Trainer:
         applied, host_sums = metrics.reduced.applied, metrics.reduced.host_sums
         waited = time.perf_counter() - started
         self._seconds = metrics.seconds = metrics.seconds + waited
-        self.raised = frozenset(name for name, count in host_sums.items() if count > 0 and name != _SECONDS)
-        self._is_long = host_sums[_SECONDS] > _LONG_STEP * self.engine.process.world_size
+        self.raised_flags = frozenset(name for name, count in host_sums.items() if count > 0 and name != _SECONDS_KEY)
+        self._is_long = host_sums[_SECONDS_KEY] > _LONG_STEP_SECONDS * self.engine.process.world_size
         self.state.consecutive_skipped_steps = 0 if applied else self.state.consecutive_skipped_steps + 1
         self.state.skipped_steps += not applied
         return waited
 
     def _host_flags(self) -> dict[str, float]:
         flags = {name: float(flag) for callback in self.callbacks for name, flag in callback.flags().items()}
-        return {**flags, _SECONDS: self._seconds}
+        return {**flags, _SECONDS_KEY: self._seconds}
 
     def _advance(self, kind: StepKind, local: LocalStepResult) -> None:
         state = self.state
@@ -131,7 +131,7 @@ class Trainer:
         state.tokens += local.tokens
         state.tasks += local.tasks
 
-    def _stop_if_diverged(self) -> None:
+    def _raise_if_diverged(self) -> None:
         limit = self.config.training.max_consecutive_skipped_steps
         if self.state.consecutive_skipped_steps >= limit:
             last = self.state.step - (self._pending is not None)

@@ -26,7 +26,7 @@ def measure_attention(
     leaves = [tensor.requires_grad_() for tensor in inputs]
     # two matrix products in the forward pass and five in the backward pass, each halved by the causal mask
     flops = 7 * batch * n_heads * length * length * head_dim
-    found: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
     for name in BACKENDS:
         row: dict[str, Any] = {"kernel": name, "batch": batch, "length": length, "head_dim": head_dim}
         try:
@@ -34,11 +34,11 @@ def measure_attention(
             probe(attend, device, dtype, n_heads, n_kv_heads, head_dim, min(length, 128))
             seconds = [_seconds(attend, leaves, upstream) for _ in range(repeats + 1)]
         except (UnavailableError, RuntimeError) as problem:
-            found.append({**row, "why_not": str(problem)})
+            rows.append({**row, "why_not": str(problem)})
             continue
-        taken = median(seconds[1:])
-        found.append({**row, "milliseconds": 1e3 * taken, "tflops_per_second": flops / taken / 1e12})
-    return found
+        median_seconds = median(seconds[1:])
+        rows.append({**row, "milliseconds": 1e3 * median_seconds, "tflops_per_second": flops / median_seconds / 1e12})
+    return rows
 
 
 def _seconds(attend: Attend, leaves: list[torch.Tensor], upstream: torch.Tensor) -> float:

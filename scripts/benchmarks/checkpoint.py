@@ -36,13 +36,13 @@ _ROW_TOKENS = 512
 
 @dataclass(frozen=True)
 class Timing:
-    """Times of one save and one load. Each time is the one of the slowest rank.
+    """Times of one save and one load, each of the slowest rank.
 
     Attributes:
-        stall_seconds: how long a save stops training.
+        stall_seconds: time for which a save stops training.
         save_seconds: time until everything is on the disk.
         load_seconds: time to load files that are not in the page cache.
-        verify_seconds: time to verify in one process; None if this way has no verification.
+        verify_seconds: time to verify in one process; None if the method cannot verify.
     """
 
     stall_seconds: float
@@ -79,32 +79,32 @@ class CheckpointBenchmark:
         self.engine.apply_gradient(gradient, lr=1e-4)
 
     def run(self, repeats: int) -> list[dict[str, Any]]:
-        """Return one row per way to save and load: medians over the repeats, and rates over the bytes of all ranks.
+        """Return one row per method: medians over the repeats, and rates over the bytes of all ranks.
 
         One additional repeat comes first and is ignored. Every rank must call this.
         """
-        ways: dict[str, Callable[[], Timing]] = {
+        methods: dict[str, Callable[[], Timing]] = {
             "raw disk": self._raw,
             "pico_ds": self._pico_ds,
             "deepspeed": self._deepspeed,
             "torch dcp": self._dcp,
         }
-        results = {name: _medians([way() for _ in range(repeats + 1)][1:]) for name, way in ways.items()}
+        results = {name: _medians([method() for _ in range(repeats + 1)][1:]) for name, method in methods.items()}
         self.saver.abandon()
-        total = sum(held for (held,) in self.process.gather([self.bytes]))
+        total = sum(n_bytes for (n_bytes,) in self.process.gather([self.bytes]))
         rows = []
         for name, seconds in results.items():
             row: dict[str, Any] = {"ranks": self.process.world_size, "stage": self.engine.stage, "way": name}
             row |= {"bytes": total, **seconds}
-            for what in ("save", "load", "verify"):
-                if (taken := seconds.get(f"{what}_seconds")) is not None:
-                    row[f"{what}_gb_per_second"] = total / 1e9 / taken
+            for action in ("save", "load", "verify"):
+                if (taken := seconds.get(f"{action}_seconds")) is not None:
+                    row[f"{action}_gb_per_second"] = total / 1e9 / taken
             rows.append(row)
         return rows
 
     def _timed(self, action: Callable[[], object]) -> float:
         """Return the seconds that the slowest rank takes."""
-        self._together()
+        self._barrier()
         started = time.perf_counter()
         action()
         return self._slowest(time.perf_counter() - started)
@@ -114,12 +114,12 @@ class CheckpointBenchmark:
         each[self.process.rank] = seconds
         return float(self.process.sum_over_ranks(each).max())
 
-    def _together(self) -> None:
+    def _barrier(self) -> None:
         self.process.any_rank(False)
 
-    def _cold(self, directory: Path) -> None:
+    def _drop_from_page_cache(self, directory: Path) -> None:
         """Drop the files of a directory from the page cache."""
-        self._together()
+        self._barrier()
         if self.process.is_main:
             os.sync()
             for path in directory.rglob("*"):
@@ -127,19 +127,19 @@ class CheckpointBenchmark:
                     handle = os.open(path, os.O_RDONLY)
                     os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
                     os.close(handle)
-        self._together()
+        self._barrier()
 
-    def _cleared(self, directory: Path) -> Path:
-        self._together()
+    def _empty_directory(self, directory: Path) -> Path:
+        self._barrier()
         if self.process.is_main:
             shutil.rmtree(directory, ignore_errors=True)
             directory.mkdir(parents=True)
             os.sync()
-        self._together()
+        self._barrier()
         return directory
 
     def _raw(self) -> Timing:
-        path = self._cleared(self.directory / "raw") / f"{self.process.rank}.bin"
+        path = self._empty_directory(self.directory / "raw") / f"{self.process.rank}.bin"
         content = self.saver._buffer.view(torch.uint8).numpy().data
 
         def write() -> None:
@@ -155,11 +155,11 @@ class CheckpointBenchmark:
                     pass
 
         seconds = self._timed(write)
-        self._cold(path.parent)
+        self._drop_from_page_cache(path.parent)
         return Timing(seconds, seconds, self._timed(read))
 
     def _pico_ds(self) -> Timing:
-        self._cleared(self.store.directory)
+        self._empty_directory(self.store.directory)
 
         def save() -> None:
             self.saver.start(bare_index(_STEP, self.state, self.config))
@@ -167,15 +167,15 @@ class CheckpointBenchmark:
 
         seconds = self._timed(save)
         stall = self._slowest(self._stall())
-        self._cold(self.store.directory)
+        self._drop_from_page_cache(self.store.directory)
         load = self._timed(Resumer(self.config, {}, self.store, self.state, self.process).resume)
-        self._cold(self.store.directory)
+        self._drop_from_page_cache(self.store.directory)
         checked = self._timed(self._verify if self.process.is_main else lambda: None)
         return Timing(stall, seconds, load, checked)
 
     def _stall(self) -> float:
         """Return the stall of a save if training computes the gradient of one row before the state changes [s]."""
-        self._cleared(self.store.directory)
+        self._empty_directory(self.store.directory)
         self.saver.start(bare_index(_STEP, self.state, self.config))
         theta = self.engine.full_parameters()
         rows = torch.zeros(1, _ROW_TOKENS + 1, dtype=torch.int64, device=self.process.device)
@@ -190,27 +190,27 @@ class CheckpointBenchmark:
         assert not problems, problems
 
     def _deepspeed(self) -> Timing:
-        place = self._cleared(self.directory / "deepspeed")
-        inner = self.engine._engine
-        save = self._timed(lambda: inner.save_checkpoint(str(place), tag="it"))
+        directory = self._empty_directory(self.directory / "deepspeed")
+        deepspeed_engine = self.engine._engine
+        save = self._timed(lambda: deepspeed_engine.save_checkpoint(str(directory), tag="it"))
         on_disk = save + self._timed(os.sync)
-        self._cold(place)
-        return Timing(save, on_disk, self._timed(lambda: inner.load_checkpoint(str(place), tag="it")))
+        self._drop_from_page_cache(directory)
+        return Timing(save, on_disk, self._timed(lambda: deepspeed_engine.load_checkpoint(str(directory), tag="it")))
 
     def _dcp(self) -> Timing:
         from torch.distributed.checkpoint.state_dict_loader import load
         from torch.distributed.checkpoint.state_dict_saver import save
 
-        place, rank = self._cleared(self.directory / "dcp"), self.process.rank
+        directory, rank = self._empty_directory(self.directory / "dcp"), self.process.rank
         tensors: dict[str, Any] = {
             f"{kind}/{fragment.name}/{rank}": self.state.read(fragment, kind).cpu()
             for kind in STATE_KINDS
             for fragment in self.state.fragments
         }
-        saved = self._timed(lambda: save(tensors, checkpoint_id=str(place)))
-        self._cold(place)
+        saved = self._timed(lambda: save(tensors, checkpoint_id=str(directory)))
+        self._drop_from_page_cache(directory)
         into = {name: torch.empty_like(tensor) for name, tensor in tensors.items()}
-        return Timing(saved, saved, self._timed(lambda: load(into, checkpoint_id=str(place))))
+        return Timing(saved, saved, self._timed(lambda: load(into, checkpoint_id=str(directory))))
 
 
 def bare_index(step: int, state: OptimizerState, config: RunConfig) -> Index:

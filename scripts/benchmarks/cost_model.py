@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-#: collective -> how often every part of the payload travels around the ring
+#: collective -> number of times that every part of the payload travels around the ring
 _PASSES = {"all-reduce": 2, "all-gather": 1, "reduce-scatter": 1}
 
 
@@ -20,9 +20,9 @@ class Work:
 
     Attributes:
         ring_steps: number of consecutive messages, each of which waits for the one before.
-        sent_bytes: bytes that this rank sends; it receives as many.
+        sent_bytes: bytes that this rank sends, and also receives.
         flops: kind of step -> FLOPs of the model's mathematics.
-        crowding: number of ranks that share a core, at least 1; everything takes this many times as long.
+        crowding: number of ranks that share a core, at least 1. All times are multiplied by this number.
     """
 
     ring_steps: float = 0.0
@@ -43,7 +43,7 @@ def ring(collective: str, payload_bytes: float, ranks: int, calls: int = 1) -> W
     return Work(calls * passes * (ranks - 1), passes * (ranks - 1) / ranks * payload_bytes)
 
 
-def together(works: Iterable[Work], flops: Mapping[str, float], crowding: float = 1.0) -> Work:
+def combine(works: Iterable[Work], flops: Mapping[str, float], crowding: float = 1.0) -> Work:
     """Return the work of a step, which consists of collectives and computation."""
     listed = list(works)
     return Work(sum(w.ring_steps for w in listed), sum(w.sent_bytes for w in listed), dict(flops), crowding)
@@ -88,7 +88,7 @@ def fit(works: Sequence[Work], seconds: Sequence[float]) -> CostModel:
 
     Args:
         works: the work of each measurement.
-        seconds: the measured seconds of each.
+        seconds: the measured seconds of each measurement.
 
     Raises:
         ValueError: there are fewer measurements than coefficients.

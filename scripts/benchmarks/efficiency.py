@@ -4,7 +4,7 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from .cost_model import CostModel, Work, fit, ring, together
+from .cost_model import CostModel, Work, combine, fit, ring
 from .scaling import COLLECTIVES, STEPS
 
 Row = dict[str, Any]
@@ -23,37 +23,37 @@ def conclude(rows: list[Row], on_gpu: bool) -> list[Row]:
     efficiencies = [_efficiency(row, steps, on_gpu) for row in steps]
     timed, notes, models = [*collectives, *steps], _notes(steps), []
     measured = [(work_of(row, on_gpu), seconds_of(row)) for row in timed]
-    if (model := _fit(_to_fit(measured), "seconds", notes)) is not None:
+    if (model := _fit(_measurements_to_fit(measured), "seconds", notes)) is not None:
         for row, (work, seconds) in zip([*collectives, *efficiencies], measured, strict=True):
             predicted = model.seconds(work)
             row |= {"model_seconds": predicted, "residual": seconds / predicted - 1}
-            row["fitted"] = (work, seconds) in _to_fit(measured)
+            row["fitted"] = (work, seconds) in _measurements_to_fit(measured)
             if row["command"] == EFFICIENCY:
                 row["model_communication_share"] = model.communication_seconds(work) / predicted
         models.append(_model_row(model, "seconds", [*collectives, *efficiencies], "residual"))
     # fit CPU seconds without crowding: they hardly change if other programs, or other ranks, use the same cores
-    alone = (
+    uncrowded = (
         [] if on_gpu else [(replace(work_of(row, on_gpu), crowding=1.0), row["cpu_seconds_per_rank"]) for row in steps]
     )
-    if alone and (model := _fit(_to_fit(alone), "CPU seconds", notes)) is not None:
-        for row, (work, seconds) in zip(efficiencies, alone, strict=True):
+    if uncrowded and (model := _fit(_measurements_to_fit(uncrowded), "CPU seconds", notes)) is not None:
+        for row, (work, seconds) in zip(efficiencies, uncrowded, strict=True):
             row["cpu_residual"] = seconds / model.seconds(work) - 1
         models.append(_model_row(model, "CPU seconds", efficiencies, "cpu_residual"))
-    said = [{"command": NOTES, "note": note} for note in notes]
-    return [*collectives, *steps, *efficiencies, *others, *models, *said]
+    note_rows = [{"command": NOTES, "note": note} for note in notes]
+    return [*collectives, *steps, *efficiencies, *others, *models, *note_rows]
 
 
-def _fit(measured: list[tuple[Work, float]], of: str, notes: list[str]) -> CostModel | None:
+def _fit(measured: list[tuple[Work, float]], quantity: str, notes: list[str]) -> CostModel | None:
     """Return the fitted cost model. If there are too few measurements, add a note and return None."""
     try:
         return fit([work for work, _ in measured], [seconds for _, seconds in measured])
     except ValueError as error:
-        notes.append(f"no cost model of {of}: {error}")
+        notes.append(f"no cost model of {quantity}: {error}")
         return None
 
 
-def _to_fit(measured: list[tuple[Work, float]]) -> list[tuple[Work, float]]:
-    """Return the measurements to fit: those of ranks with a core of their own if there are any, otherwise all.
+def _measurements_to_fit(measured: list[tuple[Work, float]]) -> list[tuple[Work, float]]:
+    """Return the measurements to fit: those whose ranks do not share cores if there are any, otherwise all.
 
     A step that counts as both weak and strong scaling is used once.
     """
@@ -69,7 +69,7 @@ def seconds_of(row: Row) -> float:
 def work_of(row: Row, on_gpu: bool) -> Work:
     """Return the work of a measured row.
 
-    The sent bytes are the ones that the kernel counted. If it counted none, they are the bytes of a ring.
+    The sent bytes are the ones that the kernel counted, or the bytes of a ring if the kernel did not count.
     """
     crowding = 1.0 if on_gpu else _crowding(row)
     if row["command"] == COLLECTIVES:
@@ -80,7 +80,7 @@ def work_of(row: Row, on_gpu: bool) -> Work:
 
 
 def _ring_work(row: Row) -> Work:
-    return together(
+    return combine(
         [ring(name, one["payload_bytes"], row["ranks"], one["calls"]) for name, one in row["collectives"].items()],
         {row["kind"]: 1e9 * row["gflops_per_rank"]},
     )
@@ -111,7 +111,7 @@ def _crowding(row: Row) -> float:
     return max(1.0, row["ranks"] / row["cores"])
 
 
-def _model_row(model: CostModel, of: str, rows: list[Row], residual: str) -> Row:
+def _model_row(model: CostModel, quantity: str, rows: list[Row], residual: str) -> Row:
     def worst(command: str, fitted: bool) -> float | None:
         # the fit of CPU seconds uses all rows
         of_command = [row for row in rows if row["command"] == command]
@@ -120,7 +120,7 @@ def _model_row(model: CostModel, of: str, rows: list[Row], residual: str) -> Row
 
     return {
         "command": MODEL,
-        "of": of,
+        "quantity": quantity,
         "latency_microseconds": 1e6 * model.latency_seconds,
         # an infinite bandwidth means that nothing was sent, or that sending took no time
         "gb_per_second": model.bytes_per_second / 1e9 if math.isfinite(model.bytes_per_second) else None,
@@ -145,7 +145,7 @@ def _notes(steps: list[Row]) -> list[str]:
     if busy > 0.05:
         notes.append(
             f"other programs used up to {busy:.0%} of this machine's cores during the measurements: seconds and "
-            "efficiency are affected, CPU seconds and cpu_efficiency hardly"
+            "efficiency are affected; CPU seconds and cpu_efficiency are hardly affected"
         )
     more = sorted({row["stage"] for row in steps if row.get("sent_bytes", 0) > 1.05 * row["ring_bytes"] > 0})
     if more:

@@ -51,10 +51,10 @@ def measurements(arguments: argparse.Namespace) -> list[Measurement]:
     if name != "all":
         by_stage = {"lm": [1, 2, 3], "fomaml": [1, 2, 3], "snapshots": [1]}
         stages = arguments.stages or by_stage[name] if name in by_stage else [1]
-        floor = {"--against": arguments.against or against.get(name, "nothing")}
-        return [Measurement(name, name, {**floor, "--stage": str(stage)}, n) for n in ranks for stage in stages]
+        baseline = {"--against": arguments.against or against.get(name, "nothing")}
+        return [Measurement(name, name, {**baseline, "--stage": str(stage)}, n) for n in ranks for stage in stages]
 
-    def of(command: str, **changed: Any) -> list[Measurement]:
+    def measurements_of(command: str, **changed: Any) -> list[Measurement]:
         return measurements(argparse.Namespace(**{**vars(arguments), "command": command, "ranks": None, **changed}))
 
     # ZeRO stage 2 comes last because it differs least from stage 1
@@ -64,18 +64,23 @@ def measurements(arguments: argparse.Namespace) -> list[Measurement]:
         "lm", "lm", {"--rows": str(2 * (arguments.rows or 8)), "--micro_batches": "4", "--stage": str(first)}
     )
     return [
-        *of("lm", stages=[first]),
-        *of("fomaml", stages=[first]),
-        *of("tasks"),
-        *of("head"),
-        *of("memory"),
-        *[each for stage in others for command in ("lm", "fomaml") for each in of(command, stages=[stage])],
+        *measurements_of("lm", stages=[first]),
+        *measurements_of("fomaml", stages=[first]),
+        *measurements_of("tasks"),
+        *measurements_of("head"),
+        *measurements_of("memory"),
+        *[
+            each
+            for stage in others
+            for command in ("lm", "fomaml")
+            for each in measurements_of(command, stages=[stage])
+        ],
         accumulated,
         prototype,
-        *of("attention"),
-        *of("feeding"),
-        *of("sampling"),
-        *of("comm"),
+        *measurements_of("attention"),
+        *measurements_of("feeding"),
+        *measurements_of("sampling"),
+        *measurements_of("comm"),
     ]
 
 

@@ -17,7 +17,7 @@ from pico_ds.model.precision import COMPUTE_DTYPE
 from pico_ds.planning.run_plan import communication
 
 from .cluster import ASSUMPTIONS, Cluster, assumptions
-from .cost_model import ring, together
+from .cost_model import combine, ring
 
 Row = dict[str, Any]
 
@@ -48,7 +48,7 @@ def project(
     """Return the projected cost of steps of both kinds on each number of GPUs.
 
     Each step is projected with the batch size of the configuration ("fixed"), and with a batch that grows with the
-    number of GPUs ("grown"). Meta steps are left out if the configuration has none.
+    number of GPUs ("grown"). Meta steps are omitted if the configuration has none.
 
     Raises:
         ConfigError: the configuration does not set `model.vocab_size`.
@@ -72,7 +72,7 @@ def project(
 
 
 def collective_calls(deepspeed_json: dict[str, Any], sizes: list[int]) -> dict[str, int]:
-    """Return how often DeepSpeed calls each collective in an outer step. Collectives of a few numbers are not counted.
+    """Return the number of calls of each collective in an outer step. Collectives of a few numbers are not counted.
 
     Args:
         sizes: number of elements of every parameter, in the order of the model.
@@ -89,7 +89,7 @@ def collective_calls(deepspeed_json: dict[str, Any], sizes: list[int]) -> dict[s
 
 
 def _buckets(sizes: list[int], limit: int) -> int:
-    """Return the number of buckets, filled in order. A parameter larger than `limit` gets a bucket of its own."""
+    """Return the number of buckets, filled in order. A parameter larger than `limit` gets a separate bucket."""
     count, filled = 0, limit
     for size in sizes:
         if filled + size > limit:
@@ -119,8 +119,8 @@ def _projected(
         for name, payload in communication(stage, weight_bytes, gpus).items()
         for kind in [name.split(" of ")[0]]
     ]
-    # the step takes as long as the rank with the most units
-    work = together(collectives, {step.kind: math.ceil(step.units / gpus) * step.flops_per_unit})
+    # the duration of the step is that of the rank with the most units
+    work = combine(collectives, {step.kind: math.ceil(step.units / gpus) * step.flops_per_unit})
     update_bytes = total * (_UPDATE_BYTES_WHOLE + _UPDATE_BYTES_SHARED / gpus)
     compute = model.compute_seconds(work) + update_bytes / cluster.memory_gb_per_second / 1e9
     communicated = model.communication_seconds(work)

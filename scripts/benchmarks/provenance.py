@@ -1,4 +1,4 @@
-"""Records what a result depends on: hardware, versions and commit."""
+"""Records the hardware, versions and commit that a result depends on."""
 
 import os
 import platform

@@ -27,7 +27,7 @@ def measure_sampling(directory: Path, seconds: float) -> list[dict[str, Any]]:
         directory: directory for a generated corpus.
         seconds: duration of each measurement [s].
     """
-    found = []
+    results = []
     for name, shape in {
         "5-way 5-shot, 16 tokens": "n_way: 5, k_shot: 5, q_query: 5, context_tokens: 16",
         "32-way 4-shot, 63 tokens": "n_way: 32, k_shot: 4, q_query: 4, context_tokens: 63",
@@ -39,7 +39,7 @@ def measure_sampling(directory: Path, seconds: float) -> list[dict[str, Any]]:
             tokens += tasks.sample(0, count).n_tokens
             count += 1
             elapsed = time.perf_counter() - started
-        found.append({"what": name, "tasks_per_second": count / elapsed, "tokens_per_second": tokens / elapsed})
+        results.append({"what": name, "tasks_per_second": count / elapsed, "tokens_per_second": tokens / elapsed})
     rows = corpus.training_rows(2048 if len(corpus.train.tokens) > 4096 else 128, seed=0)
     position, elapsed, started = 0, 0.0, time.perf_counter()
     while elapsed < seconds:
@@ -47,8 +47,8 @@ def measure_sampling(directory: Path, seconds: float) -> list[dict[str, Any]]:
         position += 8
         elapsed = time.perf_counter() - started
     length = rows.sequence_length
-    found.append({"what": f"rows of {length} tokens", "tokens_per_second": position * length / elapsed})
-    return found
+    results.append({"what": f"rows of {length} tokens", "tokens_per_second": position * length / elapsed})
+    return results
 
 
 def random_tasks(directory: Path, smlmt: str) -> tuple[TextCorpus, SMLMT]:
@@ -89,6 +89,6 @@ def random_word(rank: int) -> str:
     syllables = ""
     number = rank + 1
     while number:
-        number, left = divmod(number, 70)
-        syllables += "bcdfghjklmnpqr"[left // 5] + "aeiou"[left % 5]
+        number, remainder = divmod(number, 70)
+        syllables += "bcdfghjklmnpqr"[remainder // 5] + "aeiou"[remainder % 5]
     return syllables

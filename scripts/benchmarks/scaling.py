@@ -38,7 +38,7 @@ def measure_collectives(process: Process, repeats: int) -> list[Row]:
             "seconds": found.seconds,
             "bus_gb_per_second": found.bus_gb_per_second,
         }
-        for found in (min(same, key=lambda transfer: transfer.seconds) for same in each)
+        for found in (min(repetitions, key=lambda transfer: transfer.seconds) for repetitions in each)
     ]
 
 
@@ -56,7 +56,7 @@ def measure_scaling(
 
     Args:
         strong_units: number of units of all ranks together in strong scaling.
-        repeats: number of timings; the result is the shortest one, and the seconds of the longest one.
+        repeats: number of timings; the result is the shortest timing, and the seconds of the longest.
     """
     weak_units = workload.micro_batches if workload.kind == "lm" else workload.tasks
     rows: list[Row] = []
@@ -85,18 +85,18 @@ def _measure(benchmark: StepBenchmark, units: int, steps: int, repeats: int) -> 
         benchmark.trainer.take_step()
     taken: list[tuple[float, float, float]] = []
     for _ in range(repeats):
-        benchmark.together()
+        benchmark.synchronize_ranks()
         started = time.perf_counter(), time.process_time(), _machine_cpu_seconds()
         for _ in range(steps):
             benchmark.trainer.take_step()
         benchmark.trainer.synchronize()
         # CPU seconds of this rank, without the time that it waits for the other ranks at the end
         own = time.process_time() - started[1]
-        benchmark.together()
+        benchmark.synchronize_ranks()
         taken.append((time.perf_counter() - started[0], own, _machine_cpu_seconds() - started[2]))
     # every rank reports the same repeat, the shortest one of rank 0
-    at = process.gather([min(range(repeats), key=lambda i: taken[i][0])])[0][0]
-    seconds, own, machine = (value / steps for value in taken[at])
+    shortest = process.gather([min(range(repeats), key=lambda i: taken[i][0])])[0][0]
+    seconds, own, machine = (value / steps for value in taken[shortest])
     longest = max(wall for wall, _, _ in taken) / steps
     cpu_seconds = [nanoseconds / 1e9 for (nanoseconds,) in process.gather([int(own * 1e9)])]
     tokens = workload.rows * workload.length
@@ -122,9 +122,9 @@ def _measure(benchmark: StepBenchmark, units: int, steps: int, repeats: int) -> 
 def _communication(benchmark: StepBenchmark) -> Row:
     """Return the collectives of one step, counted in the dispatcher, and the bytes that the kernel sent and received.
 
-    The bytes are left out if the kernel does not report them or if the ranks use NCCL.
+    The bytes are omitted if the kernel does not report them or if the ranks use NCCL.
     """
-    benchmark.together()
+    benchmark.synchronize_ranks()
     before = wire_bytes()
     with CountCollectives() as counted:
         benchmark.trainer.take_step()
@@ -135,11 +135,15 @@ def _communication(benchmark: StepBenchmark) -> Row:
         return found  # NCCL bypasses the TCP sockets that the kernel counts
     moved = after.since(before)
     each = benchmark.process.gather([moved.sent, moved.received])
-    return {**found, "sent_bytes": max(sent for sent, _ in each), "received_bytes": max(got for _, got in each)}
+    return {
+        **found,
+        "sent_bytes": max(sent for sent, _ in each),
+        "received_bytes": max(received for _, received in each),
+    }
 
 
 def by_kind(calls: Sequence[tuple[str, int]] | Any, payload_bytes: Any) -> dict[str, dict[str, int]]:
-    """Return the calls and payload bytes of each kind of collective. Barriers are left out: they have no payload."""
+    """Return the calls and payload bytes of each kind of collective. Barriers have no payload and are ignored."""
     found: dict[str, dict[str, int]] = {}
     for operation, count in calls:
         kind = next((kind for name, kind in _NAMES.items() if name in operation), operation)

@@ -42,8 +42,8 @@ def measure_index(directory: Path, n_rows: int, repeats: int) -> list[dict[str, 
     decoded = directory / "shard.npy"
     seconds = _median_seconds(lambda: convert_shard(shard, shard.name, expected, decoded), repeats)
     rows = open_rows(decoded)
-    facts = {"rows": n_rows, "tokens": rows.size, "vocabulary": tokenizer.vocab_size}
-    found = [{"what": "decoding", **facts, "tokens_per_second": rows.size / seconds}]
+    sizes = {"rows": n_rows, "tokens": rows.size, "vocabulary": tokenizer.vocab_size}
+    found = [{"what": "decoding", **sizes, "tokens_per_second": rows.size / seconds}]
     words = TokenWords.of(TokenClasses.of(tokenizer))
     for context in ("window", "sentence"):
         config = SmlmtConfig.model_validate({"min_word_freq": 100, "max_word_freq": 100_000, "context": context})
@@ -51,15 +51,15 @@ def measure_index(directory: Path, n_rows: int, repeats: int) -> list[dict[str, 
             seconds = _median_seconds(lambda: TokenIndex(rows, words, config, threads), repeats)  # noqa: B023
             tracemalloc.start()
             index = TokenIndex(rows, words, config, threads)
-            held, peak = tracemalloc.get_traced_memory()
+            current, peak = tracemalloc.get_traced_memory()
             tracemalloc.stop()
             found.append(
                 {
                     "what": f"index, context: {context}",
                     "threads": threads,
-                    **facts,
+                    **sizes,
                     "tokens_per_second": rows.size / seconds,
-                    "bytes_per_token": (held + rows.nbytes) / rows.size,
+                    "bytes_per_token": (current + rows.nbytes) / rows.size,
                     "peak_bytes_per_token": (peak + rows.nbytes) / rows.size,
                     "occurrences_per_token": len(index.positions) / rows.size,
                 }
@@ -117,11 +117,11 @@ def _documents() -> Iterator[str]:
 
 
 def _tokenizer(directory: Path) -> TextTokenizer:
-    place = directory / "tokenizer"
+    path = directory / "tokenizer"
     # the tokenizer must see every word at least once
     texts = [" ".join(random_word(rank) for rank in range(_WORDS)), *(text for _, text in zip(range(50), _documents()))]  # noqa: B905
-    train_tokenizer(texts, _VOCABULARY, place)
-    return load_tokenizer(place)
+    train_tokenizer(texts, _VOCABULARY, path)
+    return load_tokenizer(path)
 
 
 def _write_text(path: Path, n_bytes: int) -> int:

@@ -42,7 +42,7 @@ def measure_snapshots(
     settings = resolve_deepspeed_config(deepspeed_json, config, process.world_size)
     engine = MetaEngine(module, config.training, settings, process)
     network = build_functional_model(config, vocab_size, process.device)
-    taker = SnapshotRecorder(
+    recorder = SnapshotRecorder(
         config,
         network,
         make_learner(config.meta, network.skeleton.decoder),
@@ -56,24 +56,24 @@ def measure_snapshots(
         process.any_rank(False)  # a barrier, so that all ranks start together
         extra = _device_bytes(process, peak=False)
         started = time.perf_counter()
-        snapshot = taker.take(engine.full_parameters(), repeat, first_row=0)
+        snapshot = recorder.take(engine.full_parameters(), repeat, first_row=0)
         stalls.append(time.perf_counter() - started)
         extra = _device_bytes(process, peak=True) - extra
         if process.is_main:
-            place = directory / f"snapshot_{repeat}"
-            place.mkdir()
+            path = directory / f"snapshot_{repeat}"
+            path.mkdir()
             started = time.perf_counter()
-            write_snapshot(place, snapshot, corpus.tokenizer)
+            write_snapshot(path, snapshot, corpus.tokenizer)
             writes.append(time.perf_counter() - started)
-            size = sum(file.stat().st_size for file in place.rglob("*") if file.is_file())
-    chosen = config.learning_dynamics
+            size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    dynamics = config.learning_dynamics
     row: dict[str, Any] = {
         "parameters": parameters,
         "ranks": process.world_size,
         "stage": engine.stage,
-        "rows": chosen.n_rows,
-        "tasks": chosen.n_tasks,
-        "adaptation_steps": chosen.adaptation_steps,
+        "rows": dynamics.n_rows,
+        "tasks": dynamics.n_tasks,
+        "adaptation_steps": dynamics.adaptation_steps,
         "stall_seconds": median(stalls[1:]),
         "write_seconds": median(writes[1:]) if writes else None,
         "bytes": size,

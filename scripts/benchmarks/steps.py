@@ -39,7 +39,7 @@ class Workload:
 
     Attributes:
         kind: "lm" for rows of a language model, "task" for contexts of tasks.
-        rows: rows of a micro-batch, or contexts of a support set; the query set has as many.
+        rows: rows of a micro-batch, or contexts of a support set, and also of a query set.
         length: length of a row or context [tokens].
         tasks: number of tasks in a step.
         inner_steps: number of inner steps per task.
@@ -59,7 +59,7 @@ class Workload:
     k_shot: int = 1
 
     def overrides(self, world_size: int) -> list[str]:
-        """Return the overrides that configure these steps, without metrics that cost extra passes."""
+        """Return the overrides that configure these steps, without metrics that need extra passes."""
         common = ["monitoring.log_every_n_steps=1000000", "training.max_steps=1000000", "evaluation.n_tasks=0"]
         if self.kind == "lm":
             rows = self.rows * self.micro_batches * world_size
@@ -136,7 +136,7 @@ class StepBenchmark:
         rows = ShuffledRows(self._rows, seed=0)
         outer_step = TrainStep(config, self.network, self.learner, rows, self._tasks, process)
         self.trainer = Trainer(config, self.engine, outer_step, [])
-        # skip step 0, because the first step of a log window computes metrics that cost extra passes
+        # skip step 0, because the first step of a log window computes metrics that need extra passes
         self.trainer.state.step = 1
 
     def measure(self, steps: int, repeats: int) -> dict[str, Any]:
@@ -231,15 +231,15 @@ class StepBenchmark:
             torch.cuda.reset_peak_memory_stats()
         each = []
         for _ in range(repeats):
-            self.together()
+            self.synchronize_ranks()
             started = time.perf_counter()
             for _ in range(steps):
                 action()
-            self.together()
+            self.synchronize_ranks()
             each.append((time.perf_counter() - started) / steps)
         return median(each), torch.cuda.max_memory_allocated() / 2**30 if cuda else None
 
-    def together(self) -> None:
+    def synchronize_ranks(self) -> None:
         """Wait until every rank and its device have finished their work. Every rank must call this."""
         self.process.wait_for_all()
         if self.process.device.type == "cuda":

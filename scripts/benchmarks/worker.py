@@ -151,10 +151,10 @@ def _scaling(arguments: argparse.Namespace, repository: Path, process: Process) 
     for stage in arguments.stages or [1]:
         arguments.stage = stage
         build = partial(_step_benchmark, arguments, repository, process)
-        rows_of_text = Workload("lm", *shape, micro_batches=micro_batches)
-        rows += measure_scaling(build, rows_of_text, micro_batches * shares, steps, arguments.repeats)
-        of_tasks = Workload("task", *shape, tasks=tasks, **inner)
-        rows += measure_scaling(build, of_tasks, tasks * shares, steps, arguments.repeats)
+        lm_workload = Workload("lm", *shape, micro_batches=micro_batches)
+        rows += measure_scaling(build, lm_workload, micro_batches * shares, steps, arguments.repeats)
+        task_workload = Workload("task", *shape, tasks=tasks, **inner)
+        rows += measure_scaling(build, task_workload, tasks * shares, steps, arguments.repeats)
     return rows
 
 

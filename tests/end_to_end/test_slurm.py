@@ -151,7 +151,7 @@ def test_signal_is_forwarded_and_the_job_waits_for_training_to_end(
     assert job.wait(timeout=20) == code
     assert f"got {number.name.removeprefix('SIG')}" in stub.notes.read_text()
     assert stub.requeued == requeued
-    assert ("SLURM does not queue job 20123 again" in stub.output) == (requeue_code == "1")
+    assert ("SLURM cannot requeue job 20123" in stub.output) == (requeue_code == "1")
 
 
 def test_failed_preflight_prevents_training(stub: Slurm) -> None:
@@ -173,7 +173,7 @@ def test_signal_during_preflight_requeues_the_job(stub: Slurm) -> None:
 
 def test_start_outside_of_slurm_is_an_error(stub: Slurm) -> None:
     assert stub.run(SLURM_JOB_NODELIST="") == 2
-    assert "SLURM_JOB_NODELIST is not set: start this by sbatch" in stub.output
+    assert "SLURM_JOB_NODELIST is not set; run: sbatch" in stub.output
 
 
 def test_job_near_its_time_limit_saves_requeues_and_resumes(slurm: Slurm) -> None:

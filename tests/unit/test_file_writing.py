@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pico_ds.file_writing import PatientFile, may_exist, replace_text
+from pico_ds.file_writing import RetryingFile, may_exist, replace_text
 from pico_ds.monitoring.run_log import logger
 from pico_ds.monitoring.trackers import JsonLinesTracker
 from pico_ds.runs.run_directory import RunDirectory
@@ -38,7 +38,7 @@ def fill(disk: Path) -> Callable[[], None]:
 
 def test_patient_file_loses_and_repeats_no_text_on_a_full_disk(disk: Path) -> None:
     problems: list[OSError] = []
-    file = PatientFile(disk / "log", problems.append)
+    file = RetryingFile(disk / "log", problems.append)
     file.append("first\n")
     make_room = fill(disk)
     expected = "first\n"

@@ -30,7 +30,7 @@ from pico_ds.data.text.tokenizer import (
 )
 from pico_ds.data.token_stream import TokenStream
 from pico_ds.errors import DataError
-from pico_ds.file_writing import naming
+from pico_ds.file_writing import add_path_to_errors
 from pico_ds.progress import track
 
 DocumentSplit = Literal["train", "validation"]
@@ -126,7 +126,7 @@ def _build(config: DataConfig, directory: Path) -> None:
     """Build the corpus in a temporary directory and rename it, so that an existing `directory` is always complete."""
     staging = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
     try:
-        with naming(staging):
+        with add_path_to_errors(staging):
             _fill(config, staging)
         staging.rename(directory)
     finally:

@@ -11,8 +11,10 @@ from pico_ds.model.decoder import PicoDecoder
 
 def _class_of(name: str) -> type[Learner]:
     module = import_module(f"{__name__}.{name}")
-    own = [found for found in vars(module).values() if isinstance(found, type) and found.__module__ == module.__name__]
-    (learner,) = (found for found in own if issubclass(found, Learner))
+    classes = [
+        value for value in vars(module).values() if isinstance(value, type) and value.__module__ == module.__name__
+    ]
+    (learner,) = (value for value in classes if issubclass(value, Learner))
     return learner
 
 
@@ -20,7 +22,7 @@ LEARNERS: dict[str, type[Learner]] = {name: _class_of(name) for name in get_args
 
 
 def make_learner(config: MetaConfig, decoder: PicoDecoder) -> Learner:
-    """The learner that `meta.learner` names. Only the parameter names of the decoder are used.
+    """Return the learner that `meta.learner` names. Only the parameter names of the decoder are used.
 
     Raises:
         ConfigError: `meta.adapt` matches no weight of the decoder, or the learner does not support

@@ -38,7 +38,7 @@ class EpisodeBatch:
     measure: bool = True
 
     def model(self, head: Head, shared: bool = False) -> EpisodeModel:
-        """The model and its task for training. With `shared`, all tasks of the batch use the same weights."""
+        """Return the model and its task for training. With `shared`, all tasks of the batch use the same weights."""
         return EpisodeModel.at(self.theta, self.network, head, self.episode, self.readout, training=True, shared=shared)
 
 
@@ -100,7 +100,7 @@ class Learner(ABC):
         return self.config.inner_steps
 
     def module(self) -> nn.Module | None:
-        """The learner's own meta-parameters, if it has any. They are `learner.*` in a MetaModel."""
+        """Return the learner's own meta-parameters, if it has any. They are `learner.*` in a MetaModel."""
         return None
 
     def initialize(self, module: nn.Module) -> None:
@@ -108,11 +108,11 @@ class Learner(ABC):
         raise AssertionError("this learner has no parameters")
 
     def rates(self, theta: Parameters) -> Mapping[str, float | Tensor]:
-        """Learning rate of every adapted decoder weight by name, and of the head as `head`."""
+        """Return the learning rate of every adapted decoder weight by name, and of the head as `head`."""
         return {**dict.fromkeys(self.adapted, self.config.inner_lr), "head": self.config.head_inner_lr}
 
     def inner_loop(self, theta: Parameters) -> InnerLoopSpec:
-        """The inner loop at the meta-parameters `theta`."""
+        """Return the inner loop at the meta-parameters `theta`."""
         return InnerLoopSpec(
             self.rates(theta),
             self.inner_steps,
@@ -136,7 +136,7 @@ class Learner(ABC):
 
     @abstractmethod
     def pass_counts(self, step: int) -> PassCounts:
-        """The cost of `add_gradient`, without recomputation and weight updates."""
+        """Return the cost of `add_gradient`, without recomputation and weight updates."""
 
 
 class WithoutInnerLoop(Learner):
@@ -152,7 +152,7 @@ class WithoutInnerLoop(Learner):
     def outcome(
         self, model: EpisodeModel, head: HeadWeights, support_logits: Tensor, query_logits: Tensor, measure: bool
     ) -> TaskOutcome:
-        """The outcome of a task without adaptation."""
+        """Return the outcome of a task without adaptation."""
         norm = torch.zeros_like(model.episode.support.labels[..., 0], dtype=torch.float32)
         fast = dict(model.leaves) if measure else None
         adapted = AdaptedWeights(model.leaves, fast, head, head, support_logits.detach(), norm)
@@ -160,5 +160,5 @@ class WithoutInnerLoop(Learner):
 
 
 def over_tasks(gradients: Iterable[Tensor], n_tasks: int | None) -> list[Tensor]:
-    """The gradients, summed over the first axis if it is the tasks."""
+    """Return the gradients, summed over the first axis if it is the tasks."""
     return [gradient if n_tasks is None else gradient.sum(0, dtype=torch.float32) for gradient in gradients]

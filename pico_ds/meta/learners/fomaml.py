@@ -71,7 +71,7 @@ class FOMAML(Learner):
         return TaskOutcome(adapted, logits)
 
     def query_weights(self, step: int) -> list[float]:
-        """Weights of the query losses after 0, 1, ..., inner_steps inner steps.
+        """Return the weights of the query losses after 0, 1, ..., inner_steps inner steps.
 
         With `meta.multi_step_loss`, the weights are equal at first. Over `meta.multi_step_loss_annealing_steps` outer
         steps they move to the last inner step.
@@ -94,7 +94,7 @@ class FOMAML(Learner):
         """Add the gradient of the learner's own parameters, computed from the gradient of the query loss."""
 
     def pass_counts(self, step: int) -> PassCounts:
-        # one forward and one backward pass per inner step; one forward pass in all if only the head is adapted
+        # one forward and one backward pass per inner step; a single forward pass if only the head is adapted
         inner = 3 * self.inner_steps if self.adapted else 1
         through = 2 if self.head.reads_features else 0
         return PassCounts(max(inner, 1) + through, 3 * sum(weight > 0 for weight in self.query_weights(step)))

@@ -18,18 +18,24 @@ class MaskedWord(WithoutInnerLoop):
         theta, network, episode = batch.theta, batch.network, batch.episode
         model = batch.model(self.head, shared=True)
         leaves = model.leaves | {OUTPUT_PROJECTION: theta[OUTPUT_PROJECTION].detach().requires_grad_()}
-        both, first = episode.support.followed_by(episode.query), episode.word_tokens[..., 0]
-        states = network.readout_states(leaves, both, batch.readout)
-        targets = first.gather(-1, both.labels)
+        contexts, first = episode.support.followed_by(episode.query), episode.word_tokens[..., 0]
+        states = network.readout_states(leaves, contexts, batch.readout)
+        targets = first.gather(-1, contexts.labels)
         # the mean over the contexts of each task
-        loss = network.vocabulary_loss(leaves, states.flatten(0, -2), targets.flatten()) * scale / both.labels.shape[-1]
+        loss = (
+            network.vocabulary_loss(leaves, states.flatten(0, -2), targets.flatten())
+            * scale
+            / contexts.labels.shape[-1]
+        )
         total.add(leaves, torch.autograd.grad(loss, list(leaves.values())))
         with torch.no_grad():
             rows = theta[OUTPUT_PROJECTION][first].float()
             head = {"weight": rows, "bias": torch.zeros_like(rows[..., 0])}
             scores = model.scores(head, network.scaled(states), call=0)
-        of_support, of_query = scores.split([part.labels.shape[-1] for part in (episode.support, episode.query)], -2)
-        return self.outcome(model, head, of_support, of_query, batch.measure)
+        support_scores, query_scores = scores.split(
+            [part.labels.shape[-1] for part in (episode.support, episode.query)], -2
+        )
+        return self.outcome(model, head, support_scores, query_scores, batch.measure)
 
     def pass_counts(self, step: int) -> PassCounts:
         return PassCounts(3, 3)

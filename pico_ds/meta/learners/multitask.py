@@ -12,7 +12,7 @@ class Multitask(WithoutInnerLoop):
     """A control without adaptation: the gradient of the query loss at the meta-parameters, with the initial head.
 
     The support and query contexts of all tasks of a batch go through the model in one forward pass. If the head does
-    not read the support features, the forward pass leaves out the support set.
+    not read the support features, the forward pass does not include the support set.
     """
 
     def add_gradient(self, batch: EpisodeBatch, total: GradientSum, scale: float) -> TaskOutcome:
@@ -21,19 +21,21 @@ class Multitask(WithoutInnerLoop):
         support, query = episode.support, episode.query
         if self.head.reads_features:
             features = model.features(leaves, support.followed_by(query))
-            of_support, of_query = features.split([support.labels.shape[-1], query.labels.shape[-1]], dim=-2)
+            support_features, query_features = features.split(
+                [support.labels.shape[-1], query.labels.shape[-1]], dim=-2
+            )
         else:
-            of_query = model.features(leaves, query)
-            of_support = of_query[..., :0, :]
-        head = self.head.start(own, of_support, episode)
-        logits = model.scores(head, of_query, call=0)
+            query_features = model.features(leaves, query)
+            support_features = query_features[..., :0, :]
+        head = self.head.start(own, support_features, episode)
+        logits = model.scores(head, query_features, call=0)
         loss = scale * task_loss(logits, query.labels).sum()
         gradients = torch.autograd.grad(loss, [*leaves.values(), *own.values()])
         total.add([*leaves, *(HEAD + name for name in own)], gradients)
         with torch.no_grad():
             if batch.measure and not self.head.reads_features:
-                of_support = model.features(leaves, support)
-            first_logits = model.scores(head, of_support, call=0)
+                support_features = model.features(leaves, support)
+            first_logits = model.scores(head, support_features, call=0)
         return self.outcome(model, head, first_logits, logits, batch.measure)
 
     def pass_counts(self, step: int) -> PassCounts:

@@ -37,7 +37,7 @@ class Reptile(Learner):
             torch._foreach_mul_(list(adapted.gradient_sums.values()), scale)
         body = {name: adapted.gradient_sums.pop(name) for name in self.adapted}
         total.add(body, over_tasks(body.values(), episode.n_tasks))
-        of_head = {name.removeprefix(HEAD): way for name, way in adapted.gradient_sums.items()}
+        of_head = {name.removeprefix(HEAD): gradient for name, gradient in adapted.gradient_sums.items()}
         add_gradient_through_start(model, adapted.initial_head, of_head, total)
         return TaskOutcome(adapted, logits)
 

@@ -21,13 +21,13 @@ def dynamics_table(measurements: Sequence[Measurement], split: str) -> Table:
 
     Each column is one step. If there are many steps, the table shows an evenly spaced selection.
     """
-    steps = sorted({one.step for one in measurements})
-    places = np.unique(np.linspace(0, len(steps) - 1, _SHOWN_STEPS).round().astype(int))
-    shown = [steps[place] for place in places]
+    steps = sorted({measurement.step for measurement in measurements})
+    indices = np.unique(np.linspace(0, len(steps) - 1, _SHOWN_STEPS).round().astype(int))
+    shown = [steps[index] for index in indices]
     values: dict[tuple[str, str, str], dict[int, list[float]]] = {}
-    for one in measurements:
-        row = values.setdefault((one.kind, one.measure, _module_name(one.layer)), {})
-        row.setdefault(one.step, []).append(one.value)
+    for measurement in measurements:
+        row = values.setdefault((measurement.kind, measurement.measure, _module_name(measurement.layer)), {})
+        row.setdefault(measurement.step, []).append(measurement.value)
     kinds = [*dict.fromkeys(kind for kind, _, _ in values)]
     # keep the rows of one kind together, even if some measures begin at a later step
     rows = [
@@ -35,7 +35,7 @@ def dynamics_table(measurements: Sequence[Measurement], split: str) -> Table:
         for names, by_step in sorted(values.items(), key=lambda entry: kinds.index(entry[0][0]))
     ]
     title = f"learning dynamics, {split} rows, means over blocks"
-    return Table(title, "", ["of", "measure", "module", *(f"step {step}" for step in shown)], rows)
+    return Table(title, "", ["kind", "measure", "module", *(f"step {step}" for step in shown)], rows)
 
 
 def _cell(measure: str, values: list[float]) -> str:
@@ -49,13 +49,15 @@ def dynamics_sections(measurements: Sequence[Measurement]) -> list[Section]:
     Attention heads have one panel per block and one line per head.
     """
     sections = []
-    for kind, measure in dict.fromkeys((one.kind, one.measure) for one in measurements):
-        of_measure = [one for one in measurements if (one.kind, one.measure) == (kind, measure)]
+    for kind, measure in dict.fromkeys((measurement.kind, measurement.measure) for measurement in measurements):
+        of_measure = [
+            measurement for measurement in measurements if (measurement.kind, measurement.measure) == (kind, measure)
+        ]
         by_panel: dict[str, dict[str, list[tuple[int, float]]]] = {}
-        for one in of_measure:
-            lines = by_panel.setdefault(_panel_name(one.layer), {})
-            lines.setdefault(one.layer, []).append((one.step, one.value))
-        log_y = measure in _LOGARITHMIC and all(one.value > 0 for one in of_measure)
+        for measurement in of_measure:
+            lines = by_panel.setdefault(_panel_name(measurement.layer), {})
+            lines.setdefault(measurement.layer, []).append((measurement.step, measurement.value))
+        log_y = measure in _LOGARITHMIC and all(measurement.value > 0 for measurement in of_measure)
         panels = [
             Panel(
                 name,

@@ -65,7 +65,7 @@ class TaskResults:
 
 
 @dataclass
-class _Found:
+class _TaskColumns:
     title: str
     #: column name -> the group, and run path -> entry, so that each run counts once
     columns: dict[str, tuple[Group, dict[str, Mapping[str, Any]]]] = field(default_factory=dict)
@@ -76,22 +76,22 @@ def results_by_tasks(groups: Sequence[Group]) -> list[TaskResults]:
 
     Tasks differ if their key, word split, shape or kind of documents differs.
     """
-    found: dict[tuple[Any, ...], _Found] = {}
+    by_tasks: dict[tuple[Any, ...], _TaskColumns] = {}
     for group, record, content, entry in _entries(groups):
         key = (content.get("task_key"), *_tasks_of(content, entry))
-        mine = found.setdefault(key, _Found(_title(content, entry)))
-        _, seeds = mine.columns.setdefault(group.name + _variant(content, record), (group, {}))
+        same_tasks = by_tasks.setdefault(key, _TaskColumns(_title(content, entry)))
+        _, seeds = same_tasks.columns.setdefault(group.name + _variant(content, record), (group, {}))
         seeds[str(record.path)] = entry
-    titles = [one.title for one in found.values()]
+    titles = [results.title for results in by_tasks.values()]
     return [
         TaskResults(
-            one.title if titles.count(one.title) == 1 else f"{one.title}, tasks {place}",
+            results.title if titles.count(results.title) == 1 else f"{results.title}, tasks {number}",
             {
                 _with_count(name, group, len(seeds)): Column.over_seeds([*seeds.values()])
-                for name, (group, seeds) in one.columns.items()
+                for name, (group, seeds) in results.columns.items()
             },
         )
-        for place, one in enumerate(found.values(), start=1)
+        for number, results in enumerate(by_tasks.values(), start=1)
     ]
 
 
@@ -111,16 +111,16 @@ def _tasks_of(content: Mapping[str, Any], entry: Mapping[str, Any]) -> tuple[Any
 
 def _title(content: Mapping[str, Any], entry: Mapping[str, Any]) -> str:
     split, n_way, k_shot, q_query, documents = _tasks_of(content, entry)
-    of = [f"{n_way}-way {k_shot}-shot", f"{q_query} queries"]
-    of += [] if documents == "any" else [f"{documents} documents"]
-    return ", ".join([*of, *([] if split is None else [f"{split} words"])])
+    parts = [f"{n_way}-way {k_shot}-shot", f"{q_query} queries"]
+    parts += [] if documents == "any" else [f"{documents} documents"]
+    return ", ".join([*parts, *([] if split is None else [f"{split} words"])])
 
 
 def _variant(content: Mapping[str, Any], record: Record) -> str:
     """Return the settings of the evaluation that differ from the run, as a suffix of the column name."""
     readout = content.get("readout", record.config.smlmt.readout)
-    of = [*([] if readout == record.config.smlmt.readout else [readout]), *sorted(content.get("overrides", ()))]
-    return "".join(f", {one}" for one in of)
+    parts = [*([] if readout == record.config.smlmt.readout else [readout]), *sorted(content.get("overrides", ()))]
+    return "".join(f", {part}" for part in parts)
 
 
 def _with_count(name: str, group: Group, n_seeds: int) -> str:

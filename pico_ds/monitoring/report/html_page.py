@@ -23,7 +23,7 @@ def write_page(
     details: Sequence[Table] = (),
     legend: Mapping[str, str] | None = None,
 ) -> None:
-    """Write a page: a table as the summary, the sections, each a grid of panels, then the other tables.
+    """Write a page with a summary table, sections with grids of panels, and further tables.
 
     Args:
         legend: name -> colour, for lines that have the same colour in all panels.
@@ -36,7 +36,7 @@ def write_page(
         .from_string(template)
         .render(
             title=title,
-            # a script element ends at its first closing tag, wherever that stands
+            # a script element ends at the first closing tag, even inside a string
             plotly_source=get_plotlyjs().replace("</script", "<\\/script"),
             summary=summary,
             details=details,

@@ -1,4 +1,4 @@
-"""Interactive panels: one small figure each, with a caption."""
+"""Interactive panels. Each panel is a small figure with a caption."""
 
 import html
 from collections.abc import Sequence

@@ -61,7 +61,7 @@ class _Curves:
     @cached_property
     def x_range(self) -> tuple[float, float]:
         """The range of tokens that all panels share."""
-        return 0.0, max(float(record.most("tokens")) for group in self.groups for record in group.records)
+        return 0.0, max(float(record.maximum("tokens")) for group in self.groups for record in group.records)
 
     def panels(self, metrics: Sequence[tuple[str, str, str]]) -> list[Panel]:
         """Return one panel for each (metric, label of the y axis, caption) that a run has."""

@@ -43,7 +43,7 @@ class Record:
         """
         for needed in ("training_config.yaml", "logs/metrics.jsonl"):
             if not (path / needed).exists():
-                raise ConfigError(f"{path} holds no {needed}; give the directory of a run")
+                raise ConfigError(f"{path} has no {needed}; give the directory of a run")
         try:
             lines = (path / "logs" / "metrics.jsonl").read_text(errors="replace").splitlines()
             metrics = [record for line in lines if (record := parse_record(line)) is not None]
@@ -67,14 +67,14 @@ class Record:
         """A text that is equal for runs that differ only in their seed."""
         content = self.config.model_dump(exclude={"checkpointing", "monitoring"})
         # with another seed, the same number of tokens may take a different number of steps
-        for of_a_seed in ("seed", "max_steps"):
-            content["training"].pop(of_a_seed)
+        for key in ("seed", "max_steps"):
+            content["training"].pop(key)
         return json.dumps(content, sort_keys=True)
 
-    def most(self, name: str) -> int:
+    def maximum(self, name: str) -> int:
         """Return the largest value of a counter, or 0 if there is none.
 
-        The last line does not always have it: not every line has the counter, and lines of snapshots come last.
+        The search covers all lines, because not every line has the counter, and lines of snapshots come last.
         """
         return int(max((line.get(name, 0) for line in self.metrics), default=0))
 
@@ -151,7 +151,7 @@ def group_by_experiment(records: Sequence[Record]) -> list[Group]:
     """Group the runs that differ only in their seed. A group is named by the common beginning of its runs' names.
 
     If two runs of an experiment have the same seed, the experiment is split by parent directory and run name without
-    the number at the end. If a part still has a seed twice, each of its runs becomes a group of its own. A mean over
+    the number at the end. If a part still has a seed twice, each of its runs becomes a separate group. A mean over
     seeds therefore never counts a seed twice.
 
     Raises:
@@ -164,11 +164,11 @@ def group_by_experiment(records: Sequence[Record]) -> list[Group]:
     experiments: dict[str, list[Record]] = {}
     for record in records:
         experiments.setdefault(record.experiment, []).append(record)
-    groups = [members for experiment in experiments.values() for members in _once_a_seed(experiment)]
+    groups = [members for experiment in experiments.values() for members in _split_repeated_seeds(experiment)]
     return [Group(name, members) for name, members in zip(_names_of(groups), groups, strict=True)]
 
 
-def _once_a_seed(records: list[Record]) -> list[list[Record]]:
+def _split_repeated_seeds(records: list[Record]) -> list[list[Record]]:
     if _has_each_seed_once(records):
         return [records]
     by_stem: dict[tuple[Path, str], list[Record]] = {}
@@ -186,15 +186,17 @@ def _has_each_seed_once(records: Sequence[Record]) -> bool:
 
 def _names_of(groups: Sequence[Sequence[Record]]) -> list[str]:
     """Return a unique name for each group, because the file names of figures contain the name of the group."""
-    plain = [_common_name([record.name for record in members]) for members in groups]
-    longer = [f"{members[0].path.resolve().parent.name}-{name}" for name, members in zip(plain, groups, strict=True)]
+    short_names = [_common_name([record.name for record in members]) for members in groups]
+    long_names = [
+        f"{members[0].path.resolve().parent.name}-{name}" for name, members in zip(short_names, groups, strict=True)
+    ]
     names: list[str] = []
-    for name, other in zip(plain, longer, strict=True):
-        wanted = name if plain.count(name) == 1 else other
-        number, free = 2, wanted
-        while free in names:
-            free, number = f"{wanted}-{number}", number + 1
-        names.append(free)
+    for name, other in zip(short_names, long_names, strict=True):
+        base_name = name if short_names.count(name) == 1 else other
+        number, unused_name = 2, base_name
+        while unused_name in names:
+            unused_name, number = f"{base_name}-{number}", number + 1
+        names.append(unused_name)
     return names
 
 

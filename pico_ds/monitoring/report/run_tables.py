@@ -29,9 +29,9 @@ def runs_table(groups: Sequence[Group]) -> Table:
 def _run_row(group: Group) -> list[str]:
     config = group.records[0].config
     seeds = sorted(record.config.training.seed for record in group.records)
-    tokens = [record.most("tokens") for record in group.records]
+    tokens = [record.maximum("tokens") for record in group.records]
     losses = [values[-1] for record in group.records if len(values := record.series("eval/validation_loss")[1])]
-    last = {record.most("step") for record in group.records}
+    last = {record.maximum("step") for record in group.records}
     return [
         group.name,
         ", ".join(map(str, seeds)),
@@ -58,11 +58,11 @@ def few_shot_tables(groups: Sequence[Group]) -> list[Table]:
             [method, *(_cell(means[name].get(method), means[names[0]].get(method), name == names[0]) for name in names)]
             for method in methods
         ]
-        learner_rows = frozenset(place for place, method in enumerate(methods) if method.startswith("adapted"))
+        learner_rows = frozenset(index for index, method in enumerate(methods) if method.startswith("adapted"))
         note = "Accuracy [%] with 95 % intervals over tasks, tasks averaged over seeds"
-        note += "; in brackets the paired difference to the first." if len(names) > 1 else "."
+        note += "; the paired difference to the first experiment is in parentheses." if len(names) > 1 else "."
         if cut := [name for name, column in setting.columns.items() if column.is_cut]:
-            note += f" Of {', '.join(cut)}: the tasks and steps that all seeds have."
+            note += f" Only tasks and steps that all seeds have are shown for {', '.join(cut)}."
         tables.append(Table(f"Few-shot: {setting.title}", note, ["method", *names], rows, learner_rows))
     return tables
 

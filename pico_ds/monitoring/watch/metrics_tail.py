@@ -8,9 +8,9 @@ from typing import Any, BinaryIO
 from pico_ds.runs.metrics_file import parse_record
 
 #: maximum number of points in a series; at this length, neighbouring points are averaged
-_MOST_POINTS = 1024
-#: if more than _MOST_BYTES are new, read only a sample of the lines, and the last _END_BYTES completely
-_MOST_BYTES, _END_BYTES = 2**23, 2**18
+_MAX_POINTS = 1024
+#: if more than _MAX_BYTES are new, read only a sample of the lines, and the last _TAIL_BYTES completely
+_MAX_BYTES, _TAIL_BYTES = 2**23, 2**18
 _SAMPLED_LINES = 512
 
 
@@ -23,7 +23,7 @@ class Series:
     _pending: list[float] = field(default_factory=list)
 
     def thin(self, lines_per_point: int) -> None:
-        """Set how many lines each later point averages, after points were sampled from that many lines each."""
+        """Set the number of lines per point, because each sampled point stands for this number of lines."""
         self._lines_per_point = max(1, lines_per_point)
 
     def add(self, value: float) -> None:
@@ -33,7 +33,7 @@ class Series:
             return
         self.values.append(sum(self._pending) / len(self._pending))
         self._pending.clear()
-        if len(self.values) >= _MOST_POINTS:
+        if len(self.values) >= _MAX_POINTS:
             pairs = zip(self.values[::2], self.values[1::2], strict=True)
             self.values = [(first + second) / 2 for first, second in pairs]
             self._lines_per_point *= 2
@@ -77,8 +77,8 @@ class MetricsTail:
             if stat.st_ino != self._inode or stat.st_size < self._offset:
                 self._reset()
                 self._inode = stat.st_ino
-            if stat.st_size - self._offset > _MOST_BYTES:
-                self._sample(file, stat.st_size - _END_BYTES)
+            if stat.st_size - self._offset > _MAX_BYTES:
+                self._sample(file, stat.st_size - _TAIL_BYTES)
             file.seek(self._offset)
             *lines, _ = file.read().split(b"\n")
             for line in lines:

@@ -36,10 +36,10 @@ def run_state_of(run: RunDirectory, config: RunConfig | None, tail: MetricsTail)
     """
     status, now = RunStatus.read(run), time.time()
     if status is not None and job_nonce(run) != status.nonce:
-        claimed = now - (run.path / JOB_FILE_NAME).stat().st_mtime
+        claim_age = now - (run.path / JOB_FILE_NAME).stat().st_mtime
         # an older claim without a status belongs to a start that failed early, so the old status still holds
-        if claimed < _START_SECONDS:
-            return RunState("starting", f"restarted {duration(claimed)} ago")
+        if claim_age < _START_SECONDS:
+            return RunState("starting", f"restarted {duration(claim_age)} ago")
     if status is None:
         return _state_without_status(run, config, tail, now)
     when = f"{duration(now - status.at)} ago"

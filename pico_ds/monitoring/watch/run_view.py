@@ -1,4 +1,4 @@
-"""Reads everything that is shown about a run. Each `look` reads only the files that have changed."""
+"""Reads everything that is shown about a run. Each `refresh` reads only the files that have changed."""
 
 import json
 import time

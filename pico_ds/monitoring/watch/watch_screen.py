@@ -19,9 +19,9 @@ _STYLES = {
     **{"stopped": "bold yellow", "stalled": "bold red", "silent": "bold red", "failed": "bold red", "died": "bold red"},
 }
 #: states of a run that has ended. They show neither an ETA nor the last line of train.log
-_OVER = ("finished", "stopped", "failed", "died")
+_ENDED_STATES = ("finished", "stopped", "failed", "died")
 _BLOCKS, _ASCII_BLOCKS = "▁▂▃▄▅▆▇█", "_.-~=+*#"
-#: how often to check whether the terminal was resized [s]
+#: interval between checks whether the terminal was resized [s]
 _RESIZE_SECONDS = 0.2
 
 
@@ -45,9 +45,9 @@ def sparkline(values: list[float], width: int, ascii_only: bool = False) -> str:
     count = min(width, len(values))
     bounds = [len(values) * column // count for column in range(count + 1)]
     means = [sum(values[low:high]) / (high - low) for low, high in pairwise(bounds)]
-    blocks, least, most = _ASCII_BLOCKS if ascii_only else _BLOCKS, min(means), max(means)
-    scale = (len(blocks) - 1) / (most - least) if most > least else 0.0
-    return "".join(blocks[round((mean - least) * scale)] for mean in means)
+    blocks, lowest, highest = _ASCII_BLOCKS if ascii_only else _BLOCKS, min(means), max(means)
+    scale = (len(blocks) - 1) / (highest - lowest) if highest > lowest else 0.0
+    return "".join(blocks[round((mean - lowest) * scale)] for mean in means)
 
 
 def watch(view: RunView, console: Console, every_seconds: float, once: bool) -> None:
@@ -71,7 +71,7 @@ def watch(view: RunView, console: Console, every_seconds: float, once: bool) -> 
 
 
 def _wait(console: Console, seconds: float) -> None:
-    """Wait until it is time to look again or the terminal is resized."""
+    """Wait for `seconds`, or until the terminal is resized."""
     size, end = console.size, time.monotonic() + seconds
     while time.monotonic() < end and console.size == size:
         time.sleep(min(_RESIZE_SECONDS, seconds))
@@ -103,7 +103,7 @@ def _progress(view: RunView) -> Iterator[RenderableType]:
         return
     step, total = view.tail.step, view.config.training.max_steps
     text = Text(f"step {step:,} of {total:,}  {100 * step / total:.1f} %")
-    if view.seconds_left and view.run_state.state not in _OVER:
+    if view.seconds_left and view.run_state.state not in _ENDED_STATES:
         text.append(f"  ETA {duration(view.seconds_left)}, evaluations and saves not counted")
     yield text
     yield ProgressBar(total=total, completed=min(step, total))
@@ -118,9 +118,9 @@ def _rows(view: RunView) -> Iterator[tuple[str, RenderableType]]:
             "query accuracy",
             _value_with_sparkline(f"{100 * value:.1f} %", view.tail.series["meta/query_accuracy"].values),
         )
-    for of in ("support", "query"):
-        if changes := [*_changes(view, of)]:
-            yield f"{of} adapted", ", ".join(changes)
+    for part in ("support", "query"):
+        if changes := [*_changes(view, part)]:
+            yield f"{part} adapted", ", ".join(changes)
     yield from _evaluation_rows(view)
     if speed := [*_speed(view)]:
         yield "throughput", ", ".join(speed)
@@ -134,8 +134,8 @@ def _rows(view: RunView) -> Iterator[tuple[str, RenderableType]]:
     yield "checkpoint", "none yet" if checkpoint is None else f"step_{checkpoint[0]}, {duration(checkpoint[1])} ago"
     written_at = view.tail.written_at
     yield "last metrics", "none yet" if written_at is None else f"{duration(time.time() - written_at)} ago"
-    if view.run_state.state not in _OVER and (words := last_log_line(view.run)):
-        yield "last log line", Text(words, no_wrap=True, overflow="ellipsis")
+    if view.run_state.state not in _ENDED_STATES and (line := last_log_line(view.run)):
+        yield "last log line", Text(line, no_wrap=True, overflow="ellipsis")
 
 
 def _value_with_sparkline(value: str, series: list[float]) -> Table:
@@ -146,12 +146,12 @@ def _value_with_sparkline(value: str, series: list[float]) -> Table:
     return row
 
 
-def _changes(view: RunView, of: str) -> Iterator[str]:
+def _changes(view: RunView, part: str) -> Iterator[str]:
     """Yield loss and accuracy before and after adaptation, of the first meta step of the newest log window."""
-    for what, scale, form in (("loss", 1, "{:.3f}"), ("accuracy", 100, "{:.1f} %")):
-        values = [view.newest(f"meta/{of}_{what}_{moment}") for moment in ("before", "after")]
+    for metric, scale, form in (("loss", 1, "{:.3f}"), ("accuracy", 100, "{:.1f} %")):
+        values = [view.newest(f"meta/{part}_{metric}_{moment}") for moment in ("before", "after")]
         if None not in values:
-            yield f"{what} " + " -> ".join(form.format(scale * value) for value in values if value is not None)
+            yield f"{metric} " + " -> ".join(form.format(scale * value) for value in values if value is not None)
 
 
 def _evaluation_rows(view: RunView) -> Iterator[tuple[str, RenderableType]]:

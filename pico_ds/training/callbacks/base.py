@@ -22,8 +22,8 @@ class Callback:
     def flags(self) -> dict[str, bool]:
         """Return the flags to share with the other ranks. The names must be equal on every rank.
 
-        The flags are reduced together with the metrics of the step. One step later, `trainer.raised` contains the flags
-        that are true on any rank.
+        The flags are reduced together with the metrics of the step. One step later, `trainer.raised_flags` contains the
+        flags that are true on any rank.
         """
         return {}
 

@@ -29,17 +29,17 @@ class Checkpointing(Callback):
         next_save_number: int,
         last: Index | None,
         optimizer_steps: Callable[[], int],
-        facts: Mapping[str, Any],
+        constant_fields: Mapping[str, Any],
     ) -> None:
         """
         Args:
             last: index of the checkpoint of this run from which training resumed; None if there is none.
             optimizer_steps: returns the number of optimizer steps.
-            facts: fields of the index that are constant during training.
+            constant_fields: fields of the index that are constant during training.
         """
         self._saver, self._signals, self._save_number = saver, signals, next_save_number
         self._last = last
-        self._optimizer_steps, self._facts = optimizer_steps, facts
+        self._optimizer_steps, self._constant_fields = optimizer_steps, constant_fields
 
     def flags(self) -> dict[str, bool]:
         """Return whether this rank received a stop signal, and whether its save failed."""
@@ -51,10 +51,10 @@ class Checkpointing(Callback):
         Raises:
             CheckpointError: the last save failed on any rank.
         """
-        if _SAVE_FAILED in trainer.raised:
+        if _SAVE_FAILED in trainer.raised_flags:
             self._saver.raise_failure()
         step, every = trainer.state.step, trainer.config.checkpointing.save_every_n_steps
-        trainer.stopping = _STOP in trainer.raised
+        trainer.stopping = _STOP in trainer.raised_flags
         if step == trainer.config.training.max_steps or (every is not None and step % every == 0):
             self._save(trainer)
 
@@ -75,7 +75,7 @@ class Checkpointing(Callback):
         logger.info("%s: stopping after step %d", reason, trainer.state.step)
 
     def on_exit(self) -> None:
-        """Abandon the save in progress. There is one only if training failed."""
+        """Abandon the save in progress, which exists only if training failed."""
         self._saver.abandon()
 
     def _save(self, trainer: Trainer) -> None:
@@ -104,5 +104,5 @@ class Checkpointing(Callback):
             config=config.model_dump(),
             files={},
             parameters={},
-            **self._facts,
+            **self._constant_fields,
         )

@@ -114,7 +114,7 @@ class Evaluation(Callback):
             return
         if step:
             for tracker in self._trackers:
-                tracker.log(step, _flat(result, trainer.config.evaluation.word_split))
+                tracker.log(step, _tracker_metrics(result, trainer.config.evaluation.word_split))
         self._unwritten.append(result)
         self._write()
 
@@ -135,11 +135,13 @@ class Evaluation(Callback):
             )
 
 
-def _flat(result: EvaluationResult, word_split: str) -> dict[str, float]:
+def _tracker_metrics(result: EvaluationResult, word_split: str) -> dict[str, float]:
     metrics = {} if result.validation_loss is None else {"eval/validation_loss": result.validation_loss}
     if result.perplexity is not None:
         metrics["eval/perplexity"] = result.perplexity.total.perplexity
-        metrics |= {f"eval/perplexity/{domain}": one.perplexity for domain, one in result.perplexity.by_domain.items()}
+        metrics |= {
+            f"eval/perplexity/{domain}": score.perplexity for domain, score in result.perplexity.by_domain.items()
+        }
     for readout, found in result.few_shot.items():
         metrics[f"eval/few_shot/{word_split}/{readout}/accuracy_before"] = Estimate.of(found.before).mean
         metrics[f"eval/few_shot/{word_split}/{readout}/accuracy_after"] = Estimate.of(found.after).mean

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 #: interval at which all ranks check whether the last push has finished [s]
 _WAIT_SECONDS = 1.0
 #: maximum time for the last push, enough for a large model over a slow connection [s]
-_LAST_SECONDS = 1800.0
+_LAST_PUSH_SECONDS = 1800.0
 
 
 @dataclass(frozen=True)
@@ -94,19 +94,19 @@ class HubPushes(Callback):
     def on_train_end(self, trainer: Trainer) -> None:
         """Push the remaining files and wait for the push, on all ranks. A collective."""
         process, step = trainer.engine.process, trainer.state.step
-        # absent if the run resumed from a checkpoint of another run and had no steps left
+        # the weights are missing if the run resumed from a checkpoint of another run and had no steps left
         if process.is_main and (self._store.path(step) / WEIGHTS_NAME).exists():
             self._queue.put(_Push("end of the run", step, self._store.path(step)))
         started = time.monotonic()
         while process.any_rank(self._is_busy()):
             trainer.stopping = process.any_rank(not self._should_continue())
-            if trainer.stopping or process.any_rank(time.monotonic() - started > _LAST_SECONDS):
-                self._leave_out()
+            if trainer.stopping or process.any_rank(time.monotonic() - started > _LAST_PUSH_SECONDS):
+                self._skip_unfinished()
                 return
 
     def on_stop(self, trainer: Trainer) -> None:
         """Skip unfinished pushes, because a job that must stop has little time."""
-        self._leave_out()
+        self._skip_unfinished()
 
     def on_exit(self) -> None:
         """Drop the pushes that have not started."""
@@ -118,7 +118,7 @@ class HubPushes(Callback):
         with queue.all_tasks_done:
             return not queue.all_tasks_done.wait_for(lambda: queue.unfinished_tasks == 0, timeout=_WAIT_SECONDS)
 
-    def _leave_out(self) -> None:
+    def _skip_unfinished(self) -> None:
         if count := self._queue.unfinished_tasks:
             logger.warning(
                 "warning: %d pushes to the hub are skipped; the next push includes their files. Run the same command "
@@ -130,9 +130,9 @@ class HubPushes(Callback):
     def _drop_waiting(self) -> None:
         with suppress(Empty):
             while True:
-                self._done(self._queue.get_nowait())
+                self._mark_done(self._queue.get_nowait())
 
-    def _done(self, push: _Push) -> None:
+    def _mark_done(self, push: _Push) -> None:
         if push.save_number is not None:
             self.in_flight.discard(push.save_number)
         self._queue.task_done()
@@ -153,20 +153,20 @@ class HubPushes(Callback):
                 )
             else:
                 logger.info("pushed %s to %s", push.message, repository.repo_id)
-            self._done(push)
+            self._mark_done(push)
 
     def _push(self, repository: HubRepository, push: _Push) -> None:
         model = {} if push.step == self._pushed_step else model_files(push.checkpoint)
-        new = set(snapshot_steps(self._store)) - self._pushed_snapshots
+        new_steps = set(snapshot_steps(self._store)) - self._pushed_snapshots
         config = public_config(self._config)
-        made = {
+        generated = {
             "README.md": model_card(repository.repo_id, config, push.step, self._results).encode(),
             "training_config.yaml": dump_config(config).encode(),
         }
-        files = {**model, **result_files(self._run.path), **snapshot_files(self._store, new)}
-        repository.commit({**files, **made}, push.message)
+        files = {**model, **result_files(self._run.path), **snapshot_files(self._store, new_steps)}
+        repository.commit({**files, **generated}, push.message)
         self._pushed_step = push.step
-        self._pushed_snapshots |= new
+        self._pushed_snapshots |= new_steps
 
 
 def prepare_repository(config: RunConfig, process: Process) -> HubRepository | None:

@@ -10,18 +10,18 @@ from pico_ds.model.flops import peak_flops
 from pico_ds.monitoring.run_log import logger
 from pico_ds.monitoring.trackers import Tracker
 from pico_ds.training.callbacks.base import Callback
-from pico_ds.training.step_metrics import StepMetrics, Window, peak_memory_gib
+from pico_ds.training.step_metrics import MetricsWindow, StepMetrics, peak_memory_gib
 
 if TYPE_CHECKING:
     from pico_ds.training.trainer import Trainer
 
 
 class MetricsLog(Callback):
-    """Logs the mean metrics since the last line every `monitoring.log_every_n_steps`. Runs on rank 0 only."""
+    """Every `monitoring.log_every_n_steps`, logs the means of the metrics since the last line. On rank 0 only."""
 
     def __init__(self, trackers: list[Tracker], every_n_steps: int) -> None:
         self.trackers, self._every = trackers, every_n_steps
-        self._window = Window()
+        self._window = MetricsWindow()
         #: step number -> metrics that are not in the window yet
         self._unread: dict[int, StepMetrics] = {}
 
@@ -32,8 +32,8 @@ class MetricsLog(Callback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the window."""
-        known = Window.__dataclass_fields__
-        self._window = Window(**{name: value for name, value in state.items() if name in known})
+        known = MetricsWindow.__dataclass_fields__
+        self._window = MetricsWindow(**{name: value for name, value in state.items() if name in known})
 
     def on_step_end(self, trainer: Trainer, metrics: StepMetrics) -> None:
         """Add the finished steps to the window. At the end of the window, add all steps and write a line."""
@@ -54,7 +54,7 @@ class MetricsLog(Callback):
             "tokens": state.tokens,
             "skipped_steps": state.skipped_steps,
         }
-        self._window = Window()
+        self._window = MetricsWindow()
         for tracker in self.trackers:
             tracker.log(state.step, summary)
         logger.info("step %d/%d  %s", state.step, trainer.config.training.max_steps, _headline(summary))

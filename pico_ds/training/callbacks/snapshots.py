@@ -38,7 +38,7 @@ class Snapshots(Callback):
 
     def __init__(
         self,
-        taker: SnapshotRecorder,
+        recorder: SnapshotRecorder,
         store: CheckpointStore,
         start_id: int,
         tokenizer: TextTokenizer,
@@ -49,7 +49,7 @@ class Snapshots(Callback):
             start_id: identifies this start of the job (`RunContext.start_id`); equal on every rank.
             on_progress: called repeatedly while a snapshot is taken or written.
         """
-        self._taker, self._store, self._start_id, self._tokenizer = taker, store, start_id, tokenizer
+        self._recorder, self._store, self._start_id, self._tokenizer = recorder, store, start_id, tokenizer
         self._on_progress = on_progress
         self._executor = ThreadPoolExecutor(1, "snapshot")
         self._writing: Future[None] | None = None
@@ -64,8 +64,8 @@ class Snapshots(Callback):
 
     def on_train_start(self, trainer: Trainer) -> None:
         """Take the snapshot of step 0, or of the resume step if it is due and missing."""
-        there = trainer.engine.process.from_main(self._store.snapshot_path(trainer.state.step).exists())
-        if not there:
+        is_taken = trainer.engine.process.from_main(self._store.snapshot_path(trainer.state.step).exists())
+        if not is_taken:
             self._take_if_due(trainer)
 
     def on_step_end(self, trainer: Trainer, metrics: StepMetrics) -> None:
@@ -74,7 +74,7 @@ class Snapshots(Callback):
         Raises:
             CheckpointError: the last snapshot could not be written.
         """
-        if _FAILED in trainer.raised:
+        if _FAILED in trainer.raised_flags:
             self._finish(trainer)
         if not trainer.stopping:
             self._take_if_due(trainer)
@@ -99,7 +99,7 @@ class Snapshots(Callback):
         self._finish(trainer)
         trainer.synchronize()
         started = time.perf_counter()
-        snapshot = self._taker.take(trainer.engine.full_parameters(), step, trainer.state.rows)
+        snapshot = self._recorder.take(trainer.engine.full_parameters(), step, trainer.state.rows)
         if trainer.engine.process.is_main:
             self._writing = self._executor.submit(self._write, snapshot, time.perf_counter() - started)
 
@@ -157,14 +157,14 @@ def build_snapshots(
         TaskError: the corpus cannot supply the held-out tasks.
     """
     config, corpus = components.config, components.corpus
-    plain = config.model_copy(update={"training": config.training.model_copy(update={"compile": "none"})})
+    uncompiled = config.model_copy(update={"training": config.training.model_copy(update={"compile": "none"})})
     tasks = None
     if config.learning_dynamics.n_tasks and config.meta_ratio > 0:
         tasks = TaskBuilder(config, corpus).held_out(config.evaluation.word_split)
         tasks.sample(step=0, index=0)
-    taker = SnapshotRecorder(
+    recorder = SnapshotRecorder(
         config,
-        build_functional_model(plain, components.vocab_size, process.device),
+        build_functional_model(uncompiled, components.vocab_size, process.device),
         components.learner,
         components.rows,
         corpus.validation_rows(config.data.sequence_length),
@@ -172,4 +172,4 @@ def build_snapshots(
         process,
         on_progress,
     )
-    return Snapshots(taker, store, start_id, corpus.tokenizer, on_progress)
+    return Snapshots(recorder, store, start_id, corpus.tokenizer, on_progress)

@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scripts.benchmarks.cost_model import CostModel, Work, fit, ring, together
+from scripts.benchmarks.cost_model import CostModel, Work, combine, fit, ring
 
 MODEL = CostModel(20e-6, 1.5e9, {"ar": 40e9, "fomaml": 30e9})
 #: work of typical measurements: two collectives with several sizes, and both kinds of steps
 WORKS = [ring(name, size, 2) for name in ("all-reduce", "all-gather") for size in (4e3, 256e3, 4e6, 45e6)]
 WORKS += [
-    together([ring("all-reduce", 45e6, n), ring("all-gather", 45e6, n)], {kind: flops / n}, crowding)
+    combine([ring("all-reduce", 45e6, n), ring("all-gather", 45e6, n)], {kind: flops / n}, crowding)
     for n, crowding in ((1, 1.0), (2, 1.0), (4, 2.0))
     for kind, flops in (("ar", 30e9), ("fomaml", 90e9))
 ]
@@ -25,12 +25,12 @@ def test_ring_all_reduce_costs_a_reduce_scatter_and_an_all_gather(ranks: int) ->
     whole = ring("all-reduce", 1000.0, ranks)
     assert whole.sent_bytes == pytest.approx(2 * (ranks - 1) / ranks * 1000)
     assert whole.ring_steps == 2 * (ranks - 1)
-    halves = together([ring("reduce-scatter", 1000.0, ranks), ring("all-gather", 1000.0, ranks)], {})
+    halves = combine([ring("reduce-scatter", 1000.0, ranks), ring("all-gather", 1000.0, ranks)], {})
     assert (halves.ring_steps, halves.sent_bytes) == (whole.ring_steps, pytest.approx(whole.sent_bytes))
 
 
 def test_step_seconds_match_a_hand_calculation() -> None:
-    step = together([ring("all-reduce", 3e9, 4, calls=10)], {"ar": 80e9}, crowding=2.0)
+    step = combine([ring("all-reduce", 3e9, 4, calls=10)], {"ar": 80e9}, crowding=2.0)
     # 60 messages of 20 us, 4.5 GB at 1.5 GB/s, 2 s of computation, two ranks per core
     assert MODEL.communication_seconds(step) == pytest.approx(2 * (60 * 20e-6 + 3.0))
     assert MODEL.compute_seconds(step) == pytest.approx(2 * 2.0)
@@ -38,7 +38,7 @@ def test_step_seconds_match_a_hand_calculation() -> None:
 
 
 def test_single_rank_has_no_communication() -> None:
-    step = together([ring("all-reduce", 1e12, 1, calls=100)], {"ar": 40e9})
+    step = combine([ring("all-reduce", 1e12, 1, calls=100)], {"ar": 40e9})
     assert MODEL.communication_seconds(step) == 0
     assert MODEL.seconds(step) == pytest.approx(1.0)
 

@@ -16,7 +16,7 @@ def failure(rank: int, cause: Cause, at: float, step: int = 5) -> RankFailure:
 
 
 @pytest.mark.parametrize(
-    ("failures", "dead", "mute", "first", "others"),
+    ("failures", "dead", "silent", "first", "others"),
     [
         # a rank that lost another rank may write its log first
         (
@@ -40,9 +40,9 @@ def failure(rank: int, cause: Cause, at: float, step: int = 5) -> RankFailure:
     ],
 )
 def test_first_rank_is_the_one_with_its_own_error(
-    failures: list[RankFailure], dead: list[int], mute: list[int], first: str, others: list[str]
+    failures: list[RankFailure], dead: list[int], silent: list[int], first: str, others: list[str]
 ) -> None:
-    named, rest = describe_first_failure(failures, dead, mute)
+    named, rest = describe_first_failure(failures, dead, silent)
     assert named.startswith(first)
     assert len(rest) == len(others)
     assert all(told.startswith(expected) for told, expected in zip(rest, others, strict=True))

@@ -131,7 +131,7 @@ def test_panels_side_by_side_share_their_axes(tmp_path: Path) -> None:
 
 
 def test_missing_or_damaged_run_files_fail(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"holds no training_config.yaml; give the directory of a run"):
+    with pytest.raises(ConfigError, match=r"has no training_config.yaml; give the directory of a run"):
         Record.read(tmp_path)
     run = make_run(tmp_path / "run", 0)
     (run / "eval_results" / "few_shot_step_10.json").write_text("{")
@@ -185,7 +185,7 @@ def test_seeds_are_cut_to_the_tasks_and_steps_they_share(tmp_path: Path) -> None
     change_few_shot(runs[1], by_step=[[0.3, 0.4, 0.9]] * 3, by_method={"chance": [0.2] * 3})
     groups = group_by_experiment([Record.read(run) for run in runs])
     (table,) = few_shot_tables(groups)
-    assert "Of run: the tasks and steps that all seeds have." in table.note
+    assert "Only tasks and steps that all seeds have are shown for run." in table.note
     assert {name: first for name, first in table.rows} == {
         "chance": "20.0 ± 0.0",
         "adapted, 0 steps": "45.0 ± 9.8",

@@ -37,7 +37,7 @@ class Engine(SimulatedOptimizerState):
     values: dict[StateKind, dict[str, torch.Tensor]] = field(default_factory=lambda: values_of(99))
 
     @property
-    def held(self) -> list[Fragment]:
+    def fragments_to_load(self) -> list[Fragment]:
         return self.fragments
 
     def fill(self, fragment: Fragment, kind: StateKind, read_into: Callable[[torch.Tensor], None]) -> None:

@@ -127,7 +127,7 @@ def test_job_is_recognized_by_one_surviving_agent(tmp_path: Path) -> None:
 
 
 def test_directory_that_is_not_shared_by_all_nodes_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_lock, "_SHARED_SECONDS", 0.2)
+    monkeypatch.setattr(run_lock, "_SHARED_FILE_SECONDS", 0.2)
     monkeypatch.setattr(JobIdentity, "write", lambda *_: None)
     with pytest.raises(ConfigError, match="is not the same directory on every node"):
         claim(tmp_path, run_name="mine")

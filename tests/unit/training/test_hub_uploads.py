@@ -114,7 +114,7 @@ def test_unresponsive_hub_does_not_block_the_end_of_training(
 ) -> None:
     monkeypatch.setattr(hub_uploads, "_WAIT_SECONDS", 0.05)
     if not stopped:
-        monkeypatch.setattr(hub_uploads, "_LAST_SECONDS", 0.2)
+        monkeypatch.setattr(hub_uploads, "_LAST_PUSH_SECONDS", 0.2)
     answer = Event()
     run = Run(tmp_path, FakeRepository(answer, answer), should_continue=lambda: not stopped)
     started = time.monotonic()

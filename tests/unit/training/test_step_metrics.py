@@ -8,7 +8,7 @@ import torch
 from pico_ds.config import parse_config
 from pico_ds.engine.distributed import Process
 from pico_ds.tasks.step_schedule import StepKind, step_kind
-from pico_ds.training.step_metrics import ReducedMetrics, StepMetrics, Window
+from pico_ds.training.step_metrics import MetricsWindow, ReducedMetrics, StepMetrics
 
 ALONE = Process(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"))
 
@@ -21,7 +21,7 @@ def step(kind: StepKind, seconds: float, tokens: int, tasks: int = 0, **values: 
 
 
 def test_window_averages_metrics_and_computes_throughput() -> None:
-    window = Window()
+    window = MetricsWindow()
     window.add(step("ar", 2.0, 100, loss=4.0))
     window.add(step("meta", 3.0, 50, tasks=6, accuracy=0.5))
     window.add(step("ar", 1.0, 100, loss=2.0))
@@ -37,7 +37,7 @@ def test_window_averages_metrics_and_computes_throughput() -> None:
 
 def test_window_computes_flops_utilization_and_data_wait() -> None:
     """300 TFLOP in 2 s on devices with a total peak of 500 TFLOP/s give a utilization of 0.3."""
-    window = Window()
+    window = MetricsWindow()
     for seconds, flops, waited in ((0.5, 1e14, 0.1), (1.5, 2e14, 0.3)):
         window.add(replace(step("ar", seconds, 1), flops=flops, data_wait_seconds=waited))
     assert window.summary(peak_flops=5e14)["model_flops_utilization"] == pytest.approx(0.3)
@@ -46,7 +46,7 @@ def test_window_computes_flops_utilization_and_data_wait() -> None:
 
 
 def test_means_exclude_values_that_are_not_finite() -> None:
-    window = Window()
+    window = MetricsWindow()
     window.add(step("ar", 1.0, 1, loss=math.nan))
     assert window.summary()["loss"] is None
     window.add(step("ar", 1.0, 1, loss=2.0))
@@ -77,9 +77,9 @@ def test_host_and_device_agree_that_a_metric_is_not_finite(bad: float) -> None:
 
 def test_window_survives_a_json_round_trip() -> None:
     """A window contains no NaN, which JSON cannot represent, but keeps the name of the metric."""
-    window = Window()
+    window = MetricsWindow()
     window.add(step("ar", 2.0, 100, loss=4.0, other=math.nan))
-    restored = Window(**json.loads(json.dumps(asdict(window))))
+    restored = MetricsWindow(**json.loads(json.dumps(asdict(window))))
     for each in (window, restored):
         each.add(step("ar", 1.0, 10, loss=0.1))
     assert restored.summary() == window.summary()

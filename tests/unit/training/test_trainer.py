@@ -21,13 +21,13 @@ class FakeEngine:
     process = Process(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"))
 
     def __init__(self) -> None:
-        self.sound: list[bool] = []
+        self.is_finite: list[bool] = []
 
     def full_parameters(self, for_update: bool) -> dict[str, torch.Tensor]:
         return {}
 
-    def apply_gradient(self, gradient: Any, lr: float, sound: torch.Tensor) -> torch.Tensor:
-        self.sound.append(bool(sound))
+    def apply_gradient(self, gradient: Any, lr: float, is_finite: torch.Tensor) -> torch.Tensor:
+        self.is_finite.append(bool(is_finite))
         return torch.tensor(2.0)
 
 
@@ -54,7 +54,7 @@ class Recorder(Callback):
         return {"stop": self.step == self.stop_at}
 
     def on_step_end(self, trainer: Trainer, metrics: StepMetrics) -> None:
-        self.known.append((trainer.state.step, trainer.state.skipped_steps, trainer.raised))
+        self.known.append((trainer.state.step, trainer.state.skipped_steps, trainer.raised_flags))
         self.metrics.append(metrics)
 
 
@@ -117,7 +117,7 @@ def test_flags_and_skipped_steps_are_known_one_step_later() -> None:
     recorder = Recorder(stop_at=2)
     trainer, engine = make({3: math.nan}, recorder)
     trainer.train()
-    assert engine.sound == [True, True, True, False, True, True]
+    assert engine.is_finite == [True, True, True, False, True, True]
     stopped = frozenset({"stop"})
     nothing: frozenset[str] = frozenset()
     assert recorder.known == [
