@@ -1,4 +1,4 @@
-"""Shapes and types of public signatures are checked in every test; the corpus cache is the test session's own."""
+"""Fixtures of all tests. Array shapes and types of public signatures are checked at run time in every test."""
 
 import os
 import signal
@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 import pytest
 from jaxtyping import install_import_hook
 
-# before anything imports huggingface_hub, which reads it once
+# huggingface_hub reads this variable once, when it is imported
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.pop("WANDB_API_KEY", None)
-# a shell ignores it for what runs in the background, and commands that tests start would inherit that
+# a shell ignores SIGINT in background jobs, and the commands that tests start would inherit that
 signal.signal(signal.SIGINT, signal.default_int_handler)
-# nohup ignores it, and programs that are started would, too
+# nohup ignores SIGHUP, and the commands that tests start would inherit that
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 install_import_hook(["pico_ds.meta", "pico_ds.tasks", "pico_ds.data.rows"], "beartype.beartype")
 
@@ -25,20 +25,20 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def session_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory that all workers of the session share."""
+    """A directory that all pytest workers share."""
     base = tmp_path_factory.getbasetemp()
     return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _own_cache(session_directory: Path) -> None:
-    """PICO_DS_CACHE decides; without it the session has a cache of its own."""
+def _session_cache(session_directory: Path) -> None:
+    """Use a new cache for the test session, unless PICO_DS_CACHE is set."""
     os.environ.setdefault("PICO_DS_CACHE", str(session_directory / "cache"))
 
 
 @pytest.fixture(scope="session")
 def shared_runs(session_directory: Path) -> Iterator["SharedRuns"]:
-    """Small runs that are trained once a session, to be read by any test."""
+    """Small runs that are trained once per test session. Tests only read them."""
     from tests.shared_runs import SharedRuns
 
     runs = SharedRuns(session_directory / "shared_runs")
@@ -48,12 +48,12 @@ def shared_runs(session_directory: Path) -> Iterator["SharedRuns"]:
 
 @pytest.fixture
 def text_corpus(tmp_path: Path) -> Path:
-    """A JSONL of 120 documents of simple sentences, enough for 3-way tasks."""
+    """A JSONL file of 120 documents of simple sentences, enough for 3-way tasks."""
     return write_text_corpus(tmp_path / "corpus.jsonl")
 
 
 def write_text_corpus(path: Path, n_documents: int = 120) -> Path:
-    """Documents whose sentences name animals, places and colours in turn."""
+    """Write a JSONL file of stories about animals and places, the same at every call. Returns `path`."""
     import json
 
     import numpy as np

@@ -1,11 +1,11 @@
-"""Kill a two-rank job at random moments, resume it, and see that nothing is lost.
+"""Kill a two-rank job at random moments, resume it, and check that nothing is lost.
 
     python -m tests.crash_campaign --kills 100 --seed 0
 
-Every attempt starts both ranks and kills one or both: while they start, or at a random moment of training, of which a
-good part is saving. After every kill, every checkpoint that was complete still is, every new one verifies, and `latest`
-names a complete one. In the end the run, brought to its last step, equals one that was never disturbed: every metric
-and every weight, bit for bit. The first thing that is not so ends the campaign with an error.
+Every attempt starts both ranks and kills one or both of them, during the start or during training, often in a save.
+After every kill, all earlier checkpoints must still be complete, all new checkpoints must pass verification, and
+`latest` must name a complete checkpoint. Finally the run is trained to its last step. All metrics and weights must be
+bit-identical to those of an undisturbed run. The campaign ends with an error at the first failed check.
 """
 
 import argparse
@@ -23,19 +23,19 @@ from tests.launching import Launcher, Process, free_port, rank_variables, real
 from tests.run_results import TINY, assert_bit_identical
 
 WORLD_SIZE = 2
-#: a survivor of a dead rank must end within this time [s]
+#: the other rank must end within this time after a kill [s]
 SURVIVOR_SECONDS = 30.0
 
 
 class Campaign:
-    """One run that is killed again and again."""
+    """A run that is killed repeatedly."""
 
     def __init__(
         self, directory: Path, max_steps: int, stage: int, generator: random.Random, launcher: Launcher
     ) -> None:
-        self.directory, self.max_steps, self.stage, self.random = directory, max_steps, stage, generator
+        self.directory, self.max_steps, self.stage, self.generator = directory, max_steps, stage, generator
         self.launcher = launcher
-        # what a rank needs to start, or nearly so
+        # approximate time until a rank starts to train
         self.start_seconds = 5.0 if launcher is real else 1.0
         self.corpus = write_text_corpus(directory / "corpus.jsonl")
         self.store = CheckpointStore(directory / "killed" / "checkpoints")
@@ -56,48 +56,48 @@ class Campaign:
         ]
 
     def finish(self, name: str) -> None:
-        """Let a run come to its end."""
+        """Train a run to its last step."""
         codes = [rank.wait(timeout=600) for rank in self.start(name)]
         assert codes == [0] * WORLD_SIZE, f"{name} ended with {codes}; see {self.directory}/{name}.log"
 
     def kill_once(self) -> None:
-        """Start both ranks, kill some at some moment, and look at what is left."""
+        """Start both ranks, kill one or both at a random moment, and check the checkpoints."""
         log = self.directory / "killed.log"
         offset = log.stat().st_size if log.exists() else 0
         ranks = self.start("killed")
-        if self.random.random() < 0.2:
+        if self.generator.random() < 0.2:
             moment = "while starting"
-            self._sleep(ranks, self.random.uniform(0, self.start_seconds))
+            self._sleep_while_alive(ranks, self.generator.uniform(0, self.start_seconds))
         else:
             moment = "while training"
             while b"first step done" not in log.read_bytes()[offset:] and all(rank.poll() is None for rank in ranks):
                 time.sleep(0.02)
-            self._sleep(ranks, self.random.uniform(0, 4))
-        victims = self.random.choice([[0], [1], [0, 1]])
+            self._sleep_while_alive(ranks, self.generator.uniform(0, 4))
+        victims = self.generator.choice([[0], [1], [0, 1]])
         if any(rank.poll() is not None for rank in ranks):
             self.counts["ended before the kill"] += 1
         for victim in victims:
             ranks[victim].send_signal(signal.SIGKILL)
         if moment == "while starting":
-            time.sleep(self.random.uniform(0, 0.5))
+            time.sleep(self.generator.uniform(0, 0.5))
             for rank in ranks:
-                rank.kill()  # a launcher would: who waits for the other to come up cannot know
+                rank.kill()  # as a launcher would: a rank that waits for the other to start cannot detect its death
         for rank in ranks:
             rank.wait(timeout=SURVIVOR_SECONDS)
         self.counts[f"{moment}, rank {' and '.join(map(str, victims))}"] += 1
-        self.counts["saves cut off"] = len(self.store.interrupted_saves())
+        self.counts["interrupted saves"] = len(self.store.interrupted_saves())
         self.check()
 
     @staticmethod
-    def _sleep(ranks: list[Process], seconds: float) -> None:
+    def _sleep_while_alive(ranks: list[Process], seconds: float) -> None:
         end = time.monotonic() + seconds
         while time.monotonic() < end and all(rank.poll() is None for rank in ranks):
             time.sleep(0.005)
 
     def check(self) -> None:
-        """Nothing that was complete is lost, what is new is sound."""
+        """Raise if a complete checkpoint is lost, or if a new one fails verification."""
         complete = set(self.store.steps())
-        assert self.complete <= complete, f"lost: {sorted(self.complete - complete)}"
+        assert self.complete <= complete, f"lost checkpoints of steps {sorted(self.complete - complete)}"
         for step in complete - self.complete:
             problems = list(verify(self.store.path(step)))
             assert not problems, problems
@@ -106,31 +106,31 @@ class Campaign:
         if latest.exists():
             assert int(latest.read_text().removeprefix("step_")) in complete
         else:
-            assert len(complete) <= 1, "a checkpoint was published, and the next without `latest`"
+            assert len(complete) <= 1, "there is no `latest` although several checkpoints are complete"
 
     def compare(self) -> None:
-        """The killed run equals the undisturbed one."""
-        assert_bit_identical(self.directory / "killed", self.directory / "whole", self.max_steps)
+        """Raise if the killed run differs from the undisturbed run."""
+        assert_bit_identical(self.directory / "killed", self.directory / "undisturbed", self.max_steps)
 
 
 def run_campaign(kills: int, seed: int, directory: Path, max_steps: int, launcher: Launcher = real) -> Counter[str]:
-    """Kill `kills` times, over as many runs as that takes; returns what happened how often."""
+    """Kill `kills` times, in as many runs as needed. Returns how often each event happened."""
     generator, total = random.Random(seed), Counter[str]()
-    done = runs = 0
-    while done < kills:
-        place = directory / f"run-{runs}"
-        place.mkdir(parents=True)
-        campaign = Campaign(place, max_steps, generator.choice([1, 2, 3]), generator, launcher)
-        campaign.finish("whole")
-        while done < kills and max_steps not in campaign.complete:
+    killed = runs = 0
+    while killed < kills:
+        run_directory = directory / f"run-{runs}"
+        run_directory.mkdir(parents=True)
+        campaign = Campaign(run_directory, max_steps, generator.choice([1, 2, 3]), generator, launcher)
+        campaign.finish("undisturbed")
+        while killed < kills and max_steps not in campaign.complete:
             campaign.kill_once()
-            done += 1
-            print(f"kill {done}/{kills}: {len(campaign.complete)} complete checkpoints", flush=True)
+            killed += 1
+            print(f"kill {killed}/{kills}: {len(campaign.complete)} complete checkpoints", flush=True)
         campaign.finish("killed")
         campaign.compare()
         total.update(campaign.counts)
         runs += 1
-    total["runs brought to their end, bit-identical"] = runs
+    total["finished runs, bit-identical"] = runs
     return total
 
 

@@ -1,12 +1,12 @@
-"""Kill, stop and starve jobs at chosen moments, and count what is lost and what is left over.
+"""Kill jobs, stop ranks and fill disks at chosen moments. Count lost checkpoints and processes that do not end.
 
     python -m tests.fault_campaign --kills 200 --stops 20 --disks
 
-Where `tests.crash_campaign` kills ranks at random times, this one waits for a moment (start-up, a step, a save, an
-evaluation, a snapshot, a push to a hub, the end) and signals any process of the job: a rank, the launcher, or the
-process between them. Afterwards no process of the job may live, every checkpoint that was complete still is, and each
-verifies. Each run is brought to its end and compared, weight by weight, with one that was never disturbed. Needs root
-for the full disks. Takes about 30 minutes on 2 cores.
+`tests.crash_campaign` kills ranks at random times. This campaign waits for a moment (the start, a step, a save, an
+evaluation, a snapshot, a push to a hub, the end) and signals a process of the job: a rank, the launcher, or the process
+that the deepspeed launcher starts for the node. Afterwards all processes of the job must end, and all complete
+checkpoints must still be complete and pass verification. Each run is trained to its last step, and its weights are
+compared with those of an undisturbed run. `--disks` needs root. All parts together take about 30 minutes on 2 cores.
 """
 
 import argparse
@@ -32,27 +32,27 @@ from tests.fake_hub import TOKEN, FakeHub, fake_hub
 from tests.launching import free_port, rank_variables, real, warm
 from tests.run_results import TINY, weights_of
 
-#: until no process of a job may live [s]
+#: all processes of a job must end within this time after a signal [s]
 END_SECONDS = 30.0
 MOMENTS: dict[str, Callable[["Attempt"], bool]] = {
-    "start-up": lambda attempt: time.monotonic() - attempt.started > attempt.start_up_seconds,
-    "step": lambda attempt: attempt.said("first step done"),
+    "start": lambda attempt: time.monotonic() - attempt.started > attempt.start_up_seconds,
+    "step": lambda attempt: attempt.has_logged("first step done"),
     "save": lambda attempt: attempt.has_new(".step_*[0-9a-f].partial"),
-    "evaluation": lambda attempt: attempt.said("evaluating step"),
+    "evaluation": lambda attempt: attempt.has_logged("evaluating step"),
     "snapshot": lambda attempt: attempt.has_new(".step_*.learning_dynamics.partial"),
-    "push": lambda attempt: attempt.said("saved "),
-    "end": lambda attempt: attempt.said("Files: "),
+    "push": lambda attempt: attempt.has_logged("saved "),
+    "end": lambda attempt: attempt.has_logged("Files: "),
 }
 SIGNALS = {
     "a rank": [signal.SIGKILL, signal.SIGTERM, signal.SIGINT],
     "all ranks": [signal.SIGKILL],
     "the launcher": [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP],
-    "the process between": [signal.SIGKILL, signal.SIGTERM],
+    "the node launcher": [signal.SIGKILL, signal.SIGTERM],
 }
 
 
 class Attempt:
-    """One start of a job of two ranks, whose checkpoints are in `runs` and whose log is in `directory`."""
+    """One start of a job of two ranks. Its checkpoints are in `runs`, and its log is in `directory`."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class Attempt:
         hub: FakeHub | None = None,
     ) -> None:
         self.store, self.log = CheckpointStore(runs / name / "checkpoints"), directory / f"{name}.log"
-        # what earlier starts left half written
+        # unfinished files of earlier starts
         self._before = {*self.store.directory.glob(".step_*")}
         self._offset = self.log.stat().st_size if self.log.exists() else 0
         self.start_up_seconds = random.uniform(0.1, 6.0 if launcher != "warm" else 0.8)
@@ -88,16 +88,16 @@ class Attempt:
             options = [*first, "2", "--master_port", str(free_port())]
             self._process = real.start_command(*options, *command, log=self.log, **variables)
 
-    def said(self, text: str) -> bool:
-        """Whether this start has logged a text."""
+    def has_logged(self, text: str) -> bool:
+        """Whether this start has logged `text`."""
         return self.log.exists() and text.encode() in self.log.read_bytes()[self._offset :]
 
     def has_new(self, pattern: str) -> bool:
-        """Whether this start has made a file of checkpoints with such a name."""
+        """Whether this start has made a file in the checkpoint directory that matches `pattern`."""
         return not self._before.issuperset(self.store.directory.glob(pattern))
 
     def alive(self) -> list[psutil.Process]:
-        """Processes of the job, the launcher first."""
+        """Running processes of the job, oldest first: the launcher comes before the ranks."""
         if self._ranks:
             running = {rank.pid for rank in self._ranks if rank.poll() is None}
             return [process for process in psutil.process_iter() if process.pid in running]
@@ -112,14 +112,14 @@ class Attempt:
         return sorted(found, key=lambda process: process.create_time())
 
     def victims(self, role: str) -> list[psutil.Process]:
-        """Processes that a role names; none if the job has none, or has ended."""
+        """Processes of `role` to signal. The list is empty if the job has no such process or has ended."""
         alive = self.alive()
         is_rank = {process.pid: self._is_rank(process) for process in alive}
         ranks = [process for process in alive if is_rank[process.pid]]
         others = [process for process in alive if not is_rank[process.pid]]
         if role == "a rank":
             return random.sample(ranks, min(1, len(ranks)))
-        return {"all ranks": ranks, "the launcher": others[:1], "the process between": others[1:2]}[role]
+        return {"all ranks": ranks, "the launcher": others[:1], "the node launcher": others[1:2]}[role]
 
     def _is_rank(self, process: psutil.Process) -> bool:
         try:
@@ -128,7 +128,7 @@ class Attempt:
             return False
 
     def wait(self, seconds: float) -> float:
-        """Wait until all processes have ended; returns how long it took, at most `seconds`."""
+        """Wait until all processes have ended, at most `seconds`. Returns the seconds waited."""
         started = time.monotonic()
         while self.alive() and time.monotonic() - started < seconds:
             time.sleep(0.1)
@@ -136,7 +136,7 @@ class Attempt:
 
 
 class Run:
-    """A run under one ZeRO stage that is disturbed again and again."""
+    """A run under one ZeRO stage that is repeatedly disturbed."""
 
     def __init__(self, directory: Path, stage: int, runs: Path | None = None) -> None:
         self.directory, self.runs, self.stage, self.max_steps = directory, runs or directory, stage, 6
@@ -159,8 +159,8 @@ class Run:
         return Attempt(self.directory, self.runs, name, launcher, self.stage, self.arguments(*others), hub)
 
     def disturb(self, launcher: str, moment: str, role: str, counts: Counter[str], hub: FakeHub) -> None:
-        """Signal a process at a moment, and look at what is left."""
-        # a run that is at its end has something to do again
+        """Signal the processes of `role` at `moment`, wait until the job ends, and check the checkpoints."""
+        # a finished run must train further
         self.max_steps = max([0, *self.complete]) + 6
         attempt = self.start(launcher, hub=hub if moment == "push" else None)
         while not MOMENTS[moment](attempt) and attempt.alive():
@@ -169,52 +169,53 @@ class Run:
         victims = attempt.victims(role)
         for victim in victims:
             victim.send_signal(number)
-        if launcher == "warm" and not attempt.said("first step done"):
-            # a launcher would end the other one, which may wait for the first to come up
+        if launcher == "warm" and not attempt.has_logged("first step done"):
+            # as a launcher would: the other rank may still wait for the killed one to start
             for process in attempt.alive():
                 process.kill()
         seconds = attempt.wait(END_SECONDS + 15)
-        left = attempt.alive()
+        survivors = attempt.alive()
         counts["kills"] += bool(victims)
         counts["ended before the kill"] += not victims
         counts[f"at {moment}"] += bool(victims)
         counts[f"of {role} by {launcher}, {number.name}"] += bool(victims)
-        counts["longest end in s"] = max(counts["longest end in s"], round(seconds))
-        counts["LEFT OVER"] += len(left)
-        for process in left:
-            print(f"left over: {launcher}, {moment}, {role}, {number.name}: {process.cmdline()[:6]}", flush=True)
+        counts["longest shutdown in s"] = max(counts["longest shutdown in s"], round(seconds))
+        counts["PROCESSES LEFT"] += len(survivors)
+        for process in survivors:
+            print(f"process left: {launcher}, {moment}, {role}, {number.name}: {process.cmdline()[:6]}", flush=True)
             process.kill()
         self.check(counts)
 
     def check(self, counts: Counter[str]) -> None:
-        """Nothing that was complete is lost, and what is new is sound."""
+        """Count complete checkpoints that are lost, and new checkpoints that fail verification."""
         complete = set(self.store.steps())
         counts["LOST"] += len(self.complete - complete)
         for step in complete - self.complete:
-            listed = [problem for problem in verify(self.store.path(step)) if "learning_dynamics" not in problem]
-            counts["DAMAGED"] += bool(listed)
+            problems = [problem for problem in verify(self.store.path(step)) if "learning_dynamics" not in problem]
+            counts["DAMAGED"] += bool(problems)
         self.complete = complete
 
     def n_tracebacks(self) -> int:
-        """Tracebacks of ranks; torchrun has some of its own."""
-        _, *found = (self.directory / "disturbed.log").read_text(errors="replace").split("Traceback (most recent call")
-        return sum("/scripts/train.py" in text[:5000] for text in found)
+        """The number of tracebacks of ranks in the log, without those that torchrun itself prints."""
+        log = (self.directory / "disturbed.log").read_text(errors="replace")
+        _, *tracebacks = log.split("Traceback (most recent call")
+        return sum("/scripts/train.py" in text[:5000] for text in tracebacks)
 
     def finish(self, counts: Counter[str]) -> None:
-        """Bring the run to its end, and compare it with one that was never disturbed."""
+        """Train the run to its last step, and compare its weights with those of an undisturbed run."""
         counts["TRACEBACKS"] += self.n_tracebacks()
         self.max_steps = max([0, *self.complete]) + 2
-        for name in ("disturbed", "whole"):
+        for name in ("disturbed", "undisturbed"):
             attempt = self.start("warm", name=name)
             attempt.wait(600)
-        got, expected = (weights_of(self.runs / name, self.max_steps) for name in ("disturbed", "whole"))
-        is_equal = all(torch.equal(got[name], expected[name]) for name in expected)
+        actual, expected = (weights_of(self.runs / name, self.max_steps) for name in ("disturbed", "undisturbed"))
+        is_equal = all(torch.equal(actual[name], expected[name]) for name in expected)
         counts["runs bit-identical"] += is_equal
         counts["RUNS THAT DIFFER"] += not is_equal
 
 
 def kill(n_kills: int, directory: Path, real_share: float) -> Counter[str]:
-    """Kill over launchers, stages and moments."""
+    """Send `n_kills` signals, with random launchers, ZeRO stages, moments and roles. Returns counts by event."""
     counts = Counter[str]()
     runs = [Run(directory / f"stage-{stage}", stage) for stage in range(4)]
     with fake_hub() as hub:
@@ -222,24 +223,27 @@ def kill(n_kills: int, directory: Path, real_share: float) -> Counter[str]:
             launcher = random.choice(["torchrun", "deepspeed"]) if random.random() < real_share else "warm"
             roles = ["a rank", "all ranks"] if launcher == "warm" else [*SIGNALS]
             if launcher == "torchrun":
-                roles.remove("the process between")
+                roles.remove("the node launcher")
             run = random.choice(runs)
             run.disturb(launcher, random.choice([*MOMENTS]), random.choice(roles), counts, hub)
-            print(f"{counts['kills']} of {n_kills}: lost {counts['LOST']}, left over {counts['LEFT OVER']}", flush=True)
+            print(f"{counts['kills']} of {n_kills}: lost {counts['LOST']}, left {counts['PROCESSES LEFT']}", flush=True)
         for run in runs:
             run.finish(counts)
     return counts
 
 
 def stop(n_stops: int, directory: Path) -> Counter[str]:
-    """Stop (SIGSTOP) one rank of two, for good or for a moment, five jobs at a time."""
+    """Send SIGSTOP to one of two ranks, five jobs at a time. Returns counts by event.
+
+    Every second job is resumed after 2 s, and one of its ranks gets SIGTERM.
+    """
     counts = Counter[str]()
     for first in range(0, n_stops, 5):
         runs = [Run(directory / f"job-{number}", number % 4) for number in range(first, min(first + 5, n_stops))]
         attempts = [run.start("warm", "training.max_steps=100000", "training.hang_timeout_seconds=8") for run in runs]
         stopped = []
         for attempt in attempts:
-            while not attempt.said("step 5/") and attempt.alive():
+            while not attempt.has_logged("step 5/") and attempt.alive():
                 time.sleep(0.01)
             (victim,) = attempt.victims("a rank")
             victim.suspend()
@@ -251,26 +255,26 @@ def stop(n_stops: int, directory: Path) -> Counter[str]:
                 attempt.victims("a rank")[0].terminate()
         for number, (run, attempt, victim) in enumerate(zip(runs, attempts, stopped, strict=True)):
             started = time.monotonic()
-            while [one for one in attempt.alive() if one.pid != victim.pid] and time.monotonic() - started < 60:
+            while any(process.pid != victim.pid for process in attempt.alive()) and time.monotonic() - started < 60:
                 time.sleep(0.1)
             counts["stopped"] += 1
-            others = [one for one in attempt.alive() if one.pid != victim.pid]
-            counts["LEFT OVER"] += len(others)
-            # what a launcher does after its grace
+            others = [process for process in attempt.alive() if process.pid != victim.pid]
+            counts["PROCESSES LEFT"] += len(others)
+            # as a launcher does after its grace period
             for process in attempt.alive():
-                counts["LEFT OVER"] += number % 2
+                counts["PROCESSES LEFT"] += number % 2
                 process.kill()
             attempt.wait(10)
-            said = attempt.said("no progress for 8 s") or attempt.said(": stopping after step ")
-            counts["NOT SAID"] += not said
+            explained = attempt.has_logged("no progress for 8 s") or attempt.has_logged(": stopping after step ")
+            counts["NO REASON LOGGED"] += not explained
             run.check(counts)
             run.complete = set(run.store.steps())
             run.finish(counts)
     return counts
 
 
-#: how a disk fails, and when
-DISKS = {
+#: the moment at which each disk fault is caused
+DISK_FAULTS = {
     "full before the start": "start",
     "full at a step": "step",
     "full at a save": "save",
@@ -284,35 +288,35 @@ DISKS = {
 }
 
 
-def starve(directory: Path) -> Counter[str]:
-    """Fill the disk of a run or make it read-only, at ten moments; then give the room back and go on."""
+def fail_disks(directory: Path) -> Counter[str]:
+    """Cause each fault of `DISK_FAULTS` in a run, make the disk writable again, and resume. Returns event counts."""
     counts = Counter[str]()
-    for case, moment in DISKS.items():
-        place = directory / case.replace(" ", "-").replace(",", "")
-        disk = place / "disk"
+    for case, moment in DISK_FAULTS.items():
+        case_directory = directory / case.replace(" ", "-").replace(",", "")
+        disk = case_directory / "disk"
         disk.mkdir(parents=True)
         mount("-t", "tmpfs", "-o", "size=40m", "tmpfs", disk)
-        run = Run(place, 1, disk)
+        run = Run(case_directory, 1, disk)
         run.max_steps = 30
         read_only = disk / "disturbed" / ("logs" if "logs" in case else "")
         if case == "read-only before a resume":
             run.start("warm").wait(120)
             run.max_steps = 40
         if moment == "start":
-            spoil(case, disk, read_only)
+            cause_disk_fault(case, disk, read_only)
         attempt = run.start("warm", *(["monitoring.tensorboard=true"] if "TensorBoard" in case else []))
         if moment != "start":
             while not MOMENTS[moment](attempt) and attempt.alive():
                 time.sleep(0.005)
-            spoil(case, disk, read_only)
+            cause_disk_fault(case, disk, read_only)
         seconds = attempt.wait(120)
         status = RunStatus.read(RunDirectory(disk / "disturbed"))
-        said = [line for line in attempt.log.read_text(errors="replace").splitlines() if "error: " in line]
-        is_told = not said or "No space left" in said[-1] or "Read-only" in said[-1]
+        errors = [line for line in attempt.log.read_text(errors="replace").splitlines() if "error: " in line]
+        explained = not errors or "No space left" in errors[-1] or "Read-only" in errors[-1]
         counts["disks"] += 1
-        counts["NO REASON"] += not is_told
-        counts["LEFT OVER"] += len(attempt.alive())
-        print(f"{case}: ended after {seconds:.0f} s, status {status and status.state}, {said[-1:]}", flush=True)
+        counts["NO REASON LOGGED"] += not explained
+        counts["PROCESSES LEFT"] += len(attempt.alive())
+        print(f"{case}: ended after {seconds:.0f} s, status {status and status.state}, {errors[-1:]}", flush=True)
         if case.startswith("read-only"):
             subprocess.run(["umount", "--lazy", read_only], check=True)
         mount("-o", "remount,size=200m", disk)
@@ -327,8 +331,8 @@ def mount(*arguments: str | Path) -> None:
     subprocess.run(["mount", *arguments], check=True)
 
 
-def spoil(case: str, disk: Path, read_only: Path) -> None:
-    """Leave no room, or let a directory be mounted over itself, read-only: files that are open can still be written."""
+def cause_disk_fault(case: str, disk: Path, read_only: Path) -> None:
+    """Fill `disk`, or mount `read_only` over itself read-only. Files that are already open remain writable."""
     if case.startswith("full"):
         fill(disk)
     else:
@@ -337,7 +341,7 @@ def spoil(case: str, disk: Path, read_only: Path) -> None:
 
 
 def fill(disk: Path) -> None:
-    """Use up all room."""
+    """Write to `disk` until no space is left."""
     with (disk / "filler").open("wb", buffering=0) as file:
         try:
             while True:
@@ -349,9 +353,9 @@ def fill(disk: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=0)
-    parser.add_argument("--real-share", type=float, default=0.3, help="kills of jobs under a real launcher")
-    parser.add_argument("--stops", type=int, default=0, help="ranks that are stopped")
-    parser.add_argument("--disks", action="store_true", help="fill disks")
+    parser.add_argument("--real-share", type=float, default=0.3, help="share of kills under torchrun or deepspeed")
+    parser.add_argument("--stops", type=int, default=0, help="number of ranks to stop")
+    parser.add_argument("--disks", action="store_true", help="fill disks and make them read-only")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--directory", type=Path, help="where the runs are kept; default: a temporary directory")
     arguments = parser.parse_args()
@@ -361,12 +365,12 @@ def main() -> None:
     parts = {
         "kills": lambda: kill(arguments.kills, directory / "kills", arguments.real_share),
         "stops": lambda: stop(arguments.stops, directory / "stops"),
-        "disks": lambda: starve(directory / "disks"),
+        "disks": lambda: fail_disks(directory / "disks"),
     }
     for name, part in parts.items():
         if getattr(arguments, name):
-            for what, count in part().items():
-                print(f"{count:>6}  {what}", flush=True)
+            for event, count in part().items():
+                print(f"{count:>6}  {event}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""A cable that delays and drops: `python -m tests.frame_relay PORT INTERFACE MILLISECONDS LOSS_PERCENT`.
+"""Simulates a slow and lossy link: `python -m tests.frame_relay PORT INTERFACE MILLISECONDS LOSS_PERCENT`.
 
-Makes two interfaces and passes Ethernet frames between them, both ways. For kernels without `tc netem`.
+Creates two network interfaces and forwards Ethernet frames between them in both directions. It replaces `tc netem` on
+kernels without it.
 """
 
 import fcntl
@@ -18,28 +19,34 @@ _LARGEST_FRAME = 65536
 
 
 def make_interface(name: str) -> int:
-    """A file whose reads and writes are the frames of a new interface."""
+    """Create a network interface. Returns a file descriptor: each read or write is one Ethernet frame."""
     file = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
     fcntl.ioctl(file, _TUNSETIFF, struct.pack("16sH22x", name.encode(), _IFF_TAP | _IFF_NO_PI))
     return file
 
 
 def relay(files: list[int], delay_seconds: float, loss: float) -> None:
-    """Pass frames on, each `delay_seconds` late, in their order, but for those that get lost; never returns."""
-    dice, waiting = random.Random(0), list[tuple[float, int, int, bytes]]()
+    """Forward frames between two interfaces, in order, forever.
+
+    Args:
+        files: descriptors of the two interfaces.
+        delay_seconds: delay of each frame.
+        loss: fraction of frames that are dropped.
+    """
+    generator, waiting = random.Random(0), list[tuple[float, int, int, bytes]]()
     count = 0
     while True:
-        wait = max(0.0, waiting[0][0] - time.monotonic()) if waiting else None
-        for file in select.select(files, [], [], wait)[0]:
+        timeout = max(0.0, waiting[0][0] - time.monotonic()) if waiting else None
+        for file in select.select(files, [], [], timeout)[0]:
             frame = os.read(file, _LARGEST_FRAME)
-            if dice.random() >= loss:
+            if generator.random() >= loss:
                 count += 1
                 heapq.heappush(waiting, (time.monotonic() + delay_seconds, count, files[file == files[0]], frame))
         while waiting and waiting[0][0] <= time.monotonic():
-            _, _, out, frame = heapq.heappop(waiting)
+            _, _, receiver, frame = heapq.heappop(waiting)
             try:
-                os.write(out, frame)
-            except OSError:  # that end is down: nobody would get it
+                os.write(receiver, frame)
+            except OSError:  # the receiving interface is down: the frame is lost
                 continue
 
 

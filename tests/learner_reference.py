@@ -1,7 +1,8 @@
-"""The outer gradient of every learner as one graph that autograd differentiates.
+"""Reference for the outer gradient of every learner, as one graph that autograd differentiates.
 
-Adapted weights are theta minus the rate times constant gradients. One backward pass of the query loss then gives the
-first-order gradients of the decoder, the head and the learned rates. This module uses no code of `pico_ds.meta`.
+Adapted weights are theta minus the inner learning rate times constant gradients. One backward pass of the query loss
+then gives the first-order gradients of the decoder, the head and the learned rates. This module uses no code of
+`pico_ds.meta`.
 """
 
 import torch
@@ -18,25 +19,25 @@ Weights = dict[str, Tensor]
 
 def features(module: MetaModel, weights: Weights, contexts: Contexts, squared_norm: float) -> Tensor:
     hidden = functional_call(module, weights, (contexts.input_ids,), strict=False)
-    read = hidden[torch.arange(len(hidden)), contexts.readout_index]
-    return squared_norm**0.5 * read / read.norm(dim=-1, keepdim=True)
+    readout = hidden[torch.arange(len(hidden)), contexts.readout_index]
+    return squared_norm**0.5 * readout / readout.norm(dim=-1, keepdim=True)
 
 
-def by_class(values: Tensor, labels: Tensor, n_way: int) -> Tensor:
+def class_means(values: Tensor, labels: Tensor, n_way: int) -> Tensor:
     return torch.stack([values[labels == label].mean(0) for label in range(n_way)])
 
 
-def start_of_head(meta: MetaConfig, theta: Weights, z: Tensor, episode: Episode) -> Weights:
+def initial_head(meta: MetaConfig, theta: Weights, z: Tensor, episode: Episode) -> Weights:
     labels, n_way = episode.support.labels, episode.n_way
     if meta.head == "prototype":
-        means = by_class(z, labels, n_way)
+        means = class_means(z, labels, n_way)
         return {"weight": 2 * means, "bias": -(means**2).sum(-1)}
     if meta.head == "linear":
         return {"weight": theta["head.weight"] + 0, "bias": theta["head.bias"] + 0}
     if meta.head == "generated":
         hidden = torch.tanh(z @ theta["head.hidden.weight"].T + theta["head.hidden.bias"])
-        written = by_class(hidden @ theta["head.output.weight"].T, labels, n_way)
-        return {"weight": written[:, :-1], "bias": written[:, -1]}
+        generated = class_means(hidden @ theta["head.output.weight"].T, labels, n_way)
+        return {"weight": generated[:, :-1], "bias": generated[:, -1]}
     words = [[token for token in tokens if token >= 0] for tokens in episode.word_tokens.tolist()]
     rows = {
         name: torch.stack([theta[f"head.output.{name}"][tokens].mean(0) for tokens in words])
@@ -79,15 +80,15 @@ def masked_word_loss(module: MetaModel, theta: Weights, episode: Episode) -> Ten
 def reference_gradient(
     module: MetaModel, episode: Episode, meta: MetaConfig, query_weights: list[float] | None = None
 ) -> Weights:
-    """The outer gradient of one task.
+    """The outer gradient of one task by parameter name.
 
     Args:
-        query_weights: weights of the query losses after 1, 2, ... inner steps; by default only the last one counts.
+        query_weights: weights of the query losses after 1, 2, ... inner steps. By default only the last loss counts.
     """
     theta = {name: weight.detach().clone().requires_grad_() for name, weight in module.named_parameters()}
     support, query, s = episode.support, episode.query, meta.feature_squared_norm
-    head = start_of_head(meta, theta, features(module, theta, support, s), episode)
-    start, body, velocity = dict(head), dict(theta), {}
+    head = initial_head(meta, theta, features(module, theta, support, s), episode)
+    initial, body, velocity = dict(head), dict(theta), {}
     decoder = [
         name for name, _ in module.named_parameters() if name.startswith("decoder.") and "de_embedding" not in name
     ]
@@ -102,14 +103,13 @@ def reference_gradient(
 
     for step in range(steps):
         batch = query if meta.learner == "reptile" and step % 2 else support
-        now = {name: body[name].detach().requires_grad_() for name in adapted}
-        now_head = {name: weight.detach().requires_grad_() for name, weight in head.items()}
+        detached = {name: body[name].detach().requires_grad_() for name in adapted}
+        detached_head = {name: weight.detach().requires_grad_() for name, weight in head.items()}
         frozen = {name: weight.detach() for name, weight in theta.items()}
-        logits = scores(meta, now_head, features(module, {**frozen, **now}, batch, s))
-        chosen = {**now, **({} if meta.learner == "boil" else now_head)}
-        gradients = dict(
-            zip(chosen, torch.autograd.grad(F.cross_entropy(logits, batch.labels), list(chosen.values())), strict=True)
-        )
+        logits = scores(meta, detached_head, features(module, {**frozen, **detached}, batch, s))
+        updated = {**detached, **({} if meta.learner == "boil" else detached_head)}
+        inner_loss = F.cross_entropy(logits, batch.labels)
+        gradients = dict(zip(updated, torch.autograd.grad(inner_loss, list(updated.values())), strict=True))
         if meta.inner_max_grad_norm:
             norm = sum(float(gradient.pow(2).sum()) for gradient in gradients.values()) ** 0.5
             factor = min(1.0, meta.inner_max_grad_norm / norm)
@@ -117,19 +117,19 @@ def reference_gradient(
         for name, gradient in gradients.items():
             velocity[name] = meta.inner_momentum * velocity.get(name, 0) + gradient
             sums[name] = sums.get(name, 0) + velocity[name]
-            where = body if name in now else head
-            where[name] = where[name] - rate_of(meta, theta, name, adapted) * velocity[name]
+            part = body if name in detached else head
+            part[name] = part[name] - rate_of(meta, theta, name, adapted) * velocity[name]
         loss = loss + weights[step] * query_loss()
     if steps == 0:
         loss = query_loss()
     if meta.learner == "masked_word":
         loss = masked_word_loss(module, theta, episode)
     if meta.learner == "reptile":
-        # the gradient of this loss is the sum of the inner gradients, with the head's part through its start
-        loss = sum((sums[name] * start[name]).sum() for name in start)
+        # the gradient of this loss is the sum of the inner gradients; the head's part goes through its initial weights
+        loss = sum((sums[name] * initial[name]).sum() for name in initial)
         loss = loss + sum((sums[name] * theta[name]).sum() for name in adapted)
-    found = torch.autograd.grad(loss, list(theta.values()), allow_unused=True)
+    outer_gradients = torch.autograd.grad(loss, list(theta.values()), allow_unused=True)
     return {
         name: torch.zeros_like(weight) if gradient is None else gradient
-        for (name, weight), gradient in zip(theta.items(), found, strict=True)
+        for (name, weight), gradient in zip(theta.items(), outer_gradients, strict=True)
     }

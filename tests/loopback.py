@@ -1,4 +1,4 @@
-"""HTTP servers of tests, on loopback."""
+"""Local HTTP servers for tests."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from threading import Thread
 
 @contextmanager
 def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
-    """Answer requests in the background; gives the URL."""
+    """Serve HTTP requests on 127.0.0.1 in the background. Yields the URL."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     Thread(target=server.serve_forever, daemon=True).start()
     try:

@@ -1,10 +1,10 @@
-"""Break the code in one place at a time, and see which test notices.
+"""Break the code in one place at a time, and print which test fails.
 
     python -m tests.mutation_campaign
     python -m tests.mutation_campaign --only ring rope
 
-Every mutation is applied to a copy of the repository. The tests nearest to the place run first, then the rest of the
-default tier, and then the slow tier, until a test fails. docs/testing.md shows the table.
+Every mutation is applied to a copy of the repository. The tests of the changed code run first, then the rest of the
+default tier, and then the slow tier, until a test fails. docs/testing.md shows the resulting table.
 """
 
 import argparse
@@ -23,11 +23,13 @@ from tests.launching import REPOSITORY
 
 @dataclass(frozen=True)
 class Mutation:
-    """A defect.
+    """A defect, as a replacement of one piece of source code.
 
     Attributes:
-        file: below the repository.
-        nearest: tests that run first; paths, joined by spaces.
+        file: path relative to the repository.
+        old: source code that occurs once in `file`.
+        new: its replacement.
+        nearest: paths of the tests that run first, separated by spaces.
     """
 
     name: str
@@ -202,32 +204,32 @@ MUTATIONS = [
 ]
 
 
-def copy_repository(to: Path) -> None:
-    """The files of the working tree, and its environment."""
+def copy_repository(destination: Path) -> None:
+    """Copy the files of the working tree, and link its virtual environment."""
     listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
     for name in subprocess.run(listed, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout.splitlines():
         if (REPOSITORY / name).exists():
-            (to / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(REPOSITORY / name, to / name)
-    (to / ".venv").symlink_to(REPOSITORY / ".venv")
+            (destination / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(REPOSITORY / name, destination / name)
+    (destination / ".venv").symlink_to(REPOSITORY / ".venv")
 
 
 def failing_test(repository: Path, *arguments: str) -> str | None:
-    """The first test that fails; None if all pass."""
+    """The name of the first test that fails, or None if all pass."""
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-n", "logical", "--maxprocesses", "4", "--dist", "loadfile"]
     variables = {**os.environ, "PYTHONPATH": str(repository), "PYTHONDONTWRITEBYTECODE": "1"}
-    done = subprocess.run(
+    result = subprocess.run(
         [*command, *arguments], cwd=repository, env=variables, capture_output=True, text=True, check=False
     )
-    if done.returncode in (0, 5):
+    if result.returncode in (0, 5):
         return None
-    found = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, flags=re.MULTILINE)
-    assert found is not None, done.stdout[-3000:] + done.stderr[-3000:]
-    return found[1]
+    failure = re.search(r"^(?:FAILED|ERROR) (\S+)", result.stdout, flags=re.MULTILINE)
+    assert failure is not None, result.stdout[-3000:] + result.stderr[-3000:]
+    return failure[1]
 
 
 def run(mutation: Mutation) -> tuple[str, str]:
-    """The tier that notices a mutation, and the test."""
+    """The tier and the name of the first test that fails with a mutation."""
     with tempfile.TemporaryDirectory(prefix="mutation-") as directory:
         repository = Path(directory)
         copy_repository(repository)

@@ -1,7 +1,8 @@
-"""Nodes on one machine: namespaces with a network, a hostname and processes of their own, on one switch.
+"""Simulates the nodes of a cluster on one machine by Linux namespaces.
 
-Nothing is left behind, however the process that made them ends: a namespace lives as long as its first process, and the
-kernel kills that one, and all others in it, with its parent.
+Each node has its own network interface, hostname and processes, and all nodes are connected by one switch. All
+namespaces disappear when the process that created them ends: the kernel then kills the first process of each namespace,
+and with it all others.
 """
 
 import contextlib
@@ -18,26 +19,26 @@ import psutil
 from tests.launching import REPOSITORY
 
 _DIES_WITH_PARENT = ["setpriv", "--pdeathsig", "KILL"]
-_OWN = ["unshare", "--net", "--uts", "--mount", "--pid", "--fork", "--kill-child=KILL", "--mount-proc"]
+_UNSHARE = ["unshare", "--net", "--uts", "--mount", "--pid", "--fork", "--kill-child=KILL", "--mount-proc"]
 _INTERFACE = "eth0"
 _START_SECONDS = 10.0
 
 
 def why_no_namespaces() -> str | None:
-    """Why this machine cannot have nodes; None where it can."""
+    """The reason why this machine cannot simulate nodes, or None if it can."""
     if os.geteuid() != 0:
         return "network namespaces need root"
     try:
         with cluster(2) as nodes:
-            done = nodes[0].run("cat", f"/sys/class/net/{_INTERFACE}/operstate")
+            state = nodes[0].run("cat", f"/sys/class/net/{_INTERFACE}/operstate")
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
-        said = getattr(error, "stderr", None) or error
-        return f"network namespaces are not allowed here: {str(said).strip()}"
-    return None if done.strip() == "up" else f"links between network namespaces stay down here: {done.strip()}"
+        reason = getattr(error, "stderr", None) or error
+        return f"network namespaces are not allowed on this machine: {str(reason).strip()}"
+    return None if state.strip() == "up" else f"links between network namespaces stay down: {state.strip()}"
 
 
 def why_no_netem() -> str | None:
-    """Why the kernel cannot delay and drop packets by itself; None where it can."""
+    """The reason why the kernel cannot delay and drop packets (`tc netem`), or None if it can."""
     with cluster(1) as nodes:
         try:
             nodes[0].run("tc", "qdisc", "add", "dev", "lo", "root", "netem", "delay", "1ms")
@@ -47,16 +48,19 @@ def why_no_netem() -> str | None:
 
 
 class _Namespace:
-    """Namespaces that a process of ours keeps."""
+    """A set of namespaces, which exists until `close`."""
 
-    #: what a command is in
+    #: the namespaces that commands enter
     kinds = ("--net", "--uts", "--mount", "--pid")
 
     def __init__(self, name: str, hosts: Path) -> None:
         self.name = name
         setup = f"hostname {name} && mount --bind {hosts} /etc/hosts && ip link set lo up && echo up && exec sleep inf"
         self._keeper = subprocess.Popen(
-            [*_DIES_WITH_PARENT, *_OWN, "sh", "-c", setup], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [*_DIES_WITH_PARENT, *_UNSHARE, "sh", "-c", setup],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         assert self._keeper.stdout is not None
         assert self._keeper.stderr is not None
@@ -68,32 +72,32 @@ class _Namespace:
         self.enter = ["nsenter", "--target", str(self.pid), *self.kinds, "--"]
 
     def run(self, *command: str) -> str:
-        """Run a command to its end; returns what it printed."""
+        """Run a command and wait for its end. Returns its standard output. Raises if it fails."""
         return subprocess.run(
             [*self.enter, *command], check=True, capture_output=True, text=True, timeout=_START_SECONDS
         ).stdout
 
-    def start(self, *command: str, log: IO[bytes], **others: str) -> "subprocess.Popen[bytes]":
-        """Start a command from the repository's root."""
-        environment = {**os.environ, **others}
-        place = ["env", f"--chdir={REPOSITORY}"]  # to enter a mount namespace is to be at its root
-        return subprocess.Popen([*self.enter, *place, *command], env=environment, stdout=log, stderr=log)
+    def start(self, *command: str, log: IO[bytes], **variables: str) -> "subprocess.Popen[bytes]":
+        """Start a command in the root of the repository, with additional environment variables."""
+        environment = {**os.environ, **variables}
+        change_directory = ["env", f"--chdir={REPOSITORY}"]  # nsenter starts commands in /
+        return subprocess.Popen([*self.enter, *change_directory, *command], env=environment, stdout=log, stderr=log)
 
     def close(self) -> None:
-        """Kill every process in here, and let go of the network."""
+        """Kill every process of the namespace, and remove its network."""
         self._keeper.kill()
-        # comes back when the first process of the namespace, which holds the other end of the pipes, has gone
+        # returns when the first process of the namespace, which holds the other end of the pipes, has ended
         self._keeper.communicate()
 
 
 class _Switch(_Namespace):
-    """What the nodes are plugged into; commands in here see their processes, to give them interfaces."""
+    """The network switch of all nodes. Its commands see all processes, so that they can move interfaces into nodes."""
 
     kinds = ("--net",)
 
 
 class Node(_Namespace):
-    """One of the machines of a cluster; it can be cut off, killed and brought back."""
+    """A node of a cluster. It can be disconnected, slowed down and killed."""
 
     def __init__(self, number: int, switch: _Switch, hosts: Path) -> None:
         super().__init__(f"node{number}", hosts)
@@ -107,29 +111,29 @@ class Node(_Namespace):
     def _connect(self) -> None:
         self._switch.run("ip", "link", "set", self._port, "master", "switch", "up")
         self.run("ip", "address", "add", f"{self.address}/24", "dev", _INTERFACE)
-        # a new interface is known to the others by the old one's address at once
+        # a fixed address, so that the other nodes also reach a new interface of this node at once
         self.run("ip", "link", "set", _INTERFACE, "address", f"02:00:00:00:00:{self.number + 1:02x}", "up")
 
     def cut(self) -> None:
-        """Pull the cable: packets go nowhere, and nobody is told."""
+        """Disconnect the node. Packets are lost, and no connection is closed."""
         self._switch.run("ip", "link", "set", self._port, "down")
 
-    def mend(self) -> None:
-        """Plug it in again."""
+    def reconnect(self) -> None:
+        """Connect the node again after `cut`."""
         self._switch.run("ip", "link", "set", self._port, "up")
 
     def switch_off(self) -> None:
-        """Power is lost: the others hear nothing of it."""
+        """Simulate a loss of power: all processes die, and the other nodes see no closed connection."""
         self.cut()
         self.close()
 
     def delay_by_kernel(self, milliseconds: float, loss_percent: float) -> None:
-        """Delay what this node sends, and drop some of it."""
-        how = ["delay", f"{milliseconds}ms", "loss", f"{loss_percent}%"]
-        self.run("tc", "qdisc", "replace", "dev", _INTERFACE, "root", "netem", *how)
+        """Delay packets that this node sends, and drop a part of them, by `tc netem`."""
+        netem = ["delay", f"{milliseconds}ms", "loss", f"{loss_percent}%"]
+        self.run("tc", "qdisc", "replace", "dev", _INTERFACE, "root", "netem", *netem)
 
     def delay_by_relay(self, milliseconds: float, loss_percent: float) -> None:
-        """The same to and from this node, by a process that passes frames on: for kernels without netem."""
+        """Delay and drop packets to and from this node by `tests.frame_relay`, for kernels without netem."""
         self.run("ip", "link", "delete", _INTERFACE)
         command = [*self._switch.enter, sys.executable, "-m", "tests.frame_relay", self._port, _INTERFACE]
         self._relay = subprocess.Popen(
@@ -144,7 +148,7 @@ class Node(_Namespace):
         self._connect()
 
     def close(self) -> None:
-        """Kill every process in here, and let go of the network."""
+        """Kill every process of the namespace, and remove its network."""
         if self._relay is not None:
             self._relay.kill()
             self._relay.communicate()
@@ -160,9 +164,9 @@ class Nodes(list[Node]):
         self._switch, self._hosts = switch, hosts
 
     def replace(self, number: int) -> Node:
-        """A node that was switched off is there again, with nothing running."""
+        """Replace a switched-off node by a new node without processes. Returns the new node."""
         self[number].close()
-        # sockets that still wait for an answer keep the network of a dead node, and so its port
+        # open sockets can keep the network namespace of a dead node alive, and with it the port
         port = f"port{number}"
         self._switch.run("sh", "-c", f"ip link delete {port} || ! ip link show {port}")
         self[number] = Node(number, self._switch, self._hosts)
@@ -170,13 +174,13 @@ class Nodes(list[Node]):
 
 
 def address(number: int) -> str:
-    """Of a node; of TEST-NET-1, which nobody has."""
+    """The IP address of a node, from TEST-NET-1 (RFC 5737), which is reserved for documentation."""
     return f"192.0.2.{number + 1}"
 
 
 @contextlib.contextmanager
 def cluster(count: int) -> Iterator[Nodes]:
-    """Nodes `node0`, `node1`, ... that know each other by name, with one interface, `eth0`, each."""
+    """Yields nodes with hostnames `node0`, `node1`, ... that resolve on every node. Their interface is `eth0`."""
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(tempfile.NamedTemporaryFile("w", prefix="hosts-"))
         names = [f"{address(number)} node{number}" for number in range(count)]

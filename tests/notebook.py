@@ -1,4 +1,4 @@
-"""Makes docs/tutorial.ipynb from docs/tutorial.md, with the output of its cells.
+"""Writes docs/tutorial.ipynb from docs/tutorial.md, with the output of its cells.
 
 python -m tests.notebook
 """

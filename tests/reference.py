@@ -1,6 +1,6 @@
-"""First-order MAML as a textbook writes it: deep copies, `backward`, and a loop over all tasks in one process.
+"""Reference for first-order MAML as in a textbook: deep copies, `backward`, and a loop over tasks in one process.
 
-The reference shares no code with `pico_ds.meta`, so that the two can check each other.
+`task_gradients` and its helpers use no code of `pico_ds.meta`, so that tests can compare the two.
 """
 
 import copy
@@ -41,11 +41,10 @@ def random_contexts(rng: np.random.Generator, n_way: int, per_class: int, seq: i
 
 
 def random_episode(seed: int, n_way: int = 3, k_shot: int = 2, q_query: int = 2) -> Episode:
-    """A task of random tokens."""
+    """A task of random tokens. Its class words have one, two and three tokens in turn."""
     rng = np.random.default_rng(seed)
     words = tuple(f"word{i}" for i in range(n_way))
     support, query = random_contexts(rng, n_way, k_shot), random_contexts(rng, n_way, q_query)
-    # words of one, two and three tokens
     tokens = torch.from_numpy(rng.permutation(SHAPE.vocab_size)[: 3 * n_way].reshape(n_way, 3))
     tokens[torch.arange(3) > torch.arange(n_way)[:, None] % 3] = -1
     return Episode(support, query, words, tokens, keys=(seed,))
@@ -77,10 +76,10 @@ def adapt_to(
 
 
 def features(model: MetaModel, contexts: Contexts, squared_norm: float) -> torch.Tensor:
-    """Features at the readout position, scaled to `sqrt(squared_norm)`."""
+    """Features at the readout positions, scaled to the norm `sqrt(squared_norm)`."""
     hidden = model(contexts.input_ids)
-    read = torch.stack([hidden[i, index] for i, index in enumerate(contexts.readout_index.tolist())])
-    return squared_norm**0.5 * read / read.norm(dim=-1, keepdim=True)
+    readout = torch.stack([hidden[i, index] for i, index in enumerate(contexts.readout_index.tolist())])
+    return squared_norm**0.5 * readout / readout.norm(dim=-1, keepdim=True)
 
 
 def class_means(z: torch.Tensor, labels: torch.Tensor, n_way: int) -> torch.Tensor:
@@ -91,7 +90,7 @@ def class_means(z: torch.Tensor, labels: torch.Tensor, n_way: int) -> torch.Tens
 def task_gradients(
     model: MetaModel, episode: Episode, config: MetaConfig, adapts: Callable[[str], bool] = lambda _: True
 ) -> dict[str, torch.Tensor]:
-    """The outer gradient of one task, by deep copies and `backward`."""
+    """The outer gradient of one task by parameter name. Only decoder parameters with `adapts(name)` are adapted."""
     fast = copy.deepcopy(model)
     support, query, n_way, s = episode.support, episode.query, episode.n_way, config.feature_squared_norm
     if config.head == "prototype":
@@ -128,7 +127,7 @@ def task_gradients(
 
 
 def language_model_gradients(model: MetaModel, rows: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Gradient of the mean next-token cross-entropy."""
+    """Gradient of the mean next-token cross-entropy by parameter name."""
     model.zero_grad()
     logits = model.decoder(rows[:, :-1])
     F.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten()).backward()
@@ -139,9 +138,9 @@ def language_model_gradients(model: MetaModel, rows: torch.Tensor) -> dict[str, 
     return gradients
 
 
-def relative_error(got: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> float:
-    """|got - wanted| / |wanted| over all tensors together."""
-    assert got.keys() == wanted.keys()
-    difference = sum(float((got[name] - wanted[name]).double().pow(2).sum()) for name in wanted)
-    size = sum(float(wanted[name].double().pow(2).sum()) for name in wanted)
+def relative_error(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
+    """|actual - expected| / |expected|, the Euclidean norm over all tensors together."""
+    assert actual.keys() == expected.keys()
+    difference = sum(float((actual[name] - expected[name]).double().pow(2).sum()) for name in expected)
+    size = sum(float(expected[name].double().pow(2).sum()) for name in expected)
     return (difference / size) ** 0.5

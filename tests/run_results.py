@@ -1,4 +1,4 @@
-"""What a run left behind, as tests compare it."""
+"""Reads the metrics and weights of finished runs, and compares them."""
 
 import json
 from pathlib import Path
@@ -14,12 +14,12 @@ TIMINGS = {"seconds_per_step", "tokens_per_second", "tasks_per_second", "peak_me
 
 
 def metrics_of(run_directory: Path) -> list[dict[str, Any]]:
-    """Every line of metrics.jsonl."""
+    """All lines of metrics.jsonl."""
     return [json.loads(line) for line in (run_directory / "logs" / "metrics.jsonl").read_text().splitlines()]
 
 
 def deterministic_metrics_of(run_directory: Path) -> list[dict[str, Any]]:
-    """Every line of metrics.jsonl without the fields that depend on the machine."""
+    """All lines of metrics.jsonl without the fields that depend on the machine."""
     return [{name: value for name, value in line.items() if name not in TIMINGS} for line in metrics_of(run_directory)]
 
 
@@ -28,9 +28,9 @@ def weights_of(run_directory: Path, step: int) -> dict[str, torch.Tensor]:
     return load_file(run_directory / f"checkpoints/step_{step}/model.safetensors")
 
 
-def assert_bit_identical(got: Path, wanted: Path, step: int) -> None:
-    """Every metric of every line, and the weights of a step."""
-    assert deterministic_metrics_of(got) == deterministic_metrics_of(wanted)
-    weights, expected = weights_of(got, step), weights_of(wanted, step)
-    assert weights.keys() == expected.keys()
-    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+def assert_bit_identical(actual: Path, expected: Path, step: int) -> None:
+    """Raise unless two runs have the same metrics in all lines and the same weights at a step."""
+    assert deterministic_metrics_of(actual) == deterministic_metrics_of(expected)
+    actual_weights, expected_weights = weights_of(actual, step), weights_of(expected, step)
+    assert actual_weights.keys() == expected_weights.keys()
+    assert all(torch.equal(actual_weights[name], expected_weights[name]) for name in expected_weights)

@@ -1,4 +1,4 @@
-"""Token shards in the schema of pretokenized datasets: parquet files of `input_ids`, rows of one length."""
+"""Writes token shards like those of pretokenized datasets: parquet files with a column `input_ids`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,15 +11,15 @@ from pico_ds.data.text.tokenizer import TextTokenizer, load_tokenizer, train_tok
 from tests.conftest import write_text_corpus
 
 
-def write_shard(path: Path, rows: Sequence[Sequence[int | None] | None] | np.ndarray, kind: str = "int32") -> Path:
+def write_shard(path: Path, rows: Sequence[Sequence[int | None] | None] | np.ndarray, dtype: str = "int32") -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     values = [None if row is None else list(row) for row in rows]
-    pq.write_table(pa.table({"input_ids": pa.array(values, type=pa.list_(getattr(pa, kind)()))}), path)
+    pq.write_table(pa.table({"input_ids": pa.array(values, type=pa.list_(getattr(pa, dtype)()))}), path)
     return path
 
 
 def make_tokenizer(directory: Path, texts: Sequence[str]) -> TextTokenizer:
-    """A tokenizer without [MASK], as those of pretokenized sets are."""
+    """Train a tokenizer without [MASK], as those of pretokenized datasets."""
     train_tokenizer(texts, 600, directory)
     return load_tokenizer(directory)
 
@@ -27,7 +27,7 @@ def make_tokenizer(directory: Path, texts: Sequence[str]) -> TextTokenizer:
 def write_shards(
     directory: Path, n_shards: int = 3, rows_per_shard: Sequence[int] = (40, 30, 35), width: int = 33
 ) -> tuple[list[Path], Path]:
-    """Shards of a small text and the tokenizer that made them; the text goes round until there are rows enough."""
+    """Write shards of a small corpus, which is repeated as needed. Returns their paths and that of the tokenizer."""
     import json
 
     corpus = write_text_corpus(directory / "corpus.jsonl")

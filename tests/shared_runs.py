@@ -1,6 +1,6 @@
-"""Runs that several tests look at: each is trained once a session, whichever worker asks first, and then only read.
+"""Runs that several tests read. Each is trained once per test session, at its first use.
 
-A test that wants to change a run, or to resume it, takes a copy.
+Tests must not change these runs. A test that resumes or changes a run uses `SharedRuns.copy`.
 """
 
 import json
@@ -23,7 +23,7 @@ RESUMABLE = [
     "checkpointing.save_every_n_steps=2",
     "evaluation.every_n_steps=3",
 ]
-#: ranks, and what differs from tiny.yaml, by name
+#: by name: the number of ranks, and the overrides of tiny.yaml
 _RUNS: dict[str, tuple[int, list[str]]] = {
     "plain": (1, []),
     "resumable": (1, RESUMABLE),
@@ -32,7 +32,7 @@ _RUNS: dict[str, tuple[int, list[str]]] = {
 
 
 class SharedRuns:
-    """The runs of a test session, in a directory that all workers share."""
+    """The runs of a test session, in a directory that all pytest workers share."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -43,16 +43,16 @@ class SharedRuns:
 
     @property
     def corpus(self) -> Path:
-        """What the runs were trained on."""
+        """Path of the corpus that the runs are trained on."""
         return self._directory / "corpus.jsonl"
 
     def arguments(self, runs_dir: Path, name: str, *settings: str, script: str = "scripts/train.py") -> list[str]:
-        """Arguments of a run on the same corpus."""
-        where = [f"data.paths=[{self.corpus}]", f"checkpointing.runs_dir={runs_dir}", f"checkpointing.run_name={name}"]
-        return [script, "--config", TINY, *where, *settings]
+        """Command-line arguments of a new run on the same corpus."""
+        paths = [f"data.paths=[{self.corpus}]", f"checkpointing.runs_dir={runs_dir}", f"checkpointing.run_name={name}"]
+        return [script, "--config", TINY, *paths, *settings]
 
     def __getitem__(self, name: str) -> Path:
-        """The directory of a finished run, to read from."""
+        """The directory of a finished run, for reading only. The first call trains the run."""
         ranks, settings = _RUNS[name]
         run, files = self._directory / name, self._directory / f"{name}.files.json"
         with FileLock(self._directory / f"{name}.lock"):
@@ -63,19 +63,19 @@ class SharedRuns:
                 replace_text(files, json.dumps(_state_of(run)))
         return run
 
-    def copy(self, name: str, to: Path, ignore: Callable[..., set[str]] | None = None) -> Path:
-        """A copy of a finished run, to write to."""
-        shutil.copytree(self[name], to, ignore=ignore)
-        return to
+    def copy(self, name: str, destination: Path, ignore: Callable[..., set[str]] | None = None) -> Path:
+        """Copy a finished run to `destination`, which tests may change. Returns `destination`."""
+        shutil.copytree(self[name], destination, ignore=ignore)
+        return destination
 
     def check_unchanged(self) -> None:
-        """Raise if a test wrote to a shared run."""
+        """Raise if a test has changed a shared run."""
         for files in self._directory.glob("*.files.json"):
             run = self._directory / files.name.removesuffix(".files.json")
             assert _state_of(run) == json.loads(files.read_text()), f"a test changed the shared run {run.name}"
 
 
 def _state_of(run: Path) -> dict[str, list[int]]:
-    """Size and time of the last change [ns] of every file."""
+    """Size [bytes] and modification time [ns] of every file of a run."""
     files = (path for path in sorted(run.rglob("*")) if path.is_file())
     return {str(path.relative_to(run)): [path.stat().st_size, path.stat().st_mtime_ns] for path in files}

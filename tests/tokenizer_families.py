@@ -1,4 +1,4 @@
-"""Tokenizers of the families that people bring, trained on a few texts; and texts in many scripts."""
+"""Trains small tokenizers of common families, and provides texts in many scripts."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerFast
 
 from pico_ds.data.text.tokenizer import TextTokenizer, import_tokenizer, load_tokenizer, train_tokenizer
 
-#: the first article of the Universal Declaration of Human Rights, and a little more
+#: the first article of the Universal Declaration of Human Rights, in part with additional words and punctuation
 SCRIPTS = {
     "English": "All human beings are born free and equal in dignity and rights. They are endowed with reason, and it's "
     "well-known: “every one's” self-respect—the U.S. has 20th-century words; don't 'quote' them (or do)!",
@@ -39,12 +39,12 @@ _QWEN = (
 )
 
 
-def _own(texts: list[str], vocab_size: int, directory: Path) -> None:
+def _pico_ds(texts: list[str], vocab_size: int, directory: Path) -> None:
     train_tokenizer(texts, vocab_size, directory)
 
 
 def _byte_level(texts: list[str], vocab_size: int, directory: Path) -> None:
-    """As of Qwen and Llama 3: a regular expression that lets punctuation stand before letters in one entry."""
+    """Like Qwen and Llama 3: an entry can start with punctuation that is followed by letters."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Split(Regex(_QWEN), "isolated"), pre_tokenizers.ByteLevel(False, use_regex=False)]
@@ -58,7 +58,7 @@ def _byte_level(texts: list[str], vocab_size: int, directory: Path) -> None:
 
 
 def _unigram(texts: list[str], vocab_size: int, directory: Path) -> None:
-    """As of T5 and XLNet: words begin with U+2581, and the decoder drops the first space."""
+    """Like T5 and XLNet: words begin with U+2581, and the decoder drops the first space."""
     backend = Tokenizer(models.Unigram())
     backend.normalizer, backend.pre_tokenizer = normalizers.NFKC(), pre_tokenizers.Metaspace()
     backend.decoder = decoders.Metaspace()
@@ -72,7 +72,7 @@ def _unigram(texts: list[str], vocab_size: int, directory: Path) -> None:
 
 
 def _byte_fallback(texts: list[str], vocab_size: int, directory: Path) -> None:
-    """As of Llama 2, Mistral and Gemma: characters that the vocabulary lacks become bytes."""
+    """Like Llama 2, Mistral and Gemma: characters that are not in the vocabulary become bytes."""
     backend = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
     backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     backend.decoder = decoders.Sequence(
@@ -80,7 +80,7 @@ def _byte_fallback(texts: list[str], vocab_size: int, directory: Path) -> None:
     )
     backend.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
     special = ["<unk>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
-    # characters of a few texts alone: the others fall back to bytes
+    # a small alphabet, so that tests also cover the fallback to bytes
     trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=special, limit_alphabet=60, show_progress=False)
     backend.train_from_iterator(texts, trainer)
     backend.pre_tokenizer = None
@@ -88,7 +88,7 @@ def _byte_fallback(texts: list[str], vocab_size: int, directory: Path) -> None:
 
 
 def _word_piece(texts: list[str], vocab_size: int, directory: Path) -> None:
-    """As of BERT: entries that go on with a word carry ##; spaces are not told."""
+    """Like BERT: entries inside a word begin with ##, and spaces are not encoded."""
     backend = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     backend.normalizer, backend.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
     backend.decoder = decoders.WordPiece()
@@ -100,7 +100,7 @@ def _word_piece(texts: list[str], vocab_size: int, directory: Path) -> None:
 
 
 FAMILIES: dict[str, Callable[[list[str], int, Path], None]] = {
-    "own": _own,
+    "pico_ds": _pico_ds,
     "byte level": _byte_level,
     "unigram": _unigram,
     "byte fallback": _byte_fallback,
@@ -109,15 +109,15 @@ FAMILIES: dict[str, Callable[[list[str], int, Path], None]] = {
 
 
 def make_tokenizer(family: str, texts: list[str], vocab_size: int, directory: Path) -> TextTokenizer:
-    """Train a tokenizer of a family, and open it as a run would.
+    """Train a tokenizer of a family, and load it as a run does.
 
     Args:
-        directory: empty; `given` in it is what a user would name in data.tokenizer.
+        directory: an empty directory. The trained tokenizer is written to `trained` in it.
     """
-    FAMILIES[family](texts, vocab_size, directory / "given")
-    if family == "own":
-        return load_tokenizer(directory / "given")
-    import_tokenizer(str(directory / "given"), directory / "imported")
+    FAMILIES[family](texts, vocab_size, directory / "trained")
+    if family == "pico_ds":
+        return load_tokenizer(directory / "trained")
+    import_tokenizer(str(directory / "trained"), directory / "imported")
     return load_tokenizer(directory / "imported")
 
 

@@ -1,4 +1,4 @@
-"""What an outer step does beside its forward and backward passes, counted at the dispatcher: bytes and syncs."""
+"""Counts the memory traffic [bytes] and the synchronizations with the host of an outer step, per operation."""
 
 from collections import Counter
 from typing import Any
@@ -7,18 +7,18 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-#: operations whose result the host needs before it can go on
+#: operations for whose result the host waits
 _SYNCS = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero")
-#: of which nothing is read
+#: operations that read no tensor
 _FILLS = ("zeros", "zeros_like", "new_zeros", "zero_", "ones", "full", "fill_", "new_full")
-_NOTHING = ("empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided")
+_ALLOCATIONS = ("empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided")
 
 
 class CountTraffic(TorchDispatchMode):
-    """Bytes read and written, and syncs, of every operation of this thread while it is entered.
+    """Context manager that counts bytes read and written and synchronizations, by operation of this thread.
 
-    A fused operation counts every tensor once, a collective what it sends and receives. On a CPU the syncs are those
-    that a GPU would have: the same operations read numbers back to the host.
+    A fused operation counts every tensor once. A collective counts the tensors that it sends and receives. The
+    synchronizations on a CPU are those of a GPU, because the same operations copy values to the host.
     """
 
     def __init__(self) -> None:
@@ -31,7 +31,7 @@ class CountTraffic(TorchDispatchMode):
         name = func.__name__.split(".")[0]
         if name in _SYNCS:
             self.syncs[name] += 1
-        if func.is_view or name in ("detach", *_NOTHING):
+        if func.is_view or name in ("detach", *_ALLOCATIONS):
             return out
         read, written = _nbytes((args, kwargs)), _nbytes(out)
         if name in _FILLS:
@@ -39,7 +39,7 @@ class CountTraffic(TorchDispatchMode):
         elif name == "copy_":
             read = _nbytes(args[1])
         elif name == "_fused_adamw_":
-            # parameters, gradients and moments; the gradients, divided by the clipping, are written back
+            # parameters, gradients and moments; the operation also writes back the clipped gradients
             read = written = _nbytes(args[:4])
         elif name.startswith("_foreach") and name.endswith("_"):
             written = _nbytes(args[0])

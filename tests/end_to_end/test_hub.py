@@ -46,7 +46,7 @@ def at(hub: FakeHub, token: str = TOKEN) -> dict[str, str]:
 def test_checkpoints_snapshots_and_results_are_pushed(corpus: Path, tmp_path: Path, hub: FakeHub) -> None:
     every = ["checkpointing.save_every_n_steps=2", "checkpointing.keep_last_n=1", "checkpointing.keep_weights=false"]
     watched = ["learning_dynamics.save_every_n_steps=2", "learning_dynamics.n_tasks=1"]
-    hub.troubles = [500]
+    hub.failures = [500]
     output = warm.torchrun(TRAIN, *settings(corpus, tmp_path, "run", *every, *watched), **at(hub))
     assert [message for message, _, _ in hub.commits] == ["step 2", "step 4", "end of the run"]
     assert "pushed end of the run to lab/pico" in output
@@ -81,7 +81,7 @@ def test_checkpoints_snapshots_and_results_are_pushed(corpus: Path, tmp_path: Pa
 
 
 def test_failing_hub_does_not_end_a_run(corpus: Path, tmp_path: Path, hub: FakeHub) -> None:
-    hub.always = 403
+    hub.default_failure = 403
     output = warm.python(TRAIN, *settings(corpus, tmp_path, "run"), **at(hub))
     assert "warning: step 4 was not pushed to the hub, training continues: lab/pico: " in output
     assert (tmp_path / "run/checkpoints/step_4/model.safetensors").exists()

@@ -17,7 +17,7 @@ def test_job_resumes_without_a_node_and_then_with_it(tmp_path: Path) -> None:
     if (missing := why_no_namespaces()) is not None:
         pytest.skip(missing)
     started = time.monotonic()
-    (outcome,) = run_campaign(["back"], tmp_path, HANG_SECONDS, max_steps=60, keep_alive_seconds=3)
+    (outcome,) = run_campaign(["node_returns"], tmp_path, HANG_SECONDS, max_steps=60, keep_alive_seconds=3)
     assert outcome.seconds_to_detect is not None
     # the watchdog looks every half second, and machines of CI are busy
     assert HANG_SECONDS - 1 < outcome.seconds_to_detect < HANG_SECONDS + 10

@@ -1,4 +1,4 @@
-"""A script that fails prints one sentence."""
+"""How scripts report errors and exit."""
 
 import os
 import subprocess
@@ -56,22 +56,22 @@ def test_every_script_uses_exit_code_of() -> None:
         assert "sys.exit(exit_code_of(main))" in script.read_text(), script.name
 
 
-@pytest.mark.parametrize("lost", ["pipe", "disk"])
-def test_output_that_cannot_be_written_is_dropped(lost: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("target", ["closed pipe", "full disk"])
+def test_output_that_cannot_be_written_is_dropped(target: str, tmp_path: Path) -> None:
     """The reader of a pipe has exited, or the disk of redirected output is full."""
     code = (
         "import sys; from pico_ds.console import make_console; from pico_ds.command_line import exit_code_of; "
         "exit_code_of(lambda: (print('x' * 100_000), make_console().print('y'), print('z', file=sys.stderr))); "
         "open(sys.argv[1], 'w').close()"
     )
-    if lost == "pipe":
+    if target == "closed pipe":
         reading, output = os.pipe()
         os.close(reading)
     else:
         output = os.open("/dev/full", os.O_WRONLY)
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "end")], stdout=output, stderr=output)
+    result = subprocess.run([sys.executable, "-c", code, str(tmp_path / "end")], stdout=output, stderr=output)
     os.close(output)
-    assert done.returncode == 0
+    assert result.returncode == 0
     assert (tmp_path / "end").exists()
 
 

@@ -40,7 +40,7 @@ def test_patient_file_loses_and_repeats_no_text_on_a_full_disk(disk: Path) -> No
     problems: list[OSError] = []
     file = RetryingFile(disk / "log", problems.append)
     file.append("first\n")
-    make_room = fill(disk)
+    free_space = fill(disk)
     expected = "first\n"
     for number in range(3):
         text = str(number) * 3000 + "\n"
@@ -50,7 +50,7 @@ def test_patient_file_loses_and_repeats_no_text_on_a_full_disk(disk: Path) -> No
     assert problems[0].filename == str(disk / "log")
     with pytest.raises(OSError, match="No space left"):
         file.sync()
-    make_room()
+    free_space()
     file.append("last\n")
     file.sync()
     assert (disk / "log").read_text() == expected + "last\n"
@@ -65,11 +65,11 @@ def test_metrics_are_written_after_a_full_disk_with_one_warning(
 ) -> None:
     monkeypatch.setattr(logger, "propagate", True)
     tracker = JsonLinesTracker(disk / "logs" / "metrics.jsonl")
-    make_room = fill(disk)
+    free_space = fill(disk)
     for step in range(1, 400):
         tracker.log(step, {"ar/loss": 1.0})
     assert caplog.text.count("metrics stay in memory") == 1
-    make_room()
+    free_space()
     tracker.close()
     assert (disk / "logs" / "metrics.jsonl").read_text().count("\n") == 399
 
@@ -96,12 +96,12 @@ def test_evaluation_result_is_written_when_space_is_free_again(
 
     evaluation = Evaluation(None, dict, RunDirectory(disk), [], lambda: True)  # type: ignore[arg-type]
     monkeypatch.setattr(logger, "propagate", True)
-    make_room = fill(disk)
+    free_space = fill(disk)
     evaluation._unwritten.append(Result())  # type: ignore[arg-type]
     evaluation._write()
     assert "the evaluation of step 3 cannot be written yet" in caplog.text
     assert "free space" in caplog.text
-    make_room()
+    free_space()
     evaluation.on_exit()
     assert (disk / "eval_results" / "step_3.json").stat().st_size == 5000
 

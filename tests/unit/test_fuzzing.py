@@ -1,4 +1,4 @@
-"""Any input of a user gives a valid result or an error of one sentence, within 10 seconds.
+"""Any input gives a valid result or a clear error within 10 seconds.
 
 The slow tier tries 5,000 examples of each kind (about 10 minutes), the default tier 60 (about 20 seconds).
 """
@@ -57,7 +57,7 @@ VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
     max_leaves=8,
 )
-PLANTED = st.one_of(VALUES, st.lists(ODD_NUMBERS, min_size=2, max_size=2))
+KEY_VALUES = st.one_of(VALUES, st.lists(ODD_NUMBERS, min_size=2, max_size=2))
 
 
 def tree_of(changes: dict[str, Any]) -> dict[str, Any]:
@@ -111,7 +111,7 @@ def test_any_value_of_any_key_is_planned_or_a_clear_error(n_examples: int) -> No
         if config is not None:
             check(lambda: plan_of(config))
 
-    run(property_, n_examples, st.dictionaries(st.sampled_from(leaves()), PLANTED, min_size=1, max_size=3))
+    run(property_, n_examples, st.dictionaries(st.sampled_from(leaves()), KEY_VALUES, min_size=1, max_size=3))
 
 
 @pytest.mark.parametrize("n_examples", COUNTS)
@@ -162,12 +162,12 @@ YAML_TEXTS = [
 def damaged(examples: list[bytes]) -> st.SearchStrategy[bytes]:
     """Generate any bytes, or a valid file with a part replaced or removed."""
 
-    def change(example: bytes, place: float, length: int, part: bytes) -> bytes:
-        start = int(place * len(example))
+    def change(example: bytes, position: float, length: int, part: bytes) -> bytes:
+        start = int(position * len(example))
         return example[:start] + part + example[start + length :]
 
-    places = st.floats(0, 1)
-    changed = st.builds(change, st.sampled_from(examples), places, st.integers(0, 40), st.binary(max_size=12))
+    positions = st.floats(0, 1)
+    changed = st.builds(change, st.sampled_from(examples), positions, st.integers(0, 40), st.binary(max_size=12))
     return st.one_of(st.binary(max_size=200), st.sampled_from(examples), changed)
 
 

@@ -75,8 +75,8 @@ def test_libraries_are_preloaded_without_initialising_cuda(script: Path) -> None
 
 def test_forked_processes_have_different_random_numbers(script: Path) -> None:
     code = "import random, numpy, uuid; print(random.random(), numpy.random.rand(), uuid.uuid4())"
-    drawn = [warm.python(write(script, code)).split() for _ in range(2)]
-    assert all(one != other for one, other in zip(*drawn, strict=True))
+    numbers = [warm.python(write(script, code)).split() for _ in range(2)]
+    assert all(first != second for first, second in zip(*numbers, strict=True))
 
 
 def test_ranks_get_the_environment_of_torchrun(script: Path) -> None:

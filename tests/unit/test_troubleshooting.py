@@ -9,9 +9,9 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGE = (REPOSITORY / "docs" / "troubleshooting.md").read_text()
-#: messages of other programs: those of this section, and these
-OTHERS_SECTION = "torchrun, NCCL, DeepSpeed and others"
-OTHERS = ("torch.OutOfMemoryError: CUDA out of memory", "DefaultCPUAllocator: can't allocate memory")
+#: the section with messages of other programs, and their messages in other sections
+OTHER_PROGRAMS_SECTION = "torchrun, NCCL, DeepSpeed and others"
+OTHER_MESSAGES = ("torch.OutOfMemoryError: CUDA out of memory", "DefaultCPUAllocator: can't allocate memory")
 #: placeholder of a value, in the page and in `text_of`
 VALUE = re.compile(r"<[^>]*>")
 
@@ -21,12 +21,12 @@ def quoted(section: str) -> list[str]:
 
 
 SECTIONS = {part.split("\n", 1)[0]: part for part in PAGE.split("\n## ")[1:]}
-OURS = [
+MESSAGES = [
     message
     for name, section in SECTIONS.items()
-    if name != OTHERS_SECTION
+    if name != OTHER_PROGRAMS_SECTION
     for message in quoted(section)
-    if message not in OTHERS
+    if message not in OTHER_MESSAGES
 ]
 
 
@@ -42,13 +42,13 @@ def text_of(node: ast.expr) -> str:
 
 @cache
 def sources() -> tuple[str, ...]:
-    """Return all strings of the source code."""
+    """Return all strings of the source code with more than 10 characters."""
     files = [*(REPOSITORY / "pico_ds").rglob("*.py"), *(REPOSITORY / "scripts").rglob("*.py")]
     nodes = (node for file in files for node in ast.walk(ast.parse(file.read_text())))
     return tuple(text for node in nodes if isinstance(node, ast.expr) if len(text := text_of(node)) > 10)
 
 
-@pytest.mark.parametrize("message", OURS)
+@pytest.mark.parametrize("message", MESSAGES)
 def test_quoted_message_is_in_the_source_code(message: str) -> None:
     parts = VALUE.split(message)
     assert max(map(len, parts)) > 8, "the quote is too short to identify the message"
@@ -59,12 +59,12 @@ def test_quoted_message_is_in_the_source_code(message: str) -> None:
 
 
 def test_every_message_has_an_explanation() -> None:
-    assert len(OURS) > 50
-    assert len(quoted(SECTIONS[OTHERS_SECTION])) > 10
+    assert len(MESSAGES) > 50
+    assert len(quoted(SECTIONS[OTHER_PROGRAMS_SECTION])) > 10
     assert len(set(quoted(PAGE))) == len(quoted(PAGE))
     for section in SECTIONS.values():
-        for message, after in re.findall(r"^> `(.*)`\n\n(.*)$", section, flags=re.MULTILINE):
-            assert re.match("[^>#]", after), message
+        for message, explanation in re.findall(r"^> `(.*)`\n\n(.*)$", section, flags=re.MULTILINE):
+            assert re.match("[^>#]", explanation), message
 
 
 def test_missing_message_is_detected() -> None:

@@ -29,8 +29,8 @@ def test_configuration_page_matches_the_schema() -> None:
 
 def test_command_named_in_the_page_prints_the_page() -> None:
     script, page = COMMAND.removeprefix("python ").split(" > ")
-    done = subprocess.run([sys.executable, REPOSITORY / script], capture_output=True, text=True, check=True)
-    assert done.stdout == (REPOSITORY / page).read_text()
+    result = subprocess.run([sys.executable, REPOSITORY / script], capture_output=True, text=True, check=True)
+    assert result.stdout == (REPOSITORY / page).read_text()
 
 
 def test_every_key_has_a_row_under_its_section() -> None:

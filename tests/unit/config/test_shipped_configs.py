@@ -28,8 +28,8 @@ def test_all_documented_configs_exist() -> None:
     assert {path.name for path in DS_CONFIGS} == {
         f"{name}.json" for name in ("zero0", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload")
     }
-    wanted = {"demo.yaml"} | {f"{kind}-{size}.yaml" for kind, size in product(("pico", "pico-maml"), SIZES)}
-    assert {path.name for path in CONFIGS} == {*wanted, "pico-maml-parity.yaml"}
+    expected = {"demo.yaml"} | {f"{kind}-{size}.yaml" for kind, size in product(("pico", "pico-maml"), SIZES)}
+    assert {path.name for path in CONFIGS} == {*expected, "pico-maml-parity.yaml"}
 
 
 @pytest.mark.parametrize(("config", "ds_config"), product(CONFIGS, DS_CONFIGS), ids=lambda path: path.stem)

@@ -18,16 +18,17 @@ BOM = b"\xef\xbb\xbf"
 
 
 def read_everywhere(path: Path) -> list[object]:
-    """Read a file as training, shard preparation and the perplexity evaluation do; check that the results are equal."""
+    """The documents of a file. Raise unless training, shard preparation and perplexity evaluation agree."""
     documents = [*read_documents(DataConfig(source="files", paths=[str(path)]))]
-    judged = [document for _, document in read_texts(PerplexityConfig(data=str(path)))]
-    found, also = (
-        [one.tolist() if isinstance(one, np.ndarray) else one for one in many] for many in (documents, judged)
+    perplexity_texts = [text for _, text in read_texts(PerplexityConfig(data=str(path)))]
+    expected, actual = (
+        [text.tolist() if isinstance(text, np.ndarray) else text for text in texts]
+        for texts in (documents, perplexity_texts)
     )
-    assert [one.strip() if isinstance(one, str) else one for one in also] == found
-    if all(isinstance(one, str) for one in found):
-        assert [*local_source([str(path)], "text", "file").read(0)] == found
-    return found
+    assert [text.strip() if isinstance(text, str) else text for text in actual] == expected
+    if all(isinstance(text, str) for text in expected):
+        assert [*local_source([str(path)], "text", "file").read(0)] == expected
+    return expected
 
 
 @pytest.mark.parametrize(

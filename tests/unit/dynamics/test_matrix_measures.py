@@ -35,8 +35,8 @@ def test_effective_rank_equals_its_definition() -> None:
     matrix = random_matrix(12, 30)
     values = np.linalg.svd(matrix.numpy().astype(np.float64), compute_uv=False)
     shares = values / values.sum()
-    wanted = math.exp(-(shares * np.log(shares)).sum()) / 12
-    assert proportional_effective_rank(singular_values(matrix)) == pytest.approx(wanted, rel=1e-6)
+    expected = math.exp(-(shares * np.log(shares)).sum()) / 12
+    assert proportional_effective_rank(singular_values(matrix)) == pytest.approx(expected, rel=1e-6)
 
 
 def test_condition_number_equals_that_of_numpy() -> None:
@@ -48,8 +48,8 @@ def test_condition_number_equals_that_of_numpy() -> None:
 def test_gini_equals_half_the_mean_difference_over_the_mean() -> None:
     values = random_matrix(5, 11)
     magnitudes = values.abs().flatten().double()
-    wanted = float((magnitudes[:, None] - magnitudes[None]).abs().mean() / (2 * magnitudes.mean()))
-    assert gini(values) == pytest.approx(wanted, rel=1e-9)
+    expected = float((magnitudes[:, None] - magnitudes[None]).abs().mean() / (2 * magnitudes.mean()))
+    assert gini(values) == pytest.approx(expected, rel=1e-9)
     assert gini(torch.ones(4, 4)) == pytest.approx(0, abs=1e-12)
     assert gini(torch.tensor([0.0, 0, 0, -5])) == pytest.approx(3 / 4)
     assert gini(torch.zeros(3)) == 0
@@ -71,8 +71,8 @@ def test_cka_equals_its_definition_with_centered_kernels(samples: int) -> None:
     one, other = random_matrix(samples, 20), random_matrix(samples, 9, seed=1)
     centring = np.eye(samples) - 1 / samples
     kernels = [centring @ (x @ x.T) @ centring for x in (values.double().numpy() for values in (one, other))]
-    wanted = (kernels[0] * kernels[1]).sum() / math.prod(np.linalg.norm(kernel) for kernel in kernels)
-    assert linear_cka(one, other) == pytest.approx(wanted, rel=1e-9)
+    expected = (kernels[0] * kernels[1]).sum() / math.prod(np.linalg.norm(kernel) for kernel in kernels)
+    assert linear_cka(one, other) == pytest.approx(expected, rel=1e-9)
 
 
 def test_cka_is_invariant_to_rotation_scale_and_offset() -> None:

@@ -31,25 +31,34 @@ def test_frozen_feature_accuracies_equal_those_of_scikit_learn() -> None:
         z = [
             network.features(theta, part, "fim").detach().double().numpy() for part in (episode.support, episode.query)
         ]
-        known, wanted = episode.support.labels.numpy(), episode.query.labels.numpy()
+        known, expected = episode.support.labels.numpy(), episode.query.labels.numpy()
         for name, classifier in (
             ("nearest prototype", NearestCentroid()),
             ("logistic regression", LogisticRegression(max_iter=1000)),
         ):
-            assert found[name] == pytest.approx(np.mean(classifier.fit(z[0], known).predict(z[1]) == wanted))
+            assert found[name] == pytest.approx(np.mean(classifier.fit(z[0], known).predict(z[1]) == expected))
 
 
 def test_tfidf_separates_labels_only_if_their_words_differ(tokenizer) -> None:
-    own = {"war": "army troops battle", "money": "tax debt coin", "land": "crop farm soil", "law": "court judge crime"}
+    words_of_label = {
+        "war": "army troops battle",
+        "money": "tax debt coin",
+        "land": "crop farm soil",
+        "law": "court judge crime",
+    }
     records = [
-        {"text": f"{number} {words} {number}", "label": name} for name, words in own.items() for number in range(4)
+        {"text": f"{number} {words} {number}", "label": name}
+        for name, words in words_of_label.items()
+        for number in range(4)
     ]
     episode = SMLMT.from_sentences(records, tokenizer, CONFIG).sample(0, 0)
     assert tfidf_accuracies(episode, tokenizer) == {"nearest prototype": 1.0, "logistic regression": 1.0}
-    alike = [{"text": f"the same words {number}", "label": name} for name in own for number in range(40, 44)]
+    same_text = [
+        {"text": f"the same words {number}", "label": name} for name in words_of_label for number in range(40, 44)
+    ]
     # a text must not have several labels, so make every text unique
-    alike = [{**one, "text": f"{one['text']} {i}"} for i, one in enumerate(alike)]
-    episode = SMLMT.from_sentences(alike, tokenizer, CONFIG).sample(0, 0)
+    same_text = [{**one, "text": f"{one['text']} {i}"} for i, one in enumerate(same_text)]
+    episode = SMLMT.from_sentences(same_text, tokenizer, CONFIG).sample(0, 0)
     assert tfidf_accuracies(episode, tokenizer)["nearest prototype"] < 1.0
 
 

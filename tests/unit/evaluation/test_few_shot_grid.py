@@ -13,7 +13,7 @@ from pico_ds.evaluation.few_shot_grid import Setting, SettingResult, grid_name, 
 from pico_ds.tasks.task_shape import TaskShape
 
 
-def about(**changes: Any) -> dict[str, Any]:
+def description(**changes: Any) -> dict[str, Any]:
     config = RunConfig()
     common = {"step": 6, "readout": "fim", "word_split": "validation", "overrides": []}
     return {**common, "task_key": grid_key(config, "validation"), **changes}
@@ -21,7 +21,7 @@ def about(**changes: Any) -> dict[str, Any]:
 
 def test_different_options_give_different_file_names() -> None:
     names = [
-        grid_name(about(**changes), RunConfig())
+        grid_name(description(**changes), RunConfig())
         for changes in (
             {},
             {"word_split": "test"},
@@ -36,7 +36,7 @@ def test_different_options_give_different_file_names() -> None:
     assert names[5] == "few_shot_evaluation.head=prototype_meta.inner_lr=0.1"
     assert len({*names}) == len(names)
     assert "/" not in names[-1]
-    assert grid_name({**about(readout="mean"), "data": "own/topics.jsonl"}, RunConfig()) == "few_shot_topics_mean"
+    assert grid_name({**description(readout="mean"), "data": "own/topics.jsonl"}, RunConfig()) == "few_shot_topics_mean"
 
 
 def test_new_settings_are_added_to_results_of_the_same_weights(tmp_path: Path) -> None:
@@ -44,7 +44,7 @@ def test_new_settings_are_added_to_results_of_the_same_weights(tmp_path: Path) -
 
     def write(documents: Any, accuracy: float, since: float = 0.0, **changes: Any) -> dict[str, float]:
         result = SettingResult({"chance": [0.2]}, [[accuracy]])
-        write_grid(path, {Setting(TaskShape(5, 1, 5), documents): result}, about(**changes), since)
+        write_grid(path, {Setting(TaskShape(5, 1, 5), documents): result}, description(**changes), since)
         content = json.loads(path.read_text(), parse_constant=pytest.fail)
         return {entry["documents"]: entry["by_step"][0][0] for entry in content["settings"]}
 

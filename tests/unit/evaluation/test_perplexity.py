@@ -67,15 +67,15 @@ def test_perplexity_equals_the_loss_of_transformers(
 ) -> None:
     rows = PerplexityDataset(texts(), tokenizer, VOCAB_SIZE, length=64)
     result = evaluate_perplexity(network, theta, rows, 4, CPU, lambda: True)
-    wanted = np.array(hf_losses(theta, rows.rows)) * rows.tokens_of_row
+    expected = np.array(hf_losses(theta, rows.rows)) * rows.tokens_of_row
     assert result.total.n_tokens == sum(len(ids) - 1 for _, ids in texts())
-    assert result.total.loss == pytest.approx(wanted.sum() / result.total.n_tokens, rel=1e-5)
+    assert result.total.loss == pytest.approx(expected.sum() / result.total.n_tokens, rel=1e-5)
     assert result.total.perplexity == pytest.approx(math.exp(result.total.loss))
     assert list(result.by_domain) == ["domain 0", "domain 1", "domain 2"]
     for number, found in enumerate(result.by_domain.values()):
         here = rows.domain_of_row == number
         assert found.n_tokens == sum(len(ids) - 1 for name, ids in texts() if name == f"domain {number}")
-        assert found.loss == pytest.approx(wanted[here].sum() / found.n_tokens, rel=1e-5)
+        assert found.loss == pytest.approx(expected[here].sum() / found.n_tokens, rel=1e-5)
 
 
 @pytest.mark.parametrize("micro_batch_size", [1, 3, 100])
@@ -83,9 +83,9 @@ def test_loss_does_not_depend_on_the_micro_batch_size(
     network: FunctionalModel, theta: Parameters, tokenizer: TextTokenizer, micro_batch_size: int
 ) -> None:
     rows = PerplexityDataset(texts(), tokenizer, VOCAB_SIZE, length=64)
-    wanted = evaluate_perplexity(network, theta, rows, 4, CPU, lambda: True)
+    expected = evaluate_perplexity(network, theta, rows, 4, CPU, lambda: True)
     found = evaluate_perplexity(network, theta, rows, micro_batch_size, CPU, lambda: True)
-    assert found.total.loss == pytest.approx(wanted.total.loss, rel=1e-6)
+    assert found.total.loss == pytest.approx(expected.total.loss, rel=1e-6)
 
 
 def test_windows_predict_every_token_except_the_first_once(tokenizer: TextTokenizer) -> None:

@@ -49,7 +49,7 @@ def with_query(episode: Episode, **fields: torch.Tensor) -> Episode:
     return replace(episode, query=replace(episode.query, **fields))
 
 
-def look_at(tasks: SMLMT | SentenceTasks, tokenizer: TextTokenizer) -> Audit:
+def audit_of(tasks: SMLMT | SentenceTasks, tokenizer: TextTokenizer) -> Audit:
     return audit(tasks, tokenizer, N_TASKS)
 
 
@@ -57,7 +57,7 @@ def test_correct_tasks_have_no_problem(make_tasks: MakeTasks, tokenizer: TextTok
     rng = np.random.default_rng(0)
     documents = [" ".join(rng.choice(WORDS, 200)) for _ in range(40)]
     config = all_words(n_way=3, k_shot=3, q_query=3, context_tokens=16, max_word_freq=10_000)
-    found = look_at(make_tasks(documents, config), tokenizer)
+    found = audit_of(make_tasks(documents, config), tokenizer)
     assert found.problems == []
     assert found.exact_copies == found.visible.total() == found.unbalanced == 0
     assert found.balance is not None
@@ -69,7 +69,7 @@ def test_correct_tasks_have_no_problem(make_tasks: MakeTasks, tokenizer: TextTok
 
 def test_length_that_reveals_the_class_is_found(tokenizer: TextTokenizer) -> None:
     tasks = sentences(tokenizer, lambda label, number: " !" * (9 * label + number % 2))
-    found = look_at(tasks, tokenizer)
+    found = audit_of(tasks, tokenizer)
     assert any(problem.startswith("the length of a context reveals its class") for problem in found.problems)
     assert np.mean(found.accuracies["length"]) > 0.7
     assert np.mean([lengths_only_accuracy(tasks.sample(0, i), tokenizer) for i in range(N_TASKS)]) > 0.7
@@ -87,7 +87,7 @@ def test_number_of_masks_that_reveals_the_class_is_found(tokenizer: TextTokenize
             parts.append(replace(part, input_ids=ids))
         return replace(episode, support=parts[0], query=parts[1])
 
-    found = look_at(changed(sentences(tokenizer), add_masks), tokenizer)
+    found = audit_of(changed(sentences(tokenizer), add_masks), tokenizer)
     assert "number of masks" in found.above_chance
 
 
@@ -95,7 +95,7 @@ def test_exact_copies_are_counted(tokenizer: TextTokenizer) -> None:
     def copy(episode: Episode) -> Episode:
         return with_query(episode, input_ids=episode.support.input_ids, lengths=episode.support.lengths)
 
-    found = look_at(changed(sentences(tokenizer), copy), tokenizer)
+    found = audit_of(changed(sentences(tokenizer), copy), tokenizer)
     assert found.exact_copies == found.n_query == 9 * N_TASKS
     assert any("equal another context of their task" in problem for problem in found.problems)
 
@@ -107,7 +107,7 @@ def test_near_copies_are_counted(tokenizer: TextTokenizer, n_changed: int, n_nea
         ids[:, :n_changed] = torch.arange(len(ids) * n_changed).view(len(ids), n_changed) + 5
         return with_query(episode, input_ids=ids.roll(0, 1), lengths=episode.support.lengths)
 
-    found = look_at(changed(sentences(tokenizer), copy), tokenizer)
+    found = audit_of(changed(sentences(tokenizer), copy), tokenizer)
     assert found.exact_copies == 0
     assert abs(found.near_copies - n_near * N_TASKS) <= 2
     assert any("by at most 2 tokens" in problem for problem in found.problems) == (n_near > 0)
@@ -115,7 +115,7 @@ def test_near_copies_are_counted(tokenizer: TextTokenizer, n_changed: int, n_nea
 
 def test_visible_class_words_are_counted(tokenizer: TextTokenizer) -> None:
     tasks = changed(sentences(tokenizer), lambda episode: replace(episode, words=(WORDS[0], "absent", "lacking")))
-    found = look_at(tasks, tokenizer)
+    found = audit_of(tasks, tokenizer)
     # each sentence contains 12 of the 15 words
     assert found.visible.keys() == {WORDS[0]}
     assert 0.7 < found.visible.total() / found.n_contexts < 0.9
@@ -128,7 +128,7 @@ def test_tasks_with_unbalanced_labels_are_counted(tokenizer: TextTokenizer) -> N
         labels[0] = 2
         return with_query(episode, labels=labels)
 
-    assert look_at(changed(sentences(tokenizer), relabel), tokenizer).unbalanced == N_TASKS
+    assert audit_of(changed(sentences(tokenizer), relabel), tokenizer).unbalanced == N_TASKS
 
 
 def test_shortcut_accuracy_is_chance_if_all_contexts_are_equal(tokenizer: TextTokenizer) -> None:

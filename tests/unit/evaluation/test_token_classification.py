@@ -16,7 +16,7 @@ from pico_ds.meta.meta_model_builder import build_meta_model
 
 
 def test_columns_may_be_separated_by_tabs_or_spaces_and_numbered(tmp_path: Path) -> None:
-    wanted = [
+    expected = [
         TaggedSentence(("New", "York", "sleeps"), ("B-LOC", "I-LOC", "O")),
         TaggedSentence(("Ann", "."), ("B-PER", "O")),
     ]
@@ -25,7 +25,7 @@ def test_columns_may_be_separated_by_tabs_or_spaces_and_numbered(tmp_path: Path)
     numbered.write_text(
         "# text\n1\tNew\tB-LOC\t-\t-\n2\tYork\tI-LOC\t-\t-\n3\tsleeps\tO\t-\t-\n\n1\tAnn\tB-PER\n2\t.\tO\n\n"
     )
-    assert read_conll(plain) == read_conll(numbered) == wanted
+    assert read_conll(plain) == read_conll(numbered) == expected
 
 
 @pytest.mark.parametrize(

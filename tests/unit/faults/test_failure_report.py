@@ -45,7 +45,7 @@ def test_first_rank_is_the_one_with_its_own_error(
     named, rest = describe_first_failure(failures, dead, silent)
     assert named.startswith(first)
     assert len(rest) == len(others)
-    assert all(told.startswith(expected) for told, expected in zip(rest, others, strict=True))
+    assert all(message.startswith(expected) for message, expected in zip(rest, others, strict=True))
 
 
 def test_report_is_written_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -74,6 +74,6 @@ def test_error_is_reported_even_if_its_log_cannot_be_written(
     (tmp_path / "run" / "logs").write_text("in the way")
     report = FailureReport(RunDirectory(tmp_path / "run"), Process(0, 1, 0, torch.device("cpu")), {}, started=0)
     report.write(ValueError("first"), "error")
-    said = capsys.readouterr().err
-    assert f"rank 0: cannot record this failure: {tmp_path}/run/logs: File exists" in said
-    assert "first      rank 0, after 0 steps: ValueError: first" in said
+    output = capsys.readouterr().err
+    assert f"rank 0: cannot record this failure: {tmp_path}/run/logs: File exists" in output
+    assert "first      rank 0, after 0 steps: ValueError: first" in output

@@ -121,15 +121,15 @@ def test_sighup_stops_a_run_unless_it_is_ignored() -> None:
     code = "from pico_ds.faults.stop_signals import StopSignals as S; s = S(); s.install(); "
     code += "import os, signal; os.kill(os.getpid(), signal.SIGHUP); print(s.received)"
     for prefix, expected in (([], "SIGHUP"), (["nohup"], "None")):
-        done = subprocess.run([*prefix, sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        assert done.stdout.strip() == expected
+        result = subprocess.run([*prefix, sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert result.stdout.strip() == expected
 
 
 def test_second_interrupt_stops_at_once() -> None:
     code = "from pico_ds.faults.stop_signals import StopSignals as S; s = S(); s.install(); import os, time; "
     code += "me = os.getpid(); os.kill(me, 2); os.kill(me, 2); print(s.received, flush=True); time.sleep(1.1); "
     code += "os.kill(me, 2); print('went on')"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stdout == "SIGINT\n"
-    assert "press Ctrl-C again to stop at once" in done.stderr
-    assert done.stderr.endswith("KeyboardInterrupt\n")
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout == "SIGINT\n"
+    assert "press Ctrl-C again to stop at once" in result.stderr
+    assert result.stderr.endswith("KeyboardInterrupt\n")

@@ -35,9 +35,9 @@ def test_rank_that_waits_for_a_dead_rank_is_ended(tmp_path: Path) -> None:
         signal.signal(signal.SIGTERM, lambda *_: None)
         ctypes.CDLL(None).sleep(60)
     """
-    done = run_code(textwrap.dedent(code), tmp_path)
-    assert done.returncode == HANG_EXIT_CODE
-    assert "rank 3: rank 1 of this node has died, and this rank waits for it" in done.stderr
+    result = run_code(textwrap.dedent(code), tmp_path)
+    assert result.returncode == HANG_EXIT_CODE
+    assert "rank 3: rank 1 of this node has died, and this rank waits for it" in result.stderr
 
 
 def test_rank_with_progress_is_not_ended_when_another_rank_dies(tmp_path: Path) -> None:
@@ -52,8 +52,8 @@ def test_rank_with_progress_is_not_ended_when_another_rank_dies(tmp_path: Path) 
 
 
 def test_rank_with_progress_is_not_ended(tmp_path: Path) -> None:
-    done = run_code("for _ in range(8): time.sleep(0.3); dog.beat()\ndog.stop()\ntime.sleep(2)", tmp_path)
-    assert (done.returncode, done.stderr) == (0, "")
+    result = run_code("for _ in range(8): time.sleep(0.3); dog.beat()\ndog.stop()\ntime.sleep(2)", tmp_path)
+    assert (result.returncode, result.stderr) == (0, "")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -63,16 +63,16 @@ def test_stop_tolerates_a_missing_stack_file(tmp_path: Path) -> None:
 
 
 def test_hanging_rank_is_ended_and_its_stack_is_written(tmp_path: Path) -> None:
-    done = run_code("def stuck_here(): time.sleep(60)\nstuck_here()", tmp_path)
-    assert done.returncode == HANG_EXIT_CODE
-    assert "rank 3: no progress for 1 s (training.hang_timeout_seconds)" in done.stderr
-    assert "in stuck_here" in done.stderr
+    result = run_code("def stuck_here(): time.sleep(60)\nstuck_here()", tmp_path)
+    assert result.returncode == HANG_EXIT_CODE
+    assert "rank 3: no progress for 1 s (training.hang_timeout_seconds)" in result.stderr
+    assert "in stuck_here" in result.stderr
     assert "in stuck_here" in (tmp_path / "stacks_rank_3.txt").read_text()
 
 
 def test_hang_with_the_interpreter_lock_is_ended(tmp_path: Path) -> None:
-    done = run_code("def stuck_here(): ctypes.PyDLL(None).sleep(60)\nstuck_here()", tmp_path)
-    assert done.returncode == 1
+    result = run_code("def stuck_here(): ctypes.PyDLL(None).sleep(60)\nstuck_here()", tmp_path)
+    assert result.returncode == 1
     assert "in stuck_here" in (tmp_path / "stacks_rank_3.txt").read_text()
 
 

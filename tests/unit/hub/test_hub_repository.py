@@ -12,7 +12,7 @@ from pico_ds.config import ConfigError, HubConfig
 from pico_ds.data import hub_requests
 from pico_ds.errors import HubError
 from pico_ds.hub.hub_repository import HubRepository
-from tests.fake_hub import READING_TOKEN, TOKEN, FakeHub, fake_hub
+from tests.fake_hub import READ_TOKEN, TOKEN, FakeHub, fake_hub
 
 
 @pytest.fixture
@@ -48,26 +48,26 @@ def test_commit_uploads_its_files(hub: FakeHub, tmp_path: Path) -> None:
     assert hub.commits == [("step 4", "run-3", {"x/a.bin": bytes(range(256)), "README.md": b"---\ntags: [a]\n---\n"})]
 
 
-@pytest.mark.parametrize("troubles", [[500], [503, 500, 502], ["hang"]])
-def test_failed_commit_is_retried(hub: FakeHub, troubles: list[int | str]) -> None:
-    hub.troubles = list(troubles)
+@pytest.mark.parametrize("failures", [[500], [503, 500, 502], ["hang"]])
+def test_failed_commit_is_retried(hub: FakeHub, failures: list[int | str]) -> None:
+    hub.failures = list(failures)
     make().commit({"a": b"1"}, "step 4")
     assert [files for _, _, files in hub.commits] == [{"a": b"1"}]
-    assert not hub.troubles
+    assert not hub.failures
 
 
 def test_commit_error_is_reported_after_all_retries(hub: FakeHub) -> None:
-    hub.always = 500
+    hub.default_failure = 500
     with pytest.raises(HubError, match=r"lab/pico: .*500"):
         make().commit({"a": b"1"}, "step 4")
-    hub.always = None
+    hub.default_failure = None
     make().commit({"a": b"1"}, "step 5")
     assert len(hub.commits) == 1
 
 
 def test_invalid_token_fails_without_retries_and_is_not_printed(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub_requests, "RETRY_SECONDS", (100.0,))
-    for token, status in (("hf_wrong", 401), (READING_TOKEN, 403)):
+    for token, status in (("hf_wrong", 401), (READ_TOKEN, 403)):
         monkeypatch.setenv("HF_TOKEN", token)
         with pytest.raises(ConfigError, match=rf"checkpointing\.hub\.repo_id: lab/pico: .*{status}") as denied:
             make().prepare()

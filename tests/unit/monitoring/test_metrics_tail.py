@@ -119,10 +119,10 @@ def test_long_file_is_sampled(path: Path) -> None:
     tail.read()
     assert tail.step == count
     assert tail.line_count < 3000
-    course = tail.series["ar/loss"].values
-    assert course == sorted(course, reverse=True)
-    assert course[0] > 0.99 * count
-    assert abs(course[len(course) // 2] - count / 2) < 0.05 * count
+    values = tail.series["ar/loss"].values
+    assert values == sorted(values, reverse=True)
+    assert values[0] > 0.99 * count
+    assert abs(values[len(values) // 2] - count / 2) < 0.05 * count
     before = tail.line_count
     append(path, lines(count + 1, count + 3))
     tail.read()

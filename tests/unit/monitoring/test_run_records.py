@@ -200,8 +200,10 @@ def test_seeds_are_cut_to_the_tasks_and_steps_they_share(tmp_path: Path) -> None
 def test_no_seed_is_counted_twice(tmp_path: Path) -> None:
     names = ("short-0", "short-1", "long-0", "long-1", "x/same", "y/same", "x/once-0", "x/once-1")
     for name in names:
-        of = "protonet" if "once" in name else "anil" if "same" in name else "fomaml"
-        make_run(tmp_path / name, int(name[-1]) if name[-1].isdigit() else 0, of, max_steps=9 if "long" in name else 5)
+        learner = "protonet" if "once" in name else "anil" if "same" in name else "fomaml"
+        make_run(
+            tmp_path / name, int(name[-1]) if name[-1].isdigit() else 0, learner, max_steps=9 if "long" in name else 5
+        )
     groups = group_by_experiment([Record.read(tmp_path / name) for name in names])
     found = {group.name: [record.name for record in group.records] for group in groups}
     assert found == {

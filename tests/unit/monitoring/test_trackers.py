@@ -15,7 +15,7 @@ from pico_ds.runs.metrics_file import rewind_metrics
 from pico_ds.runs.run_directory import RunDirectory
 
 
-class PlayedWandb(ModuleType):
+class FakeWandb(ModuleType):
     """A wandb server that keeps the rows of every run, and an SDK that fails if row numbers do not increase."""
 
     def __init__(self) -> None:
@@ -53,10 +53,10 @@ class PlayedWandb(ModuleType):
 
 
 @pytest.fixture
-def wandb(monkeypatch: pytest.MonkeyPatch) -> PlayedWandb:
-    played = PlayedWandb()
-    monkeypatch.setitem(sys.modules, "wandb", played)
-    return played
+def wandb(monkeypatch: pytest.MonkeyPatch) -> FakeWandb:
+    fake = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    return fake
 
 
 def configuration(mode: str, tensorboard: bool = False) -> RunConfig:
@@ -78,7 +78,7 @@ def seen(rows: dict[int, dict[str, Any]]) -> list[tuple[int, bool]]:
     return [(row["step"], "eval/validation_loss" in row) for row in rows.values()]
 
 
-def goes_on(config: RunConfig, run: RunDirectory, step: int, changed: bool = False) -> list[Tracker]:
+def start_trackers(config: RunConfig, run: RunDirectory, step: int, changed: bool = False) -> list[Tracker]:
     """Return the trackers of a run that starts at step 0 or resumes from a step."""
     rewound = rewind_metrics(run.metrics, step)
     return build_trackers(config, run, step, rewritten=rewound and changed)
@@ -90,14 +90,14 @@ WHOLE = [(1, False), (2, False), (3, False), (3, True), (4, False), (5, False), 
 @pytest.mark.parametrize("mode", ["online", "offline"])
 @pytest.mark.parametrize("lost_after", [None, 3, 7])
 def test_resumed_run_continues_its_wandb_run_with_every_line_once(
-    wandb: PlayedWandb, tmp_path: Path, mode: str, lost_after: int | None
+    wandb: FakeWandb, tmp_path: Path, mode: str, lost_after: int | None
 ) -> None:
     """The run dies after step 5 and resumes from step 3. wandb may have lost the last lines of the first start."""
     run, config = RunDirectory(tmp_path / "run"), configuration(mode)
     wandb.lost_after = lost_after
-    log_steps(goes_on(config, run, 0), range(1, 6), evaluated=(3,))
+    log_steps(start_trackers(config, run, 0), range(1, 6), evaluated=(3,))
     wandb.lost_after = None
-    log_steps(goes_on(config, run, 3), range(4, 7), evaluated=(6,))
+    log_steps(start_trackers(config, run, 3), range(4, 7), evaluated=(6,))
     (rows,) = wandb.server.values()
     # the resume removes the evaluation of step 3 from metrics.jsonl
     missing = {(3, True)} if mode == "offline" or lost_after == 3 else set()
@@ -106,11 +106,11 @@ def test_resumed_run_continues_its_wandb_run_with_every_line_once(
     assert wandb.inits[0]["resume"] == ("allow" if mode == "online" else None)
 
 
-def test_evaluation_after_a_resume_reaches_wandb(wandb: PlayedWandb, tmp_path: Path) -> None:
+def test_evaluation_after_a_resume_reaches_wandb(wandb: FakeWandb, tmp_path: Path) -> None:
     """The run stops at a step and evaluates it when it resumes. The training line of the step was sent before."""
     run, config = RunDirectory(tmp_path / "run"), configuration("online")
-    log_steps(goes_on(config, run, 0), range(1, 4))
-    trackers = goes_on(config, run, 3)
+    log_steps(start_trackers(config, run, 0), range(1, 4))
+    trackers = start_trackers(config, run, 3)
     for tracker in trackers:
         tracker.log(3, {"eval/validation_loss": 2.0})
     log_steps(trackers, range(4, 7), evaluated=(6,))
@@ -118,21 +118,21 @@ def test_evaluation_after_a_resume_reaches_wandb(wandb: PlayedWandb, tmp_path: P
     assert seen(rows) == WHOLE
 
 
-def test_run_resumed_with_changes_creates_a_new_wandb_run(wandb: PlayedWandb, tmp_path: Path) -> None:
+def test_run_resumed_with_changes_creates_a_new_wandb_run(wandb: FakeWandb, tmp_path: Path) -> None:
     run, config = RunDirectory(tmp_path / "run"), configuration("online")
-    log_steps(goes_on(config, run, 0), range(1, 6))
-    log_steps(goes_on(config, run, 3, changed=True), range(4, 7))
+    log_steps(start_trackers(config, run, 0), range(1, 6))
+    log_steps(start_trackers(config, run, 3, changed=True), range(4, 7))
     first, second = wandb.server.values()
     assert [row["step"] for row in first.values()] == [1, 2, 3, 4, 5]
     assert [row["step"] for row in second.values()] == [1, 2, 3, 4, 5, 6]
     assert wandb.inits[1]["id"] == run.wandb_id.read_text().strip() != wandb.inits[0]["id"]
 
 
-def test_wandb_error_in_the_background_does_not_stop_the_run(wandb: PlayedWandb, tmp_path: Path) -> None:
+def test_wandb_error_in_the_background_does_not_stop_the_run(wandb: FakeWandb, tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
-    trackers = goes_on(configuration("online"), run, 0)
+    trackers = start_trackers(configuration("online"), run, 0)
     log_steps(trackers, range(1, 3), close=False)
-    # PlayedWandb raises because this number is already used
+    # FakeWandb raises because this number is already used
     for tracker in trackers[1:]:
         tracker._next = 0  # type: ignore[attr-defined]
         tracker.log(1, {"lr": 0.1})
@@ -149,8 +149,8 @@ def scalars(directory: Path, name: str) -> list[tuple[int, float]]:
 
 def test_tensorboard_has_every_step_once(tmp_path: Path) -> None:
     run, config = RunDirectory(tmp_path / "run"), configuration("disabled", tensorboard=True)
-    log_steps(goes_on(config, run, 0), range(1, 6), evaluated=(3,))
-    trackers = goes_on(config, run, 3)
+    log_steps(start_trackers(config, run, 0), range(1, 6), evaluated=(3,))
+    trackers = start_trackers(config, run, 3)
     for tracker in trackers:
         tracker.log(3, {"eval/validation_loss": 2.0})
     log_steps(trackers, range(4, 7), evaluated=(6,))
@@ -160,7 +160,7 @@ def test_tensorboard_has_every_step_once(tmp_path: Path) -> None:
 
 def test_tensorboard_enabled_later_receives_past_metrics(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
-    log_steps(goes_on(configuration("disabled"), run, 0), range(1, 4))
+    log_steps(start_trackers(configuration("disabled"), run, 0), range(1, 4))
     with run.metrics.open("a") as file:
         file.write(json.dumps({"step": 3, "eval/validation_loss": None}) + "\n")
     log_steps(build_trackers(configuration("disabled", tensorboard=True), run, 3, False), range(4, 6))

@@ -60,20 +60,20 @@ def add_checkpoint(run: RunDirectory, step: int) -> None:
     (run.checkpoints / "latest").write_text(f"step_{step}\n")
 
 
-def say(run: RunDirectory, **others: Any) -> None:
+def write_status(run: RunDirectory, **changes: Any) -> None:
     """Write the status of the run as another process would."""
     RunStatus.write(run, "running")
     status = RunStatus.read(run)
     assert status is not None
-    run.status.write_text(status.model_copy(update=others).model_dump_json())
+    run.status.write_text(status.model_copy(update=changes).model_dump_json())
 
 
 def age(path: Path, seconds: float) -> None:
-    then = time.time() - seconds
-    os.utime(path, (then, then))
+    modified = time.time() - seconds
+    os.utime(path, (modified, modified))
 
 
-def picture(run: RunDirectory, width: int = 100) -> str:
+def rendered_frame(run: RunDirectory, width: int = 100) -> str:
     console = Console(file=io.StringIO(), width=width, height=40)
     console.print(frame(RunView(run.path)))
     return console.file.getvalue()
@@ -90,7 +90,7 @@ def test_frame_shows_state_metrics_and_checkpoint(run: RunDirectory) -> None:
     add_evaluation(run, 40)
     add_checkpoint(run, 40)
     age(run.checkpoints / "latest", 200)
-    shown = picture(run)
+    shown = rendered_frame(run)
     for expected in (
         "running  for ",
         "step 50 of 100  50.0 %  ETA 1 min 40 s",
@@ -109,17 +109,17 @@ def test_frame_shows_state_metrics_and_checkpoint(run: RunDirectory) -> None:
         "last metrics     0 s ago",
     ):
         assert expected in shown, f"{expected!r} is not in\n{shown}"
-    assert max(map(len, picture(run, width=50).splitlines())) == 50
+    assert max(map(len, rendered_frame(run, width=50).splitlines())) == 50
 
 
 def test_run_without_metrics_is_starting(run: RunDirectory) -> None:
     assert state(run) == "starting"
-    assert "step 0 of 100" in picture(run)
+    assert "step 0 of 100" in rendered_frame(run)
     run.training_config.unlink()
     (run.path / JOB_FILE_NAME).write_text("{}")
     run.environment.unlink()
     assert state(run) == "starting"
-    assert "last metrics  none yet" in picture(run)
+    assert "last metrics  none yet" in rendered_frame(run)
 
 
 def test_state_follows_status_process_and_silence(run: RunDirectory) -> None:
@@ -129,7 +129,7 @@ def test_state_follows_status_process_and_silence(run: RunDirectory) -> None:
     assert state(run) == "running"
     # the limit is ten times the usual interval between lines, which is 10 steps of 2 s
     now = time.time()
-    say(run, at=now - 1000)
+    write_status(run, at=now - 1000)
     age(run.metrics, 190)
     assert state(run) == "running"
     age(run.metrics, 210)
@@ -137,27 +137,27 @@ def test_state_follows_status_process_and_silence(run: RunDirectory) -> None:
     run.train_log.write_text("2026-11-25 03:27:50,902 INFO evaluating step 50\n")
     assert state(run) == "evaluating"
     run.train_log.write_text("2026-11-25 03:27:50,902 INFO step 50/100\n")
-    say(run, at=now - 1000, host="another")
+    write_status(run, at=now - 1000, host="another")
     assert state(run) == "silent"
-    say(run, at=now - 1000, pid=DEAD_PID)
+    write_status(run, at=now - 1000, pid=DEAD_PID)
     assert state(run) == "died"
     # another process has the process id now
-    say(run, at=now - 1000, process_started=1.0)
+    write_status(run, at=now - 1000, process_started=1.0)
     assert state(run) == "died"
     (run.failures / "20261125-033000").mkdir(parents=True)
     summary = run.failures / "20261125-033000" / "summary.txt"
     summary.write_text("the run failed\n  first      rank 1 died without an error message\n")
     assert state(run) == "failed"
-    assert "first      rank 1 died without an error message" in picture(run)
+    assert "first      rank 1 died without an error message" in rendered_frame(run)
     (run.path / JOB_FILE_NAME).write_text('{"nonce": 2}')
     assert state(run) == "starting"
     # the new start failed early, so the old status is valid
     age(run.path / JOB_FILE_NAME, 1000)
     assert state(run) == "failed"
-    for said in ("running", "finished", "stopped", "failed"):
-        RunStatus.write(run, said, "SIGTERM")
-        assert state(run) == said
-    assert "ago: SIGTERM" in picture(run)
+    for name in ("running", "finished", "stopped", "failed"):
+        RunStatus.write(run, name, "SIGTERM")
+        assert state(run) == name
+    assert "ago: SIGTERM" in rendered_frame(run)
 
 
 def test_state_of_a_run_without_a_status_file(run: RunDirectory) -> None:
@@ -188,18 +188,18 @@ def test_view_reads_changed_files_again(run: RunDirectory) -> None:
 
 
 def test_path_that_is_not_a_run_directory_fails(run: RunDirectory, tmp_path: Path) -> None:
-    for path, told in (
+    for path, message in (
         (tmp_path / "none", "no such directory; give the directory of a run"),
         (tmp_path / "runs", "is not a run directory: it has no training_config.yaml; it contains the runs demo-001"),
         (run.logs, "is not a run directory: it has no training_config.yaml; give the directory of a run"),
     ):
-        with pytest.raises(ConfigError, match=told):
+        with pytest.raises(ConfigError, match=message):
             RunView(path)
 
 
-@pytest.mark.parametrize(("values", "drawn"), [([], ""), ([1.0], "▁"), ([0, 7, 3.5], "▁█▅"), ([2, 2], "▁▁")])
-def test_sparkline_scales_values_to_blocks(values: list[float], drawn: str) -> None:
-    assert sparkline(values, 10) == drawn
+@pytest.mark.parametrize(("values", "blocks"), [([], ""), ([1.0], "▁"), ([0, 7, 3.5], "▁█▅"), ([2, 2], "▁▁")])
+def test_sparkline_scales_values_to_blocks(values: list[float], blocks: str) -> None:
+    assert sparkline(values, 10) == blocks
 
 
 def test_sparkline_averages_values_to_fit_the_width() -> None:
@@ -208,10 +208,10 @@ def test_sparkline_averages_values_to_fit_the_width() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "said"), [(-1, "0 s"), (59.6, "1 min 0 s"), (3599, "59 min 59 s"), (90000, "1 d 1 h")]
+    ("seconds", "text"), [(-1, "0 s"), (59.6, "1 min 0 s"), (3599, "59 min 59 s"), (90000, "1 d 1 h")]
 )
-def test_duration_uses_at_most_two_units(seconds: float, said: str) -> None:
-    assert duration(seconds) == said
+def test_duration_uses_at_most_two_units(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
 
 
 def test_watch_prints_one_frame_without_a_terminal(run: RunDirectory) -> None:
@@ -222,14 +222,20 @@ def test_watch_prints_one_frame_without_a_terminal(run: RunDirectory) -> None:
 
 
 def start_on_terminal(run: RunDirectory, *options: str) -> tuple["subprocess.Popen[bytes]", int]:
-    ours, theirs = pty.openpty()
+    terminal, process_side = pty.openpty()
     variables = {**os.environ, "TERM": "xterm", "PYTHONPATH": str(REPOSITORY)}
     command = [sys.executable, "scripts/watch.py", str(run.path), *options]
     process = subprocess.Popen(
-        command, cwd=REPOSITORY, stdin=theirs, stdout=theirs, stderr=theirs, env=variables, start_new_session=True
+        command,
+        cwd=REPOSITORY,
+        stdin=process_side,
+        stdout=process_side,
+        stderr=process_side,
+        env=variables,
+        start_new_session=True,
     )
-    os.close(theirs)
-    return process, ours
+    os.close(process_side)
+    return process, terminal
 
 
 def test_watch_updates_on_a_terminal_until_ctrl_c(run: RunDirectory) -> None:
@@ -237,10 +243,10 @@ def test_watch_updates_on_a_terminal_until_ctrl_c(run: RunDirectory) -> None:
     process, terminal = start_on_terminal(run, "--every", "0.2")
     seen = b""
 
-    def wait_for(sign: Callable[[], bool]) -> None:
+    def wait_for(condition: Callable[[], bool]) -> None:
         nonlocal seen
         end = time.monotonic() + 30
-        while not sign():
+        while not condition():
             assert time.monotonic() < end, seen.decode(errors="replace")
             if select.select([terminal], [], [], 0.1)[0]:
                 try:

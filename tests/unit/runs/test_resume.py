@@ -25,7 +25,7 @@ from pico_ds.runs.metrics_file import rewind_metrics
 from pico_ds.runs.resume import Resumer
 from tests.unit.checkpoint.conftest import SHAPES, SimulatedOptimizerState, save, values_of
 
-ALONE = Process(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"))
+SINGLE_RANK = Process(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"))
 
 
 @dataclass
@@ -50,8 +50,8 @@ class Engine(SimulatedOptimizerState):
         self.steps = steps
 
     def holds(self, seed: int) -> bool:
-        wanted = values_of(seed)
-        return all(torch.equal(self.values[kind][name], wanted[kind][name]) for kind in wanted for name in SHAPES)
+        expected = values_of(seed)
+        return all(torch.equal(self.values[kind][name], expected[kind][name]) for kind in expected for name in SHAPES)
 
 
 @pytest.fixture
@@ -64,14 +64,14 @@ def store(tmp_path: Path) -> CheckpointStore:
 
 
 @pytest.fixture
-def said() -> Iterator[list[str]]:
+def log_lines() -> Iterator[list[str]]:
     import logging
 
     lines: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
     before = logger.level
-    # setting the attribute alone would not clear the cache of isEnabledFor
+    # assigning logger.level would not clear the cache of isEnabledFor
     logger.setLevel(logging.INFO)
     logger.addHandler(handler)
     yield lines
@@ -83,7 +83,7 @@ def resumer(
     store: CheckpointStore, engine: Engine, *overrides: str, corpus: Any = None, since: int | None = None
 ) -> Resumer:
     config: RunConfig = parse_config("{}", overrides)
-    return Resumer(config, corpus or {}, store, engine, ALONE, since)  # type: ignore[arg-type]
+    return Resumer(config, corpus or {}, store, engine, SINGLE_RANK, since)  # type: ignore[arg-type]
 
 
 def shard(rank: int) -> Callable[[Path], Path]:
@@ -108,13 +108,13 @@ def snapshot(directory: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
-def test_auto_loads_and_logs_the_checkpoint_saved_last(store: CheckpointStore, said: list[str]) -> None:
+def test_auto_loads_and_logs_the_checkpoint_saved_last(store: CheckpointStore, log_lines: list[str]) -> None:
     engine = Engine()
     point = resumer(store, engine).resume()
     assert point is not None
     assert (point.index.step, engine.steps) == (6, 3)
     assert engine.holds(seed=6)
-    assert any(line == f"resuming from {store.path(6)}, the newest one" for line in said)
+    assert any(line == f"resuming from {store.path(6)}, the newest one" for line in log_lines)
 
 
 def test_newest_checkpoint_is_the_last_saved_not_the_highest_step(store: CheckpointStore) -> None:
@@ -131,7 +131,7 @@ def test_newest_checkpoint_is_the_last_saved_not_the_highest_step(store: Checkpo
 @pytest.mark.parametrize("damage", [truncate, flip, Path.unlink])
 @pytest.mark.parametrize("file", [shard(0), shard(1), shard(2), index])
 def test_auto_logs_and_skips_a_damaged_checkpoint_without_changing_it(
-    store: CheckpointStore, said: list[str], damage: Callable[[Path], None], file: Callable[[Path], Path]
+    store: CheckpointStore, log_lines: list[str], damage: Callable[[Path], None], file: Callable[[Path], Path]
 ) -> None:
     """The first, middle or last shard, or the index, is truncated, altered or missing."""
     damage(file(store.path(6)))
@@ -140,7 +140,7 @@ def test_auto_logs_and_skips_a_damaged_checkpoint_without_changing_it(
     assert point is not None
     assert point.index.step == 4
     assert engine.holds(seed=4)
-    assert any(line.startswith("skipped and left unchanged: ") and str(store.path(6)) in line for line in said)
+    assert any(line.startswith("skipped and left unchanged: ") and str(store.path(6)) in line for line in log_lines)
     assert snapshot(store.directory) == before
 
 
@@ -153,13 +153,13 @@ def test_checkpoint_with_a_shard_of_another_run_is_skipped(store: CheckpointStor
     assert engine.holds(seed=4)
 
 
-def test_auto_skips_several_damaged_checkpoints(store: CheckpointStore, said: list[str]) -> None:
+def test_auto_skips_several_damaged_checkpoints(store: CheckpointStore, log_lines: list[str]) -> None:
     flip(shard(2)(store.path(6)))
     truncate(shard(0)(store.path(4)))
     engine = Engine()
     assert resumer(store, engine).resume() is not None
     assert engine.holds(seed=2)
-    assert sum(line.startswith("skipped") for line in said) == 2
+    assert sum(line.startswith("skipped") for line in log_lines) == 2
 
 
 def test_auto_fails_if_all_checkpoints_are_damaged(store: CheckpointStore) -> None:
@@ -171,24 +171,24 @@ def test_auto_fails_if_all_checkpoints_are_damaged(store: CheckpointStore) -> No
     assert snapshot(store.directory) == before
 
 
-def test_auto_without_a_complete_checkpoint_starts_at_step_0(tmp_path: Path, said: list[str]) -> None:
+def test_auto_without_a_complete_checkpoint_starts_at_step_0(tmp_path: Path, log_lines: list[str]) -> None:
     store = CheckpointStore(tmp_path / "run" / "checkpoints")
     assert resumer(store, Engine()).resume() is None
-    cut_off = store.staging(3, 5)
-    cut_off.mkdir(parents=True)
+    interrupted = store.staging(3, 5)
+    interrupted.mkdir(parents=True)
     assert resumer(store, Engine()).resume() is None
-    assert any(str(cut_off) in line and "interrupted" in line for line in said)
-    assert cut_off.exists()
+    assert any(str(interrupted) in line and "interrupted" in line for line in log_lines)
+    assert interrupted.exists()
 
 
 def test_never_ignores_checkpoints(store: CheckpointStore) -> None:
     assert resumer(store, Engine(), "checkpointing.resume=never").resume() is None
 
 
-@pytest.mark.parametrize("asked", ["never", "2"])
-def test_restarted_job_resumes_from_its_newest_checkpoint(store: CheckpointStore, asked: str) -> None:
+@pytest.mark.parametrize("resume", ["never", "2"])
+def test_restarted_job_resumes_from_its_newest_checkpoint(store: CheckpointStore, resume: str) -> None:
     engine = Engine()
-    point = resumer(store, engine, f"checkpointing.resume={asked}", since=3).resume()
+    point = resumer(store, engine, f"checkpointing.resume={resume}", since=3).resume()
     assert point is not None
     assert point.index.step == 6
 
@@ -206,17 +206,17 @@ def test_job_restarted_before_its_first_save_follows_the_resume_setting_again(
     assert engine.holds(seed=2)
 
 
-def test_renamed_checkpoint_is_skipped(store: CheckpointStore, said: list[str]) -> None:
+def test_renamed_checkpoint_is_skipped(store: CheckpointStore, log_lines: list[str]) -> None:
     store.path(6).rename(store.path(8))
     point = resumer(store, Engine()).resume()
     assert point is not None
     assert point.index.step == 4
-    assert any("step_8: contains the checkpoint of step 6" in line for line in said)
+    assert any("step_8: contains the checkpoint of step 6" in line for line in log_lines)
 
 
-def test_jump_of_the_learning_rate_is_logged(store: CheckpointStore, said: list[str]) -> None:
+def test_jump_of_the_learning_rate_is_logged(store: CheckpointStore, log_lines: list[str]) -> None:
     resumer(store, Engine()).resume()
-    assert any("the next learning rate is" in line and "1.000e-03" in line for line in said)
+    assert any("the next learning rate is" in line and "1.000e-03" in line for line in log_lines)
 
 
 def test_resume_loads_the_requested_step_or_path(store: CheckpointStore, tmp_path: Path) -> None:
@@ -235,12 +235,12 @@ def test_requested_checkpoint_that_is_damaged_or_missing_fails(store: Checkpoint
         resumer(store, Engine(), f"checkpointing.resume={step}").resume()
 
 
-def test_changed_configuration_needs_an_explicit_step(store: CheckpointStore, said: list[str]) -> None:
+def test_changed_configuration_needs_an_explicit_step(store: CheckpointStore, log_lines: list[str]) -> None:
     engine = Engine()
     with pytest.raises(ConfigError, match=r"training\.lr was 0\.0003, now 0\.001.*checkpointing\.resume=6"):
         resumer(store, engine, "training.lr=1e-3").resume()
     assert resumer(store, engine, "training.lr=1e-3", "checkpointing.resume=6").resume() is not None
-    assert any("resuming with changes: training.lr was 0.0003, now 0.001" in line for line in said)
+    assert any("resuming with changes: training.lr was 0.0003, now 0.001" in line for line in log_lines)
 
 
 def test_auto_fails_for_a_different_corpus(store: CheckpointStore) -> None:
@@ -251,12 +251,12 @@ def test_auto_fails_for_a_different_corpus(store: CheckpointStore) -> None:
 @pytest.mark.parametrize("resume", ["auto", "6"])
 def test_different_tokenizer_always_fails(store: CheckpointStore, resume: str) -> None:
     Index.read(store.path(6)).model_copy(update={"corpus": {"tokenizer": "a"}}).write(store.path(6))
-    asked = f"checkpointing.resume={resume}"
-    assert resumer(store, Engine(), asked, corpus={"tokenizer": "a"}).resume() is not None
+    override = f"checkpointing.resume={resume}"
+    assert resumer(store, Engine(), override, corpus={"tokenizer": "a"}).resume() is not None
     with pytest.raises(
         ConfigError, match=r"step_6: was trained with a different tokenizer \(digest a, now b\); set data"
     ):
-        resumer(store, Engine(), asked, corpus={"tokenizer": "b"}).resume()
+        resumer(store, Engine(), override, corpus={"tokenizer": "b"}).resume()
 
 
 def test_tokenizer_digest_of_an_old_checkpoint_is_computed_from_its_file(store: CheckpointStore) -> None:
@@ -325,7 +325,7 @@ def test_metrics_are_rewound_to_the_checkpoint(tmp_path: Path) -> None:
     assert len(path.read_text().splitlines()) == 3
 
 
-def circle(path: Path) -> None:
+def make_circular_link(path: Path) -> None:
     path.unlink() if path.is_file() else shutil.rmtree(path)
     path.symlink_to(path.name)
 
@@ -336,49 +336,49 @@ def circle(path: Path) -> None:
     ids=["step", "state", "0", "index"],
 )
 def test_circular_links_are_logged_and_skipped(
-    store: CheckpointStore, said: list[str], file: Callable[[Path], Path]
+    store: CheckpointStore, log_lines: list[str], file: Callable[[Path], Path]
 ) -> None:
-    circle(file(store.path(6)))
+    make_circular_link(file(store.path(6)))
     point = resumer(store, Engine()).resume()
     assert point is not None
     assert point.index.step == 4
-    (line,) = [line for line in said if line.startswith("skipped and left unchanged: ")]
+    (line,) = [line for line in log_lines if line.startswith("skipped and left unchanged: ")]
     assert str(store.path(6)) in line
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.ESTALE, errno.EIO])
 @pytest.mark.parametrize("part", ["", STATE_DIRECTORY, f"{STATE_DIRECTORY}/shard_1.safetensors"])
 def test_unreadable_checkpoint_is_logged_and_skipped(
-    store: CheckpointStore, said: list[str], monkeypatch: pytest.MonkeyPatch, number: int, part: str
+    store: CheckpointStore, log_lines: list[str], monkeypatch: pytest.MonkeyPatch, number: int, part: str
 ) -> None:
     """The file system fails for every access at or below a path. `chmod 000` would not fail for root."""
-    refused = os.path.normpath(store.path(6) / part)
+    unreadable = os.path.normpath(store.path(6) / part)
 
-    def refusing(function: Callable[..., Any]) -> Callable[..., Any]:
+    def failing(function: Callable[..., Any]) -> Callable[..., Any]:
         def call(path: Any, *arguments: Any, **options: Any) -> Any:
-            if not isinstance(path, int) and (f"{os.fspath(path)}/").startswith(f"{refused}/"):
+            if not isinstance(path, int) and (f"{os.fspath(path)}/").startswith(f"{unreadable}/"):
                 raise OSError(number, os.strerror(number), os.fspath(path))
             return function(path, *arguments, **options)
 
         return call
 
     for name in ("stat", "lstat", "open", "scandir", "listdir", "readlink"):
-        monkeypatch.setattr(os, name, refusing(getattr(os, name)))
+        monkeypatch.setattr(os, name, failing(getattr(os, name)))
     point = resumer(store, Engine()).resume()
     assert point is not None
     assert point.index.step == 4
-    (line,) = [line for line in said if line.startswith("skipped and left unchanged: ")]
+    (line,) = [line for line in log_lines if line.startswith("skipped and left unchanged: ")]
     assert os.strerror(number) in line
     assert str(store.path(6)) in line
     assert [problem for problem in verify(store.path(6)) if os.strerror(number) in problem]
     assert store.path(6) in find_checkpoints(store.directory)
 
 
-def test_rewind_moves_and_counts_lines_that_are_not_records(tmp_path: Path, said: list[str]) -> None:
+def test_rewind_moves_and_counts_lines_that_are_not_records(tmp_path: Path, log_lines: list[str]) -> None:
     path, good = tmp_path / "metrics.jsonl", '{"step": 1, "lr": 0.1}\n'
     path.write_text(good + '5\n{}\n{"step": null}\n{"step": "1"}\n[]\n{"step": 2, "lr"')
     assert not rewind_metrics(path, step=1)
     assert path.read_text() == good
     assert (tmp_path / "metrics.superseded.jsonl").read_text().count("\n") == 6
-    (line,) = said
+    (line,) = log_lines
     assert line.startswith(f"warning: 6 line(s) of {path} are not records")

@@ -17,7 +17,7 @@ from pico_ds.runs.job_identity import JobIdentity
 from pico_ds.runs.run_lock import RunLock, lock_run_directory
 from tests.launching import REPOSITORY
 
-ALONE = Process(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"))
+SINGLE_RANK = Process(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"))
 
 
 @pytest.fixture(autouse=True)
@@ -26,23 +26,23 @@ def _first_start(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-def claim(parent: Path, **others: object) -> RunLock:
+def claim(parent: Path, **settings: object) -> RunLock:
     """Lock the run directory as a new process would, after releasing the lock of an earlier call."""
     for lock in run_lock._locks:
         lock.release()
-    config = CheckpointingConfig.model_validate({"runs_dir": str(parent), **others})
-    return lock_run_directory(config, "demo", ALONE)
+    config = CheckpointingConfig.model_validate({"runs_dir": str(parent), **settings})
+    return lock_run_directory(config, "demo", SINGLE_RANK)
 
 
-def name_of(found: RunLock) -> str:
-    return found.run.path.name
+def name_of(lock: RunLock) -> str:
+    return lock.run.path.name
 
 
 @pytest.fixture(params=["torchrun", "SLURM"])
 def restart(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int], None]:
     """Return a function that sets the environment of a job at its first start (count 0) or at a restart."""
 
-    def be(job: str, count: int) -> None:
+    def set_job(job: str, count: int) -> None:
         if request.param == "torchrun":
             monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", str(count))
             monkeypatch.setattr("os.getppid", lambda: {"mine": os.getpid(), "another": 1}[job])
@@ -50,17 +50,17 @@ def restart(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
             monkeypatch.setenv("SLURM_JOB_ID", job)
             monkeypatch.setenv("SLURM_RESTART_COUNT", str(count))
 
-    return be
+    return set_job
 
 
-def a_run(path: Path) -> Path:
+def make_run(path: Path) -> Path:
     path.mkdir(parents=True)
     (path / "training_config.yaml").write_text("{}")
     return path
 
 
 def test_unnamed_runs_are_numbered(tmp_path: Path) -> None:
-    a_run(tmp_path / "demo-007")
+    make_run(tmp_path / "demo-007")
     assert [name_of(claim(tmp_path)) for _ in range(2)] == ["demo-008", "demo-009"]
 
 
@@ -84,13 +84,13 @@ def test_restarted_job_without_a_run_creates_one(tmp_path: Path, restart: Callab
     restart("another", 0)
     claim(tmp_path)
     restart("mine", 1)
-    found = claim(tmp_path)
-    assert (name_of(found), found.first_save_number) == ("demo-002", None)
+    lock = claim(tmp_path)
+    assert (name_of(lock), lock.first_save_number) == ("demo-002", None)
 
 
 def test_restarted_job_does_not_overwrite_another_run(tmp_path: Path, restart: Callable[[str, int], None]) -> None:
     restart("mine", 1)
-    a_run(tmp_path / "named")
+    make_run(tmp_path / "named")
     with pytest.raises(ConfigError, match="already contains a run, which is never overwritten"):
         claim(tmp_path, run_name="named", resume="never")
     (tmp_path / "thesis").mkdir()
@@ -135,12 +135,12 @@ def test_directory_that_is_not_shared_by_all_nodes_fails(tmp_path: Path, monkeyp
 
 @pytest.mark.parametrize("resume", ["auto", 40])
 def test_named_run_is_reused_to_resume(tmp_path: Path, resume: object) -> None:
-    path = a_run(tmp_path / "mine")
+    path = make_run(tmp_path / "mine")
     assert claim(tmp_path, run_name="mine", resume=resume).run.path == path
 
 
 def test_existing_run_is_not_overwritten(tmp_path: Path) -> None:
-    a_run(tmp_path / "mine")
+    make_run(tmp_path / "mine")
     with pytest.raises(ConfigError, match="already contains a run, which is never overwritten"):
         claim(tmp_path, run_name="mine", resume="never")
     with pytest.raises(ConfigError, match="already contains a run"):
@@ -159,8 +159,8 @@ def test_second_job_on_a_locked_run_fails(tmp_path: Path) -> None:
     code = f"""from pathlib import Path
 from tests.unit.runs.test_run_lock import claim
 claim(Path({str(tmp_path)!r}), run_name="mine")"""
-    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
-    assert "is in use by another job" in done.stderr
+    result = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
+    assert "is in use by another job" in result.stderr
 
 
 def test_error_names_a_directory_that_is_not_writable(tmp_path: Path) -> None:
@@ -177,4 +177,4 @@ def test_directory_left_by_a_full_disk_is_reused(tmp_path: Path) -> None:
     (run / ".lock").touch()
     (run / "..launch.json.partial").touch()
     config = CheckpointingConfig(runs_dir=str(tmp_path), run_name="mine")
-    assert lock_run_directory(config, "demo", ALONE).run.path == run
+    assert lock_run_directory(config, "demo", SINGLE_RANK).run.path == run

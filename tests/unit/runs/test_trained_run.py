@@ -16,7 +16,7 @@ from pico_ds.model.meta_model import DECODER
 from pico_ds.runs.trained_run import load_trained_model
 from tests.hf_checkpoint import SHAPE, write_checkpoint
 
-ALONE = Process(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"))
+SINGLE_RANK = Process(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"))
 
 
 def write_run(path: Path, meta: str = "", init_from: Path | None = None) -> Path:
@@ -38,31 +38,31 @@ def write_run(path: Path, meta: str = "", init_from: Path | None = None) -> Path
 
 def test_untrained_weights_equal_the_initial_weights_of_training(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", init_from=write_checkpoint(tmp_path / "source"))
-    model = load_trained_model(run, [], ALONE).model
+    model = load_trained_model(run, [], SINGLE_RANK).model
     assert model.untrained.keys() == model.theta.keys()
     assert all(torch.equal(part, model.theta[name]) for name, part in model.untrained.items())
 
 
 def test_evaluation_head_override_replaces_the_trained_head(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", "learner: multitask, head: vocab, vocab_head_layers: 1")
-    assert load_trained_model(run, [], ALONE).model.learner.config.head == "vocab"
-    trained = load_trained_model(run, ["evaluation.head=prototype"], ALONE)
+    assert load_trained_model(run, [], SINGLE_RANK).model.learner.config.head == "vocab"
+    trained = load_trained_model(run, ["evaluation.head=prototype"], SINGLE_RANK)
     assert trained.model.learner.config.head == "prototype"
     assert trained.config.meta.head == "vocab"
 
 
 def test_trained_linear_head_has_a_fixed_number_of_classes(tmp_path: Path) -> None:
-    model = load_trained_model(write_run(tmp_path / "run", "head: linear"), [], ALONE).model
+    model = load_trained_model(write_run(tmp_path / "run", "head: linear"), [], SINGLE_RANK).model
     check_n_way(model.learner, model.theta, 5)
     with pytest.raises(TaskError, match=r"got 20 classes with meta.head: linear, which was trained for 5"):
         check_n_way(model.learner, model.theta, 20)
-    judged = load_trained_model(tmp_path / "run", ["evaluation.head=prototype"], ALONE).model
-    check_n_way(judged.learner, judged.theta, 20)
+    loaded = load_trained_model(tmp_path / "run", ["evaluation.head=prototype"], SINGLE_RANK).model
+    check_n_way(loaded.learner, loaded.theta, 20)
 
 
 def test_renamed_checkpoint_without_training_state_fails(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
-    assert load_trained_model(run, [], ALONE).step == 6
+    assert load_trained_model(run, [], SINGLE_RANK).step == 6
     best = (run / "checkpoints" / "step_6").rename(run / "checkpoints" / "best")
     with pytest.raises(CheckpointError, match=r"cannot find the step .* 'best' is not .*; name it step_<N>"):
-        load_trained_model(best, [], ALONE)
+        load_trained_model(best, [], SINGLE_RANK)

@@ -68,13 +68,13 @@ def test_a_sentence_is_encoded_like_a_context_of_the_corpus(
     tasks = make_tasks(numbered_corpus(1), config)
     plain = make_tasks(numbered_corpus(1), config.model_copy(update={"readout": "mask"}))
     for index in range(20):
-        wanted, unrotated = tasks.sample(0, index).support, plain.sample(0, index).support
-        for row in range(len(wanted.labels)):
+        expected, unrotated = tasks.sample(0, index).support, plain.sample(0, index).support
+        for row in range(len(expected.labels)):
             masked = unrotated.input_ids[row, : unrotated.lengths[row]].tolist()
             anchor = int(unrotated.readout_index[row])
             ids, length, place = encode_context(masked, anchor, readout, 16, tokenizer)
-            assert torch.equal(ids, wanted.input_ids[row])
-            assert (length, place) == (int(wanted.lengths[row]), int(wanted.readout_index[row]))
+            assert torch.equal(ids, expected.input_ids[row])
+            assert (length, place) == (int(expected.lengths[row]), int(expected.readout_index[row]))
 
 
 def test_a_long_sentence_is_cut_around_its_word(tokenizer: TextTokenizer) -> None:
@@ -121,20 +121,20 @@ def test_the_configured_share_of_tasks_is_injected(tokenizer: TextTokenizer, mak
     common = make_tasks(numbered_corpus(0), config)
     injected = SMLMT.from_sentences(by_word(), tokenizer, config)
     mixed = MixedTasks(common, injected, ratio=0.3, seed=0)
-    own = [set(mixed.sample(0, index).words) <= set(ANIMALS) for index in range(300)]
-    assert own == [mixed.is_injected(0, index) for index in range(300)]
-    assert sum(own) / 300 == pytest.approx(0.3, abs=0.08)
-    place = own.index(False)
-    assert mixed.sample(0, place).words == common.sample(0, place).words, "all other tasks come from the corpus"
+    injected_tasks = [set(mixed.sample(0, index).words) <= set(ANIMALS) for index in range(300)]
+    assert injected_tasks == [mixed.is_injected(0, index) for index in range(300)]
+    assert sum(injected_tasks) / 300 == pytest.approx(0.3, abs=0.08)
+    first = injected_tasks.index(False)
+    assert mixed.sample(0, first).words == common.sample(0, first).words, "all other tasks come from the corpus"
 
 
 def test_duplicate_sentences_are_merged(tmp_path: Path, tokenizer: TextTokenizer) -> None:
     path = tmp_path / "own.jsonl"
     path.write_text("\n".join(json.dumps(record) for record in by_word() * 2) + "\n\n")
     assert len(read_sentences(path)) == len(by_word())
-    few = SmlmtConfig(n_way=3, k_shot=4, q_query=2)
+    config = SmlmtConfig(n_way=3, k_shot=4, q_query=2)
     with pytest.raises(TaskError, match=r"0 classes have .* = 6 different sentences, but smlmt.n_way is 3 .*viper 5"):
-        SentenceTasks(read_sentences(path), tokenizer, few, seed=0)
+        SentenceTasks(read_sentences(path), tokenizer, config, seed=0)
 
 
 @pytest.mark.parametrize(

@@ -16,11 +16,11 @@ from tests.unit.tasks.test_smlmt import numbered_corpus
 
 def test_every_task_samples_its_shape_from_the_ranges() -> None:
     shapes = TaskShapes(SmlmtConfig(n_way=[2, 4], k_shot=[1, 3], q_query=2), seed=0)
-    drawn = Counter(
+    sampled = Counter(
         (shapes.at(step, index).n_way, shapes.at(step, index).k_shot) for step in range(60) for index in range(30)
     )
-    assert set(drawn) == {(n_way, k_shot) for n_way in (2, 3, 4) for k_shot in (1, 2, 3)}
-    assert min(drawn.values()) > 0.75 * max(drawn.values())
+    assert set(sampled) == {(n_way, k_shot) for n_way in (2, 3, 4) for k_shot in (1, 2, 3)}
+    assert min(sampled.values()) > 0.75 * max(sampled.values())
     assert shapes.largest == TaskShape(4, 3, 2)
     assert [shapes.at(7, i) for i in range(50)] == [TaskShapes(shapes._config, 0).at(7, i) for i in range(50)]
     assert [shapes.at(7, i) for i in range(50)] != [TaskShapes(shapes._config, 1).at(7, i) for i in range(50)]
@@ -60,15 +60,15 @@ def test_word_tokens_spell_the_words(make_tasks: MakeTasks, tokenizer) -> None:
 def skewed_corpus() -> list[str]:
     """Two groups of words with different neighbors. In each group the word frequency decreases."""
     rng = np.random.default_rng(0)
-    beasts, tools = WORDS[:8], WORDS[8:15]
+    animals, tools = WORDS[:8], WORDS[8:15]
     documents = []
     for number in range(60):
         parts = []
-        for kind, company in ((beasts, ["eats grass", "runs wild"]), (tools, ["is broken", "was sold"])):
+        for kind, endings in ((animals, ["eats grass", "runs wild"]), (tools, ["is broken", "was sold"])):
             weights = 1.0 / np.arange(1, len(kind) + 1)
             for _ in range(30):
                 word = rng.choice(kind, p=weights / weights.sum())
-                parts.append(f"the {word} {rng.choice(company)} {number} .")
+                parts.append(f"the {word} {rng.choice(endings)} {number} .")
         documents.append(" ".join(parts))
     return documents
 
@@ -92,20 +92,20 @@ def test_frequency_sampling_is_proportional_to_occurrences(make_tasks: MakeTasks
 
 
 def test_a_cluster_has_words_with_similar_neighbors(make_tasks: MakeTasks) -> None:
-    by_chance, near = ([], [])
-    for kind, found in (("uniform", by_chance), ("cluster", near)):
+    uniform, clustered = ([], [])
+    for kind, classes in (("uniform", uniform), ("cluster", clustered)):
         tasks = tasks_of(make_tasks, class_sampling=kind, cluster_size=4)
-        found += [tasks.sample(0, index).words for index in range(200)]
+        classes += [tasks.sample(0, index).words for index in range(200)]
 
     def share_of_one_kind(tasks: list[tuple[str, ...]]) -> float:
         known = [task for task in tasks if set(task) <= set(WORDS)]
         return sum(len({WORDS.index(word) < 8 for word in task}) == 1 for task in known) / len(known)
 
-    assert share_of_one_kind(by_chance) < 0.4
-    assert share_of_one_kind(near) > 0.9
-    assert all(len(set(task)) == 3 for task in near)
-    places = Counter(task.index(WORDS[0]) for task in near if WORDS[0] in task)
-    assert len(places) == 3, "labels are in random order"
+    assert share_of_one_kind(uniform) < 0.4
+    assert share_of_one_kind(clustered) > 0.9
+    assert all(len(set(task)) == 3 for task in clustered)
+    labels = Counter(task.index(WORDS[0]) for task in clustered if WORDS[0] in task)
+    assert len(labels) == 3, "labels are in random order"
 
 
 def test_invalid_shape_and_class_settings_fail(make_tasks: MakeTasks) -> None:

@@ -25,7 +25,7 @@ from pico_ds.training.callbacks.hub_uploads import HubPushes
 from pico_ds.training.trainer import Trainer
 
 TOKEN = "hf_secret"
-ALONE = Process(0, 1, 0, torch.device("cpu"))
+SINGLE_RANK = Process(0, 1, 0, torch.device("cpu"))
 
 
 class FakeRepository:
@@ -63,11 +63,11 @@ class Run:
         self.checkpoint = self.store.path(4)
         self.checkpoint.mkdir(parents=True)
         (self.checkpoint / "model.safetensors").touch()
-        found = cast(HubRepository, repository)
-        self.pushes = HubPushes(found, config, RunDirectory(directory), self.store, {}, should_continue)
+        hub_repository = cast(HubRepository, repository)
+        self.pushes = HubPushes(hub_repository, config, RunDirectory(directory), self.store, {}, should_continue)
         self.trainer = cast(
             Trainer,
-            SimpleNamespace(engine=SimpleNamespace(process=ALONE), state=SimpleNamespace(step=4), stopping=False),
+            SimpleNamespace(engine=SimpleNamespace(process=SINGLE_RANK), state=SimpleNamespace(step=4), stopping=False),
         )
 
     def save(self) -> None:

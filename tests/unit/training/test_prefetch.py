@@ -32,7 +32,7 @@ class Tasks:
         return random_episode(100 * step + index)
 
 
-def feed(rank: int, world_size: int, tasks: Any) -> Prefetcher:
+def make_prefetcher(rank: int, world_size: int, tasks: Any) -> Prefetcher:
     tokens = np.arange(1000)
     rows = ShuffledRows(TokenRows(TokenStream(tokens, np.array([1000])), 8), seed=0)
     return Prefetcher(CONFIG, rows, tasks, Process(rank, world_size, rank, torch.device("cpu")))
@@ -40,33 +40,33 @@ def feed(rank: int, world_size: int, tasks: Any) -> Prefetcher:
 
 @pytest.mark.parametrize(("rank", "world_size"), [(0, 1), (1, 2), (2, 3)])
 def test_prefetched_batch_equals_directly_made_batch(rank: int, world_size: int) -> None:
-    """This covers prefetched batches and batches requested out of order, as after a resume."""
-    in_turn, tasks = feed(rank, world_size, Tasks()), Tasks()
+    """Compare a prefetcher that takes all steps in order with new prefetchers, which take only one step each."""
+    prefetcher, tasks = make_prefetcher(rank, world_size, Tasks()), Tasks()
     position = 0
     for step in range(12):
-        batch, waited = in_turn.take(step, position)
-        alone, _ = feed(rank, world_size, tasks).take(step, position)
+        batch, waited = prefetcher.take(step, position)
+        direct, _ = make_prefetcher(rank, world_size, tasks).take(step, position)
         assert waited >= 0
         if step_kind(step, CONFIG) == "ar":
             assert batch.rows is not None
-            assert torch.equal(batch.rows, alone.rows)
+            assert torch.equal(batch.rows, direct.rows)
             assert len(batch.rows) == len(range(rank, 5, world_size))
             position += 5
         else:
             assert batch.rows is None
-            mine = [100 * step + index for index in range(rank, 5, world_size)]
-            for episode, other, key in zip(batch.episodes, alone.episodes, mine, strict=True):
-                for one in (other, random_episode(key)):
-                    assert torch.equal(episode.support.input_ids, one.support.input_ids)
-                    assert torch.equal(episode.query.labels, one.query.labels)
+            keys = [100 * step + index for index in range(rank, 5, world_size)]
+            for episode, other, key in zip(batch.episodes, direct.episodes, keys, strict=True):
+                for expected in (other, random_episode(key)):
+                    assert torch.equal(episode.support.input_ids, expected.support.input_ids)
+                    assert torch.equal(episode.query.labels, expected.query.labels)
 
 
 def test_tasks_are_sampled_in_the_background_thread() -> None:
     tasks = Tasks()
-    taken = feed(0, 1, tasks)
+    prefetcher = make_prefetcher(0, 1, tasks)
     position = 0
     for step in range(12):
-        taken.take(step, position)
+        prefetcher.take(step, position)
         position += 5 * (step_kind(step, CONFIG) == "ar")
     assert tasks.threads
     assert all(name.startswith("feed") for name in tasks.threads)
@@ -77,10 +77,10 @@ def test_prefetch_error_is_raised_at_its_step() -> None:
         def sample(self, step: int, index: int) -> Any:
             raise OSError("the data disk failed")
 
-    taken, position = feed(0, 1, Failing()), 0
+    prefetcher, position = make_prefetcher(0, 1, Failing()), 0
     first_meta = next(step for step in range(12) if step_kind(step, CONFIG) == "meta")
     for step in range(first_meta):
-        taken.take(step, position)
+        prefetcher.take(step, position)
         position += 5
     with pytest.raises(OSError, match="the data disk failed"):
-        taken.take(first_meta, position)
+        prefetcher.take(first_meta, position)

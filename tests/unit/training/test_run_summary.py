@@ -39,8 +39,10 @@ def test_commands_are_quoted_for_the_shell(capsys: pytest.CaptureFixture[str]) -
 
 def test_first_row_names_the_source_of_the_initial_weights(capsys: pytest.CaptureFixture[str]) -> None:
     assert "untrained" in printed(capsys, RunConfig(), "runs/a")
-    given = RunConfig().model_copy(update={"model": RunConfig().model.model_copy(update={"init_from": "somewhere"})})
-    output = printed(capsys, given, "runs/a")
+    initialized = RunConfig().model_copy(
+        update={"model": RunConfig().model.model_copy(update={"init_from": "somewhere"})}
+    )
+    output = printed(capsys, initialized, "runs/a")
     assert "initial weights" in output
     assert "untrained" not in output
 

@@ -10,12 +10,12 @@ from pico_ds.engine.distributed import Process
 from pico_ds.tasks.step_schedule import StepKind, step_kind
 from pico_ds.training.step_metrics import MetricsWindow, ReducedMetrics, StepMetrics
 
-ALONE = Process(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"))
+SINGLE_RANK = Process(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"))
 
 
 def step(kind: StepKind, seconds: float, tokens: int, tasks: int = 0, **values: float) -> StepMetrics:
     contributions = {name: torch.tensor(value) for name, value in {"unused": 0.0, **values}.items()}
-    reduced = ReducedMetrics(contributions, {}, ALONE)
+    reduced = ReducedMetrics(contributions, {}, SINGLE_RANK)
     reduced.copy_to_host(torch.tensor(1.0))
     return StepMetrics(kind, reduced, 0.5, tokens, tasks, seconds=seconds)
 
@@ -55,7 +55,7 @@ def test_means_exclude_values_that_are_not_finite() -> None:
 
 def test_reduction_returns_metrics_and_host_values() -> None:
     contributions = {"a": torch.tensor(1.5), "b": torch.tensor(2.0)}
-    reduced = ReducedMetrics(contributions, {"stop": 1.0, "seconds": 0.25}, ALONE)
+    reduced = ReducedMetrics(contributions, {"stop": 1.0, "seconds": 0.25}, SINGLE_RANK)
     assert bool(reduced.finite)
     reduced.copy_to_host(torch.tensor(3.0))
     assert reduced.values == {"a": 1.5, "b": 2.0, "outer_gradient_norm": 3.0}
@@ -65,11 +65,11 @@ def test_reduction_returns_metrics_and_host_values() -> None:
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_host_and_device_agree_that_a_metric_is_not_finite(bad: float) -> None:
-    reduced = ReducedMetrics({"a": torch.tensor(0.0), "b": torch.tensor(bad)}, {"seconds": 0.1}, ALONE)
+    reduced = ReducedMetrics({"a": torch.tensor(0.0), "b": torch.tensor(bad)}, {"seconds": 0.1}, SINGLE_RANK)
     assert not bool(reduced.finite)
     reduced.copy_to_host(torch.tensor(1.0))
     assert not reduced.applied
-    good = ReducedMetrics({"a": torch.tensor(0.0)}, {"seconds": math.nan}, ALONE)
+    good = ReducedMetrics({"a": torch.tensor(0.0)}, {"seconds": math.nan}, SINGLE_RANK)
     assert bool(good.finite), "host values are not checked"
     good.copy_to_host(torch.tensor(bad))
     assert not good.applied

@@ -30,20 +30,19 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDataset
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)
     huggingface_hub.close_session()
     write_shards(tmp_path)
-    with fake_dataset_hub() as found:
-        found.add(tmp_path)
-        monkeypatch.setattr(constants, "ENDPOINT", found.url)
-        monkeypatch.setattr(
-            constants, "HUGGINGFACE_CO_URL_TEMPLATE", found.url + "/{repo_id}/resolve/{revision}/{filename}"
-        )
-        yield found
+    with fake_dataset_hub() as dataset_hub:
+        dataset_hub.add(tmp_path)
+        monkeypatch.setattr(constants, "ENDPOINT", dataset_hub.url)
+        url_template = dataset_hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url_template)
+        yield dataset_hub
     huggingface_hub.close_session()
 
 
-def open_hub(tmp_path: Path, **others: Any) -> ShardCorpus:
-    settings = {"source": "hub", "dataset": "lab/tokens", "tokenizer": str(tmp_path / "tokenizer")}
-    where = {"sequence_length": LENGTH, "cache_dir": str(tmp_path / "cache"), "prefetch_shards": 0}
-    corpus = open_corpus(DataConfig.model_validate({**settings, **where, **others}))
+def open_hub(tmp_path: Path, **changes: Any) -> ShardCorpus:
+    settings: dict[str, Any] = {"source": "hub", "dataset": "lab/tokens", "tokenizer": str(tmp_path / "tokenizer")}
+    settings |= {"sequence_length": LENGTH, "cache_dir": str(tmp_path / "cache"), "prefetch_shards": 0}
+    corpus = open_corpus(DataConfig.model_validate({**settings, **changes}))
     assert isinstance(corpus, ShardCorpus)
     return corpus
 
@@ -55,23 +54,23 @@ def test_each_shard_is_fetched_once_on_demand(hub: FakeDatasetHub, tmp_path: Pat
     rows = corpus.training_rows(LENGTH, seed=0)
     first = rows.take(0, 5)
     assert len(hub.downloads) == 2
-    everything = np.concatenate([first, rows.take(5, 65)])
-    assert sorted_rows(everything) == sorted_rows(rows_in(*(tmp_path / name for name in FILES[:2])))
+    all_rows = np.concatenate([first, rows.take(5, 65)])
+    assert sorted_rows(all_rows) == sorted_rows(rows_in(*(tmp_path / name for name in FILES[:2])))
     # a second process on the node uses the cached shards
-    again = open_hub(tmp_path).training_rows(LENGTH, seed=0).take(0, 70)
-    assert np.array_equal(again, everything)
+    rows_of_second_process = open_hub(tmp_path).training_rows(LENGTH, seed=0).take(0, 70)
+    assert np.array_equal(rows_of_second_process, all_rows)
     assert sorted(hub.downloads) == FILES
     assert corpus.identity()["revision"] == COMMIT
 
 
-@pytest.mark.parametrize("troubles", [[500], [503, 500, 502], ["cut"], ["cut", "cut", 500], ["slow"]])
-def test_failed_downloads_are_retried(hub: FakeDatasetHub, tmp_path: Path, troubles: list[int | str]) -> None:
+@pytest.mark.parametrize("failures", [[500], [503, 500, 502], ["cut"], ["cut", "cut", 500], ["slow"]])
+def test_failed_downloads_are_retried(hub: FakeDatasetHub, tmp_path: Path, failures: list[int | str]) -> None:
     corpus = open_hub(tmp_path)
     for name in FILES[:2]:
-        hub.troubles[name] = list(troubles)
-    read = corpus.training_rows(LENGTH, seed=0).take(0, 70)
-    assert sorted_rows(read) == sorted_rows(rows_in(*(tmp_path / name for name in FILES[:2])))
-    assert not any(hub.troubles.values())
+        hub.failures[name] = list(failures)
+    rows = corpus.training_rows(LENGTH, seed=0).take(0, 70)
+    assert sorted_rows(rows) == sorted_rows(rows_in(*(tmp_path / name for name in FILES[:2])))
+    assert not any(hub.failures.values())
 
 
 def test_a_failed_prefetch_is_retried_on_demand(
@@ -79,29 +78,29 @@ def test_a_failed_prefetch_is_retried_on_demand(
 ) -> None:
     corpus = open_hub(tmp_path, prefetch_shards=1)
     for name in FILES[:2]:
-        hub.troubles[name] = [404]
+        hub.failures[name] = [404]
     rows = corpus.training_rows(LENGTH, seed=0)
     with pytest.raises(DataError):
         rows.take(0, 5)
-    for ahead in [*corpus.cache._ahead.values()]:
-        ahead.join()
+    for background in [*corpus.cache._ahead.values()]:
+        background.join()
     assert "could not fetch a shard in advance" in caplog.text
     assert len(rows.take(0, 70)) == 70
 
 
 def test_hub_errors_are_explained(hub: FakeDatasetHub, tmp_path: Path) -> None:
-    said = {
+    message_of_denial = {
         (403, "GatedRepo"): r"data\.dataset: lab/tokens is gated: request access on its page, then set \$HF_TOKEN",
         (401, "RepoNotFound"): r"lab/tokens is not a dataset on the hub, or is private",
         (404, "RepoNotFound"): r"lab/tokens is not a dataset on the hub, or is private",
         (404, "RevisionNotFound"): r"lab/tokens has no revision 'main': check data\.revision",
         (500, "Other"): r"lab/tokens cannot be read from the hub: .*500",
     }
-    for refusal, message in said.items():
-        hub.refuse = refusal
+    for denial, message in message_of_denial.items():
+        hub.denial = denial
         with pytest.raises(DataError, match=message):
             open_hub(tmp_path)
-    hub.refuse = None
+    hub.denial = None
     with pytest.raises(
         DataError, match=r"data\.dataset_files: no file of lab/tokens matches 'x/\*'; it has README.md, "
     ):
@@ -117,8 +116,8 @@ def test_an_unreachable_hub_is_explained(hub: FakeDatasetHub, tmp_path: Path, mo
 
 
 def test_another_commit_has_another_identity_and_cache(hub: FakeDatasetHub, tmp_path: Path) -> None:
-    one = open_hub(tmp_path)
+    first = open_hub(tmp_path)
     hub.commit = "1" * 40
-    other = open_hub(tmp_path)
-    assert one.identity() != other.identity()
-    assert one.directory != other.directory
+    second = open_hub(tmp_path)
+    assert first.identity() != second.identity()
+    assert first.directory != second.directory

@@ -138,11 +138,11 @@ def test_empty_shards_are_skipped(tmp_path: Path) -> None:
 Damage = Callable[[np.ndarray], Any]
 
 
-def changed(row: int, place: int, token: int | None) -> Damage:
+def changed(row: int, position: int, token: int | None) -> Damage:
     def damage(rows: np.ndarray) -> Any:
-        found = rows.tolist()
-        found[row][place] = token
-        return found
+        changed_rows = rows.tolist()
+        changed_rows[row][position] = token
+        return changed_rows
 
     return damage
 
@@ -191,7 +191,7 @@ def test_files_that_are_not_token_shards_fail_before_training(shards: tuple[list
 
 
 def test_a_shard_that_cannot_be_opened_is_a_read_error(shards: tuple[list[Path], Path]) -> None:
-    """It was reported as a full cache directory."""
+    """The error must not blame a full cache directory."""
     paths, tokenizer = shards
     corpus = opened(config_of(tokenizer, *paths, validate="off"))
     for path in paths:
@@ -234,11 +234,11 @@ def test_the_cache_stays_within_its_size_limit(tmp_path: Path) -> None:
     read = []
     for first in range(0, 480, 10):
         read.append(rows.take(first, 10))
-        for ahead in [*corpus.cache._ahead.values()]:
-            ahead.join()
+        for background in [*corpus.cache._ahead.values()]:
+            background.join()
         assert sum(file.stat().st_size for file in corpus.directory.glob("*.npy")) <= limit
-    everything = sorted_rows(rows_in(*paths[:6]))
-    assert sorted_rows(torch.cat(read[:24])) == sorted_rows(torch.cat(read[24:])) == everything
+    all_rows = sorted_rows(rows_in(*paths[:6]))
+    assert sorted_rows(torch.cat(read[:24])) == sorted_rows(torch.cat(read[24:])) == all_rows
     assert not [*corpus.directory.glob(".0*")]
 
 

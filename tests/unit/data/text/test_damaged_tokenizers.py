@@ -12,29 +12,36 @@ from pico_ds.errors import DataError
 
 
 @pytest.fixture(scope="module")
-def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("sound")
+def undamaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("undamaged")
     train_tokenizer(["a few words to learn from"], 300, directory)
     return directory
 
 
 @pytest.fixture
-def tokenizer(sound: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(sound, tmp_path / "tokenizer"))
+def tokenizer(undamaged: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(undamaged, tmp_path / "tokenizer"))
 
 
-def content(text: str) -> Callable[[Path], None]:
+def write(text: str) -> Callable[[Path], None]:
     return lambda path: path.write_text(text) and None
 
 
-def circle(path: Path) -> None:
+def make_circular_link(path: Path) -> None:
     path.unlink()
     path.symlink_to(path.name)
 
 
 @pytest.mark.parametrize(
     "damage",
-    [content("{"), content("[]"), content("5"), content('{"model": {"type": "BPE"}}'), content("words"), circle],
+    [
+        write("{"),
+        write("[]"),
+        write("5"),
+        write('{"model": {"type": "BPE"}}'),
+        write("words"),
+        make_circular_link,
+    ],
     ids=["truncated", "a list", "a number", "no vocabulary", "not JSON", "symlink loop"],
 )
 def test_a_damaged_tokenizer_fails(tokenizer: Path, damage: Callable[[Path], None], tmp_path: Path) -> None:

@@ -76,8 +76,8 @@ def test_a_pretokenized_corpus_keeps_its_tokens(text_corpus: Path, tmp_path: Pat
     corpus = open_text_corpus(files_config(tmp_path, tmp_path / "rows.parquet", tokenizer=tokenizer))
     from_jsonl = open_text_corpus(files_config(tmp_path, tmp_path / "rows.jsonl", tokenizer=tokenizer))
     assert np.array_equal(corpus.train.tokens, from_jsonl.train.tokens)
-    got = np.concatenate([corpus.train.tokens, corpus.validation.tokens])
-    assert sorted(got.tolist()) == sorted(token for row in rows for token in row)
+    actual = np.concatenate([corpus.train.tokens, corpus.validation.tokens])
+    assert sorted(actual.tolist()) == sorted(token for row in rows for token in row)
     assert corpus.tokenizer.mask_id == text.tokenizer.mask_id
 
 
@@ -86,8 +86,8 @@ def test_the_cache_is_built_by_one_process_and_reused(text_corpus: Path, tmp_pat
     with ThreadPoolExecutor(4) as pool:
         corpora = list(pool.map(lambda _: open_text_corpus(config), range(4)))
     assert len({corpus.directory for corpus in corpora}) == 1
-    made = corpora[0].directory.stat().st_mtime_ns
-    assert open_text_corpus(config).directory.stat().st_mtime_ns == made
+    modified = corpora[0].directory.stat().st_mtime_ns
+    assert open_text_corpus(config).directory.stat().st_mtime_ns == modified
     # changed data uses another cache
     write_text_corpus(text_corpus, 121)
     assert open_text_corpus(config).directory != corpora[0].directory

@@ -95,19 +95,19 @@ def test_special_tokens_in_a_text_are_encoded_as_text(
     tokens = [*opened.train.tokens.tolist(), *opened.validation.tokens.tolist()]
     assert tokens.count(tokenizer.end_of_text_id) == len(ends) == 41
     assert not {tokenizer.mask_id, tokenizer.pad_id} & set(tokens)
-    said = "the texts contain special tokens of the tokenizer ('[MASK]' 1 times"
-    assert sum(said in record.getMessage() for record in caplog.records) == 1
+    warning = "the texts contain special tokens of the tokenizer ('[MASK]' 1 times"
+    assert sum(warning in record.getMessage() for record in caplog.records) == 1
 
     caplog.clear()
     rows = PerplexityDataset(read_texts(PerplexityConfig(data=str(corpus))), tokenizer, tokenizer.vocab_size, 64)
     assert not special & {int(token) for row in rows.rows for token in row}
-    assert sum(said in record.getMessage() for record in caplog.records) == 1
+    assert sum(warning in record.getMessage() for record in caplog.records) == 1
 
     caplog.clear()
     preparation = prepare(corpus, opened.tokenizer_directory, tmp_path / "out")
     preparation.run(lambda _: None)
     assert preparation.counts.special == {"[MASK]": 1, "<|endoftext|>": 1, "[PAD]": 1}
-    assert sum(said in record.getMessage() for record in caplog.records) == 1
+    assert sum(warning in record.getMessage() for record in caplog.records) == 1
 
 
 def test_special_tokens_that_are_model_entries_are_encoded_as_text(tmp_path: Path) -> None:

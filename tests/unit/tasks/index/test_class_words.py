@@ -20,7 +20,7 @@ def test_runs_of_letters_are_found_from_token_ids(tokenizer: TextTokenizer) -> N
         "Apple", "apple", "APPLE", "self", "apple", "apple", "apple", "apple", "snapple", "apple", "apple", "don", "t",
         "U", "S", "end",
     ]  # fmt: skip
-    whole = [text for text, alone in zip(texts, runs.whole, strict=True) if alone]
+    whole = [text for text, is_whole in zip(texts, runs.whole, strict=True) if is_whole]
     # a run next to a hyphen, a digit, an apostrophe or an inner dot is not a whole word
     assert whole == ["Apple", "apple", "APPLE", "apple", "snapple", "apple", "apple", "end"]
 

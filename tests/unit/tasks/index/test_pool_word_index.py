@@ -58,27 +58,27 @@ def test_a_row_is_indexed_like_a_stream(tokenizer: TextTokenizer, context: str) 
     assert {"cat", "dog", "run", "the"} <= set(words.words)
     found = 0
     for word, text in enumerate(words.words):
-        mine = pool.positions[pool.occurrences(word)]
-        theirs = np.empty(0, dtype=np.int64)
+        actual = pool.positions[pool.occurrences(word)]
+        expected = np.empty(0, dtype=np.int64)
         if text in lexicon.words:
             occurrences = np.arange(*whole.occurrences(lexicon.words.index(text)).indices(len(whole.positions)))
-            theirs = whole.positions[occurrences]
+            expected = whole.positions[occurrences]
             # the pool index does not contain words of several tokens or the last token of a row
-            following = np.minimum(theirs + 1, len(tokens) - 1)
+            following = np.minimum(expected + 1, len(tokens) - 1)
             one = (classes.token_flags(tokens[None], at_edges=False)[0, following] & CONTINUES_RUN) == 0
-            kept = one & (theirs < len(tokens) - 1)
-            theirs, occurrences = theirs[kept], occurrences[kept]
+            kept = one & (expected < len(tokens) - 1)
+            expected, occurrences = expected[kept], occurrences[kept]
             here = np.arange(*pool.occurrences(word).indices(len(pool.positions)))
             for ours, other in zip(pool.contexts(here), whole.contexts(occurrences), strict=True):
                 assert np.array_equal(ours, other)
-        assert np.array_equal(mine, theirs), text
-        found += len(mine)
+        assert np.array_equal(actual, expected), text
+        found += len(actual)
     assert found > 1000
     places = np.arange(len(tokens) - 1)
-    theirs_at, mine_at = whole.words_at(places), pool.words_at(places)
-    single = mine_at >= 0
-    named = np.array([*words.words])[mine_at[single]]
-    assert np.array_equal(named, np.array(lexicon.words)[theirs_at[single]])
+    expected_words, actual_words = whole.words_at(places), pool.words_at(places)
+    single = actual_words >= 0
+    actual_texts = np.array([*words.words])[actual_words[single]]
+    assert np.array_equal(actual_texts, np.array(lexicon.words)[expected_words[single]])
 
 
 def test_contexts_and_words_do_not_cross_rows(tokenizer: TextTokenizer) -> None:
@@ -131,9 +131,9 @@ def test_tasks_follow_the_pools_and_depend_only_on_step_and_index(tmp_path: Path
         text = pools[number]
         expected = SMLMT(text.index, text.vocabulary, open_corpus(config.data).tokenizer, config.smlmt, "train", 0, 0)
         for index in (0, 5):
-            mine, theirs = tasks.sample(step, index), expected.sample(step, index)
-            assert mine.words == theirs.words
-            assert np.array_equal(mine.support.input_ids, theirs.support.input_ids)
+            episode, expected_episode = tasks.sample(step, index), expected.sample(step, index)
+            assert episode.words == expected_episode.words
+            assert np.array_equal(episode.support.input_ids, expected_episode.support.input_ids)
     assert not np.array_equal(pools[0].index.tokens, pools[1].index.tokens)
     # earlier pools are dropped to free their memory
     assert set(tasks._pools) <= {2, 3}

@@ -21,7 +21,7 @@ def documents(text: str) -> list[str]:
     return [" ".join(chosen.choices(words, k=60)) for _ in range(20)]
 
 
-@pytest.mark.parametrize("family", ["own", "byte level", "unigram"])
+@pytest.mark.parametrize("family", ["pico_ds", "byte level", "unigram"])
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_words_from_token_ids_are_those_of_the_text(family: str, script: str, tmp_path: Path) -> None:
     texts = documents(SCRIPTS[script])
@@ -36,7 +36,7 @@ def test_words_from_token_ids_are_those_of_the_text(family: str, script: str, tm
 def test_words_from_byte_tokens_are_those_of_the_text(script: str, tmp_path: Path) -> None:
     """A tokenizer that was trained on English splits other scripts into parts of characters."""
     texts = documents(SCRIPTS[script])
-    for family in ("own", "byte fallback"):
+    for family in ("pico_ds", "byte fallback"):
         tokenizer = make_tokenizer(family, documents(SCRIPTS["English"]), 450, tmp_path / family)
         counts = count_words(tokenizer, TokenClasses.of(tokenizer), texts)
         assert counts.words > 500
@@ -59,7 +59,7 @@ def test_words_next_to_curly_quotes_are_found(family: str, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("script", UNSPACED)
 def test_runs_of_scripts_without_spaces_are_counted(script: str, tmp_path: Path) -> None:
-    tokenizer = make_tokenizer("own", documents(UNSPACED[script]), 450, tmp_path)
+    tokenizer = make_tokenizer("pico_ds", documents(UNSPACED[script]), 450, tmp_path)
     counts = count_words(tokenizer, TokenClasses.of(tokenizer), documents(UNSPACED[script]))
     assert counts.words == counts.false == 0
     assert counts.unspaced_letters > 1000
@@ -75,7 +75,7 @@ def test_text_without_spaces_fails_with_a_solution(script: str, tmp_path: Path) 
     letters = UNSPACED[script].replace(" ", "")
     unspaced = [letters[i:] for i in range(30)]
     spaced = ["\u200b".join(text[i : i + 3] for i in range(0, len(text), 3)) for text in unspaced]
-    tokenizer = make_tokenizer("own", unspaced, 450, tmp_path)
+    tokenizer = make_tokenizer("pico_ds", unspaced, 450, tmp_path)
     classes = TokenClasses.of(tokenizer)
     with pytest.raises(TaskError, match=r"without spaces between words.*U\+200B"):
         check_words(tokenizer, classes, tokens_of(unspaced, tokenizer))
@@ -85,7 +85,7 @@ def test_text_without_spaces_fails_with_a_solution(script: str, tmp_path: Path) 
 
 def test_a_few_letters_without_spaces_are_accepted(tmp_path: Path) -> None:
     texts = [f"{SCRIPTS['English']} {UNSPACED['Chinese'].replace(' ', '')[:40]}" for _ in range(9)]
-    tokenizer = make_tokenizer("own", texts, 450, tmp_path)
+    tokenizer = make_tokenizer("pico_ds", texts, 450, tmp_path)
     assert check_words(tokenizer, TokenClasses.of(tokenizer), tokens_of(texts, tokenizer)).words > 50
 
 
@@ -113,7 +113,7 @@ def test_a_tokenizer_with_too_many_unknown_tokens_fails(family: str, tmp_path: P
 
 def test_a_short_corpus_is_not_checked(tmp_path: Path) -> None:
     texts = documents(SCRIPTS["English"])
-    tokenizer = make_tokenizer("own", texts, 450, tmp_path)
+    tokenizer = make_tokenizer("pico_ds", texts, 450, tmp_path)
     classes = TokenClasses.of(tokenizer)
     assert check_words(tokenizer, classes, np.empty(0, dtype=np.int64)).words == 0
     blind = replace(classes, _bits=np.zeros_like(classes._bits))
