@@ -1,6 +1,8 @@
-"""scripts/train.py with faults: FAULT="<kind> <rank> <outer step>", several joined by a comma; each comes once.
+"""Runs scripts/train.py with simulated faults.
 
-Kinds: die (SIGKILL), hang, hang_locked (in native code that holds the interpreter lock), raise.
+$FAULT is "<kind> <rank> <outer step>", or several of these separated by commas. Each fault happens once, even if the job
+restarts: files in $FAULT_MARKS record it. Kinds: die (SIGKILL), hang, hang_locked (in native code that holds the
+interpreter lock) and raise.
 """
 
 import ctypes
@@ -18,23 +20,23 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 _compute = TrainStep.compute
 
 
-def compute_with_fault(self: TrainStep, kind: Any, theta: Any, step: int, *rest: Any, **others: Any) -> Any:
+def compute_with_fault(self: TrainStep, step_kind: Any, theta: Any, step: int, *rest: Any, **others: Any) -> Any:
     for fault in os.environ["FAULT"].split(","):
-        name, *when = fault.split()
+        kind, *when = fault.split()
         mark = Path(os.environ["FAULT_MARKS"]) / fault
         if when == [os.environ["RANK"], str(step)] and not mark.exists():
             mark.touch()
-            fail(name)
-    return _compute(self, kind, theta, step, *rest, **others)
+            fail(kind)
+    return _compute(self, step_kind, theta, step, *rest, **others)
 
 
-def fail(name: str) -> None:
-    if name == "die":
+def fail(kind: str) -> None:
+    if kind == "die":
         os.kill(os.getpid(), signal.SIGKILL)
-    elif name == "hang":
+    elif kind == "hang":
         time.sleep(600)
-    elif name == "hang_locked":
-        # the SIGTERM of a launcher would end the sleep, and with it the hang
+    elif kind == "hang_locked":
+        # otherwise a SIGTERM from the launcher would end the sleep
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         ctypes.PyDLL(None).sleep(600)
     else:

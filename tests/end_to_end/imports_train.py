@@ -1,6 +1,6 @@
-"""scripts/train.py, which lists the modules that it has imported: at its first step, and at its end.
+"""Runs scripts/train.py and lists its imported modules after the first step and at the end.
 
-The lists go to $IMPORTS_DIRECTORY as `first_step.txt` and `end.txt`.
+The lists are written to `first_step.txt` and `end.txt` in $IMPORTS_DIRECTORY.
 """
 
 import atexit
@@ -17,8 +17,8 @@ def write_modules(name: str) -> None:
     (DIRECTORY / name).write_text("\n".join(sorted(sys.modules)))
 
 
-class FirstStep:
-    """Wraps `TrainStep.compute` as soon as its module is imported, and imports nothing itself."""
+class FirstStepHook:
+    """Wraps `TrainStep.compute` as soon as the trainer is imported. The hook itself imports nothing early."""
 
     def find_spec(self, name: str, *_: object) -> None:
         if name == "pico_ds.training.trainer":
@@ -27,15 +27,15 @@ class FirstStep:
             compute = TrainStep.compute
 
             def compute_and_list(*arguments: Any, **others: Any) -> Any:
-                found = compute(*arguments, **others)
+                result = compute(*arguments, **others)
                 if not (DIRECTORY / "first_step.txt").exists():
                     write_modules("first_step.txt")
-                return found
+                return result
 
             TrainStep.compute = compute_and_list  # type: ignore[method-assign]
 
 
-sys.meta_path.insert(0, FirstStep())  # type: ignore[arg-type]
+sys.meta_path.insert(0, FirstStepHook())  # type: ignore[arg-type]
 atexit.register(write_modules, "end.txt")
 sys.argv[0] = str(Path(__file__).resolve().parents[2] / "scripts" / "train.py")
 runpy.run_path(sys.argv[0], run_name="__main__")

@@ -1,4 +1,4 @@
-"""scripts/train.py, whose snapshot of step 2 takes SLOW_SECONDS more to be written."""
+"""Runs scripts/train.py with a delay of $SLOW_SECONDS before the snapshot of step 2 is written."""
 
 import os
 import runpy

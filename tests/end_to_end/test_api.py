@@ -1,4 +1,4 @@
-"""The Python interface, as a notebook uses it."""
+"""The Python interface that notebooks use."""
 
 import subprocess
 import sys
@@ -42,20 +42,20 @@ def test_loaded_run_adapts_and_evaluates(shared_runs: SharedRuns) -> None:
     learner = pico_ds.make_learner(run.config, run.model)
     assert learner.config == run.config.meta
     accuracies = run.adapt(task, steps=2).accuracies
-    found = run.evaluate(n_tasks=2, split="test", steps=2)
-    assert [values[0] for values in found.tasks.by_step] == accuracies
-    assert "% before adaptation" in str(found)
+    result = run.evaluate(n_tasks=2, split="test", steps=2)
+    assert [values[0] for values in result.tasks.by_step] == accuracies
+    assert "% before adaptation" in str(result)
 
 
 def test_one_process_trains_and_resumes(shared_runs: SharedRuns, tmp_path: Path) -> None:
     _, _, config, *settings = shared_runs.arguments(tmp_path, "trained")
     steps = ["training.max_steps=4", "learning_dynamics.save_every_n_steps=4", "evaluation.n_tasks=2"]
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", TRAIN, config, *settings, *steps],
         cwd=REPOSITORY,
         env=environment(),
         capture_output=True,
         text=True,
     )
-    assert "trained 6 [0, 4]" in done.stdout, done.stderr
+    assert "trained 6 [0, 4]" in process.stdout, process.stderr
     assert config == TINY

@@ -1,4 +1,4 @@
-"""The benchmark's commands, small; what they measure here is not looked at, what they count is."""
+"""The benchmark commands at small sizes. Tests check counts, but no measured times."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from pico_ds.config.deepspeed_config import load_deepspeed_config
 from scripts.benchmarks.projection import collective_calls
 from tests.launching import REPOSITORY, real, warm
 
-#: as many tokens as the tokenizer of the random corpus has
+#: one layer, and the vocabulary size of the tokenizer of the random corpus
 SMALL = ["model.vocab_size=4608", "model.n_layers=1"]
 
 
@@ -18,9 +18,9 @@ def benchmark(tmp_path: Path, command: str, *options: str) -> tuple[str, list[di
     out = tmp_path / "result.json"
     timing = ["--repeats", "1", "--json", str(out)]
     text = real.python("scripts/benchmark.py", command, *timing, *options, timeout_seconds=580)
-    found = json.loads(out.read_text())
-    assert {"processor", "cores", "versions", "commit", "settings"} <= found.keys()
-    return text, found["results"]
+    content = json.loads(out.read_text())
+    assert {"processor", "cores", "versions", "commit", "settings"} <= content.keys()
+    return text, content["results"]
 
 
 @pytest.mark.slow
@@ -32,12 +32,12 @@ def test_checkpoint_measures_the_same_bytes_for_all_writers(tmp_path: Path) -> N
     seconds = [value for row in results for name, value in row.items() if name.endswith("_seconds")]
     assert len(seconds) == 3 * 4 + 1
     assert min(seconds) >= 0
-    assert [path.name for path in tmp_path.iterdir()] == ["result.json"], "nothing else is left behind"
+    assert [path.name for path in tmp_path.iterdir()] == ["result.json"], "temporary files are left"
 
 
 @pytest.mark.slow
 def test_snapshots_measures_two_ranks_under_zero3(tmp_path: Path) -> None:
-    """On two ranks and under ZeRO 3, as on one: the demo, and a model whose size is asked for."""
+    """The command measures the demo and the model of --size."""
     options = ["--size", "tiny", "--rows", "2", "--length", "32", "--tasks", "1", "--ranks", "2", "--stages", "3"]
     small = ["learning_dynamics.adaptation_steps=1", "smlmt.n_way=3", "smlmt.k_shot=1", "smlmt.q_query=1"]
     _, results = benchmark(tmp_path, "snapshots", *options, "--set", *small)
@@ -51,7 +51,7 @@ def test_snapshots_measures_two_ranks_under_zero3(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_all_measures_every_part(tmp_path: Path) -> None:
-    """The one command that is run on a GPU."""
+    """This is the command that users run on a GPU."""
     options = ["--size", "tiny", "--rows", "4", "--length", "32", "--tasks", "2", "--inner_steps", "1"]
     text, results = benchmark(tmp_path, "all", *options, "--stages", "3", "--set", *SMALL)
     assert "failed" not in text
@@ -71,15 +71,17 @@ def test_all_measures_every_part(tmp_path: Path) -> None:
     assert by_command["tasks"][0]["loop_over_step"] > 0
     assert 0 <= by_command["feeding"][0]["data_wait_fraction"] < 1
     assert {row["kernel"] for row in by_command["attention"] if "milliseconds" in row} == {"sdpa_flash", "math"}
-    # neither inner steps nor tasks are seen in what is communicated
-    kept = [{k: v for k, v in row.items() if k not in ("inner_steps", "tasks_per_rank")} for row in by_command["comm"]]
-    assert len(kept) == 3
-    assert kept[0] == kept[1] == kept[2]
+    # communication does not depend on inner steps and tasks
+    traffic = [
+        {k: v for k, v in row.items() if k not in ("inner_steps", "tasks_per_rank")} for row in by_command["comm"]
+    ]
+    assert len(traffic) == 3
+    assert traffic[0] == traffic[1] == traffic[2]
 
 
 @pytest.mark.slow
 def test_scaling_counts_the_bytes_and_calls_of_a_ring(tmp_path: Path) -> None:
-    """What is counted of bytes and calls, on two ranks, is what a ring and the projection take."""
+    """The counts on two ranks equal those that the ring formula and the projection predict."""
     options = ["--size", "tiny", "--rows", "4", "--length", "32", "--inner_steps", "1", "--ranks", "2"]
     text, results = benchmark(tmp_path, "scaling", *options, "--stages", "1", "3", "--set", *SMALL)
     assert "failed" not in text
@@ -90,22 +92,24 @@ def test_scaling_counts_the_bytes_and_calls_of_a_ring(tmp_path: Path) -> None:
         ar = row["kind"] == "ar"
         assert row["threads_per_rank"] == 1
         assert row["tokens_per_step"] == 4 * 32 * (1 if ar else 2) * 2
-        # gloo does a reduce-scatter as an all-reduce; a few numbers are summed beside the weights
-        sent = row["ring_bytes"] * (1 if row["stage"] == 1 else 1.5)
-        assert row["sent_bytes"] == pytest.approx(sent, rel=0.02)
-        assert row["received_bytes"] == pytest.approx(sent, rel=0.02)
-        payload = {name: one["payload_bytes"] for name, one in row["collectives"].items()}
+        # gloo implements reduce-scatter as an all-reduce, and a few metrics are summed in addition to the weights
+        expected_bytes = row["ring_bytes"] * (1 if row["stage"] == 1 else 1.5)
+        assert row["sent_bytes"] == pytest.approx(expected_bytes, rel=0.02)
+        assert row["received_bytes"] == pytest.approx(expected_bytes, rel=0.02)
+        payload = {name: counts["payload_bytes"] for name, counts in row["collectives"].items()}
         gradient = payload["all-reduce" if row["stage"] == 1 else "reduce-scatter"]
         assert gradient == pytest.approx(payload["all-gather"], rel=1e-3)
-        # parameters of a decoder of one layer, and two of a head
+        # a decoder of one layer has 12 parameters, and the head has 2
         sizes = [1] * (12 if ar else 14)
-        wanted = collective_calls(load_deepspeed_config(REPOSITORY / f"ds_configs/zero{row['stage']}.json"), sizes)
-        beside = 2 if row["stage"] == 1 else 3
-        wanted["all-reduce"] = wanted.get("all-reduce", 0) + beside
-        assert {name: one["calls"] for name, one in row["collectives"].items()} == wanted
+        expected_calls = collective_calls(
+            load_deepspeed_config(REPOSITORY / f"ds_configs/zero{row['stage']}.json"), sizes
+        )
+        metric_calls = 2 if row["stage"] == 1 else 3
+        expected_calls["all-reduce"] = expected_calls.get("all-reduce", 0) + metric_calls
+        assert {name: counts["calls"] for name, counts in row["collectives"].items()} == expected_calls
     assert all(row["residual"] > -1 for row in efficiencies)
     assert by_command["scaling: cost model"][0]["ar_gflops_per_second"] > 0
-    # 512 GPUs do not share 64 tasks
+    # 512 GPUs have only 64 tasks, so most GPUs wait
     projected = by_command["scaling: projection"]
     assert {row["gpus"] for row in projected} == {8, 64, 512}
     assert all(
@@ -147,6 +151,6 @@ def test_index_and_prepare_report_every_field(tmp_path: Path) -> None:
     for row in indexes:
         assert 0 < row["occurrences_per_token"] < 1
         assert 2 < row["bytes_per_token"] < row["peak_bytes_per_token"]
-    _, (alone, prepared) = benchmark(tmp_path, "prepare", "--megabytes", "1")
-    assert alone["tokens"] == prepared["tokens"] > 100_000
+    _, (tokenizer, prepared) = benchmark(tmp_path, "prepare", "--megabytes", "1")
+    assert tokenizer["tokens"] == prepared["tokens"] > 100_000
     assert prepared["share_of_tokenizer"] > 0

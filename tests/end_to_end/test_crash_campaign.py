@@ -1,4 +1,4 @@
-"""The crash campaign in its short form; the long one is `python -m tests.crash_campaign`."""
+"""A short crash campaign. `python -m tests.crash_campaign` runs the long one."""
 
 from pathlib import Path
 

@@ -1,5 +1,5 @@
-"""README and docs/: commands are parsed by their own script and launcher, Python is run, YAML and JSON are read, links
-and keys lead somewhere. Pages and scripts are found by themselves.
+"""README and docs/: scripts and launchers parse all commands, Python blocks run, YAML and JSON blocks are valid, and
+linked files, configuration keys and named tests exist.
 """
 
 import importlib.util
@@ -28,9 +28,9 @@ from tests.shared_runs import SharedRuns
 
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
 SCRIPTS = sorted((REPOSITORY / "scripts").glob("*.py"))
-#: first words of the commands that run nothing of ours
-OTHERS_COMMANDS = {"source", "pip", "hf", "cd", "export", "mkdir", "pre-commit"}
-OTHERS_COMMANDS |= {"ssh", "scancel", "squeue", "xxh128sum"}
+#: first words of commands that run no script of this project
+EXTERNAL_COMMANDS = {"source", "pip", "hf", "cd", "export", "mkdir", "pre-commit"}
+EXTERNAL_COMMANDS |= {"ssh", "scancel", "squeue", "xxh128sum"}
 _FENCE = re.compile(r"^[ ]*```(\w*)\n(.*?)^[ ]*```$", flags=re.DOTALL | re.MULTILINE)
 
 
@@ -39,7 +39,7 @@ def name_of(page: Path) -> str:
 
 
 def blocks(language: str) -> list[tuple[str, str]]:
-    """Name of the page and content of every block."""
+    """Page name and content of every block of a language."""
     return [
         (name_of(page), block)
         for page in PAGES
@@ -49,47 +49,47 @@ def blocks(language: str) -> list[tuple[str, str]]:
 
 
 def commands(block: str) -> Iterator[str]:
-    """Of a block of bash, without comments, and without what the output goes to."""
+    """The commands of a bash block, without comments, redirections and pipes."""
     for line in block.replace("\\\n", " ").strip().splitlines():
         words = shlex.split(line, comments=True)
-        at = next((i for i, word in enumerate(words) if word.startswith((">", "2>", "|"))), len(words))
-        if words[:at]:
-            yield shlex.join(words[:at])
+        end = next((i for i, word in enumerate(words) if word.startswith((">", "2>", "|"))), len(words))
+        if words[:end]:
+            yield shlex.join(words[:end])
 
 
 COMMANDS = [
     pytest.param(command, id=f"{page} {command[:60]}")
     for page, block in blocks("bash")
     for command in commands(block)
-    if command.split()[0] not in OTHERS_COMMANDS
+    if command.split()[0] not in EXTERNAL_COMMANDS
 ]
 
 
 @cache
 def module_of(script: Path) -> object:
-    # a name of its own: `tasks` is a module of others as well
+    # a unique name, because other packages also have a module `tasks`
     name = f"script_of_the_docs_{script.stem}"
     specification = importlib.util.spec_from_file_location(name, script)
     assert specification is not None
     assert specification.loader is not None
     module = importlib.util.module_from_spec(specification)
-    # dataclasses look their module up
+    # dataclasses look up their module here
     sys.modules[name] = module
     specification.loader.exec_module(module)
     return module
 
 
 def arguments_of(script: Path, words: list[str], monkeypatch: pytest.MonkeyPatch) -> Namespace:
-    """What the script makes of its arguments; it exits where it cannot."""
+    """The parsed arguments of a script. The script exits if they are invalid."""
     monkeypatch.setattr(sys, "argv", [str(script), *words])
-    # as Python does for a script, but last: `tasks` is a module of others as well
+    # Python puts this directory first; here it is last, because other packages also have a module `tasks`
     monkeypatch.setattr(sys, "path", [*sys.path, str(script.parent)])
     arguments: Namespace = module_of(script).parse_arguments()  # type: ignore[attr-defined]
     return arguments
 
 
 def check_launcher(words: list[str]) -> None:
-    """Whether the launcher knows its options."""
+    """Fail if the launcher rejects its options."""
     if words[0] == "torchrun":
         from torch.distributed.run import get_args_parser
 
@@ -107,14 +107,14 @@ def test_command_is_accepted_by_its_script_and_launcher(command: str, monkeypatc
     words = shlex.split(command)
     while re.match(r"[A-Z_]+=", words[0]):
         words.pop(0)
-    at = next((i for i, word in enumerate(words) if word.startswith("scripts/")), None)
-    assert at is not None, f"runs nothing of scripts/; is {words[0]} to be one of OTHERS_COMMANDS?"
+    position = next((i for i, word in enumerate(words) if word.startswith("scripts/")), None)
+    assert position is not None, f"{words[0]} runs no script; if this is right, add it to EXTERNAL_COMMANDS"
     check_launcher(words)
-    script = REPOSITORY / words[at]
+    script = REPOSITORY / words[position]
     if script.suffix != ".py":
         subprocess.run(["bash", "-n", script], check=True)
         return
-    arguments = arguments_of(script, words[at + 1 :], monkeypatch)
+    arguments = arguments_of(script, words[position + 1 :], monkeypatch)
     if getattr(arguments, "config", None) is not None:
         load_config(REPOSITORY / arguments.config, arguments.overrides)
     if getattr(arguments, "deepspeed_config", None) is not None:
@@ -152,9 +152,9 @@ def test_python_block_runs(
     page: str, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared_runs: SharedRuns
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    # blocks of a page build on one another
-    above = [block for name, block in blocks("python") if name == page]
-    source = "\n".join(above[: above.index(code) + 1])
+    # a block uses names of the earlier blocks of its page
+    page_blocks = [block for name, block in blocks("python") if name == page]
+    source = "\n".join(page_blocks[: page_blocks.index(code) + 1])
     write_checkpoint(tmp_path / "runs" / "demo-001" / "checkpoints" / "step_800")
     if "runs/anil" in source:
         shutil.copytree(shared_runs["plain"], tmp_path / "runs" / "anil")
@@ -177,7 +177,7 @@ def test_documented_learner_needs_only_a_file_and_a_name(tmp_path: Path) -> None
         "decoder = build_meta_model(ModelConfig(n_layers=1), meta, 5, 300, 0).decoder;"
         "print(type(make_learner(meta, decoder)).__name__)"
     )
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", check],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(tmp_path)},
@@ -185,13 +185,13 @@ def test_documented_learner_needs_only_a_file_and_a_name(tmp_path: Path) -> None
         text=True,
         check=False,
     )
-    assert done.stdout == "Half\n", done.stderr
+    assert process.stdout == "Half\n", process.stderr
 
 
 def test_json_block_is_valid(tmp_path: Path) -> None:
-    found = blocks("json")
-    assert found
-    for page, block in found:
+    json_blocks = blocks("json")
+    assert json_blocks
+    for page, block in json_blocks:
         try:
             records = [json.loads(block)]
         except json.JSONDecodeError:
@@ -202,12 +202,12 @@ def test_json_block_is_valid(tmp_path: Path) -> None:
 
 
 def prose(page: Path) -> str:
-    """The page without its blocks."""
+    """The text of a page without its code blocks."""
     return _FENCE.sub("", page.read_text())
 
 
 def anchors(page: Path) -> set[str]:
-    """Of the page's headings, as GitHub makes them."""
+    """The anchors that GitHub gives the headings of a page."""
     found: set[str] = set()
     for heading in re.findall(r"^#+ (.*)$", prose(page), flags=re.MULTILINE):
         anchor = re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
@@ -223,20 +223,20 @@ def test_link_targets_exist(page: Path) -> None:
             continue
         target = page.parent / name if name else page
         assert target.exists(), link
-        assert not anchor or anchor in anchors(target), f"{link}: there are {sorted(anchors(target))}"
+        assert not anchor or anchor in anchors(target), f"{link}: the anchors are {sorted(anchors(target))}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_keys_exist_in_the_schema(page: Path) -> None:
-    ours = {*all_keys()}
+    keys = {*all_keys()}
     sections = "|".join(RunConfig.model_fields)
     for span in re.findall(r"`([^`]+)`", prose(page)):
-        # <section>.<key>, maybe with a value; a file model.safetensors is none
-        found = re.match(rf"((?:{sections})(?:\.[a-z_0-9]+)+)(?:=|: |$)", " ".join(span.split()))
-        if found is None or found[1].endswith((".safetensors", ".py", ".yaml", ".json")):
+        # <section>.<key>, with or without a value; `model.safetensors` is not a key
+        match = re.match(rf"((?:{sections})(?:\.[a-z_0-9]+)+)(?:=|: |$)", " ".join(span.split()))
+        if match is None or match[1].endswith((".safetensors", ".py", ".yaml", ".json")):
             continue
-        theirs = page.name == "migrating.md" and (found[1] in KEPT_KEYS or moved(found[1]) is not None)
-        assert found[1] in ours or theirs, f"{span}: no such key"
+        is_legacy = page.name == "migrating.md" and (match[1] in KEPT_KEYS or moved(match[1]) is not None)
+        assert match[1] in keys or is_legacy, f"{span}: no such key"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

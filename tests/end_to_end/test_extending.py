@@ -1,4 +1,4 @@
-"""The diffs of docs/extending.md, applied to a copy of the package."""
+"""Applies the diffs of docs/extending.md to a copy of the package."""
 
 import re
 import shutil
@@ -36,8 +36,8 @@ def extended_copy(folder: Path) -> None:
     )
     assert len(diffs) == 3
     for diff in diffs:
-        done = subprocess.run(["git", "apply", "-"], input=diff, text=True, cwd=folder, capture_output=True)
-        assert done.returncode == 0, f"update the diffs of docs/extending.md: {done.stderr}"
+        process = subprocess.run(["git", "apply", "-"], input=diff, text=True, cwd=folder, capture_output=True)
+        assert process.returncode == 0, f"update the diffs of docs/extending.md: {process.stderr}"
 
 
 def test_diffs_apply_to_the_current_code(tmp_path: Path) -> None:
@@ -47,14 +47,14 @@ def test_diffs_apply_to_the_current_code(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_package_with_all_diffs_trains(tmp_path: Path) -> None:
-    # about 10 CPU seconds: one process trains two steps
+    # costs 10 CPU seconds: one process trains two steps
     extended_copy(tmp_path)
     variables = {"PYTHONPATH": str(tmp_path), "HF_MODULES_CACHE": str(tmp_path / "modules")}
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", TRAIN],
         cwd=tmp_path,
         env={**environment(), **variables, "PICO_DS_CACHE": str(tmp_path / "cache")},
         capture_output=True,
         text=True,
     )
-    assert "trained 2 cosine gelu" in done.stdout, done.stderr
+    assert "trained 2 cosine gelu" in process.stdout, process.stderr

@@ -1,4 +1,4 @@
-"""lm-evaluation-harness on a checkpoint of a run, unmodified and offline, on a task of its own making."""
+"""Runs lm-evaluation-harness, unmodified and offline, on a checkpoint and a small task."""
 
 import json
 from pathlib import Path
@@ -38,26 +38,28 @@ def test_harness_scores_equal_direct_log_likelihoods(tmp_path: Path) -> None:
     data.write_text("\n".join(map(json.dumps, QUESTIONS)))
     (tmp_path / "own_choice.yaml").write_text(TASK.replace("DATA", str(data)))
     model = f"pretrained={checkpoint},trust_remote_code=True,dtype=float32"
-    how = ["--model", "hf", "--model_args", model, "--device", "cpu", "--batch_size", "3"]
-    where = ["--tasks", "own_choice", "--include_path", str(tmp_path), "--output_path", str(tmp_path / "out")]
-    real.python("-m", "lm_eval", *how, *where, "--log_samples", HF_DATASETS_CACHE=str(tmp_path / "cache"))
+    model_options = ["--model", "hf", "--model_args", model, "--device", "cpu", "--batch_size", "3"]
+    task_options = ["--tasks", "own_choice", "--include_path", str(tmp_path), "--output_path", str(tmp_path / "out")]
+    real.python(
+        "-m", "lm_eval", *model_options, *task_options, "--log_samples", HF_DATASETS_CACHE=str(tmp_path / "cache")
+    )
     (results,) = (tmp_path / "out").rglob("results_*.json")
     (samples,) = (tmp_path / "out").rglob("samples_*.jsonl")
-    found = {one["doc"]["context"]: one for one in map(json.loads, samples.read_text().splitlines())}
+    answers = {sample["doc"]["context"]: sample for sample in map(json.loads, samples.read_text().splitlines())}
     correct = 0
     for question in QUESTIONS:
-        wanted = [log_likelihood(checkpoint, question["context"], choice) for choice in question["choices"]]
-        got = [float(answer[0][0]) for answer in found[question["context"]]["resps"]]
-        assert got == pytest.approx(wanted, rel=1e-4)
-        correct += wanted.index(max(wanted)) == question["label"]
+        expected = [log_likelihood(checkpoint, question["context"], choice) for choice in question["choices"]]
+        got = [float(answer[0][0]) for answer in answers[question["context"]]["resps"]]
+        assert got == pytest.approx(expected, rel=1e-4)
+        correct += expected.index(max(expected)) == question["label"]
     assert json.loads(results.read_text())["results"]["own_choice"]["acc,none"] == correct / len(QUESTIONS)
 
 
 def log_likelihood(checkpoint: Path, context: str, choice: str) -> float:
-    """Of a continuation, by the model itself."""
+    """The log-likelihood of `choice` after `context`, computed directly with the model."""
     tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=True)
     model = AutoModelForCausalLM.from_pretrained(checkpoint, trust_remote_code=True)
-    known, whole = (tokenizer(text)["input_ids"] for text in (context, context + choice))
+    prompt, whole = (tokenizer(text)["input_ids"] for text in (context, context + choice))
     with torch.no_grad():
         predicted = model(torch.tensor([whole[:-1]])).logits[0].log_softmax(-1)
-    return float(sum(predicted[place - 1, whole[place]] for place in range(len(known), len(whole))))
+    return float(sum(predicted[position - 1, whole[position]] for position in range(len(prompt), len(whole))))

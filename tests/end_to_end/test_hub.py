@@ -1,4 +1,4 @@
-"""Runs that are pushed to a hub, as a user starts them."""
+"""Runs that push checkpoints to the Hugging Face hub."""
 
 import json
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def shared_hub() -> Iterator[FakeHub]:
-    """One for all tests, which also have one fork server: libraries read the address when they are imported."""
+    """One hub for all tests: libraries read its address when the fork server imports them."""
     with fake_hub() as hub:
         yield hub
 
@@ -35,19 +35,19 @@ def hub(shared_hub: FakeHub) -> FakeHub:
 
 
 def settings(corpus: Path, directory: Path, name: str, *others: str) -> list[str]:
-    where = [f"data.paths=[{corpus}]", f"checkpointing.runs_dir={directory}", f"checkpointing.run_name={name}"]
-    return ["--config", TINY, *where, "checkpointing.hub.repo_id=lab/pico", "training.max_steps=4", *others]
+    paths = [f"data.paths=[{corpus}]", f"checkpointing.runs_dir={directory}", f"checkpointing.run_name={name}"]
+    return ["--config", TINY, *paths, "checkpointing.hub.repo_id=lab/pico", "training.max_steps=4", *others]
 
 
-def at(hub: FakeHub, token: str = TOKEN) -> dict[str, str]:
+def hub_variables(hub: FakeHub, token: str = TOKEN) -> dict[str, str]:
     return {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_TOKEN": token}
 
 
 def test_checkpoints_snapshots_and_results_are_pushed(corpus: Path, tmp_path: Path, hub: FakeHub) -> None:
-    every = ["checkpointing.save_every_n_steps=2", "checkpointing.keep_last_n=1", "checkpointing.keep_weights=false"]
-    watched = ["learning_dynamics.save_every_n_steps=2", "learning_dynamics.n_tasks=1"]
+    saves = ["checkpointing.save_every_n_steps=2", "checkpointing.keep_last_n=1", "checkpointing.keep_weights=false"]
+    snapshots = ["learning_dynamics.save_every_n_steps=2", "learning_dynamics.n_tasks=1"]
     hub.failures = [500]
-    output = warm.torchrun(TRAIN, *settings(corpus, tmp_path, "run", *every, *watched), **at(hub))
+    output = warm.torchrun(TRAIN, *settings(corpus, tmp_path, "run", *saves, *snapshots), **hub_variables(hub))
     assert [message for message, _, _ in hub.commits] == ["step 2", "step 4", "end of the run"]
     assert "pushed end of the run to lab/pico" in output
     files = hub.files
@@ -55,7 +55,7 @@ def test_checkpoints_snapshots_and_results_are_pushed(corpus: Path, tmp_path: Pa
     model = {path.name for path in (tmp_path / "run/checkpoints/step_4").iterdir() if path.is_file()}
     assert {name for name in files if "/" not in name} == model | {"README.md", "training_config.yaml"}
     assert {name.split("/")[0] for name in files if "/" in name} == {"learning_dynamics", "eval_results", "logs"}
-    # the results of the end come after its checkpoint
+    # the last commit contains the final results, and the checkpoint was pushed before
     assert "eval_results/step_4.json" in hub.commits[2][2]
     assert "model.safetensors" not in hub.commits[2][2]
 
@@ -70,8 +70,8 @@ def test_checkpoints_snapshots_and_results_are_pushed(corpus: Path, tmp_path: Pa
     assert tokenizer.mask_token == "[MASK]"
     card = files["README.md"].decode()
     loss = json.loads(files["eval_results/step_4.json"])["validation_loss"]
-    for said in ("library_name: transformers", "4 of 4 outer steps", f"| 4 | {loss:.3f} |", "d_model: 24"):
-        assert said in card
+    for text in ("library_name: transformers", "4 of 4 outer steps", f"| 4 | {loss:.3f} |", "d_model: 24"):
+        assert text in card
     assert not [
         name for name, content in files.items() if str(tmp_path).encode() in content or str(corpus).encode() in content
     ]
@@ -82,14 +82,16 @@ def test_checkpoints_snapshots_and_results_are_pushed(corpus: Path, tmp_path: Pa
 
 def test_failing_hub_does_not_end_a_run(corpus: Path, tmp_path: Path, hub: FakeHub) -> None:
     hub.default_failure = 403
-    output = warm.python(TRAIN, *settings(corpus, tmp_path, "run"), **at(hub))
+    output = warm.python(TRAIN, *settings(corpus, tmp_path, "run"), **hub_variables(hub))
     assert "warning: step 4 was not pushed to the hub, training continues: lab/pico: " in output
     assert (tmp_path / "run/checkpoints/step_4/model.safetensors").exists()
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_invalid_token_fails_before_training(corpus: Path, tmp_path: Path, ranks: int, hub: FakeHub) -> None:
-    output = warm.torchrun(TRAIN, *settings(corpus, tmp_path, "run"), ranks=ranks, check=False, **at(hub, "hf_wrong"))
+    output = warm.torchrun(
+        TRAIN, *settings(corpus, tmp_path, "run"), ranks=ranks, check=False, **hub_variables(hub, "hf_wrong")
+    )
     assert "error: checkpointing.hub.repo_id: lab/pico: " in output
     assert "hf_wrong" not in output
     assert not (tmp_path / "run").exists()

@@ -1,4 +1,4 @@
-"""What a command does not import: an import costs every rank seconds of CPU time before the first step."""
+"""Modules that commands must not import: imports cost every rank seconds of CPU time before the first step."""
 
 from pathlib import Path
 
@@ -8,11 +8,11 @@ from tests.launching import real
 from tests.shared_runs import SharedRuns
 
 SCRIPT = "tests/end_to_end/imports_train.py"
-#: for evaluation, reports and data of other formats
+#: libraries for evaluation, reports and other data formats
 NEVER = {"datasets", "wandb", "sklearn", "scipy.stats", "plotly", "pyarrow", "tensorboard", "lm_eval"}
-#: to write a checkpoint, in the background
-FOR_A_SAVE = {"transformers"}
-#: the compiler, which DeepSpeed imports for an optimizer that no run uses
+#: imported in the background, to write a checkpoint
+FOR_CHECKPOINTS = {"transformers"}
+#: the compiler, which DeepSpeed imports for an optimizer that is not used here
 COMPILER = {"torch._inductor.compile_fx"}
 ANYTHING_SLOW = {"torch", "numpy", "deepspeed", "pydantic", "rich"}
 
@@ -24,7 +24,7 @@ def modules(directory: Path, name: str) -> set[str]:
 def test_help_imports_no_slow_library(tmp_path: Path) -> None:
     assert "usage" in real.python(SCRIPT, "--help", IMPORTS_DIRECTORY=str(tmp_path))
     found = modules(tmp_path, "end.txt")
-    assert not found & (NEVER | FOR_A_SAVE | COMPILER | ANYTHING_SLOW)
+    assert not found & (NEVER | FOR_CHECKPOINTS | COMPILER | ANYTHING_SLOW)
 
 
 def test_dry_run_imports_only_what_it_needs(tmp_path: Path) -> None:
@@ -32,7 +32,7 @@ def test_dry_run_imports_only_what_it_needs(tmp_path: Path) -> None:
     real.python(SCRIPT, *arguments, IMPORTS_DIRECTORY=str(tmp_path))
     found = modules(tmp_path, "end.txt")
     assert "torch" in found
-    assert not found & (NEVER | FOR_A_SAVE | COMPILER)
+    assert not found & (NEVER | FOR_CHECKPOINTS | COMPILER)
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +45,6 @@ def plain(tmp_path_factory: pytest.TempPathFactory, shared_runs: SharedRuns) -> 
 def test_training_imports_libraries_only_when_needed(plain: Path) -> None:
     first_step, end = modules(plain, "first_step.txt"), modules(plain, "end.txt")
     assert "deepspeed" in first_step
-    assert not first_step & (NEVER | FOR_A_SAVE | COMPILER)
+    assert not first_step & (NEVER | FOR_CHECKPOINTS | COMPILER)
     assert "transformers" in end
     assert not end & NEVER

@@ -1,4 +1,4 @@
-"""One rank and two, every ZeRO stage, every launcher: the same tasks, the same losses, the same weights."""
+"""Runs are the same on one and two ranks, under every ZeRO stage, and with every launcher."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -56,13 +56,13 @@ def test_real_launchers_train_like_one_rank(
 
 
 def test_forked_run_equals_a_started_run(arguments: Arguments, runs_dir: Path, one_rank: Path) -> None:
-    """The warm launcher changes nothing: every deterministic metric and every weight, bit for bit."""
+    """The warm launcher does not change deterministic metrics and weights, bit for bit."""
     real.python(*arguments("python"))
     assert_bit_identical(runs_dir / "python", one_rank, STEPS)
 
 
 def test_bf16_stages_agree_and_are_close_to_one_rank(arguments: Arguments, runs_dir: Path) -> None:
-    """Ranks round their gradients to bf16 before the sum; the stages then do the very same arithmetic."""
+    """Ranks round gradients to bf16 before the sum, so one rank differs. All stages compute the same sums."""
     warm.python(*arguments("bf16-one", "training.precision=bf16"))
     for stage in (1, 2, 3):
         settings = ["--deepspeed_config", f"ds_configs/zero{stage}.json", "training.precision=bf16"]

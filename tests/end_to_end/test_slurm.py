@@ -1,4 +1,4 @@
-"""scripts/slurm/train.sbatch, run by a played SLURM: `srun` and `scontrol` on PATH note what they are told."""
+"""scripts/slurm/train.sbatch with a simulated SLURM: `srun` and `scontrol` on PATH record their arguments."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ from tests.launching import BIN, REPOSITORY
 from tests.run_results import TINY, metrics_of
 
 SCRIPT = REPOSITORY / "scripts" / "slurm" / "train.sbatch"
-#: like SLURM's, it becomes what it starts, and so passes signals on
+#: replaces itself by the command, so that signals reach the command, as with SLURM's srun
 SRUN = """#!/usr/bin/env bash
 echo "srun $*" >> "$NOTES"
 while [[ "$1" == --* ]]; do shift; done
@@ -27,7 +27,7 @@ echo "scontrol $*" >> "$NOTES"
 if [[ "$1" == show ]]; then printf '127.0.0.1\\nnode02\\n'; fi
 if [[ "$1" == requeue ]]; then exit "${REQUEUE_CODE:-0}"; fi
 """
-#: in place of torchrun: ends with $CODE, at once or when it is signalled
+#: replaces torchrun: exits with $CODE at once or, if $LONG is set, with 1 after a signal
 TORCHRUN = """#!/usr/bin/env bash
 echo "torchrun $*" >> "$NOTES"
 env | grep ^TORCH_ >> "$NOTES"
@@ -39,17 +39,17 @@ exit "${CODE:-0}"
 
 
 class Slurm:
-    """A job, and what was noted of it."""
+    """A simulated SLURM job, and the recorded calls."""
 
-    def __init__(self, place: Path) -> None:
-        self.place, self.notes = place, place / "notes"
-        self.bin = place / "bin"
+    def __init__(self, directory: Path) -> None:
+        self.directory, self.notes = directory, directory / "notes"
+        self.bin = directory / "bin"
         self.bin.mkdir()
-        self.put("srun", SRUN)
-        self.put("scontrol", SCONTROL)
+        self.add_command("srun", SRUN)
+        self.add_command("scontrol", SCONTROL)
         self.job: subprocess.Popen[str] | None = None
 
-    def put(self, name: str, text: str) -> None:
+    def add_command(self, name: str, text: str) -> None:
         path = self.bin / name
         path.write_text(text)
         path.chmod(path.stat().st_mode | stat.S_IXUSR)
@@ -67,7 +67,7 @@ class Slurm:
             "SLURM_GPUS_ON_NODE": "8",
             **variables,
         }
-        out = (self.place / "slurm.out").open("a")
+        out = (self.directory / "slurm.out").open("a")
         self.job = subprocess.Popen(
             [str(SCRIPT), *arguments],
             cwd=REPOSITORY,
@@ -90,7 +90,7 @@ class Slurm:
 
     @property
     def output(self) -> str:
-        return (self.place / "slurm.out").read_text()
+        return (self.directory / "slurm.out").read_text()
 
     @property
     def requeued(self) -> bool:
@@ -99,15 +99,16 @@ class Slurm:
 
 @pytest.fixture
 def slurm(tmp_path: Path) -> Iterator[Slurm]:
-    played = Slurm(tmp_path)
-    yield played
-    if played.job is not None and played.job.poll() is None:
-        os.killpg(played.job.pid, signal.SIGKILL)
+    simulated = Slurm(tmp_path)
+    yield simulated
+    if simulated.job is not None and simulated.job.poll() is None:
+        os.killpg(simulated.job.pid, signal.SIGKILL)
 
 
 @pytest.fixture
 def stub(slurm: Slurm) -> Slurm:
-    slurm.put("torchrun", TORCHRUN)
+    """A job without a real torchrun."""
+    slurm.add_command("torchrun", TORCHRUN)
     return slurm
 
 
@@ -177,12 +178,12 @@ def test_start_outside_of_slurm_is_an_error(stub: Slurm) -> None:
 
 
 def test_job_near_its_time_limit_saves_requeues_and_resumes(slurm: Slurm) -> None:
-    """With torchrun, and two ranks that train."""
-    corpus = write_text_corpus(slurm.place / "corpus.jsonl")
-    # no run_name: the job that is queued again finds its own run
-    where = ["--config", TINY, f"data.paths=[{corpus}]", f"checkpointing.runs_dir={slurm.place}/runs"]
-    settings = [*where, "training.lr_schedule=constant", "checkpointing.save_every_n_steps=50000"]
-    metrics = slurm.place / "runs" / "tiny-001" / "logs" / "metrics.jsonl"
+    """torchrun is real here, and two ranks train."""
+    corpus = write_text_corpus(slurm.directory / "corpus.jsonl")
+    # without run_name, because the requeued job must find its run
+    paths = ["--config", TINY, f"data.paths=[{corpus}]", f"checkpointing.runs_dir={slurm.directory}/runs"]
+    settings = [*paths, "training.lr_schedule=constant", "checkpointing.save_every_n_steps=50000"]
+    metrics = slurm.directory / "runs" / "tiny-001" / "logs" / "metrics.jsonl"
     variables = {"SLURM_NNODES": "1", "SLURM_GPUS_ON_NODE": "2"}
     job = slurm.start(*settings, "training.max_steps=150", **variables)
     slurm.wait_for(metrics, '"step": 5,')
@@ -190,11 +191,11 @@ def test_job_near_its_time_limit_saves_requeues_and_resumes(slurm: Slurm) -> Non
     assert job.wait(timeout=60) == 0, slurm.output
     assert slurm.requeued
     assert "SIGUSR1: stopping after step" in slurm.output
-    saved = metrics_of(slurm.place / "runs" / "tiny-001")[-1]["step"]
+    saved = metrics_of(slurm.directory / "runs" / "tiny-001")[-1]["step"]
     assert saved < 150
     assert slurm.run(*settings, "training.max_steps=150", SLURM_RESTART_COUNT="1", **variables) == 0, slurm.output
-    assert f"resuming from {slurm.place}/runs/tiny-001/checkpoints/step_{saved}" in slurm.output
-    steps = [line["step"] for line in metrics_of(slurm.place / "runs" / "tiny-001") if "lr" in line]
+    assert f"resuming from {slurm.directory}/runs/tiny-001/checkpoints/step_{saved}" in slurm.output
+    steps = [line["step"] for line in metrics_of(slurm.directory / "runs" / "tiny-001") if "lr" in line]
     assert steps == list(range(1, 151))
 
 

@@ -1,4 +1,4 @@
-"""scripts/train.py as a user meets it: what it leaves, what it refuses, what it survives."""
+"""scripts/train.py: files of a run, errors, and failures that must not end a run."""
 
 import json
 import signal
@@ -26,8 +26,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def train(corpus: Path) -> Callable[..., str]:
     def command(*others: str, **options: object) -> str:
-        where = [f"data.paths=[{corpus}]", f"checkpointing.runs_dir={corpus.parent}"]
-        return warm.python("scripts/train.py", "--config", TINY, *where, *others, **options)
+        paths = [f"data.paths=[{corpus}]", f"checkpointing.runs_dir={corpus.parent}"]
+        return warm.python("scripts/train.py", "--config", TINY, *paths, *others, **options)
 
     return command
 
@@ -89,12 +89,12 @@ def test_layer_norms_and_displacements_are_logged(finished: tuple[Path, str]) ->
         assert all(d > 0 for d in displacements) if "meta/query_loss_after" in line else not any(displacements)
     weights = load_file(finished[0] / "checkpoints/step_4/model.safetensors")
     name = "layers.1.swiglu.w_2"
-    # the record of a step is of the weights it started from
+    # the norms of a step are those of the weights before the step
     assert lines[4][f"layers/weight_norm/{name}"] == pytest.approx(weights[f"{name}.weight"].norm().item(), rel=1e-5)
 
 
 def test_weights_load_in_transformers_without_pico_ds(finished: tuple[Path, str]) -> None:
-    """In a process that cannot import pico_ds, from another directory."""
+    """In a process that cannot import pico_ds, started in another directory."""
     checkpoint = finished[0] / "checkpoints/step_6"
     code = f"""
         import sys
@@ -107,7 +107,7 @@ def test_weights_load_in_transformers_without_pico_ds(finished: tuple[Path, str]
         inputs.pop("token_type_ids", None)
         print(tokenizer.decode(model.generate(**inputs, max_new_tokens=5, do_sample=False)[0]))
     """
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)],
         cwd=checkpoint.parent,
         env={**environment(), "PYTHONPATH": ""},
@@ -115,8 +115,8 @@ def test_weights_load_in_transformers_without_pico_ds(finished: tuple[Path, str]
         text=True,
         timeout=120,
     )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "The cat sees the" in done.stdout
+    assert process.returncode == 0, process.stderr[-3000:]
+    assert "The cat sees the" in process.stdout
 
 
 def test_run_is_never_overwritten(finished: tuple[Path, str], train: Callable[..., str]) -> None:
@@ -199,7 +199,7 @@ def test_dot_env_is_read_and_never_logged(train: Callable[..., str], corpus: Pat
         directory=tmp_path,
         PICO_DS_CACHE=None,
     )
-    assert list((tmp_path / "cache").glob("corpus-*")), "PICO_DS_CACHE of .env was not used"
+    assert list((tmp_path / "cache").glob("corpus-*")), "PICO_DS_CACHE of .env is not used"
     assert secret not in output
     for file in (tmp_path / "runs").rglob("*"):
         if file.is_file():
@@ -253,15 +253,15 @@ def test_dry_run_uses_the_vocabulary_of_the_corpus(train: Callable[..., str], co
 
 def test_failed_start_leaves_no_run_directory(train: Callable[..., str], corpus: Path) -> None:
     runs = corpus.parent / "failed-starts"
-    for named in ([], ["checkpointing.run_name=new"]):
-        output = train(f"checkpointing.runs_dir={runs}", "checkpointing.resume=5", *named, check=False)
+    for names in ([], ["checkpointing.run_name=new"]):
+        output = train(f"checkpointing.runs_dir={runs}", "checkpointing.resume=5", *names, check=False)
         assert "is not a complete checkpoint" in output
         assert list(runs.iterdir()) == []
 
 
 def test_ctrl_c_saves_the_run(corpus: Path) -> None:
-    where = [f"data.paths=[{corpus}]", f"checkpointing.runs_dir={corpus.parent}", "checkpointing.run_name=interrupted"]
-    process = warm.start("scripts/train.py", "--config", TINY, *where, "training.max_steps=100000")
+    paths = [f"data.paths=[{corpus}]", f"checkpointing.runs_dir={corpus.parent}", "checkpointing.run_name=interrupted"]
+    process = warm.start("scripts/train.py", "--config", TINY, *paths, "training.max_steps=100000")
     assert process.stdout is not None
     for line in process.stdout:
         if "step 5/" in line:
@@ -277,22 +277,22 @@ def test_ctrl_c_saves_the_run(corpus: Path) -> None:
 
 
 def test_batched_tasks_train_the_same_run(train: Callable[..., str], corpus: Path, finished: tuple[Path, str]) -> None:
-    """Every metric, those by layer included, to rounding."""
+    """All metrics, including those by layer, are equal up to rounding."""
     settings = ["learning_dynamics.log_every_n_steps=1", "evaluation.n_tasks=0", "evaluation.n_rows=0"]
-    train("checkpointing.run_name=together", "meta.tasks_per_batch=3", *settings)
+    train("checkpointing.run_name=batched", "meta.tasks_per_batch=3", *settings)
     got, wanted = (
         [line for line in deterministic_metrics_of(path) if "lr" in line]
-        for path in (corpus.parent / "together", finished[0])
+        for path in (corpus.parent / "batched", finished[0])
     )
     assert any("meta/query_loss" in line for line in got)
-    for mine, theirs in zip(got, wanted, strict=True):
-        assert mine.keys() == theirs.keys()
-        for name, value in theirs.items():
-            assert mine[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
+    for got_line, wanted_line in zip(got, wanted, strict=True):
+        assert got_line.keys() == wanted_line.keys()
+        for name, value in wanted_line.items():
+            assert got_line[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
 
 
 def test_compiled_bf16_run_writes_a_profile(train: Callable[..., str], corpus: Path) -> None:
-    """The path that a GPU takes by default."""
+    """These settings are the defaults on a GPU."""
     output = train(
         "checkpointing.run_name=compiled",
         "model.n_layers=1",

@@ -1,7 +1,7 @@
-"""How tests start commands of the project.
+"""Start commands of the project in tests.
 
-`warm` forks them from a process that has everything imported; `real` starts them as a user does. Tests take `warm`
-unless the launcher itself, or the start of a process, is what they test.
+`warm` forks commands from a process that has already imported everything; `real` starts new processes, as a user does.
+Tests use `warm` unless they test a launcher or the start of a process.
 """
 
 from tests.launching.client import REPOSITORY

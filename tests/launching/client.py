@@ -1,4 +1,4 @@
-"""Commands that a fork server of this process runs; used as `subprocess.Popen` is."""
+"""Runs commands through a fork server, with the interface of `subprocess.Popen`."""
 
 import atexit
 import contextlib
@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import IO
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-#: a new server imports everything [s]
+#: time for a new server to import everything [s]
 _START_SECONDS = 120.0
-#: variables that Python and libraries read once, as they start: commands with other values get another server
+#: prefixes of variables that are read once, at the start or import; commands with other values get another server
 _READ_AT_START = ("HF_", "HUGGINGFACE_", "TRANSFORMERS_", "DS_ACCELERATOR", "OMP_NUM_THREADS", "PYTHON")
-#: that imports start no thread (of pyarrow's jemalloc) and do not initialise CUDA; and as scripts/train.py sets itself
+#: prevents that imports start a thread (pyarrow's jemalloc) or initialise CUDA; the last is also set by the scripts
 _SERVER_ONLY = {
     "JE_ARROW_MALLOC_CONF": "background_thread:false",
     "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
@@ -33,7 +33,7 @@ _SERVER_ONLY = {
 
 @dataclass(frozen=True)
 class Program:
-    """What one process runs.
+    """The program of one process.
 
     Attributes:
         arguments: a script and its arguments, or "-m", a module and its arguments.
@@ -45,15 +45,15 @@ class Program:
 
 
 class ForkedProcess:
-    """A command that a fork server runs: the part of the interface of `subprocess.Popen[str]` that tests use."""
+    """A command that a fork server runs. Has the part of the interface of `subprocess.Popen[str]` that tests use."""
 
     def __init__(self, programs: Sequence[Program], log: Path | None = None) -> None:
-        """Start one program in a process, or several as ranks below a process that plays the launcher.
+        """Start one program in a process, or several as ranks below a process that acts as the launcher.
 
         Args:
-            log: a file that the output is added to; by default it can be read from `stdout`.
+            log: file to which the output is appended. By default, `stdout` provides the output.
         """
-        replies, replying = os.pipe()
+        replies, reply_end = os.pipe()
         if log is None:
             reading, output = os.pipe()
             self.stdout: IO[str] = os.fdopen(reading, encoding="utf-8", errors="replace")
@@ -61,9 +61,9 @@ class ForkedProcess:
             output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         with Path(os.devnull).open("rb") as stdin:
             server = _server_for(programs[0].environment)
-            server.start(programs, (stdin.fileno(), output, replying))
+            server.start(programs, (stdin.fileno(), output, reply_end))
         os.close(output)
-        os.close(replying)
+        os.close(reply_end)
         self._replies = replies
         self._replied = b""
         self.returncode: int | None = None
@@ -75,7 +75,7 @@ class ForkedProcess:
             os.kill(self.pid, number)
 
     def kill(self) -> None:
-        """Kill the process and all that it started."""
+        """Kill the process and all processes that it started."""
         if self.poll() is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)
@@ -92,43 +92,43 @@ class ForkedProcess:
         return self.returncode
 
     def communicate(self, timeout: float | None = None) -> tuple[str, None]:
-        """Read what is left of the output, and wait for the end.
+        """Read the remaining output, and wait for the end.
 
         Raises:
-            subprocess.TimeoutExpired: the process, or one that holds its output, still runs.
+            subprocess.TimeoutExpired: the process, or another process with the same output, still runs.
         """
-        found: list[str] = []
-        reader = threading.Thread(target=lambda: found.append(self.stdout.read()), daemon=True)
+        output: list[str] = []
+        reader = threading.Thread(target=lambda: output.append(self.stdout.read()), daemon=True)
         reader.start()
         reader.join(timeout)
         if reader.is_alive():
             raise subprocess.TimeoutExpired(self.args, timeout or 0.0)
         self.stdout.close()
         self.wait(timeout)
-        return found[0], None
+        return output[0], None
 
     def _read_line(self, timeout: float | None) -> bytes:
         deadline = None if timeout is None else time.monotonic() + timeout
         while b"\n" not in self._replied:
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            if not select.select([self._replies], [], [], left)[0]:
+            remaining = None if deadline is None else max(0.0, deadline - time.monotonic())
+            if not select.select([self._replies], [], [], remaining)[0]:
                 raise subprocess.TimeoutExpired(self.args, timeout or 0.0)
             chunk = os.read(self._replies, 64)
             if not chunk:
-                raise RuntimeError(f"the fork server has died, and with it {self.args}")
+                raise RuntimeError(f"the fork server died while it ran {self.args}")
             self._replied += chunk
         line, _, self._replied = self._replied.partition(b"\n")
         return line
 
 
 class _Server:
-    """A fork server, and the socket to it; it ends with this process."""
+    """A fork server and its socket. The server ends with this process."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._control = ours
+        own_end, server_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._control = own_end
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115
-        command = [sys.executable, "-m", "tests.launching.fork_server", str(theirs.fileno())]
+        command = [sys.executable, "-m", "tests.launching.fork_server", str(server_end.fileno())]
         self._process = subprocess.Popen(
             command,
             cwd=REPOSITORY,
@@ -136,13 +136,13 @@ class _Server:
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=self._log,
-            pass_fds=[theirs.fileno()],
+            pass_fds=[server_end.fileno()],
             start_new_session=True,
         )
-        theirs.close()
+        server_end.close()
         atexit.register(self.stop)
-        ours.settimeout(_START_SECONDS)
-        if ours.recv(16) != b"ready":
+        own_end.settimeout(_START_SECONDS)
+        if own_end.recv(16) != b"ready":
             self._process.wait()
             self._log.seek(0)
             raise RuntimeError(f"the fork server could not start:\n{self._log.read()[-4000:]}")

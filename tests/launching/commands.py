@@ -1,4 +1,4 @@
-"""The commands of a user, by a warm launcher or a real one."""
+"""Launchers for commands, and single-machine ranks and nodes."""
 
 import json
 import os
@@ -16,12 +16,12 @@ from typing import Any
 from tests.launching.client import REPOSITORY, ForkedProcess, Program
 
 BIN = Path(sys.executable).parent
-#: a process that a test holds: started, or forked
+#: a started or forked process
 Process = subprocess.Popen[str] | ForkedProcess
 
 
 def free_port() -> int:
-    """A port below 16000: launches on ports of the ephemeral range now and then die without a message."""
+    """A free port below 16000, because launches on ports of the ephemeral range sometimes die without a message."""
     for _ in range(100):
         port = random.randint(10_000, 16_000)
         with socket.socket() as probe:
@@ -31,12 +31,12 @@ def free_port() -> int:
 
 
 def environment(**others: str | None) -> dict[str, str]:
-    """The environment of a command on one thread; a variable that is None is left out."""
+    """The environment of a command with one thread. Variables whose value is None are removed."""
     kept = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     path = f"{BIN}{os.pathsep}{kept.get('PATH', '')}"
     modules = os.pathsep.join(filter(None, (str(REPOSITORY), kept.get("PYTHONPATH"))))
-    found = {**kept, "PATH": path, "OMP_NUM_THREADS": "1", "PYTHONPATH": modules, **others}
-    return {name: value for name, value in found.items() if value is not None}
+    variables = {**kept, "PATH": path, "OMP_NUM_THREADS": "1", "PYTHONPATH": modules, **others}
+    return {name: value for name, value in variables.items() if value is not None}
 
 
 def rank_variables(rank: int, world_size: int, port: int) -> dict[str, str]:
@@ -52,20 +52,20 @@ def rank_variables(rank: int, world_size: int, port: int) -> dict[str, str]:
 
 
 class Launcher(ABC):
-    """Starts a script, or a module as `-m` and its name, from the repository's root.
+    """Starts a script, or `-m` and a module, in the root of the repository.
 
-    Keyword arguments in capitals are variables of the environment.
+    Keyword arguments in capitals are environment variables.
     """
 
     @abstractmethod
     def start(
         self, *arguments: str, directory: Path = REPOSITORY, log: Path | None = None, **variables: str | None
     ) -> Process:
-        """Start `python *arguments`; the caller reads the output, which otherwise goes to `log`, and waits."""
+        """Start `python *arguments`. The caller reads the output, unless it is written to `log`, and waits for the end."""
 
     @abstractmethod
     def start_ranks(self, ranks: int, *arguments: str, **variables: str | None) -> Process:
-        """Start ranks of `python *arguments` below a launcher, which ends all of them when one fails."""
+        """Start ranks of `python *arguments` below a launcher, which ends all ranks if one fails."""
 
     def python(
         self,
@@ -75,18 +75,18 @@ class Launcher(ABC):
         directory: Path = REPOSITORY,
         **variables: str | None,
     ) -> str:
-        """Run `python *arguments`; returns the output."""
+        """Run `python *arguments` and return the output."""
         return output_of(self.start(*arguments, directory=directory, **variables), check, timeout_seconds)
 
     def torchrun(
         self, *arguments: str, ranks: int = 2, check: bool = True, timeout_seconds: float = 200, **variables: str | None
     ) -> str:
-        """Run ranks of `python *arguments`; returns the output of all."""
+        """Run ranks of `python *arguments` and return the output of all ranks."""
         return output_of(self.start_ranks(ranks, *arguments, **variables), check, timeout_seconds)
 
 
 class Warm(Launcher):
-    """Forks commands from a process that has everything imported: about 1 s of CPU time for a short run."""
+    """Forks commands from a process that has already imported everything. A short run takes about 1 s of CPU time."""
 
     def start(
         self, *arguments: str, directory: Path = REPOSITORY, log: Path | None = None, **variables: str | None
@@ -101,7 +101,7 @@ class Warm(Launcher):
 
 
 class Real(Launcher):
-    """Starts commands as a user does: about 5 s of CPU time for every process."""
+    """Starts commands as a user does. Every process needs about 5 s of CPU time for imports."""
 
     def start(
         self, *arguments: str, directory: Path = REPOSITORY, log: Path | None = None, **variables: str | None
@@ -111,9 +111,9 @@ class Real(Launcher):
     def start_ranks(
         self, ranks: int, *arguments: str, options: Sequence[str] = (), **variables: str | None
     ) -> subprocess.Popen[str]:
-        """Start ranks by torchrun, with further options of torchrun's own."""
-        given = ("--nproc_per_node", str(ranks), "--master_port", str(free_port()), *options)
-        return self.start_command("torchrun", *given, *arguments, **variables)
+        """Start ranks by torchrun, with more options for torchrun."""
+        all_options = ("--nproc_per_node", str(ranks), "--master_port", str(free_port()), *options)
+        return self.start_command("torchrun", *all_options, *arguments, **variables)
 
     def start_command(
         self, *command: str, directory: Path = REPOSITORY, log: Path | None = None, **variables: str | None
@@ -127,16 +127,16 @@ class Real(Launcher):
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 text=True,
-                # ranks share the pipe: their writes may cut each other's characters in two
+                # ranks share the pipe, and concurrent writes may split a character
                 errors="replace",
             )
 
     def run(self, *command: str, check: bool = True, timeout_seconds: float = 200, **variables: str | None) -> str:
-        """Run any command; returns the output."""
+        """Run any command and return the output."""
         return output_of(self.start_command(*command, **variables), check, timeout_seconds)
 
     def deepspeed(self, *arguments: str, ranks: int = 2, **options: Any) -> str:
-        """Run ranks of `python *arguments` by the deepspeed launcher; returns the output of all."""
+        """Run ranks of `python *arguments` by the deepspeed launcher and return the output of all ranks."""
         return self.run(
             "deepspeed", "--num_accelerators", str(ranks), "--master_port", str(free_port()), *arguments, **options
         )
@@ -146,23 +146,23 @@ warm, real = Warm(), Real()
 
 
 def output_of(process: Process, check: bool, timeout_seconds: float) -> str:
-    """Wait for a process, which must succeed if `check`, and fail if not."""
+    """Wait for a process and return its output. The process must succeed if `check` is true, and fail otherwise."""
     try:
         output = process.communicate(timeout=timeout_seconds)[0]
     finally:
         process.kill()
-    said = f"{process.args} exited with {process.returncode}:\n{output[-5000:]}"
-    assert (process.returncode == 0) == check, said if check else f"should have failed: {said}"
+    report = f"{process.args} exited with {process.returncode}:\n{output[-5000:]}"
+    assert (process.returncode == 0) == check, report if check else f"should have failed: {report}"
     return output
 
 
 def run_ranks(
     function: Callable[..., Any], world_size: int, *arguments: Any, timeout_seconds: float = 240
 ) -> list[Any]:
-    """Call `function(process, *arguments)` on gloo ranks of this machine; returns what each rank returned, by rank.
+    """Call `function(process, *arguments)` on gloo ranks of this machine. Returns the results by rank.
 
     Args:
-        function: of a module that can be imported; arguments and results are passed as JSON.
+        function: function of an importable module. Arguments and results are passed as JSON.
     """
     port = free_port()
     with tempfile.TemporaryDirectory() as directory:
@@ -178,7 +178,7 @@ def run_ranks(
 def two_agents(
     arguments: list[str], *options: str, timeout_seconds: float = 200, variables: Mapping[str, str] | None = None
 ) -> str:
-    """Run `torchrun` as two nodes of one rank each, over loopback; returns what both printed."""
+    """Run `torchrun` as two nodes of one rank each over loopback. Returns the output of both."""
     rendezvous = ["--nnodes", "2", "--nproc_per_node", "1", "--rdzv_backend", "c10d", "--rdzv_id", "agents", *options]
     rendezvous += ["--rdzv_endpoint", f"127.0.0.1:{free_port()}", "--local_addr", "127.0.0.1"]
     agents = [

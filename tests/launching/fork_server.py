@@ -1,11 +1,11 @@
-"""A process that has everything imported, and forks a child for every command that it is asked to run.
+"""A process that imports everything once and forks a child for every command.
 
-Importing torch and DeepSpeed takes seconds of CPU time; a fork takes milliseconds. `client.py` starts one server per
-pytest worker and is the only user of this module.
+Importing torch and DeepSpeed takes seconds of CPU time; a fork takes milliseconds. Only `client.py` uses this module.
+It starts one server per pytest worker.
 
 The client sends one message for every command over a socket: JSON with `programs`, and three file descriptors: for
-the command's stdin, for its stdout and stderr, and for the replies. The replies are two lines: the process id, and the
-exit code. The server ends, and kills every command that still runs, when the client closes the socket.
+stdin, for stdout and stderr, and for the replies. The replies are two lines: the process id, and the exit code. When
+the client closes the socket, the server kills all running commands and ends.
 """
 
 import atexit
@@ -24,18 +24,18 @@ import time
 from pathlib import Path
 from typing import Any
 
-#: everything that a script of the project imports, sooner or later
+#: all modules that scripts of the project import at any time
 _MODULES = (
     *("torch", "torch._dynamo", "transformers", "datasets", "wandb", "plotly.graph_objects", "sklearn.linear_model"),
     *("seqeval.metrics", "deepspeed", "deepspeed.runtime.zero.muon.muon_optimizer"),
 )
-#: a rank that is told to end because another one failed is killed after this time [s]
+#: after another rank failed and SIGTERM was sent, a rank is killed after this time [s]
 _END_SECONDS = 30.0
 _MESSAGE_BYTES = 2**17
 
 
 def preload() -> None:
-    """Import everything, and leave the process as a fork needs it: one thread, no CUDA context."""
+    """Import everything. Raise if a thread or a CUDA context was created, because a fork would break them."""
     os.environ.setdefault("MPLBACKEND", "agg")
     for name in _MODULES:
         importlib.import_module(name)
@@ -54,13 +54,13 @@ def preload() -> None:
     if (threads := sum(1 for _ in Path("/proc/self/task").iterdir())) > 1:
         names = [thread.name for thread in threading.enumerate()]
         raise RuntimeError(f"an import started threads ({threads - 1}, of Python: {names}): a fork would lose them")
-    # the collector does not look at these objects again: their pages stay shared with the children
+    # exclude these objects from garbage collection, so that their pages stay shared with the children
     gc.collect()
     gc.freeze()
 
 
 def _run_first_uses() -> None:
-    """Do once what imports modules only when it is first used."""
+    """Run code that imports further modules at its first call."""
     from pico_ds.config import MetaConfig, ModelConfig
     from pico_ds.meta.meta_model_builder import build_model_skeleton
 
@@ -71,7 +71,7 @@ def _run_first_uses() -> None:
 
 def serve(control: socket.socket) -> None:
     """Fork a child for every request until the client closes the socket."""
-    children: dict[int, tuple[int, int]] = {}  # by file descriptor of the process: its id, and where replies go
+    children: dict[int, tuple[int, int]] = {}  # process file descriptor -> process id, reply file descriptor
     with selectors.DefaultSelector() as selector:
         selector.register(control, selectors.EVENT_READ)
         while True:
@@ -85,7 +85,7 @@ def serve(control: socket.socket) -> None:
                     stdin, output, replies = descriptors
                     pid = os.fork()
                     if pid == 0:
-                        for descriptor in (*children, *(its for _, its in children.values()), replies):
+                        for descriptor in (*children, *(other for _, other in children.values()), replies):
                             os.close(descriptor)
                         control.close()
                         os.setpgid(0, 0)
@@ -93,7 +93,7 @@ def serve(control: socket.socket) -> None:
                         raise SystemExit(_launch(json.loads(message)["programs"]))
                     for descriptor in (stdin, output):
                         os.close(descriptor)
-                    # also here: the client may kill the group before the child has made it
+                    # the child also does this, but the client may kill the group before the child runs
                     with contextlib.suppress(ProcessLookupError):
                         os.setpgid(pid, pid)
                     process = os.pidfd_open(pid)
@@ -104,18 +104,18 @@ def serve(control: socket.socket) -> None:
                     process = int(key.fd)
                     selector.unregister(process)
                     pid, replies = children.pop(process)
-                    # ranks that outlive their launcher
+                    # kill ranks that outlive their launcher
                     _kill_group(pid)
                     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
                     os.close(process)
-                    # nobody reads it if the client has given up
+                    # the client may have stopped reading after a timeout
                     with contextlib.suppress(BrokenPipeError):
                         os.write(replies, f"{code}\n".encode())
                     os.close(replies)
 
 
 def _launch(programs: list[dict[str, Any]]) -> int:
-    """Run one program in this process, or several as ranks below it, as a launcher would; returns the exit code."""
+    """Run one program in this process, or several as child processes, as a launcher would. Returns the exit code."""
     if len(programs) == 1:
         return _run(programs[0])
     ranks = []
@@ -142,14 +142,14 @@ def _launch(programs: list[dict[str, Any]]) -> int:
 
 
 def _run(program: dict[str, Any]) -> int:
-    """Run a script or a module as `python` would; returns the exit code."""
+    """Run a script or a module as `python` would. Returns the exit code."""
     environment, directory, arguments = program["environment"], program["directory"], program["arguments"]
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(directory)
     import numpy as np
 
-    # forked processes would otherwise draw the same numbers
+    # otherwise all forked processes would use the same random numbers
     np.random.seed()  # noqa: NPY002
     try:
         if arguments[0] == "-m":
@@ -166,7 +166,7 @@ def _run(program: dict[str, Any]) -> int:
     except BaseException as error:  # noqa: BLE001
         sys.excepthook(type(error), error, error.__traceback__)
         if isinstance(error, KeyboardInterrupt):
-            # as Python ends of it
+            # Python ends in the same way after Ctrl-C
             atexit._run_exitfuncs()
             sys.stdout.flush()
             signal.signal(signal.SIGINT, signal.SIG_DFL)
