@@ -1,7 +1,7 @@
 """Runs scripts/train.py with simulated faults.
 
-$FAULT is "<kind> <rank> <outer step>", or several of these separated by commas. Each fault happens once, even if the job
-restarts: files in $FAULT_MARKS record it. Kinds: die (SIGKILL), hang, hang_locked (in native code that holds the
+$FAULT is "<kind> <rank> <outer step>", or several of these separated by commas. Files in $FAULT_MARKS record each fault,
+so that it happens only once if the job restarts. Kinds: die (SIGKILL), hang, hang_locked (in native code that holds the
 interpreter lock) and raise.
 """
 

@@ -61,7 +61,7 @@ class Launcher(ABC):
     def start(
         self, *arguments: str, directory: Path = REPOSITORY, log: Path | None = None, **variables: str | None
     ) -> Process:
-        """Start `python *arguments`. The caller reads the output, unless it is written to `log`, and waits for the end."""
+        """Start `python *arguments`. The caller waits for the end, and reads the output unless it goes to `log`."""
 
     @abstractmethod
     def start_ranks(self, ranks: int, *arguments: str, **variables: str | None) -> Process:

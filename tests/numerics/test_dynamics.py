@@ -21,7 +21,7 @@ from pico_ds.tasks.episode import Episode
 from tests.reference import SHAPE, random_episode, relative_error
 
 SUFFIXES = ["attention.v_proj", "attention.o_proj", "swiglu.w_2", "swiglu_norm", "embedding_proj"]
-ALONE = Process(0, 1, 0, torch.device("cpu"))
+SINGLE_RANK = Process(0, 1, 0, torch.device("cpu"))
 
 
 def make(meta: MetaConfig) -> tuple[MetaModel, FunctionalModel, dict[str, torch.Tensor]]:
@@ -43,7 +43,7 @@ def test_activations_and_gradients_equal_plain_pytorch(sequence_idx: int, micro_
     rows = torch.randint(0, 61, (5, 9), generator=torch.Generator().manual_seed(3))
     layers = recorded_layers(theta, SUFFIXES)
     before = {name: weight.clone() for name, weight in theta.items()}
-    got = observe(network, theta, rows, layers, sequence_idx, micro_batch_size, ALONE)
+    got = observe(network, theta, rows, layers, sequence_idx, micro_batch_size, SINGLE_RANK)
 
     outputs: dict[str, torch.Tensor] = {}
     decoder = module.decoder
@@ -92,7 +92,7 @@ def test_adaptation_equals_a_plain_loop(learner: str) -> None:
     _, network, theta = make(meta)
     layers, steps = recorded_layers(theta, ["attention.o_proj"]), 2
     rule = make_learner(meta, network.skeleton.decoder)
-    probe = AdaptationProbe(network, rule, Tasks(), 3, steps, layers, ALONE)
+    probe = AdaptationProbe(network, rule, Tasks(), 3, steps, layers, SINGLE_RANK)
     got = probe.observe(theta)
 
     for index in range(3):
@@ -167,13 +167,13 @@ def test_snapshot_holds_one_gradient_per_layer_on_the_device() -> None:
     beats: list[None] = []
     rows = torch.randint(0, 61, (5, 9), generator=torch.Generator().manual_seed(3))
     with live:
-        observe(network, theta, rows, layers, -1, 2, ALONE, lambda: beats.append(None))
+        observe(network, theta, rows, layers, -1, 2, SINGLE_RANK, lambda: beats.append(None))
     assert live.most == 1
     # a snapshot may take longer than training.hang_timeout_seconds
     assert len(beats) == 3
     # leave out the inner loop, whose gradients have the same shapes
     tasks, rule = Tasks(), make_learner(meta, network.skeleton.decoder)
-    probe = AdaptationProbe(network, rule, tasks, 3, 0, layers, ALONE, lambda: beats.append(None))
+    probe = AdaptationProbe(network, rule, tasks, 3, 0, layers, SINGLE_RANK, lambda: beats.append(None))
     with live:
         probe.observe(theta)
     assert live.most == 1
