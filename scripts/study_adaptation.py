@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 """Measure the gain of inner adaptation. Its settings are chosen on separate tasks.
 
-    python scripts/study_adaptation.py judge runs/study-tokens-fomaml-[012] runs/study-tokens-ar-[012] --shapes 5x5 5x16
+    python scripts/study_adaptation.py evaluate runs/study-tokens-fomaml-[012] runs/study-tokens-ar-[012] --shapes 5x5
     python scripts/study_adaptation.py sentences addresses.jsonl
-    python scripts/study_adaptation.py judge runs/study-tokens-fomaml-[012] --data addresses.jsonl --readout mean
+    python scripts/study_adaptation.py evaluate runs/study-tokens-fomaml-[012] --data addresses.jsonl --readout mean
 
 Runs that differ only in their seed are one method. For each seed, the script chooses the learning rates and the number
 of steps (0 to --steps) with the highest accuracy on words of the other held-out split, or on other tasks with --data.
@@ -70,22 +70,22 @@ def parse_arguments() -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     sentences = commands.add_parser("sentences", help="write labelled sentences of the embedded corpus")
     sentences.add_argument("file", type=Path, help="JSONL to write")
-    judging = commands.add_parser("judge", help="choose learning rates and steps, and report the gain of adaptation")
-    judging.add_argument("runs", nargs="+", type=Path, metavar="RUN")
-    judging.add_argument("--shapes", nargs="+", type=task_shape, default=[(5, 5)], metavar="NxK")
-    judging.add_argument("--documents", choices=["any", "same", "different"], default="any")
-    judging.add_argument("--data", type=Path, help="JSONL with text and label, to use instead of the corpus")
-    judging.add_argument("--readout", choices=get_args(Readout), help="default: smlmt.readout")
-    judging.add_argument(
+    evaluation = commands.add_parser("evaluate", help="choose rates and steps, and report the gain of adaptation")
+    evaluation.add_argument("runs", nargs="+", type=Path, metavar="RUN")
+    evaluation.add_argument("--shapes", nargs="+", type=task_shape, default=[(5, 5)], metavar="NxK")
+    evaluation.add_argument("--documents", choices=["any", "same", "different"], default="any")
+    evaluation.add_argument("--data", type=Path, help="JSONL with text and label, to use instead of the corpus")
+    evaluation.add_argument("--readout", choices=get_args(Readout), help="default: smlmt.readout")
+    evaluation.add_argument(
         "--rates", type=float, nargs="+", default=[0.0, 0.02, 0.1], help="values of meta.inner_lr to choose from"
     )
-    judging.add_argument(
+    evaluation.add_argument(
         "--head_rates", type=float, nargs="+", default=[1.0], help="values of meta.head_inner_lr to choose from"
     )
-    judging.add_argument("--steps", type=at_least(0), default=10, help="maximum number of adaptation steps")
-    judging.add_argument("--tasks", type=at_least(1), default=200, help="number of reported tasks")
-    judging.add_argument("--choosing_tasks", type=at_least(1), default=50, help="tasks to choose rates and steps on")
-    judging.add_argument("--jobs", type=at_least(1), default=2, help="number of parallel runs, each with one thread")
+    evaluation.add_argument("--steps", type=at_least(0), default=10, help="maximum number of adaptation steps")
+    evaluation.add_argument("--tasks", type=at_least(1), default=200, help="number of reported tasks")
+    evaluation.add_argument("--choosing_tasks", type=at_least(1), default=50, help="tasks to choose rates and steps on")
+    evaluation.add_argument("--jobs", type=at_least(1), default=2, help="number of parallel runs, each with one thread")
     return parser.parse_args()
 
 
@@ -96,14 +96,14 @@ def main() -> int:
     methods = group_by_experiment([Record.read(run) for run in arguments.runs])
     for shape in arguments.shapes:
         with ProcessPoolExecutor(arguments.jobs) as pool:
-            judged_runs = pool.map(partial(judge, shape=shape, arguments=arguments), arguments.runs)
-            outcomes = dict(zip(arguments.runs, judged_runs, strict=True))
+            run_outcomes = pool.map(partial(evaluate_run, shape=shape, arguments=arguments), arguments.runs)
+            outcomes = dict(zip(arguments.runs, run_outcomes, strict=True))
         source_name = f", {arguments.data.stem}" if arguments.data else f", {arguments.documents} documents"
         make_console(width=160).print(table("{}-way {}-shot".format(*shape) + source_name, methods, outcomes))
     return 0
 
 
-def judge(run: Path, shape: tuple[int, int], arguments: argparse.Namespace) -> Outcome:
+def evaluate_run(run: Path, shape: tuple[int, int], arguments: argparse.Namespace) -> Outcome:
     """Choose the learning rates and the number of steps on some tasks, and evaluate the adaptation on others."""
     torch.set_num_threads(1)
     trained = load_trained_model(run, [], start_process())

@@ -109,11 +109,11 @@ def audit_tasks(console: Console, config: RunConfig, corpus: Corpus, arguments: 
     builder, found = TaskBuilder(config, corpus), {}
     run = partial(audit, tokenizer=corpus.tokenizer, n_tasks=arguments.tasks)
     is_window = config.smlmt.context == "window"
-    found["train"] = run(builder.training_words(0), step=step_of(config, arguments), judge_lengths=is_window)
+    found["train"] = run(builder.training_words(0), step=step_of(config, arguments), check_lengths=is_window)
     for split in WORD_SPLITS[1:]:
-        found[split] = run(builder.held_out(split), judge_lengths=is_window)
+        found[split] = run(builder.held_out(split), check_lengths=is_window)
     if injected := builder.injected():
-        found["injected"] = run(injected, step=step_of(config, arguments), judge_lengths=False)
+        found["injected"] = run(injected, step=step_of(config, arguments), check_lengths=False)
     for table in audit_tables(found):
         console.print(table)
     return [f"{kind} tasks: {problem}" for kind, result in found.items() for problem in result.problems]

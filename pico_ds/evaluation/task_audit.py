@@ -116,12 +116,12 @@ def audit(
     tokenizer: TextTokenizer,
     n_tasks: int,
     step: int = 0,
-    judge_lengths: bool = True,
+    check_lengths: bool = True,
 ) -> Audit:
     """Audit tasks 0 to n_tasks - 1 of a step.
 
     Args:
-        judge_lengths: whether a length that reveals the class is a problem. For whole sentences it is not.
+        check_lengths: whether a length that reveals the class is a problem. For whole sentences it is not.
 
     Raises:
         TaskError: the tasks cannot be sampled.
@@ -148,7 +148,7 @@ def audit(
         unbalanced += any(len(set(np.bincount(part.labels))) > 1 for part in (episode.support, episode.query))
         visible += _visible_words(both, episode.words, tokenizer)
     chance = float(np.mean(chances))
-    above = [name for name in LENGTHS if judge_lengths and _is_above_chance([*excess[name].values()], chance)]
+    above = [name for name in LENGTHS if check_lengths and _is_above_chance([*excess[name].values()], chance)]
     word_shares = _words_of_text(tasks, tokenizer) if isinstance(tasks, SMLMT) else {}
     return Audit(
         n_tasks,

@@ -1,6 +1,6 @@
 """Runs scripts/train.py with simulated faults.
 
-$FAULT is "<kind> <rank> <outer step>", or several of these separated by commas. Files in $FAULT_MARKS record each fault,
+$FAULT is "<kind> <rank> <outer step>", or several of these separated by commas. Files in $FAULT_MARKS record faults,
 so that it happens only once if the job restarts. Kinds: die (SIGKILL), hang, hang_locked (in native code that holds the
 interpreter lock) and raise.
 """

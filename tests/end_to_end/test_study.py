@@ -43,7 +43,7 @@ def test_study_fails_if_any_run_fails(codes: tuple[int, int], code: int, monkeyp
 
 
 def test_unknown_readout_is_an_error(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(sys, "argv", ["study_adaptation.py", "judge", "runs/a", "--readout", "bogus"])
+    monkeypatch.setattr(sys, "argv", ["study_adaptation.py", "evaluate", "runs/a", "--readout", "bogus"])
     with pytest.raises(SystemExit):
         script("study_adaptation").parse_arguments()
     assert "--readout: invalid choice: 'bogus'" in capsys.readouterr().err
@@ -80,10 +80,10 @@ def test_adaptation_study_evaluates_words_and_labelled_texts(directory: Path) ->
     assert {line["label"] for line in map(json.loads, data.read_text().splitlines())} > {"1863-Lincoln-1"}
     runs = [str(directory / f"study-tokens-{name}-0") for name in ("fomaml", "multitask")]
     small = ["--tasks", "2", "--choosing_tasks", "2", "--steps", "1", "--rates", "0", "0.1", "--jobs", "1"]
-    output = warm.python(script, "judge", *runs, *small, "--shapes", "5x1")
+    output = warm.python(script, "evaluate", *runs, *small, "--shapes", "5x1")
     assert "5-way 1-shot, any documents" in output
     assert all(f"study-tokens-{name}" in output for name in ("fomaml", "multitask"))
-    output = warm.python(script, "judge", runs[0], *small, "--data", str(data), "--readout", "mean")
+    output = warm.python(script, "evaluate", runs[0], *small, "--data", str(data), "--readout", "mean")
     assert "5-way 5-shot, addresses" in output
 
 

@@ -73,7 +73,7 @@ def test_length_that_reveals_the_class_is_found(tokenizer: TextTokenizer) -> Non
     assert any(problem.startswith("the length of a context reveals its class") for problem in found.problems)
     assert np.mean(found.accuracies["length"]) > 0.7
     assert np.mean([lengths_only_accuracy(tasks.sample(0, i), tokenizer) for i in range(N_TASKS)]) > 0.7
-    whole = audit(tasks, tokenizer, N_TASKS, judge_lengths=False)
+    whole = audit(tasks, tokenizer, N_TASKS, check_lengths=False)
     assert not any("length" in problem for problem in whole.problems)
 
 
