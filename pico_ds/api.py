@@ -20,9 +20,9 @@ from pico_ds.evaluation.few_shot_grid import Model
 from pico_ds.faults.stop_signals import StopSignals
 from pico_ds.meta import learners
 from pico_ds.meta.functional_model_builder import build_functional_model
-from pico_ds.meta.initial_weights import initial_parameters, initial_weights_name
 from pico_ds.meta.inner_loop import AdaptedWeights
 from pico_ds.meta.learners import EpisodeBatch, Learner
+from pico_ds.meta.starting_model import initial_parameters, initial_weights_name
 from pico_ds.runs.trained_run import TrainedModel, load_trained_model
 from pico_ds.tasks.episode import Episode
 from pico_ds.tasks.index.class_words import WordSplit

@@ -158,7 +158,7 @@ def _format_value(value: Any) -> str:
 def main() -> int:
     arguments = parse_arguments()
     if arguments.worker is not None:
-        from benchmarks.worker import measure
+        from benchmarks.rank_worker import measure
 
         measure(arguments, REPOSITORY)
         return 0

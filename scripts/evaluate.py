@@ -22,11 +22,11 @@ from rich.console import Console
 
 from pico_ds.command_line import exit_code_of
 from pico_ds.config import ConfigError, Readout
-from pico_ds.config.arguments import at_least, task_shape
+from pico_ds.config.argument_types import at_least, task_shape
 from pico_ds.console import make_console
 from pico_ds.engine.distributed import Process, start_process, stop_process
 from pico_ds.errors import TaskError
-from pico_ds.evaluation.conll import read_conll
+from pico_ds.evaluation.conll_files import read_conll
 from pico_ds.evaluation.evaluator import grid_key
 from pico_ds.evaluation.few_shot_grid import Setting, SettingResult, best_readout, evaluate_grid, grid_name, write_grid
 from pico_ds.evaluation.few_shot_tables import grid_tables, ner_table, perplexity_table

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from pico_ds.command_line import exit_code_of
-from pico_ds.config.arguments import at_least
+from pico_ds.config.argument_types import at_least
 from pico_ds.console import make_console
 from pico_ds.data.shards.shard_preparation import Counts, Preparation, Source, hub_source, local_source
 from pico_ds.data.text.tokenizer import train_tokenizer

@@ -24,12 +24,12 @@ from rich.table import Table
 
 from pico_ds.command_line import exit_code_of
 from pico_ds.config import ConfigError, RunConfig, load_config
-from pico_ds.config.arguments import at_least
+from pico_ds.config.argument_types import at_least
 from pico_ds.config.validation import LAYOUT_EXTRA_TOKENS
 from pico_ds.console import make_console
 from pico_ds.evaluation.evaluator import EvaluationResult
 from pico_ds.evaluation.few_shot_tables import percent, percent_difference_by_seed
-from pico_ds.tasks.step_schedule import step_kind
+from pico_ds.tasks.hybrid_schedule import step_kind
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CONFIG = REPOSITORY / "configs" / "demo.yaml"

@@ -27,7 +27,7 @@ from rich.table import Table
 
 from pico_ds.command_line import exit_code_of
 from pico_ds.config import Readout, load_config
-from pico_ds.config.arguments import at_least, task_shape
+from pico_ds.config.argument_types import at_least, task_shape
 from pico_ds.console import make_console
 from pico_ds.data.text.documents import is_validation
 from pico_ds.engine.distributed import start_process

@@ -19,7 +19,7 @@ from rich.table import Table
 
 from pico_ds.command_line import exit_code_of
 from pico_ds.config import RunConfig, load_config
-from pico_ds.config.arguments import at_least
+from pico_ds.config.argument_types import at_least
 from pico_ds.console import make_console
 from pico_ds.data.corpus import Corpus, open_corpus
 from pico_ds.evaluation.few_shot_tables import audit_tables

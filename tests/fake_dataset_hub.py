@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from urllib.parse import unquote
 
-from tests.loopback import serving
+from tests.http_server import serving
 
 COMMIT = "c0ffee" + 34 * "0"
 

@@ -28,7 +28,7 @@ from pico_ds.checkpoint.checkpoint_store import CheckpointStore
 from pico_ds.runs.run_directory import RunDirectory
 from pico_ds.runs.run_status import RunStatus
 from tests.conftest import write_text_corpus
-from tests.fake_hub import TOKEN, FakeHub, fake_hub
+from tests.fake_model_hub import TOKEN, FakeHub, fake_hub
 from tests.launching import free_port, rank_variables, real, warm
 from tests.run_results import TINY, weights_of
 

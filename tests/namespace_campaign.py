@@ -26,9 +26,9 @@ from rich.table import Table
 from safetensors.torch import load_file
 
 from tests.conftest import write_text_corpus
+from tests.fomaml_reference import relative_error
 from tests.launching import BIN, REPOSITORY, warm
 from tests.namespaces import Nodes, cluster, why_no_namespaces, why_no_netem
-from tests.reference import relative_error
 from tests.run_results import TIMINGS, TINY, metrics_of
 
 PORT = 29500

@@ -2,6 +2,7 @@
 
 from pico_ds.config.field_types import Readout
 from pico_ds.config.loading import dump_config, load_config, parse_config
+from pico_ds.config.meta_schema import MetaConfig
 from pico_ds.config.schema import (
     CheckpointingConfig,
     DataConfig,
@@ -12,7 +13,7 @@ from pico_ds.config.schema import (
     RunConfig,
     TrainingConfig,
 )
-from pico_ds.config.task_schema import MetaConfig, SmlmtConfig
+from pico_ds.config.task_schema import SmlmtConfig
 from pico_ds.errors import ConfigError
 
 __all__ = [

@@ -1,7 +1,7 @@
 """The configuration of a run: one frozen section per part of the program.
 
-All defaults are defined here and in `task_schema`. The docstring under a field gives its meaning and unit. Error
-messages and docs/configuration.md quote it.
+All defaults are defined here, in `task_schema` and in `meta_schema`. The docstring under a field gives its meaning and
+unit. Error messages and docs/configuration.md quote it.
 """
 
 import warnings
@@ -24,7 +24,8 @@ from pico_ds.config.field_types import (
     Seed,
     Width,
 )
-from pico_ds.config.task_schema import MetaConfig, SmlmtConfig
+from pico_ds.config.meta_schema import MetaConfig
+from pico_ds.config.task_schema import SmlmtConfig
 
 # data.validate shadows a deprecated method of pydantic that nothing calls
 warnings.filterwarnings("ignore", message='Field name "validate" in "DataConfig" shadows')

@@ -16,7 +16,7 @@ from pico_ds.file_writing import replace_text
 from pico_ds.meta.functional_model import FunctionalModel, Parameters
 from pico_ds.meta.learners import Learner
 from pico_ds.tasks.index.class_words import WordSplit
-from pico_ds.tasks.smlmt import SMLMT, TASKS_VERSION
+from pico_ds.tasks.masked_word_tasks import SMLMT, TASKS_VERSION
 from pico_ds.tasks.task_builder import evaluation_settings
 
 

@@ -16,8 +16,8 @@ from pico_ds.tasks.episode import Contexts, Episode
 from pico_ds.tasks.index.class_words import find_word_runs
 from pico_ds.tasks.index.token_word_boundaries import TokenClasses
 from pico_ds.tasks.index.words_in_text import LETTERS, word_name
+from pico_ds.tasks.masked_word_tasks import SMLMT
 from pico_ds.tasks.sentence_tasks import SentenceTasks
-from pico_ds.tasks.smlmt import SMLMT
 from pico_ds.tasks.task_statistics import visible_texts
 
 #: two contexts are near copies if they differ by at most this number of tokens, and the longer one has more than twice

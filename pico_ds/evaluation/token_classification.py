@@ -18,7 +18,7 @@ from pico_ds.data.keyed_random import keyed_uniform
 from pico_ds.data.text.tokenizer import TextTokenizer
 from pico_ds.engine.distributed import Process
 from pico_ds.errors import DataError
-from pico_ds.evaluation.conll import TaggedSentence
+from pico_ds.evaluation.conll_files import TaggedSentence
 from pico_ds.evaluation.few_shot_grid import Model
 from pico_ds.evaluation.word_features import (
     EncodedSentence,

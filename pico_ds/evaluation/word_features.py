@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from pico_ds.data.text.tokenizer import TextTokenizer
-from pico_ds.evaluation.conll import TaggedSentence
+from pico_ds.evaluation.conll_files import TaggedSentence
 from pico_ds.model.decoder import PicoDecoder
 
 #: sentences per forward pass without gradients

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from pico_ds.config import ConfigError, HubConfig
-from pico_ds.data.hub_requests import http_error, request_with_retries, set_timeout
 from pico_ds.errors import HubError
+from pico_ds.hub_requests import http_error, request_with_retries, set_timeout
 
 
 class HubRepository:

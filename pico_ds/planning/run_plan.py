@@ -16,7 +16,7 @@ from pico_ds.meta.task_memory import FP32_BYTES, activation_bytes, extra_bytes, 
 from pico_ds.model.loss import CHUNK_LOGITS
 from pico_ds.model.meta_model import MetaModel
 from pico_ds.model.precision import COMPUTE_DTYPE
-from pico_ds.tasks.step_schedule import StepKind
+from pico_ds.tasks.hybrid_schedule import StepKind
 
 Phase = StepKind | Literal["update"]
 

@@ -18,8 +18,8 @@ from pico_ds.engine.distributed import Process
 from pico_ds.errors import CheckpointError
 from pico_ds.evaluation.few_shot_grid import Model
 from pico_ds.meta.functional_model_builder import build_functional_model
-from pico_ds.meta.initial_weights import initial_parameters, initial_weights_name
 from pico_ds.meta.learners import make_learner
+from pico_ds.meta.starting_model import initial_parameters, initial_weights_name
 from pico_ds.model.meta_model import DECODER
 from pico_ds.model.precision import COMPUTE_DTYPE
 from pico_ds.model.weight_files import WeightFiles, WeightFilesError

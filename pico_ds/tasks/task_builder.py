@@ -10,10 +10,10 @@ from pico_ds.errors import TaskError
 from pico_ds.tasks.context_sampling import Documents
 from pico_ds.tasks.index.class_words import WordSplit
 from pico_ds.tasks.index.task_texts import Text, texts_of
+from pico_ds.tasks.masked_word_tasks import SMLMT
 from pico_ds.tasks.pooled_tasks import PooledTasks
 from pico_ds.tasks.sentence_files import Sentence, read_sentences
 from pico_ds.tasks.sentence_tasks import SentenceTasks
-from pico_ds.tasks.smlmt import SMLMT
 from pico_ds.tasks.task_shape import TaskShape
 from pico_ds.tasks.task_source import MixedTasks, TaskSource
 

@@ -9,7 +9,7 @@ from pico_ds.checkpoint.checkpoint_index import Index
 from pico_ds.checkpoint.huggingface_export import export_weights
 from pico_ds.checkpoint.state_reader import StateReader
 from pico_ds.meta.functional_model import Parameters
-from pico_ds.meta.initial_weights import initial_parameters
+from pico_ds.meta.starting_model import initial_parameters
 from pico_ds.model.precision import COMPUTE_DTYPE
 from pico_ds.monitoring.run_log import logger
 from pico_ds.monitoring.trackers import Tracker
@@ -23,7 +23,7 @@ from pico_ds.training.callbacks.hub_uploads import HubPushes
 from pico_ds.training.callbacks.metrics_logging import FirstStepClock, MetricsLog
 from pico_ds.training.callbacks.profiler import Profile
 from pico_ds.training.callbacks.progress_bar import ProgressBar
-from pico_ds.training.components import RunComponents
+from pico_ds.training.run_components import RunComponents
 from pico_ds.training.run_context import RunContext
 
 

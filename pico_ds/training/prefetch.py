@@ -11,7 +11,7 @@ from pico_ds.config import RunConfig
 from pico_ds.data.rows import TrainingRows
 from pico_ds.engine.distributed import Process
 from pico_ds.tasks.episode import Episode
-from pico_ds.tasks.step_schedule import StepKind, step_kind
+from pico_ds.tasks.hybrid_schedule import StepKind, step_kind
 from pico_ds.tasks.task_source import TaskSource
 
 

@@ -15,8 +15,8 @@ from pico_ds.faults.watchdog import Watchdog
 from pico_ds.hub.hub_repository import HubRepository
 from pico_ds.runs.run_directory import RunDirectory
 from pico_ds.runs.run_lock import RunLock
-from pico_ds.tasks.smlmt import TASKS_VERSION
-from pico_ds.training.components import RunComponents
+from pico_ds.tasks.masked_word_tasks import TASKS_VERSION
+from pico_ds.training.run_components import RunComponents
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pico_ds.config import RunConfig
 from pico_ds.console import make_console
 from pico_ds.evaluation.evaluator import EvaluationResult
 from pico_ds.evaluation.few_shot import Estimate
-from pico_ds.meta.initial_weights import initial_weights_name
+from pico_ds.meta.starting_model import initial_weights_name
 from pico_ds.monitoring.run_log import log_lines
 from pico_ds.runs.run_directory import RunDirectory
 from pico_ds.training.run_context import RunContext

@@ -27,7 +27,7 @@ from pico_ds.faults.failure_report import FailureReport
 from pico_ds.faults.stop_signals import StopSignals
 from pico_ds.faults.watchdog import Watchdog
 from pico_ds.file_writing import replace_text
-from pico_ds.meta.initial_weights import initial_module
+from pico_ds.meta.starting_model import initial_module
 from pico_ds.monitoring.run_log import log_failure, log_to_file, logger, start_console
 from pico_ds.monitoring.trackers import Tracker, build_trackers, check_trackers
 from pico_ds.runs.metrics_file import rewind_metrics
@@ -37,7 +37,7 @@ from pico_ds.runs.run_lock import lock_run_directory
 from pico_ds.runs.run_status import RunStatus, State
 from pico_ds.training.callback_setup import build_callbacks
 from pico_ds.training.callbacks.hub_uploads import prepare_repository
-from pico_ds.training.components import build_components
+from pico_ds.training.run_components import build_components
 from pico_ds.training.run_context import RunContext
 from pico_ds.training.run_summary import print_report
 from pico_ds.training.train_step import TrainStep

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from pico_ds.engine.distributed import Process
-from pico_ds.tasks.step_schedule import StepKind
+from pico_ds.tasks.hybrid_schedule import StepKind
 
 
 class ReducedMetrics:

@@ -18,7 +18,7 @@ from pico_ds.meta.task_batching import batched, tasks_per_batch
 from pico_ds.model.flops import context_flops, language_model_flops
 from pico_ds.model.meta_model import DECODER
 from pico_ds.tasks.episode import Contexts, Episode
-from pico_ds.tasks.step_schedule import StepKind
+from pico_ds.tasks.hybrid_schedule import StepKind
 from pico_ds.tasks.task_shape import TaskShapes
 from pico_ds.tasks.task_source import TaskSource
 from pico_ds.training.prefetch import Batch, Prefetcher

@@ -10,7 +10,7 @@ from pico_ds.config import RunConfig
 from pico_ds.engine.meta_engine import MetaEngine
 from pico_ds.engine.optimizer import learning_rate
 from pico_ds.errors import TrainingError
-from pico_ds.tasks.step_schedule import StepKind, step_kind
+from pico_ds.tasks.hybrid_schedule import StepKind, step_kind
 from pico_ds.training.callbacks.base import Callback
 from pico_ds.training.step_metrics import ReducedMetrics, StepMetrics
 from pico_ds.training.train_step import LocalStepResult, TrainStep

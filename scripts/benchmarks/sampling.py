@@ -13,7 +13,7 @@ from pico_ds.data.text.text_corpus import TextCorpus, open_text_corpus
 from pico_ds.tasks.index.class_words import ClassWords
 from pico_ds.tasks.index.corpus_word_index import WordIndex
 from pico_ds.tasks.index.token_word_boundaries import TokenClasses
-from pico_ds.tasks.smlmt import SMLMT
+from pico_ds.tasks.masked_word_tasks import SMLMT
 
 _DOCUMENTS, _WORDS_PER_DOCUMENT, _VOCABULARY = 400, 1000, 3000
 

@@ -13,7 +13,7 @@ from pico_ds.engine.bandwidth import measure_transfers
 from pico_ds.engine.distributed import Process
 
 from .communication import CountCollectives
-from .network_traffic import wire_bytes
+from .socket_bytes import wire_bytes
 from .steps import WARM_UP, StepBenchmark, Workload
 
 Row = dict[str, Any]

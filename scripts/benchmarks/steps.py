@@ -24,7 +24,7 @@ from pico_ds.meta.learners import EpisodeBatch, make_learner
 from pico_ds.meta.meta_model_builder import build_meta_model
 from pico_ds.model.flops import context_flops, language_model_flops, peak_flops
 from pico_ds.tasks.episode import Contexts, Episode
-from pico_ds.tasks.smlmt import SMLMT
+from pico_ds.tasks.masked_word_tasks import SMLMT
 from pico_ds.training.step_metrics import StepMetrics
 from pico_ds.training.train_step import TrainStep
 from pico_ds.training.trainer import Trainer

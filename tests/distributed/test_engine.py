@@ -9,10 +9,10 @@ from pico_ds.config.deepspeed_config import load_deepspeed_config
 from pico_ds.planning.run_plan import make_plan
 from tests.distributed.workers.communication import count_communication
 from tests.distributed.workers.equivalence import compare_with_plain_loop
+from tests.distributed.workers.memory_traffic import count_traffic
 from tests.distributed.workers.shared_memory import is_compiled
-from tests.distributed.workers.traffic import count_traffic
+from tests.fomaml_reference import SHAPE
 from tests.launching import REPOSITORY, run_ranks
-from tests.reference import SHAPE
 
 DS_CONFIGS = ["zero0", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload"]
 

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.conftest import write_text_corpus
-from tests.fake_hub import TOKEN, FakeHub, fake_hub
+from tests.fake_model_hub import TOKEN, FakeHub, fake_hub
 from tests.launching import warm
 from tests.run_results import TINY
 

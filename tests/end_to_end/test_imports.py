@@ -7,7 +7,7 @@ import pytest
 from tests.launching import real
 from tests.shared_runs import SharedRuns
 
-SCRIPT = "tests/end_to_end/imports_train.py"
+SCRIPT = "tests/end_to_end/import_listing_train.py"
 #: libraries for evaluation, reports and other data formats
 NEVER = {"datasets", "wandb", "sklearn", "scipy.stats", "plotly", "pyarrow", "tensorboard", "lm_eval"}
 #: imported in the background, to write a checkpoint

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from tests.fomaml_reference import relative_error
 from tests.launching import real, two_agents, warm
-from tests.reference import relative_error
 from tests.run_results import TIMINGS, assert_bit_identical, metrics_of, weights_of
 from tests.shared_runs import SharedRuns
 

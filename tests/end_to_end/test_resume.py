@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 
 from pico_ds.checkpoint.checkpoint_index import Index
 from pico_ds.model.huggingface import PicoDecoderHF, PicoDecoderHFConfig
+from tests.fomaml_reference import relative_error
 from tests.launching import Process, free_port, real, warm
-from tests.reference import relative_error
 from tests.run_results import assert_bit_identical, deterministic_metrics_of, metrics_of, weights_of
 from tests.shared_runs import RESUMABLE, RESUMABLE_STEPS, SharedRuns
 

@@ -14,8 +14,8 @@ import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from tests.fomaml_reference import relative_error
 from tests.launching import warm
-from tests.reference import relative_error
 from tests.run_results import assert_bit_identical
 from tests.shared_runs import SharedRuns
 

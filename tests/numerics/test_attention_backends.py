@@ -21,7 +21,7 @@ from pico_ds.model.attention_backends import (
     choose_batched_attention,
     load_backend,
 )
-from tests.reference import SHAPE, random_episode, relative_error
+from tests.fomaml_reference import SHAPE, random_episode, relative_error
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 

@@ -17,7 +17,7 @@ from pico_ds.meta.functional_model import CompileMode, FunctionalModel, Paramete
 from pico_ds.meta.gradient_sum import GradientSum
 from pico_ds.meta.language_model_gradient import add_language_model_gradient
 from pico_ds.meta.meta_model_builder import build_meta_model, build_model_skeleton
-from tests.reference import SHAPE, add_task_gradient, random_episode, relative_error
+from tests.fomaml_reference import SHAPE, add_task_gradient, random_episode, relative_error
 
 META = MetaConfig(inner_steps=3, inner_lr=0.05, head_inner_lr=0.5)
 N_WAY = 3

@@ -18,7 +18,7 @@ from pico_ds.meta.learners import make_learner
 from pico_ds.meta.meta_model_builder import build_meta_model, build_model_skeleton
 from pico_ds.model.meta_model import MetaModel
 from pico_ds.tasks.episode import Episode
-from tests.reference import SHAPE, random_episode, relative_error
+from tests.fomaml_reference import SHAPE, random_episode, relative_error
 
 SUFFIXES = ["attention.v_proj", "attention.o_proj", "swiglu.w_2", "swiglu_norm", "embedding_proj"]
 SINGLE_RANK = Process(0, 1, 0, torch.device("cpu"))

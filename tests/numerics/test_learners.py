@@ -16,8 +16,8 @@ from pico_ds.meta.learners.fomaml import FOMAML
 from pico_ds.meta.meta_model_builder import build_meta_model, build_model_skeleton
 from pico_ds.model.meta_model import MetaModel
 from pico_ds.tasks.episode import Episode
+from tests.fomaml_reference import SHAPE, add_task_gradient, random_episode, relative_error
 from tests.learner_reference import reference_gradient
-from tests.reference import SHAPE, add_task_gradient, random_episode, relative_error
 
 N_WAY = 3
 GRADIENT_BASED = ["fomaml", "anil", "boil", "meta_sgd"]

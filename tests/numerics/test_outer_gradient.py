@@ -18,7 +18,7 @@ from pico_ds.meta.language_model_gradient import add_language_model_gradient
 from pico_ds.meta.meta_model_builder import build_meta_model, build_model_skeleton
 from pico_ds.model.meta_model import MetaModel
 from pico_ds.tasks.episode import Episode
-from tests.reference import (
+from tests.fomaml_reference import (
     SHAPE,
     adapt_to,
     add_task_gradient,

@@ -26,7 +26,7 @@ from pico_ds.config.loading import all_keys
 from pico_ds.data.input_files import Columns, read_rows
 from pico_ds.engine.zero_checks import check_zero_settings
 from pico_ds.errors import PicoError
-from pico_ds.evaluation.conll import read_conll
+from pico_ds.evaluation.conll_files import read_conll
 from pico_ds.planning.run_plan import make_plan
 from pico_ds.tasks.sentence_files import read_sentences
 

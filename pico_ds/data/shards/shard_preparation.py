@@ -16,12 +16,12 @@ import numpy as np
 import numpy.typing as npt
 
 from pico_ds.config import DataConfig
-from pico_ds.data.hub_requests import http_error
 from pico_ds.data.input_files import Document
 from pico_ds.data.shards.shard_writing import ShardWriter
 from pico_ds.data.text.documents import corpus_identity, data_files, read_documents
 from pico_ds.data.text.tokenizer import TextTokenizer, import_tokenizer, load_tokenizer, warn_about_special_tokens
 from pico_ds.errors import DataError
+from pico_ds.hub_requests import http_error
 
 #: a batch for one process ends at this number of documents or of characters
 _BATCH_DOCUMENTS, _BATCH_CHARACTERS = 512, 2**21

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Protocol
 
 from pico_ds.config import DataConfig
-from pico_ds.data.hub_requests import http_error, request_with_retries
 from pico_ds.data.keyed_random import digest64
 from pico_ds.data.text.documents import data_files
 from pico_ds.errors import DataError
+from pico_ds.hub_requests import http_error, request_with_retries
 
 
 class ShardFiles(Protocol):

@@ -19,7 +19,7 @@ from pico_ds.meta.functional_model_builder import build_functional_model
 from pico_ds.monitoring.run_log import logger
 from pico_ds.tasks.task_builder import TaskBuilder
 from pico_ds.training.callbacks.base import Callback
-from pico_ds.training.components import RunComponents
+from pico_ds.training.run_components import RunComponents
 from pico_ds.training.step_metrics import StepMetrics
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from pico_ds.meta.functional_model import FunctionalModel
 from pico_ds.meta.gradient_sum import GradientSum
 from pico_ds.meta.meta_model_builder import build_meta_model, build_model_skeleton
 from scripts.benchmarks.communication import CountCollectives
-from tests.reference import SHAPE, add_task_gradient, random_episode
+from tests.fomaml_reference import SHAPE, add_task_gradient, random_episode
 
 
 def count_communication(process: Process) -> dict[str, dict[str, Any]]:

@@ -16,7 +16,7 @@ from pico_ds.meta.gradient_sum import GradientSum
 from pico_ds.meta.language_model_gradient import add_language_model_gradient
 from pico_ds.meta.meta_model_builder import build_meta_model, build_model_skeleton
 from pico_ds.model.meta_model import MetaModel
-from tests.reference import (
+from tests.fomaml_reference import (
     SHAPE,
     add_task_gradient,
     language_model_gradients,

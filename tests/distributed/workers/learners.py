@@ -13,8 +13,8 @@ from pico_ds.meta.gradient_sum import GradientSum
 from pico_ds.meta.meta_model_builder import build_meta_model, build_model_skeleton
 from pico_ds.model.meta_model import MetaModel
 from tests.distributed.workers.equivalence import adamw
+from tests.fomaml_reference import SHAPE, add_task_gradient, random_episode, relative_error
 from tests.learner_reference import reference_gradient
-from tests.reference import SHAPE, add_task_gradient, random_episode, relative_error
 
 CASES = {
     "fomaml": "head: linear, multi_step_loss: true",

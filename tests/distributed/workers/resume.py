@@ -18,7 +18,7 @@ from pico_ds.meta.meta_model_builder import build_meta_model, build_model_skelet
 from pico_ds.runs.resume import Resumer
 from scripts.benchmarks.checkpoint import bare_index
 from tests.distributed.workers.equivalence import CONFIG, TASKS_PER_STEP, share_of_gradient, train_reference
-from tests.reference import SHAPE, relative_error
+from tests.fomaml_reference import SHAPE, relative_error
 
 SAVED_AFTER = 3
 WORLDS = (1, 2, 3, 4)

@@ -6,7 +6,7 @@ import torch
 from pico_ds.config import MetaConfig, TrainingConfig
 from pico_ds.engine.optimizer import build_optimizer, learning_rate
 from pico_ds.meta.meta_model_builder import build_meta_model
-from tests.reference import SHAPE
+from tests.fomaml_reference import SHAPE
 
 
 def test_warmup_cosine_and_linear_by_hand() -> None:

@@ -12,8 +12,8 @@ from pico_ds.evaluation.few_shot import adaptation_curve
 from pico_ds.meta.functional_model import FunctionalModel
 from pico_ds.meta.learners import EpisodeBatch, make_learner
 from pico_ds.meta.meta_model_builder import build_meta_model, build_model_skeleton
-from pico_ds.tasks.smlmt import SMLMT
-from tests.reference import SHAPE, random_episode
+from pico_ds.tasks.masked_word_tasks import SMLMT
+from tests.fomaml_reference import SHAPE, random_episode
 from tests.unit.tasks.test_sentence_tasks import CONFIG
 
 

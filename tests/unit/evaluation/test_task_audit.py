@@ -12,10 +12,10 @@ from pico_ds.data.text.tokenizer import TextTokenizer
 from pico_ds.evaluation.context_shortcuts import LENGTHS, lengths_only_accuracy, shortcut_hits
 from pico_ds.evaluation.task_audit import Audit, _is_above_chance, audit
 from pico_ds.tasks.episode import Episode
+from pico_ds.tasks.masked_word_tasks import SMLMT
 from pico_ds.tasks.sentence_tasks import SentenceTasks
-from pico_ds.tasks.smlmt import SMLMT
 from tests.unit.tasks.conftest import WORDS, MakeTasks
-from tests.unit.tasks.test_smlmt import all_words
+from tests.unit.tasks.test_masked_word_tasks import all_words
 
 CONFIG = SmlmtConfig(n_way=3, k_shot=3, q_query=3, context_tokens=40, min_word_freq=3)
 N_TASKS = 30

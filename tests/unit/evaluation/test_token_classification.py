@@ -8,7 +8,7 @@ import torch
 from pico_ds.config import MetaConfig, ModelConfig
 from pico_ds.data.text.tokenizer import TextTokenizer
 from pico_ds.errors import DataError
-from pico_ds.evaluation.conll import TaggedSentence, read_conll
+from pico_ds.evaluation.conll_files import TaggedSentence, read_conll
 from pico_ds.evaluation.few_shot_tables import ner_table
 from pico_ds.evaluation.token_classification import FineTuning, Mode, Splits, fine_tune
 from pico_ds.evaluation.word_features import encode_sentences

@@ -8,11 +8,11 @@ import pytest
 from huggingface_hub import constants
 from huggingface_hub.utils import _http
 
+from pico_ds import hub_requests
 from pico_ds.config import ConfigError, HubConfig
-from pico_ds.data import hub_requests
 from pico_ds.errors import HubError
 from pico_ds.hub.hub_repository import HubRepository
-from tests.fake_hub import READ_TOKEN, TOKEN, FakeHub, fake_hub
+from tests.fake_model_hub import READ_TOKEN, TOKEN, FakeHub, fake_hub
 
 
 @pytest.fixture

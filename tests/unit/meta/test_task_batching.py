@@ -4,7 +4,7 @@ from pico_ds.config import ConfigError, RunConfig, parse_config
 from pico_ds.meta.meta_model_builder import build_model_skeleton
 from pico_ds.meta.task_batching import batched, tasks_per_batch
 from pico_ds.meta.task_memory import task_bytes
-from tests.reference import random_episode
+from tests.fomaml_reference import random_episode
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from pico_ds.meta.language_model_gradient import add_language_model_gradient
 from pico_ds.meta.learners import make_learner
 from pico_ds.meta.meta_model_builder import build_meta_model, build_model_skeleton
 from pico_ds.model.flops import context_flops, forward_flops_per_token, language_model_flops, peak_flops
-from tests.reference import add_task_gradient, random_episode
+from tests.fomaml_reference import add_task_gradient, random_episode
 
 SHAPE = ModelConfig(d_model=32, n_layers=3, attention_n_heads=4, attention_n_kv_heads=2, activation_hidden_dim=64)
 VOCAB = 61

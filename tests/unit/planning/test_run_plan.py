@@ -16,8 +16,8 @@ from pico_ds.meta.task_memory import saved_bytes
 from pico_ds.model.precision import COMPUTE_DTYPE
 from pico_ds.model.recompute import Recompute
 from pico_ds.planning.run_plan import make_plan
+from tests.fomaml_reference import add_task_gradient, random_episode
 from tests.launching import REPOSITORY
-from tests.reference import add_task_gradient, random_episode
 
 N = 1_057_548_288
 #: parameters that tasks adapt: all but the output projection

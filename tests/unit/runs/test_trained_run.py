@@ -11,7 +11,7 @@ from pico_ds.config import dump_config, parse_config
 from pico_ds.engine.distributed import Process
 from pico_ds.errors import CheckpointError, TaskError
 from pico_ds.evaluation.few_shot import check_n_way
-from pico_ds.meta.initial_weights import initial_module
+from pico_ds.meta.starting_model import initial_module
 from pico_ds.model.meta_model import DECODER
 from pico_ds.runs.trained_run import load_trained_model
 from tests.hf_checkpoint import SHAPE, write_checkpoint

@@ -10,7 +10,7 @@ from pico_ds.data.token_stream import TokenStream
 from pico_ds.tasks.index.class_words import ClassWords, WordSplit
 from pico_ds.tasks.index.corpus_word_index import WordIndex
 from pico_ds.tasks.index.token_word_boundaries import TokenClasses
-from pico_ds.tasks.smlmt import SMLMT
+from pico_ds.tasks.masked_word_tasks import SMLMT
 
 WORDS = ["apple", "bridge", "castle", "dragon", "engine", "forest", "garden", "hammer", "island", "jacket"]
 WORDS += ["kettle", "ladder", "magnet", "needle", "orange"]

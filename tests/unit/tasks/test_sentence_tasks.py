@@ -11,12 +11,12 @@ from pico_ds.config import Readout, SmlmtConfig
 from pico_ds.data.text.tokenizer import TextTokenizer
 from pico_ds.errors import TaskError
 from pico_ds.tasks.context_encoding import encode_context
+from pico_ds.tasks.masked_word_tasks import SMLMT
 from pico_ds.tasks.sentence_files import read_sentences
 from pico_ds.tasks.sentence_tasks import SentenceTasks
-from pico_ds.tasks.smlmt import SMLMT
 from pico_ds.tasks.task_source import MixedTasks
 from tests.unit.tasks.conftest import MakeTasks
-from tests.unit.tasks.test_smlmt import READOUTS, numbered_corpus, rows
+from tests.unit.tasks.test_masked_word_tasks import READOUTS, numbered_corpus, rows
 
 CONFIG = SmlmtConfig(n_way=3, k_shot=2, q_query=1, context_tokens=40, min_word_freq=3)
 ANIMALS = ["zebra", "yak", "walrus", "viper"]

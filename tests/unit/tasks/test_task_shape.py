@@ -8,10 +8,10 @@ import torch
 
 from pico_ds.config import ConfigError, SmlmtConfig, parse_config
 from pico_ds.errors import TaskError
-from pico_ds.tasks.smlmt import SMLMT
+from pico_ds.tasks.masked_word_tasks import SMLMT
 from pico_ds.tasks.task_shape import TaskShape, TaskShapes
 from tests.unit.tasks.conftest import WORDS, MakeTasks
-from tests.unit.tasks.test_smlmt import numbered_corpus
+from tests.unit.tasks.test_masked_word_tasks import numbered_corpus
 
 
 def test_every_task_samples_its_shape_from_the_ranges() -> None:

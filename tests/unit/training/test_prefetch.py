@@ -11,9 +11,9 @@ from pico_ds.config import parse_config
 from pico_ds.data.rows import ShuffledRows, TokenRows
 from pico_ds.data.token_stream import TokenStream
 from pico_ds.engine.distributed import Process
-from pico_ds.tasks.step_schedule import step_kind
+from pico_ds.tasks.hybrid_schedule import step_kind
 from pico_ds.training.prefetch import Prefetcher
-from tests.reference import random_episode
+from tests.fomaml_reference import random_episode
 
 CONFIG = parse_config(
     "{smlmt: {hybrid_ratio: 0.5, warmup_steps: 2}, meta: {tasks_per_step: 5}, "

@@ -7,7 +7,7 @@ import torch
 
 from pico_ds.config import parse_config
 from pico_ds.engine.distributed import Process
-from pico_ds.tasks.step_schedule import StepKind, step_kind
+from pico_ds.tasks.hybrid_schedule import StepKind, step_kind
 from pico_ds.training.step_metrics import MetricsWindow, ReducedMetrics, StepMetrics
 
 SINGLE_RANK = Process(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"))

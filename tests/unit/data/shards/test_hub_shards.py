@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from huggingface_hub import constants
 
+from pico_ds import hub_requests
 from pico_ds.config import DataConfig
-from pico_ds.data import hub_requests
 from pico_ds.data.corpus import open_corpus
 from pico_ds.data.shards.shard_corpus import ShardCorpus
 from pico_ds.errors import DataError

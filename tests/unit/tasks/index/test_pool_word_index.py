@@ -14,8 +14,8 @@ from pico_ds.tasks.index.class_words import ClassWords
 from pico_ds.tasks.index.corpus_word_index import WordIndex
 from pico_ds.tasks.index.pool_word_index import TokenIndex, TokenWords
 from pico_ds.tasks.index.token_word_boundaries import CONTINUES_RUN, TokenClasses
+from pico_ds.tasks.masked_word_tasks import SMLMT
 from pico_ds.tasks.pooled_tasks import PooledTasks
-from pico_ds.tasks.smlmt import SMLMT
 from pico_ds.tasks.task_builder import TaskBuilder
 from tests.shards import write_shards
 

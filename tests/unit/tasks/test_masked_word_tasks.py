@@ -16,7 +16,7 @@ from pico_ds.errors import TaskError
 from pico_ds.tasks.context_sampling import Documents
 from pico_ds.tasks.episode import Contexts
 from pico_ds.tasks.index.class_words import WORD_SPLITS, word_split
-from pico_ds.tasks.smlmt import SMLMT
+from pico_ds.tasks.masked_word_tasks import SMLMT
 from tests.unit.tasks.conftest import WORDS, MakeTasks
 
 READOUTS: tuple[Readout, ...] = ("fim", "pre", "fimpre", "mask", "last", "mean")

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
 
-from tests.loopback import serving
+from tests.http_server import serving
 
 TOKEN, READ_TOKEN = "hf_thetokenthatmaywrite", "hf_thetokenthatmayread"
 

@@ -9,7 +9,7 @@ from pico_ds.config import load_config
 from pico_ds.config.deepspeed_config import load_deepspeed_config
 from pico_ds.engine.distributed import Process
 from scripts.benchmarks.steps import StepBenchmark, Workload
-from tests.traffic import CountTraffic
+from tests.memory_traffic import CountTraffic
 
 LM = Workload("lm", rows=2, length=8)
 TASK = Workload("task", rows=2, length=8, tasks=2, inner_steps=2, head="prototype")

@@ -14,7 +14,7 @@ from pico_ds.config import SmlmtConfig, load_config
 from pico_ds.config.deepspeed_config import load_deepspeed_config
 from pico_ds.config.validation import LAYOUT_EXTRA_TOKENS
 from pico_ds.engine.distributed import Process, start_process, stop_process
-from pico_ds.tasks.smlmt import SMLMT
+from pico_ds.tasks.masked_word_tasks import SMLMT
 
 from .attention import measure_attention
 from .checkpoint import CheckpointBenchmark

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from scripts.benchmarks.network_traffic import WireBytes, wire_bytes
+from scripts.benchmarks.socket_bytes import WireBytes, wire_bytes
 
 PAYLOAD_BYTES = 12_345
 #: linux/socket.h

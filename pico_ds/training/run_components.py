@@ -12,7 +12,7 @@ from pico_ds.meta.functional_model import FunctionalModel
 from pico_ds.meta.functional_model_builder import build_functional_model
 from pico_ds.meta.learners import Learner, make_learner
 from pico_ds.monitoring.run_log import logger
-from pico_ds.tasks.smlmt import SMLMT
+from pico_ds.tasks.masked_word_tasks import SMLMT
 from pico_ds.tasks.task_builder import TaskBuilder
 from pico_ds.tasks.task_source import TaskSource
 
