@@ -38,6 +38,7 @@ def initial_head(meta: MetaConfig, theta: Weights, z: Tensor, episode: Episode) 
         hidden = torch.tanh(z @ theta["head.hidden.weight"].T + theta["head.hidden.bias"])
         generated = class_means(hidden @ theta["head.output.weight"].T, labels, n_way)
         return {"weight": generated[:, :-1], "bias": generated[:, -1]}
+    assert meta.head == "vocab", f"add the initial weights of meta.head: {meta.head} to initial_head"
     words = [[token for token in tokens if token >= 0] for tokens in episode.word_tokens.tolist()]
     rows = {
         name: torch.stack([theta[f"head.output.{name}"][tokens].mean(0) for tokens in words])

@@ -178,7 +178,16 @@ def _explain(details: Sequence[ErrorDetails]) -> Iterator[str]:
         text = (
             f"{'.'.join(map(str, path))}: got {_shortened(found[0]['input'])}; {'; or: '.join(dict.fromkeys(messages))}"
         )
-        yield text + (f" ({meaning})" if meaning else "")
+        yield text + _suggest_value(found) + (f" ({meaning})" if meaning else "")
+
+
+def _suggest_value(details: Sequence[ErrorDetails]) -> str:
+    value = details[0]["input"]
+    choices = [
+        choice for detail in details for choice in re.findall(r"'(.*?)'", detail.get("ctx", {}).get("expected", ""))
+    ]
+    near = get_close_matches(value, choices, n=1, cutoff=0.6) if isinstance(value, str) else []
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def _meaning(names: Sequence[str]) -> str | None:

@@ -14,8 +14,11 @@ def _class_of(name: str) -> type[Learner]:
     classes = [
         value for value in vars(module).values() if isinstance(value, type) and value.__module__ == module.__name__
     ]
-    (learner,) = (value for value in classes if issubclass(value, Learner))
-    return learner
+    learners = [value for value in classes if issubclass(value, Learner)]
+    if len(learners) != 1:
+        names = ", ".join(value.__name__ for value in learners) or "none"
+        raise TypeError(f"{module.__file__} must define exactly one subclass of Learner; found: {names}")
+    return learners[0]
 
 
 LEARNERS: dict[str, type[Learner]] = {name: _class_of(name) for name in get_args(LearnerName)}

@@ -36,6 +36,7 @@ def test_dumped_configuration_parses_to_an_equal_one() -> None:
         ("smlmt: {n_wya: 4}", ["smlmt.n_wya: unknown key", "did you mean smlmt.n_way?"]),
         ("training: {inner_steps: 4}", ["training.inner_steps", "did you mean meta.inner_steps?"]),
         ("smltm: {n_way: 4}", ["smltm: unknown key", "did you mean smlmt?"]),
+        ("meta: {learner: fomml}", ["meta.learner: got 'fomml'", "did you mean 'fomaml'?"]),
         ("monitoring: {wandb: {projct: x}}", ["monitoring.wandb.projct", "did you mean monitoring.wandb.project?"]),
         ("training: {max_steps: many}", ["training.max_steps", "'many'", "valid integer", "outer steps"]),
         ("training: {max_steps: 2.5}", ["training.max_steps", "2.5", "valid integer"]),
