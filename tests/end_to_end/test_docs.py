@@ -23,7 +23,7 @@ from pico_ds.config.legacy_keys import KEPT_KEYS, moved
 from pico_ds.config.loading import all_keys
 from pico_ds.tasks.sentence_files import read_sentences
 from tests.hf_checkpoint import write_checkpoint
-from tests.launching import REPOSITORY
+from tests.launching import REPOSITORY, environment
 from tests.shared_runs import SharedRuns
 
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
@@ -164,18 +164,19 @@ def test_python_block_runs(
 def test_documented_learner_needs_only_a_file_and_a_name(tmp_path: Path) -> None:
     shutil.copytree(REPOSITORY / "pico_ds", tmp_path / "pico_ds", ignore=shutil.ignore_patterns("__pycache__"))
     (code,) = [block for page, block in blocks("python") if page == "docs/learners.md"]
-    (tmp_path / "pico_ds" / "meta" / "learners" / "half.py").write_text(code)
+    (tmp_path / "pico_ds" / "meta" / "learners" / "layer_decay.py").write_text(code)
     types = tmp_path / "pico_ds" / "config" / "field_types.py"
     names = re.search(r"^LearnerName = Literal\[.*?(?=\])", types.read_text(), flags=re.DOTALL | re.MULTILINE)
     assert names is not None
-    types.write_text(types.read_text().replace(names[0], f'{names[0]}, "half"'))
+    types.write_text(types.read_text().replace(names[0], f'{names[0]}, "layer_decay"'))
     check = (
         "from pico_ds.config import ModelConfig, parse_config;"
         "from pico_ds.meta.meta_model_builder import build_meta_model;"
         "from pico_ds.meta.learners import make_learner;"
-        "meta = parse_config('meta: {learner: half, multi_step_loss: true}').meta;"
-        "decoder = build_meta_model(ModelConfig(n_layers=1), meta, 5, 300, 0).decoder;"
-        "print(type(make_learner(meta, decoder)).__name__)"
+        "meta = parse_config('meta: {learner: layer_decay, multi_step_loss: true}').meta;"
+        "decoder = build_meta_model(ModelConfig(n_layers=3), meta, 5, 300, 0).decoder;"
+        "rates = make_learner(meta, decoder).rates({});"
+        "print(*[rates[f'decoder.layers.{layer}.swiglu.w_0.weight'] for layer in range(3)], rates['head'])"
     )
     process = subprocess.run(
         [sys.executable, "-c", check],
@@ -185,7 +186,9 @@ def test_documented_learner_needs_only_a_file_and_a_name(tmp_path: Path) -> None
         text=True,
         check=False,
     )
-    assert process.stdout == "Half\n", process.stderr
+    assert process.stdout == "0.005 0.01 0.02 1.0\n", process.stderr
+    check = ["ruff", "check", "--config", str(REPOSITORY / "pyproject.toml"), "-"]
+    subprocess.run(check, input=code, text=True, check=True, env=environment())
 
 
 def test_json_block_is_valid(tmp_path: Path) -> None:

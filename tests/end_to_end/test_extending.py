@@ -28,8 +28,8 @@ print("trained", run.step, run.config.meta.head, exported.config.activation)
 
 
 def extended_copy(folder: Path) -> None:
-    """Copy the package and its configurations to `folder` and apply every diff of the guide to the copy."""
-    for name in ("pico_ds", "configs"):
+    """Copy the package, its configurations and tests to `folder`, and apply every diff of the guide to the copy."""
+    for name in ("pico_ds", "configs", "tests"):
         shutil.copytree(REPOSITORY / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     diffs = re.findall(
         r"^```diff\n(.*?)^```$", (REPOSITORY / "docs" / "extending.md").read_text(), re.DOTALL | re.MULTILINE
@@ -43,6 +43,24 @@ def extended_copy(folder: Path) -> None:
 def test_diffs_apply_to_the_current_code(tmp_path: Path) -> None:
     extended_copy(tmp_path)
     assert '"cosine": CosineHead' in (tmp_path / "pico_ds" / "meta" / "heads.py").read_text()
+
+
+@pytest.mark.slow
+def test_tests_of_the_diffs_pass(tmp_path: Path) -> None:
+    # costs 10 CPU seconds
+    extended_copy(tmp_path)
+    tests = [
+        "tests/unit/data/text/test_python_reference.py",
+        "tests/numerics/test_learners.py::test_learner_gradient_equals_the_reference[fomaml-cosine]",
+    ]
+    process = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests],
+        cwd=tmp_path,
+        env={**environment(), "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert "2 passed" in process.stdout, process.stdout + process.stderr
 
 
 @pytest.mark.slow
