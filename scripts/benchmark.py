@@ -22,7 +22,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cluster import SOURCES, Cluster
+from benchmarks.hardware_figures import SOURCES, Cluster
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table

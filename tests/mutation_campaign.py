@@ -108,7 +108,7 @@ MUTATIONS = [
     Mutation(
         "loss-chunks",
         "Only the last chunk of the loss has a gradient of the weight",
-        "pico_ds/model/loss.py",
+        "pico_ds/model/language_model_loss.py",
         "weight_gradient += to_weight",
         "weight_gradient.copy_(to_weight)",
         "tests/numerics/test_loss.py",

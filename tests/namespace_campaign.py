@@ -28,7 +28,7 @@ from safetensors.torch import load_file
 from tests.conftest import write_text_corpus
 from tests.fomaml_reference import relative_error
 from tests.launching import BIN, REPOSITORY, warm
-from tests.namespaces import Nodes, cluster, why_no_namespaces, why_no_netem
+from tests.network_namespaces import Nodes, cluster, why_no_namespaces, why_no_netem
 from tests.run_results import TIMINGS, TINY, metrics_of
 
 PORT = 29500
@@ -205,7 +205,7 @@ def slow_network(job: Job) -> Durations:
     if missing is None:
         job.nodes[1].delay_by_kernel(20, 2)
     else:
-        print(f"{missing}: tests/frame_relay.py delays and drops frames instead", flush=True)
+        print(f"{missing}: tests/slow_network_relay.py delays and drops frames instead", flush=True)
         job.nodes[1].delay_by_relay(20, 2)
     job.start(0, 1)
     job.finish(0, 1)

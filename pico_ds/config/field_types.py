@@ -6,7 +6,6 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Precision = Literal["fp32", "bf16"]
 #: each name is a module of pico_ds.meta.learners
-LearnerName = Literal["fomaml", "anil", "boil", "reptile", "meta_sgd", "protonet", "multitask", "masked_word", "ar"]
 Readout = Literal["fim", "pre", "fimpre", "mask", "last", "mean"]
 
 #: limit of counts, so that sums of sizes do not overflow

@@ -6,7 +6,6 @@ from pydantic import Field
 
 from pico_ds.config.field_types import (
     LayerCount,
-    LearnerName,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
@@ -14,6 +13,9 @@ from pico_ds.config.field_types import (
     Section,
     Width,
 )
+
+#: values of `meta.learner`: names of the modules in `pico_ds/meta/learners/`
+LearnerName = Literal["fomaml", "anil", "boil", "reptile", "meta_sgd", "protonet", "multitask", "masked_word", "ar"]
 
 
 class MetaConfig(Section):

@@ -13,7 +13,7 @@ from pico_ds.meta.learners import make_learner
 from pico_ds.meta.meta_model_builder import build_model_skeleton
 from pico_ds.meta.task_batching import tasks_per_batch
 from pico_ds.meta.task_memory import FP32_BYTES, activation_bytes, extra_bytes, task_bytes
-from pico_ds.model.loss import CHUNK_LOGITS
+from pico_ds.model.language_model_loss import CHUNK_LOGITS
 from pico_ds.model.meta_model import MetaModel
 from pico_ds.model.precision import COMPUTE_DTYPE
 from pico_ds.tasks.hybrid_schedule import StepKind

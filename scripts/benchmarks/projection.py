@@ -16,8 +16,8 @@ from pico_ds.model.meta_model import MetaModel
 from pico_ds.model.precision import COMPUTE_DTYPE
 from pico_ds.planning.run_plan import communication
 
-from .cluster import ASSUMPTIONS, Cluster, assumptions
 from .cost_model import combine, ring
+from .hardware_figures import ASSUMPTIONS, Cluster, assumptions
 
 Row = dict[str, Any]
 

@@ -165,7 +165,7 @@ def test_documented_learner_needs_only_a_file_and_a_name(tmp_path: Path) -> None
     shutil.copytree(REPOSITORY / "pico_ds", tmp_path / "pico_ds", ignore=shutil.ignore_patterns("__pycache__"))
     (code,) = [block for page, block in blocks("python") if page == "docs/learners.md"]
     (tmp_path / "pico_ds" / "meta" / "learners" / "layer_decay.py").write_text(code)
-    types = tmp_path / "pico_ds" / "config" / "field_types.py"
+    types = tmp_path / "pico_ds" / "config" / "meta_schema.py"
     names = re.search(r"^LearnerName = Literal\[.*?(?=\])", types.read_text(), flags=re.DOTALL | re.MULTILINE)
     assert names is not None
     types.write_text(types.read_text().replace(names[0], f'{names[0]}, "layer_decay"'))

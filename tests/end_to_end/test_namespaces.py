@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.namespace_campaign import run_campaign
-from tests.namespaces import why_no_namespaces
+from tests.network_namespaces import why_no_namespaces
 
 HANG_SECONDS = 5
 

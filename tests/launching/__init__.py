@@ -4,8 +4,8 @@
 Tests use `warm` unless they test a launcher or the start of a process.
 """
 
-from tests.launching.client import REPOSITORY
-from tests.launching.commands import (
+from tests.launching.fork_client import REPOSITORY
+from tests.launching.launchers import (
     BIN,
     Launcher,
     Process,

@@ -1,7 +1,7 @@
 """A process that imports everything once and forks a child for every command.
 
-Importing torch and DeepSpeed takes seconds of CPU time; a fork takes milliseconds. Only `client.py` uses this module.
-It starts one server per pytest worker.
+Importing torch and DeepSpeed takes seconds of CPU time; a fork takes milliseconds. Only `fork_client.py` uses this
+module. It starts one server per pytest worker.
 
 The client sends one message for every command over a socket: JSON with `programs`, and three file descriptors: for
 stdin, for stdout and stderr, and for the replies. The replies are two lines: the process id, and the exit code. When

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pico_ds.model.loss import linear_cross_entropy
+from pico_ds.model.language_model_loss import linear_cross_entropy
 
 TOKENS, WIDTH, VOCAB = 23, 8, 61
 

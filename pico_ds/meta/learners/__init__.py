@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import get_args
 
 from pico_ds.config import ConfigError, MetaConfig
-from pico_ds.config.field_types import LearnerName
+from pico_ds.config.meta_schema import LearnerName
 from pico_ds.meta.learners.base import EpisodeBatch, Learner, PassCounts, TaskOutcome
 from pico_ds.model.decoder import PicoDecoder
 

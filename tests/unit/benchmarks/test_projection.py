@@ -4,7 +4,7 @@ import pytest
 
 from pico_ds.config import ConfigError, load_config, parse_config
 from pico_ds.config.deepspeed_config import load_deepspeed_config
-from scripts.benchmarks.cluster import SOURCES, Cluster, assumptions
+from scripts.benchmarks.hardware_figures import SOURCES, Cluster, assumptions
 from scripts.benchmarks.projection import collective_calls, project
 from tests.launching import REPOSITORY
 

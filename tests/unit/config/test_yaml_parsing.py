@@ -2,14 +2,12 @@
 
 import math
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
 from pico_ds.config import ConfigError, dump_config, parse_config
-from pico_ds.config.dotenv import load_environment
 from pico_ds.config.yaml_parsing import dump_yaml, parse_yaml
 
 
@@ -189,10 +187,3 @@ def test_too_large_sizes_are_errors(overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_config("", overrides)
     assert message in str(caught.value)
-
-
-@pytest.mark.parametrize("content", [b"\xff\xfe", b"A=\0"])
-def test_unreadable_dotenv_file_is_named(content: bytes, tmp_path: Path) -> None:
-    (tmp_path / ".env").write_bytes(content)
-    with pytest.raises(ConfigError, match=re.escape(str(tmp_path / ".env"))):
-        load_environment(tmp_path / ".env")

@@ -133,9 +133,9 @@ class Node(_Namespace):
         self.run("tc", "qdisc", "replace", "dev", _INTERFACE, "root", "netem", *netem)
 
     def delay_by_relay(self, milliseconds: float, loss_percent: float) -> None:
-        """Delay and drop packets to and from this node by `tests.frame_relay`, for kernels without netem."""
+        """Delay and drop packets to and from this node by `tests.slow_network_relay`, for kernels without netem."""
         self.run("ip", "link", "delete", _INTERFACE)
-        command = [*self._switch.enter, sys.executable, "-m", "tests.frame_relay", self._port, _INTERFACE]
+        command = [*self._switch.enter, sys.executable, "-m", "tests.slow_network_relay", self._port, _INTERFACE]
         self._relay = subprocess.Popen(
             [*_DIES_WITH_PARENT, *command, str(milliseconds), str(loss_percent)],
             cwd=REPOSITORY,

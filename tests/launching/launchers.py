@@ -13,7 +13,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from tests.launching.client import REPOSITORY, ForkedProcess, Program
+from tests.launching.fork_client import REPOSITORY, ForkedProcess, Program
 
 BIN = Path(sys.executable).parent
 #: a started or forked process

@@ -1,4 +1,4 @@
-"""Simulates a slow and lossy link: `python -m tests.frame_relay PORT INTERFACE MILLISECONDS LOSS_PERCENT`.
+"""Simulates a slow and lossy link: `python -m tests.slow_network_relay PORT INTERFACE MILLISECONDS LOSS_PERCENT`.
 
 Creates two network interfaces and forwards Ethernet frames between them in both directions. It replaces `tc netem` on
 kernels without it.

@@ -1,6 +1,6 @@
 """Kill a two-rank job at random moments, resume it, and check that nothing is lost.
 
-    python -m tests.crash_campaign --kills 100 --seed 0
+    python -m tests.random_kill_campaign --kills 100 --seed 0
 
 Every attempt starts both ranks and kills one or both of them, during the start or during training, often in a save.
 After every kill, all earlier checkpoints must still be complete, all new checkpoints must pass verification, and

@@ -1,11 +1,11 @@
-"""A short crash campaign. `python -m tests.crash_campaign` runs the long one."""
+"""A short random-kill campaign. `python -m tests.random_kill_campaign` runs the long one."""
 
 from pathlib import Path
 
 import pytest
 
-from tests.crash_campaign import run_campaign
 from tests.launching import Launcher, real, warm
+from tests.random_kill_campaign import run_campaign
 
 
 @pytest.mark.parametrize(
