@@ -3,8 +3,8 @@
     python -m tests.fault_campaign --kills 200 --stops 20 --disks
 
 `tests.random_kill_campaign` kills ranks at random times. This campaign waits for a moment (the start, a step, a save,
-an evaluation, a snapshot, a push to a hub, the end) and signals a process of the job: a rank, the launcher, or the process
-that the deepspeed launcher starts for the node. Afterwards all processes of the job must end, and all complete
+an evaluation, a snapshot, a push to a hub, the end) and signals a process of the job: a rank, the launcher, or the
+process that the deepspeed launcher starts for the node. Afterwards all processes of the job must end, and all complete
 checkpoints must still be complete and pass verification. Each run is trained to its last step, and its weights are
 compared with those of an undisturbed run. `--disks` needs root. All parts together take about 30 minutes on 2 cores.
 """
