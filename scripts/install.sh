@@ -29,7 +29,7 @@ stamp=".venv/.installed-$extra"
 if [ -f "$stamp" ] && [ "$stamp" -nt setup.py ]; then
     exit 0
 fi
-echo "installing into .venv (a minute or two the first time)" >&2
+echo "installing into .venv (2 to 5 minutes the first time)" >&2
 if ! .venv/bin/python -c 'import torch' 2>/dev/null; then
     # On Linux, the PyPI build of torch includes several GB of CUDA. Without a GPU, the CPU build is enough.
     if ! nvidia-smi -L >/dev/null 2>&1 && [ "$(uname -sm)" = "Linux x86_64" ] && [ -z "${CI:-}" ]; then
@@ -40,3 +40,4 @@ if ! .venv/bin/python -c 'import torch' 2>/dev/null; then
 fi
 pip install --editable ".[$extra]"
 touch "$stamp"
+echo "installed; to use this environment, run: source .venv/bin/activate" >&2

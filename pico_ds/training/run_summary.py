@@ -115,5 +115,6 @@ def _evaluation_name(step: int, config: RunConfig) -> str:
     if config.meta_ratio > 0 and step == smlmt.warmup_steps:
         return f"after AR warm-up, step {step}"
     if step == last:
-        return f"after {'meta-' if config.meta_ratio > 0 else 'AR '}training, step {step}"
+        has_meta_steps = config.meta_ratio > 0 and last > smlmt.warmup_steps
+        return f"after {'meta-' if has_meta_steps else 'AR '}training, step {step}"
     return f"step {step}"

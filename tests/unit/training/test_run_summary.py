@@ -7,7 +7,7 @@ from typing import cast
 
 import pytest
 
-from pico_ds.config import RunConfig
+from pico_ds.config import RunConfig, parse_config
 from pico_ds.console import make_console
 from pico_ds.evaluation.evaluator import EvaluationResult
 from pico_ds.runs.run_directory import RunDirectory
@@ -16,7 +16,7 @@ from pico_ds.training.run_summary import print_report
 from pico_ds.training.training_state import TrainingState
 
 
-def printed(capsys: pytest.CaptureFixture[str], config: RunConfig, run: str, world_size: int = 1) -> str:
+def printed(capsys: pytest.CaptureFixture[str], config: RunConfig, run: str, world_size: int = 1, step: int = 0) -> str:
     result = EvaluationResult(0, 1.0, {}, "")
     context = SimpleNamespace(
         config=config,
@@ -25,7 +25,7 @@ def printed(capsys: pytest.CaptureFixture[str], config: RunConfig, run: str, wor
         process=SimpleNamespace(world_size=world_size),
         console=make_console(),
     )
-    print_report(cast(RunContext, context), TrainingState(), {0: result}, 1.0)
+    print_report(cast(RunContext, context), TrainingState(), {step: result}, 1.0)
     return capsys.readouterr().out
 
 
@@ -58,3 +58,11 @@ def test_commands_use_the_resolved_configuration_of_the_run(capsys: pytest.Captu
         update={"checkpointing": RunConfig().checkpointing.model_copy(update={"run_name": "mine"})}
     )
     assert "checkpointing.run_name=null training.seed=1" in printed(capsys, named, "runs/mine")
+
+
+@pytest.mark.parametrize(("warmup_steps", "name"), [(10, "after meta-training"), (400, "after AR training")])
+def test_last_row_says_whether_the_run_had_meta_steps(
+    capsys: pytest.CaptureFixture[str], warmup_steps: int, name: str
+) -> None:
+    config = parse_config("", [f"smlmt.warmup_steps={warmup_steps}", "training.max_steps=20"])
+    assert f"{name}, step 20" in printed(capsys, config, "runs/a", step=20)
