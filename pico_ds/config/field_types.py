@@ -5,7 +5,6 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 Precision = Literal["fp32", "bf16"]
-#: each name is a module of pico_ds.meta.learners
 Readout = Literal["fim", "pre", "fimpre", "mask", "last", "mean"]
 
 #: limit of counts, so that sums of sizes do not overflow

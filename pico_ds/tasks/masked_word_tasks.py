@@ -95,7 +95,7 @@ class SMLMT:
                 )
             )
         self._max_draws = _MAX_DRAWS[documents]
-        self._choice = ClassSampler(self.words, config, index)
+        self._class_sampler = ClassSampler(self.words, config, index)
         #: tokens of every class word, in the order of `words`
         self._word_tokens = name_tokens([lexicon.words[word] for word in self.words], tokenizer)
 
@@ -154,7 +154,7 @@ class SMLMT:
         """
         rng, shape = keyed_rng(*self._key, step, index), self.shapes.at(step, index)
         for _ in range(self._max_draws):
-            words = self._choice.draw(rng, shape.n_way, self.shapes.progress(step))
+            words = self._class_sampler.draw(rng, shape.n_way, self.shapes.progress(step))
             if (chosen := self._context_sampler.choose(words, shape, rng)) is not None:
                 return words, chosen
         raise TaskError(

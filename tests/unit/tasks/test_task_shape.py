@@ -82,12 +82,12 @@ def tasks_of(make_tasks: MakeTasks, **changes: object) -> SMLMT:
 def test_frequency_sampling_is_proportional_to_occurrences(make_tasks: MakeTasks) -> None:
     tasks = tasks_of(make_tasks, class_sampling="frequency")
     rng = np.random.default_rng(0)
-    first = Counter(int(tasks._choice.draw(rng, 1, progress=1.0)[0]) for _ in range(4000))
+    first = Counter(int(tasks._class_sampler.draw(rng, 1, progress=1.0)[0]) for _ in range(4000))
     counts = {int(word): len(tasks.index.positions[tasks.index.occurrences(int(word))]) for word in tasks.words}
     for word, count in counts.items():
         assert first[word] / 4000 == pytest.approx(count / sum(counts.values()), abs=0.025)
     assert max(counts.values()) > 5 * min(counts.values())
-    early = Counter(int(tasks._choice.draw(rng, 1, progress=0.0)[0]) for _ in range(4000))
+    early = Counter(int(tasks._class_sampler.draw(rng, 1, progress=0.0)[0]) for _ in range(4000))
     assert max(early.values()) < 1.5 * min(early.values()), "the curriculum begins with uniform sampling"
 
 
