@@ -100,7 +100,7 @@ MUTATIONS = [
     Mutation(
         "rope",
         "Rotary embeddings reflect instead of rotating",
-        "pico_ds/model/layers.py",
+        "pico_ds/model/rotary_embedding.py",
         "even * cos - odd * sin",
         "even * cos + odd * sin",
         "tests/numerics/test_model.py",
@@ -135,7 +135,7 @@ MUTATIONS = [
         "pico_ds/file_writing.py",
         "        os.fsync(file.fileno())",
         "        pass",
-        "tests/unit/checkpoint/test_durability.py",
+        "tests/unit/checkpoint/test_sync_order.py",
     ),
     Mutation(
         "progress",

@@ -22,7 +22,7 @@ from pico_ds.checkpoint.checkpoint_index import (
 from pico_ds.checkpoint.checkpoint_store import CheckpointStore
 from pico_ds.checkpoint.file_hashes import FileRecord, synced_file_record
 from pico_ds.checkpoint.safetensors_writer import SafetensorsWriter, cannot_write
-from pico_ds.checkpoint.state_reader import StateReader, entry_name
+from pico_ds.checkpoint.sharded_state_reader import StateReader, entry_name
 from pico_ds.engine.distributed import Process
 from pico_ds.engine.optimizer_state import STATE_KINDS, Fragment, OptimizerState
 from pico_ds.errors import CheckpointError

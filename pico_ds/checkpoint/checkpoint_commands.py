@@ -9,7 +9,7 @@ from pico_ds.checkpoint.checkpoint_index import INDEX_HASH_NAME, INDEX_NAME, STA
 from pico_ds.checkpoint.checkpoint_store import CheckpointStore
 from pico_ds.checkpoint.huggingface_export import write_parameters
 from pico_ds.checkpoint.safetensors_reader import VerifiedFile
-from pico_ds.checkpoint.state_reader import StateReader, read_shard_header
+from pico_ds.checkpoint.sharded_state_reader import StateReader, read_shard_header
 from pico_ds.errors import CheckpointError, describe_os_error
 from pico_ds.file_writing import may_exist
 from pico_ds.progress import progress

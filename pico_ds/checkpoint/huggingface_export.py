@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from pico_ds.checkpoint.safetensors_writer import SafetensorsWriter
-from pico_ds.checkpoint.state_reader import StateReader
+from pico_ds.checkpoint.sharded_state_reader import StateReader
 from pico_ds.config import ModelConfig
 from pico_ds.model.meta_model import DECODER
 from pico_ds.progress import track

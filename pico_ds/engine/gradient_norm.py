@@ -2,7 +2,7 @@
 
 Only this module uses the private state of DeepSpeed that holds the reduced gradient. Under ZeRO 1 and 2, the norm of
 DeepSpeed casts the gradient to fp64, and clipping by it waits for the device. `resolve_deepspeed_config` therefore
-disables that norm, and this module computes it.
+disables that norm, and this module computes it. `MetaEngine` clips the gradient by it.
 """
 
 from typing import Any

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from .attention import Attend, causal_attention
-from .layers import DecoderBlock, DecoderShape, RMSNorm, rotary_angles
+from .layers import DecoderBlock, DecoderShape, RMSNorm
 from .recompute import Recompute
+from .rotary_embedding import rotary_angles
 
 
 class PicoDecoder(nn.Module):

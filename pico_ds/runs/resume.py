@@ -10,7 +10,7 @@ from typing import Any
 
 from pico_ds.checkpoint.checkpoint_index import Index
 from pico_ds.checkpoint.checkpoint_store import CheckpointStore
-from pico_ds.checkpoint.state_reader import StateReader
+from pico_ds.checkpoint.sharded_state_reader import StateReader
 from pico_ds.config import CheckpointingConfig, ConfigError, RunConfig
 from pico_ds.data.text.tokenizer import digest_of_file
 from pico_ds.engine.distributed import Process

@@ -7,7 +7,7 @@ import torch
 from pico_ds.checkpoint.background_saver import CheckpointSaver, Published
 from pico_ds.checkpoint.checkpoint_index import Index
 from pico_ds.checkpoint.huggingface_export import export_weights
-from pico_ds.checkpoint.state_reader import StateReader
+from pico_ds.checkpoint.sharded_state_reader import StateReader
 from pico_ds.meta.functional_model import Parameters
 from pico_ds.meta.starting_model import initial_parameters
 from pico_ds.model.precision import COMPUTE_DTYPE

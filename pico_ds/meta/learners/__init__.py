@@ -1,4 +1,4 @@
-"""Learners by name. The value of `meta.learner` is the name of the module that contains the learner's class."""
+"""Learners by name. `LearnerName` in `config/meta_schema.py` lists the names; each is a module of this package."""
 
 from importlib import import_module
 from typing import get_args

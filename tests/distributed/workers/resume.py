@@ -7,7 +7,7 @@ import torch
 
 from pico_ds.checkpoint.background_saver import CheckpointSaver
 from pico_ds.checkpoint.checkpoint_store import CheckpointStore
-from pico_ds.checkpoint.state_reader import StateReader
+from pico_ds.checkpoint.sharded_state_reader import StateReader
 from pico_ds.config import CheckpointingConfig, RunConfig
 from pico_ds.config.deepspeed_config import load_deepspeed_config, resolve_deepspeed_config
 from pico_ds.engine.distributed import Process

@@ -10,7 +10,7 @@ import torch
 from pico_ds.checkpoint.background_saver import CheckpointSaver
 from pico_ds.checkpoint.checkpoint_index import Index, ScheduleRecord
 from pico_ds.checkpoint.checkpoint_store import CheckpointStore
-from pico_ds.checkpoint.state_reader import StateReader
+from pico_ds.checkpoint.sharded_state_reader import StateReader
 from pico_ds.config import RunConfig
 from pico_ds.engine.distributed import Process
 from pico_ds.engine.optimizer_state import STATE_KINDS, Fragment, StateKind

@@ -16,7 +16,7 @@ from pico_ds.checkpoint.checkpoint_index import INDEX_NAME, STATE_DIRECTORY, Ind
 from pico_ds.checkpoint.checkpoint_store import CheckpointStore
 from pico_ds.checkpoint.file_hashes import synced_file_record
 from pico_ds.checkpoint.huggingface_export import write_parameters
-from pico_ds.checkpoint.state_reader import StateReader
+from pico_ds.checkpoint.sharded_state_reader import StateReader
 from pico_ds.engine.optimizer_state import STATE_KINDS, StateKind
 from pico_ds.errors import CheckpointError
 from tests.unit.checkpoint.conftest import SHAPES, save, values_of

@@ -11,7 +11,7 @@ import torch
 
 from pico_ds.checkpoint.checkpoint_index import STATE_DIRECTORY, Index
 from pico_ds.checkpoint.checkpoint_store import CheckpointStore
-from pico_ds.checkpoint.state_reader import StateReader
+from pico_ds.checkpoint.sharded_state_reader import StateReader
 from pico_ds.config import CheckpointingConfig
 from pico_ds.errors import CheckpointError
 from tests.unit.checkpoint.conftest import SimulatedOptimizerState, make_index, make_saver, save, values_of
