@@ -14,7 +14,7 @@ from torch.func import functional_call
 from pico_ds.config import Readout
 from pico_ds.meta.inner_optimizer import SGD, Update
 from pico_ds.model.attention import Attend
-from pico_ds.model.attention_backends import math_attention
+from pico_ds.model.attention_kernels.kernel_loading import math_attention
 from pico_ds.model.compilation import compiled
 from pico_ds.model.language_model_loss import chunk_loss_and_gradients, linear_cross_entropy, token_cross_entropies
 from pico_ds.model.meta_model import OUTPUT_PROJECTION, MetaModel, is_body_parameter

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from pico_ds.model.attention import Attend
-from pico_ds.model.attention_backends import BACKENDS, UnavailableError, load_backend, probe
+from pico_ds.model.attention_kernels.kernel_choice import AttentionShape, check_kernel
+from pico_ds.model.attention_kernels.kernel_loading import BACKENDS, UnavailableError, load_backend
 
 
 def measure_attention(
@@ -31,7 +32,7 @@ def measure_attention(
         row: dict[str, Any] = {"kernel": name, "batch": batch, "length": length, "head_dim": head_dim}
         try:
             attend = load_backend(name, device)
-            probe(attend, device, dtype, n_heads, n_kv_heads, head_dim, min(length, 128))
+            check_kernel(attend, AttentionShape(device, dtype, n_heads, n_kv_heads, head_dim), min(length, 128))
             seconds = [_seconds(attend, leaves, upstream) for _ in range(repeats + 1)]
         except (UnavailableError, RuntimeError) as problem:
             rows.append({**row, "why_not": str(problem)})

@@ -11,19 +11,21 @@ from torch import Tensor
 from pico_ds.config import ConfigError, MetaConfig
 from pico_ds.meta.functional_model import FunctionalModel
 from pico_ds.meta.meta_model_builder import build_meta_model, build_model_skeleton
-from pico_ds.model import attention_backends
 from pico_ds.model.attention import Attend, causal_attention
-from pico_ds.model.attention_backends import (
-    BACKENDS,
-    Backend,
-    UnavailableError,
+from pico_ds.model.attention_kernels import kernel_choice, kernel_loading
+from pico_ds.model.attention_kernels.flash_attention_4 import flash_attention_4_operator
+from pico_ds.model.attention_kernels.kernel_choice import (
+    AttentionShape,
+    Kernel,
+    check_kernel,
     choose_attention,
     choose_batched_attention,
-    load_backend,
 )
+from pico_ds.model.attention_kernels.kernel_loading import BACKENDS, Backend, UnavailableError, load_backend
 from tests.fomaml_reference import SHAPE, random_episode, relative_error
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+CPU_SHAPE = AttentionShape(torch.device("cpu"), torch.float32, n_heads=4, n_kv_heads=2, head_dim=16)
 
 
 def textbook(queries: Tensor, keys: Tensor, values: Tensor, layer: int = 0) -> Tensor:
@@ -38,7 +40,7 @@ def textbook(queries: Tensor, keys: Tensor, values: Tensor, layer: int = 0) -> T
 def here(name: Backend, dtype: torch.dtype, head_dim: int) -> Attend:
     try:
         attend = load_backend(name, DEVICE)
-        attention_backends.probe(attend, DEVICE, dtype, 4, 2, head_dim, 9)
+        check_kernel(attend, AttentionShape(DEVICE, dtype, 4, 2, head_dim), 9)
     except UnavailableError as problem:
         pytest.skip(str(problem))
     return attend
@@ -76,7 +78,7 @@ def test_keys_are_repeated_for_kernels_without_grouped_heads(monkeypatch: pytest
         return sdpa(*tensors, is_causal=is_causal, enable_gqa=enable_gqa)
 
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", without_groups)
-    _, attend = choose_attention("sdpa_flash", torch.device("cpu"), torch.float32, 4, 2, 16, [9])
+    _, attend = choose_attention("sdpa_flash", CPU_SHAPE, [9])
     queries, keys, values = (torch.randn(1, heads, 9, 16) for heads in (4, 2, 2))
     wanted = textbook(queries.double(), keys.double(), values.double())
     torch.testing.assert_close(attend(queries, keys, values, 0), wanted.float())
@@ -86,11 +88,11 @@ def test_auto_selects_the_first_kernel_that_works(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", logger="pico_ds")
-    name, _ = choose_attention("auto", torch.device("cpu"), torch.float32, 4, 2, 16, [9])
-    assert name == "sdpa_flash"
-    monkeypatch.setitem(attention_backends._SDPA, "sdpa_flash", attention_backends.SDPBackend.CUDNN_ATTENTION)
-    name, _ = choose_attention("auto", torch.device("cpu"), torch.float32, 4, 2, 16, [9])
-    assert name == "math"
+    kernels, _ = choose_attention("auto", CPU_SHAPE, [9])
+    assert kernels[9].name == "sdpa_flash"
+    monkeypatch.setitem(kernel_loading.SDPA_BACKENDS, "sdpa_flash", kernel_loading.SDPBackend.CUDNN_ATTENTION)
+    kernels, _ = choose_attention("auto", CPU_SHAPE, [9])
+    assert kernels[9].name == "math"
 
 
 def test_torch_warnings_about_unusable_kernels_are_hidden(
@@ -102,29 +104,26 @@ def test_torch_warnings_about_unusable_kernels_are_hidden(
         warnings.warn("Memory efficient kernel not used because: ...", stacklevel=1)
         return causal_attention(queries, keys, values)
 
-    monkeypatch.setattr(attention_backends, "load_backend", lambda *_: attend)
-    cpu, shape = torch.device("cpu"), (torch.float32, 4, 2, 16)
-    name, _ = choose_attention("math", cpu, *shape, [9])
-    assert choose_batched_attention(name, attend, cpu, *shape, 9)[0] == name
+    monkeypatch.setattr(kernel_choice, "load_backend", lambda *_: attend)
+    kernels, _ = choose_attention("math", CPU_SHAPE, [9])
+    assert choose_batched_attention(kernels[9], CPU_SHAPE, 9)[0] == "math"
     assert not recwarn.list
 
 
 def test_auto_skips_a_kernel_with_wrong_results(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        attention_backends, "load_backend", lambda *_: lambda q, k, v, *_: causal_attention(q, k, v) * 1.001
-    )
+    monkeypatch.setattr(kernel_choice, "load_backend", lambda *_: lambda q, k, v, *_: causal_attention(q, k, v) * 1.001)
     with pytest.raises(ConfigError, match=r"model\.attention: math: is wrong by 1\.0e-03"):
-        choose_attention("math", torch.device("cpu"), torch.float32, 4, 2, 16, [9])
+        choose_attention("math", CPU_SHAPE, [9])
 
 
 @pytest.mark.parametrize("name", ["cudnn", "flash_attn", "flash_attn_3", "flash_attn_4"])
 def test_error_names_the_unavailable_kernel(name: Backend) -> None:
     with pytest.raises(ConfigError, match=rf"model\.attention: {name}: needs an NVIDIA GPU.*auto finds the fastest"):
-        choose_attention(name, torch.device("cpu"), torch.float32, 4, 2, 16, [9])
+        choose_attention(name, CPU_SHAPE, [9])
 
 
 def test_error_says_how_to_install_a_missing_kernel_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(attention_backends._PACKAGES, "flash_attn_4", ("no_such_package", "pip install it"))
+    monkeypatch.setitem(kernel_loading._PACKAGES, "flash_attn_4", ("no_such_package", "pip install it"))
     with pytest.raises(UnavailableError, match=r"no_such_package cannot be imported .*; pip install it"):
         load_backend("flash_attn_4", torch.device("cuda"))
 
@@ -170,21 +169,21 @@ def test_gradients_agree_for_all_kernels_compiled_and_eager(mode: str) -> None:
         return {name: value for name, value in zip(theta, found, strict=True) if value is not None}
 
     wanted = gradient(None, "none")
-    opaque = attention_backends._direct(attention_backends._opaque(FlashAttention4OnCpu))
+    opaque = kernel_loading._direct(flash_attention_4_operator(FlashAttention4OnCpu))
     for attend in (load_backend("math", DEVICE), load_backend("sdpa_flash", DEVICE), opaque):
         assert relative_error(gradient(attend, mode), wanted) < 1e-5
 
 
 def test_batched_tasks_use_a_kernel_that_supports_vmap(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", logger="pico_ds")
-    shape = (torch.device("cpu"), torch.float32, 4, 2, 16, 9)
     plain = load_backend("math", DEVICE)
-    assert choose_batched_attention("math", plain, *shape) == ("math", plain)
-    opaque = attention_backends._direct(attention_backends._opaque(FlashAttention4OnCpu))
-    assert choose_batched_attention("flash_attn_4", opaque, *shape) == ("flash_attn_4", opaque)
+    assert choose_batched_attention(Kernel("math", False, plain), CPU_SHAPE, 9) == ("math", plain)
+    opaque = kernel_loading._direct(flash_attention_4_operator(FlashAttention4OnCpu))
+    kernel = Kernel("flash_attn_4", False, opaque)
+    assert choose_batched_attention(kernel, CPU_SHAPE, 9) == ("flash_attn_4", opaque)
     # the CPU's flash kernel has no vmap rule, so vmap would run it task by task
-    flash = load_backend("sdpa_flash", torch.device("cpu"))
-    assert choose_batched_attention("sdpa_flash", flash, *shape) == ("math", attention_backends.math_attention)
+    kernel = Kernel("sdpa_flash", False, load_backend("sdpa_flash", torch.device("cpu")))
+    assert choose_batched_attention(kernel, CPU_SHAPE, 9) == ("math", kernel_loading.math_attention)
     assert "attention for batched tasks: plain operations" in caplog.text
 
 
@@ -197,22 +196,55 @@ def test_batched_tasks_never_call_kernels_that_fail_under_vmap(
     def untouchable(*_: object) -> Tensor:
         raise AssertionError("was called")
 
-    opaque = attention_backends._direct(attention_backends._opaque(FlashAttention4OnCpu))
-    monkeypatch.setattr(attention_backends, "load_backend", lambda *_: opaque)
-    shape = (torch.device("cpu"), torch.float32, 4, 2, 16, 9)
-    assert choose_batched_attention(chosen, untouchable, *shape) == ("sdpa_flash", opaque)
+    opaque = kernel_loading._direct(flash_attention_4_operator(FlashAttention4OnCpu))
+    monkeypatch.setattr(kernel_choice, "load_backend", lambda *_: opaque)
+    kernel = Kernel(chosen, False, untouchable)
+    assert choose_batched_attention(kernel, CPU_SHAPE, 9) == ("sdpa_flash", opaque)
 
 
 @pytest.mark.parametrize(
-    ("version", "lengths", "allowed"),
-    [(91500, [2048], True), (91500, [64, 2048], False), (91501, [64, 2048], True), (None, [64], False)],
+    ("version", "length", "allowed"), [(91500, 2048, True), (91500, 64, False), (91501, 64, True), (None, 64, False)]
 )
 def test_cudnn_releases_that_write_out_of_bounds_are_rejected(
-    monkeypatch: pytest.MonkeyPatch, version: int | None, lengths: list[int], allowed: bool
+    monkeypatch: pytest.MonkeyPatch, version: int | None, length: int, allowed: bool
 ) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "version", lambda: version)
     if allowed:
-        attention_backends._check_cudnn(lengths)
+        kernel_choice._check_cudnn(length)
     else:
-        with pytest.raises(UnavailableError, match="unless lengths are multiples of 128"):
-            attention_backends._check_cudnn(lengths)
+        with pytest.raises(UnavailableError, match="unless the length is a multiple of 128"):
+            kernel_choice._check_cudnn(length)
+
+
+@pytest.mark.parametrize("requested", ["auto", "cudnn"])
+def test_rows_keep_cudnn_if_contexts_cannot_use_it(monkeypatch: pytest.MonkeyPatch, requested: Backend) -> None:
+    """The simulated cuDNN works only at multiples of 128. Each call records its kernel."""
+    calls: list[str] = []
+
+    def load(name: Backend, device: torch.device, repeat_keys: bool = False) -> Attend:
+        if name not in ("cudnn", "sdpa_flash"):
+            raise UnavailableError("not installed")
+
+        def attend(queries: Tensor, keys: Tensor, values: Tensor, layer: int = 0) -> Tensor:
+            calls.append(name)
+            return causal_attention(queries, keys, values)
+
+        return attend
+
+    monkeypatch.setattr(kernel_choice, "load_backend", load)
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91500)
+    lengths = [128, 67] if requested == "auto" else [128]
+    kernels, attend = choose_attention(requested, CPU_SHAPE, lengths)
+    assert kernels[128].name == "cudnn"
+    calls.clear()
+    for length in (128, 67, 40, 256):
+        attend(*(torch.zeros(1, heads, length, 16) for heads in (4, 2, 2)), 0)
+    # lengths that were not checked, such as 256, use the kernel that works at every length
+    assert calls == ["cudnn", "sdpa_flash", "sdpa_flash", "sdpa_flash"]
+    if requested == "auto":
+        assert kernels[67].name == "sdpa_flash"
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 92000)
+    kernels, attend = choose_attention("auto", CPU_SHAPE, [128, 67])
+    calls.clear()
+    attend(*(torch.zeros(1, heads, 40, 16) for heads in (4, 2, 2)), 0)
+    assert calls == ["cudnn"]

@@ -1,0 +1,1 @@
+"""Attention kernels. All compute the same function; they differ in speed and availability."""
