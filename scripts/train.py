@@ -93,11 +93,11 @@ def main() -> int:
 
     # install the handlers before the slow imports, because a launcher may die while its ranks start
     signals = StopSignals()
-    from pico_ds.engine.distributed import start_process, stop_process
+    from pico_ds.engine.distributed import collective_timeout, start_process, stop_process
     from pico_ds.preflight.rank_agreement import check_agreement
     from pico_ds.training.run_training import RunRequest, run_training
 
-    process = start_process()
+    process = start_process(collective_timeout(config.training.hang_timeout_seconds))
     check_agreement(config, deepspeed_json, process)
     request = RunRequest(
         config, config_name_of(arguments.config), deepspeed_json, arguments.deepspeed_config.name, STARTED

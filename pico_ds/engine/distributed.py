@@ -3,13 +3,15 @@
 import gc
 import os
 import socket
+import sys
 import time
 import warnings
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
+from types import CodeType
 
 import torch
 
@@ -17,12 +19,38 @@ from pico_ds.config import ConfigError
 
 #: time for the threads of gloo to free their tensors before the interpreter shuts down
 _GLOO_GRACE_SECONDS = 0.5
+#: smallest time limit of a collective: other ranks wait in one while rank 0 prepares the corpus
+_MIN_COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 #: name of an entry in DeepSpeed's table of ops
 _SHARED_MEMORY_OP = "deepspeed_shm_comm"
 
 
 #: environment variables that `start_process` has set because no launcher did
 _own_variables: dict[str, str] = {}
+
+
+class StartedCollectives:
+    """Counts the collectives that this rank has started. If a rank hangs, the other ranks start at least one more."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._code: CodeType | None = None
+        self._line = 0
+
+    def add(self) -> None:
+        """Count a collective, and record the line outside of this module that started it."""
+        self.count += 1
+        frame = sys._getframe(1)
+        while frame.f_back is not None and frame.f_code.co_filename == __file__:
+            frame = frame.f_back
+        self._code, self._line = frame.f_code, frame.f_lineno
+
+    @property
+    def last(self) -> str:
+        """Function, file and line that started the newest collective; empty if there is none."""
+        if self._code is None:
+            return ""
+        return f"{self._code.co_qualname} ({'/'.join(Path(self._code.co_filename).parts[-3:])}:{self._line})"
 
 
 @dataclass(frozen=True)
@@ -36,6 +64,7 @@ class Process:
         local_rank: rank among the processes of this node.
         device: device on which this process computes.
         peers: (`host_digest`, process id) of every rank.
+        started: collectives that this rank has started.
     """
 
     rank: int
@@ -43,6 +72,7 @@ class Process:
     local_rank: int
     device: torch.device
     peers: tuple[tuple[int, int], ...] = ()
+    started: StartedCollectives = field(default_factory=StartedCollectives, compare=False)
 
     @property
     def is_main(self) -> bool:
@@ -54,6 +84,7 @@ class Process:
         import deepspeed.comm as dist
 
         if self.world_size > 1:
+            self.started.add()
             dist.all_reduce(values)
         return values
 
@@ -68,6 +99,7 @@ class Process:
         if self.world_size == 1:
             return value
         message = torch.tensor([value], dtype=torch.int64, device=self.device)
+        self.started.add()
         dist.broadcast(message, src=0)
         return int(message.item())
 
@@ -82,11 +114,13 @@ class Process:
         message = torch.zeros(length, dtype=torch.uint8, device=self.device)
         if self.is_main:
             message.copy_(torch.tensor([*content], dtype=torch.uint8))
+        self.started.add()
         dist.broadcast(message, src=0)
         return bytes(message.tolist()).decode()
 
     def wait_for_all(self) -> None:
         """Wait until every rank has called this."""
+        self.started.add()
         _barrier()
 
     def gather(self, values: Sequence[int]) -> list[tuple[int, ...]]:
@@ -125,7 +159,27 @@ class Process:
         return [rank for rank, (host, pid) in enumerate(self.peers) if host == this_host and not _is_alive(pid)]
 
 
-def start_process(timeout: timedelta = timedelta(minutes=30)) -> Process:
+def collective_timeout(hang_timeout_seconds: float) -> timedelta:
+    """Return the time limit of collectives.
+
+    It is longer than the time limit of the watchdog, which ends a job with a report. NCCL would abort the process
+    without one.
+    """
+    return max(_MIN_COLLECTIVE_TIMEOUT, timedelta(seconds=2 * hang_timeout_seconds))
+
+
+def limit_collectives(timeout: timedelta) -> None:
+    """Set the time limit of collectives in all process groups of this process.
+
+    DeepSpeed creates groups with the default limit of torch, which is 10 minutes for NCCL. The list of all groups, and
+    the function that sets the limit of one, are private state of torch; `tests/distributed/test_process.py` checks
+    their effect.
+    """
+    for group in torch.distributed.distributed_c10d._world.pg_map:
+        torch.distributed.distributed_c10d._set_pg_timeout(timeout, group)
+
+
+def start_process(timeout: timedelta = _MIN_COLLECTIVE_TIMEOUT) -> Process:
     """Join the job of the launcher (`deepspeed` or `torchrun`). Without a launcher, start a job of one process.
 
     Args:

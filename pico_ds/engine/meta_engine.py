@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from pico_ds.config import ConfigError, TrainingConfig
-from pico_ds.engine.distributed import Process
+from pico_ds.engine.distributed import Process, collective_timeout, limit_collectives
 from pico_ds.engine.gradient_norm import norm_before_step, norm_within_step
 from pico_ds.engine.optimizer import build_optimizer
 
@@ -53,6 +53,7 @@ class MetaEngine:
         adamw.register_step_pre_hook(self._pre_optim_step)
         _import_muon_uncompiled()
         self._engine, _, _, _ = deepspeed.initialize(model=module, optimizer=adamw, config=deepspeed_config)
+        limit_collectives(collective_timeout(training.hang_timeout_seconds))
         self.stage = int(self._engine.zero_optimization_stage())
         self.parameters: dict[str, nn.Parameter] = dict(self._engine.module.named_parameters())
 
@@ -69,6 +70,7 @@ class MetaEngine:
             return {name: weight.detach() for name, weight in self.parameters.items()}
         import deepspeed
 
+        self.process.started.add()
         with deepspeed.zero.GatheredParameters(list(self.parameters.values())):
             if for_update:
                 for weight in self.parameters.values():
@@ -96,6 +98,7 @@ class MetaEngine:
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
         self._is_finite, self._norm = is_finite, None
+        self.process.started.add()
         if self.stage == 0:
             self._set_gradients(gradient)
             self._engine.allreduce_gradients()

@@ -22,8 +22,8 @@ from pico_ds.file_writing import write_durably
 from pico_ds.runs.run_directory import RunDirectory
 from pico_ds.runs.run_status import RunStatus
 
-#: why a rank ended: its own error, the death of another rank, a hang in its own work, or waiting for a hung rank
-Cause = Literal["error", "lost_peer", "hang", "waited"]
+#: why a rank ended: its own error, the death of another rank, or no progress, in its own work or in a collective
+Cause = Literal["error", "lost_peer", "hang"]
 
 SUMMARY_NAME = "summary.txt"
 #: environment variables that affect how ranks connect. They are listed one by one, because other variables with the
@@ -45,8 +45,6 @@ _VARIABLES = frozenset(
 _SETTLING_SECONDS = 1.5
 #: time for a lower rank to notice the failure and to write the summary [s]
 _LOWER_RANK_SECONDS = 5.0
-#: paths of stack frames in which a rank waits for other ranks, or for a device that waits for them
-_WAITING_PATHS = ("/torch/distributed/", "/deepspeed/comm/", "/torch/cuda/")
 
 
 @dataclass(frozen=True)
@@ -56,6 +54,8 @@ class RankFailure:
     Attributes:
         at: time of the failure [s since the epoch].
         step: number of outer steps that the rank had completed.
+        collectives: number of collectives that the rank had started.
+        last_collective: where in the code it started the newest one.
     """
 
     rank: int
@@ -63,6 +63,8 @@ class RankFailure:
     error: str
     at: float
     step: int
+    collectives: int = 0
+    last_collective: str = ""
 
 
 class FailureReport:
@@ -93,8 +95,8 @@ class FailureReport:
         self._steps_done = steps_done
 
     def write_from_watchdog(self, reason: str, is_lost_peer: bool) -> None:
-        """Write the report for a main thread that hangs, either in its own work or in a collective."""
-        self.write(reason, "lost_peer" if is_lost_peer else "waited" if waits_for_others() else "hang")
+        """Write the report for a main thread that makes no progress."""
+        self.write(reason, "lost_peer" if is_lost_peer else "hang")
 
     def write(self, error: BaseException | str, cause: Cause) -> None:
         """Write the log of this rank, and the summary unless a lower rank writes it.
@@ -108,7 +110,8 @@ class FailureReport:
             self._is_written = True
         message = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
         steps = 0 if self._steps_done is None else self._steps_done()
-        found = RankFailure(self._process.rank, cause, message, time.time(), steps)
+        started = self._process.started
+        found = RankFailure(self._process.rank, cause, message, time.time(), steps, started.count, started.last)
         path = self._directory / f"rank_{found.rank}.log"
         # the caller raises the error that ended the run, and a full disk must not hide it
         with self._printing_problems():
@@ -138,6 +141,7 @@ class FailureReport:
             "",
             f"rank {found.rank} of {self._process.world_size}, process {os.getpid()} on {socket.gethostname()}, device "
             f"{self._process.device}, {found.at - self._started:.0f} s after the start, {found.step} outer steps done",
+            f"collectives started: {found.collectives}, the last one by {found.last_collective or 'none'}",
             f"host memory: {memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB available; this "
             f"process uses {psutil.Process().memory_info().rss / 2**30:.2f} GiB",
             "",
@@ -220,35 +224,41 @@ def read_failures(directory: Path) -> list[RankFailure]:
 def describe_first_failure(failures: list[RankFailure], dead: list[int], silent: list[int]) -> tuple[str, list[str]]:
     """Return a sentence about the rank that failed first, and sentences about the other ranks.
 
+    Of the ranks without progress, the ranks that have started the fewest collectives are the cause, because the other
+    ranks wait for them. The stack of a rank does not show this: NCCL collectives return at once, and a rank waits
+    wherever it next reads a result from its device.
+
     Args:
         failures: logged failures, in order of time.
         dead: ranks of this node that died without a log.
         silent: ranks of this node that are alive and have no log.
     """
-    own = [failure for failure in failures if failure.cause in ("error", "hang")]
-    killed = [f"rank {rank} died without an error message: killed by a signal, or out of memory" for rank in dead]
-    sentences = [f"rank {failure.rank}, after {failure.step} steps: {failure.error}" for failure in own] + killed
-    if not sentences and any(failure.cause == "waited" for failure in failures):
+    hung = sorted((failure for failure in failures if failure.cause == "hang"), key=lambda failure: failure.collectives)
+    behind = [failure for failure in hung if hung[0].collectives == failure.collectives < hung[-1].collectives]
+    own = [failure for failure in failures if failure.cause == "error"] + behind
+    sentences = [_sentence(failure) for failure in own]
+    sentences += [f"rank {rank} died without an error message: killed by a signal, or out of memory" for rank in dead]
+    if behind:
+        last = behind[0].last_collective or "none"
+        sentences.append(
+            f"other ranks wait in {hung[-1].last_collective}; rank {behind[0].rank} has only reached {last}"
+        )
+    if not sentences and hung:
         sentences = [f"rank {rank} hangs outside of Python, and the other ranks waited for it" for rank in silent]
     if not sentences:
-        sentences = [f"rank {failure.rank}, after {failure.step} steps: {failure.error}" for failure in failures[:1]]
-        failures = failures[1:]
-    followed = [failure.rank for failure in failures if failure.cause in ("lost_peer", "waited")]
+        own = (hung or failures)[:1]
+        sentences = [_sentence(own[0])]
+    if len(hung) > 1 and not behind and own == hung[:1]:
+        sentences.append(f"all ranks with a log wait in {hung[0].last_collective}: the network or a device hangs")
+    followed = sorted(failure.rank for failure in failures if failure not in own)
     if followed:
-        shown = ", ".join(map(str, sorted(followed)[:8])) + (" ..." if len(followed) > 8 else "")
-        last = max(failure.step for failure in failures)
-        sentences.append(f"rank {shown} ended as a result, after {last} steps")
+        shown = ", ".join(map(str, followed[:8])) + (" ..." if len(followed) > 8 else "")
+        sentences.append(f"rank {shown} ended as a result, after {max(failure.step for failure in failures)} steps")
     return sentences[0], sentences[1:]
 
 
-def waits_for_others() -> bool:
-    """Return whether the main thread of this process waits in a collective or for a device."""
-    frame = sys._current_frames().get(threading.main_thread().ident or 0)
-    while frame is not None:
-        if any(part in frame.f_code.co_filename for part in _WAITING_PATHS):
-            return True
-        frame = frame.f_back
-    return False
+def _sentence(failure: RankFailure) -> str:
+    return f"rank {failure.rank}, after {failure.step} steps: {failure.error}"
 
 
 def _all_stacks() -> str:

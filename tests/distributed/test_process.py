@@ -1,8 +1,10 @@
 """The collectives of `Process`."""
 
+import pytest
 import torch
 
-from pico_ds.engine.distributed import Process
+from pico_ds.engine.distributed import Process, collective_timeout
+from tests.distributed.workers.time_limits import exceed_time_limit
 from tests.launching import run_ranks
 
 
@@ -28,3 +30,16 @@ def test_all_ranks_receive_equal_results() -> None:
         "lost": [],
     }
     assert run_ranks(collectives, 3) == [expected] * 3
+
+
+def test_time_limit_applies_to_the_groups_of_deepspeed() -> None:
+    results = run_ranks(exceed_time_limit, 2)
+    for result in results:
+        assert len(result["limits"]) >= 2
+        assert set(result["limits"]) == {4000.0}
+    assert "Timed out" in results[0]["error"], results[0]["error"]
+
+
+@pytest.mark.parametrize(("hang_timeout_seconds", "expected"), [(10.0, 1800.0), (1800.0, 3600.0), (7200.0, 14400.0)])
+def test_watchdog_ends_a_job_before_the_limit_of_collectives(hang_timeout_seconds: float, expected: float) -> None:
+    assert collective_timeout(hang_timeout_seconds).total_seconds() == expected
