@@ -80,15 +80,17 @@ def traffic() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("kind", ["lm", "task"])
-@pytest.mark.parametrize(("stage", "syncs"), [(1, 0), (2, 0), (3, 1)])
+@pytest.mark.parametrize(("stage", "reads", "waits"), [(1, 0, 0), (2, 0, 0), (3, 1, 2)])
 def test_step_waits_for_the_device_only_in_deepspeed(
-    traffic: dict[str, Any], stage: int, kind: str, syncs: int
+    traffic: dict[str, Any], stage: int, kind: str, reads: int, waits: int
 ) -> None:
-    """Only ZeRO 3 reads the gradient norm on the host."""
+    """ZeRO 3 waits for the gathered parameters and for the reduced gradient, and reads the gradient norm."""
     found = traffic[f"zero{stage}/{kind}"]
-    assert sum(found["syncs"].values()) == syncs, found
+    assert sum(found["syncs"].values()) == reads, found
     if "cuda_syncs" in found:
-        assert len(found["cuda_syncs"]) <= 2 * syncs, found
+        assert len(found["cuda_syncs"]) <= 2 * reads, found
+    else:
+        assert sum(found["waits"].values()) == waits, found
 
 
 @pytest.mark.parametrize("kind", ["lm", "task"])

@@ -1,6 +1,8 @@
 """Counts the memory traffic of the update and the syncs of one outer step, by ZeRO stage and kind of step."""
 
 import warnings
+from collections import Counter
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -9,6 +11,7 @@ from pico_ds.config import load_config
 from pico_ds.config.deepspeed_config import load_deepspeed_config
 from pico_ds.engine.distributed import Process
 from scripts.benchmarks.steps import StepBenchmark, Workload
+from tests.asynchronous_accelerator import asynchronous_accelerator
 from tests.memory_traffic import CountTraffic
 
 LM = Workload("lm", rows=2, length=8)
@@ -54,13 +57,16 @@ def warned_of_by_cuda(benchmark: StepBenchmark) -> list[str]:
 def count_traffic(process: Process) -> dict[str, Any]:
     """Traffic and syncs by ZeRO stage and kind of step."""
     found = {}
-    for stage in (1, 2, 3):
-        for workload in (LM, TASK):
-            benchmark = benchmark_of(workload, stage, process)
-            for _ in range(2):
-                benchmark.trainer.take_step()
-            row = counted(benchmark)
-            if process.device.type == "cuda":
-                row["cuda_syncs"] = warned_of_by_cuda(benchmark)
-            found[f"zero{stage}/{workload.kind}"] = row
+    with asynchronous_accelerator() if process.device.type == "cpu" else nullcontext(Counter[str]()) as waits:
+        for stage in (1, 2, 3):
+            for workload in (LM, TASK):
+                benchmark = benchmark_of(workload, stage, process)
+                for _ in range(2):
+                    benchmark.trainer.take_step()
+                waits.clear()
+                row = counted(benchmark)
+                row["waits"] = dict(waits)
+                if process.device.type == "cuda":
+                    row["cuda_syncs"] = warned_of_by_cuda(benchmark)
+                found[f"zero{stage}/{workload.kind}"] = row
     return found
