@@ -14,7 +14,7 @@ from pico_ds.config import RunConfig
 _MODEL = re.compile(
     r"(model|meta_parameters)\.safetensors|(config|generation_config)\.json"
     r"|(tokenizer|tokenizer_config|special_tokens_map|special_token_ids|added_tokens|vocab)\.json|vocab\.txt|merges\.txt"
-    r"|(attention|decoder|huggingface|layers|recompute)\.py"
+    r"|(attention|decoder|huggingface|layers|recompute|rotary_embedding)\.py"
 )
 _RESULT = re.compile(r"step_\d+\.json")
 _SNAPSHOT = re.compile(

@@ -95,10 +95,10 @@ def share_of_gradient(
     gradient, n_tasks = GradientSum(theta), TASKS_PER_STEP[step]
     if n_tasks:
         for i in range(process.rank, n_tasks, process.world_size):
-            episode = random_episode(100 * step + i)
+            episode = random_episode(100 * step + i).to(process.device)
             add_task_gradient(network, theta, episode, "fim", CONFIG.meta, gradient, scale=process.world_size / n_tasks)
     else:
-        rows = rows_of(step)[process.rank :: process.world_size]
+        rows = rows_of(step)[process.rank :: process.world_size].to(process.device)
         add_language_model_gradient(
             network, theta, rows, gradient, scale=process.world_size / (ROWS * 8), micro_batch_size=1
         )
@@ -114,7 +114,7 @@ def train_engine(engine: MetaEngine, network: FunctionalModel) -> tuple[dict[str
         untouched &= same(before, fingerprint(engine))
         untouched &= all(torch.equal(theta_before[name], theta[name]) for name in theta)
         engine.apply_gradient(gradient, CONFIG.training.lr)
-    return engine.full_parameters(), untouched
+    return {name: weight.cpu() for name, weight in engine.full_parameters().items()}, untouched
 
 
 def state_of(engine: MetaEngine) -> list[torch.Tensor]:
