@@ -71,12 +71,18 @@ class _SavedByFlash(torch.autograd.Function):
 def activation_bytes(
     skeleton: MetaModel, shape: tuple[int, int], dtype: torch.dtype, config: RunConfig
 ) -> tuple[int, int]:
-    """Return bytes that autograd holds after a forward pass, and bytes recomputed per layer in the backward pass."""
-    recompute, n_layers = config.training.activation_checkpointing, config.model.n_layers
-    whole = saved_bytes(skeleton, shape, dtype)
+    """Return bytes that autograd holds after a forward pass, and bytes recomputed per layer in the backward pass.
+
+    Some attention kernels need a copy of keys and values for each query head. These copies are included.
+    """
+    model, recompute = config.model, config.training.activation_checkpointing
+    n_layers, head_dim = model.n_layers, model.d_model // model.attention_n_heads
+    copied_heads = model.attention_n_heads - model.attention_n_kv_heads
+    copies = 2 * n_layers * math.prod(shape) * copied_heads * head_dim * dtype.itemsize
+    whole = saved_bytes(skeleton, shape, dtype) + copies
     if recompute == "none":
         return whole, 0
-    kept = saved_bytes(skeleton, shape, dtype, recompute)
+    kept = saved_bytes(skeleton, shape, dtype, recompute) + (copies if recompute == "selective" else 0)
     inputs = n_layers * math.prod(shape) * config.model.d_model * dtype.itemsize
     return kept + inputs, (whole - kept) // n_layers
 

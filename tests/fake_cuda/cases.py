@@ -230,7 +230,7 @@ def options() -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
 
 def wide() -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
     """Yield steps, an evaluation and a snapshot at the widths of the 1B configuration."""
-    case = Case("pico-maml-1b", "model.n_layers=2", "meta.inner_steps=2", "learning_dynamics.n_tasks=2")
+    case = Case("pico-maml-1b", "model.n_layers=1", "meta.inner_steps=2", "learning_dynamics.n_tasks=2")
     yield "1b, meta", partial(case.step, "meta", measure=True)
     yield "1b, ar", partial(case.step, "ar", measure=True)
     yield "1b, evaluation", case.evaluation
