@@ -77,9 +77,7 @@ def with_demo_runs(function: str, machine: Machine) -> tuple[list[Result], list[
     """Run a function of `gpu_checks.training_runs`."""
     from gpu_checks import training_runs
 
-    runs = training_runs.DemoRuns(machine.directory, max(1, machine.n_gpus))
-    if function == "check_demo":
-        return training_runs.check_demo(runs, steps=None if machine.n_gpus else 4), []
+    runs = training_runs.DemoRuns(machine.directory, max(1, machine.n_gpus), toy=machine.n_gpus == 0)
     return getattr(training_runs, function)(runs), []
 
 

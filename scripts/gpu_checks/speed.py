@@ -13,7 +13,7 @@ from .results import Result, at_least, at_most, figure
 
 _BENCHMARK = Path(__file__).resolve().parents[1] / "benchmark.py"
 #: options that make a benchmark take seconds on a CPU
-_TOY = ("--rows", "2", "--length", "32", "--repeats", "1", "--steps", "1")
+_TOY = ("--rows", "2", "--length", "32", "--repeats", "1", "--steps", "1", "--size", "tiny")
 #: goals on an H100, of the 1B model in bf16 (docs/performance.md)
 _MIN_UTILIZATION = {1: 0.62, 2: 0.62, 3: 0.58}
 _MAX_OVER_PLAIN = 1.05
@@ -24,7 +24,9 @@ _MIN_OVER_LOOP = 15.0
 def run_benchmark(directory: Path, toy: bool, *arguments: str) -> list[dict[str, Any]]:
     """Run scripts/benchmark.py. Returns its rows."""
     out = directory / "benchmark.json"
-    command = [sys.executable, str(_BENCHMARK), *arguments, "--json", str(out), *(_TOY if toy else ())]
+    command = [sys.executable, str(_BENCHMARK), *arguments, "--json", str(out)]
+    if toy:
+        command += [*_TOY, *(() if "--stages" in arguments else ("--stages", "1"))]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if not out.exists():
         raise RuntimeError(f"{' '.join(arguments)}: exit code {done.returncode}: {(done.stdout + done.stderr)[-3000:]}")
@@ -91,7 +93,7 @@ def collectives(rows: list[dict[str, Any]], toy: bool) -> list[Result]:
 
 def checkpoints(rows: list[dict[str, Any]], toy: bool) -> list[Result]:
     """Return the times to save and to load."""
-    (row,) = (row for row in rows if row["what"] == "pico_ds")
+    (row,) = (row for row in rows if row["way"] == "pico_ds")
     return [figure(name.replace("_", " "), row[name], "s") for name in row if name.endswith("_seconds")]
 
 
