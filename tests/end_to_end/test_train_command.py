@@ -304,7 +304,7 @@ def test_compiled_bf16_run_writes_a_profile(train: Callable[..., str], corpus: P
         "evaluation.n_tasks=0",
         "evaluation.n_rows=0",
     )
-    assert "attention: sdpa_flash (model.attention: auto)" in output
+    assert "attention of 32 tokens: sdpa_flash (model.attention: auto)" in output
     assert "compiled for [" in output
     logs = corpus.parent / "compiled" / "logs"
     assert f"profile of steps 3 to 4 written to {logs}/trace_rank_0.json.gz" in output
