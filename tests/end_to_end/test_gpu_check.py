@@ -9,6 +9,7 @@ from tests.launching import real
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # 13 parts in processes of their own
 def test_every_part_runs_without_a_gpu(tmp_path: Path) -> None:
     # costs 450 CPU seconds, in 30 processes
     output = real.python("scripts/gpu_check.py", "--out", str(tmp_path), timeout_seconds=1800)
